@@ -1,0 +1,150 @@
+"""Typed settings: defaults, then `penstock.toml`, then the environment (`PENSTOCK_…`), the later one winning."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from penstock.config.builtin import EmailsSettings, ReportSettings, SyncSettings, UploadsSettings
+from penstock.config.errors import ConfigError
+from penstock.config.retention import RetentionSettings
+from penstock.config.toml import TomlFile, find_config
+
+
+class QueueSettings(BaseModel):
+    """`[queues.NAME]`: one queue and the pool of workers that consumes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["celery", "dramatiq"] = "celery"
+    """Which engine's workers consume it when `penstock up` starts them."""
+    concurrency: int = Field(default=100, ge=1, le=10_000)
+    """Jobs that one worker process runs at a time."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Waiting jobs past which producers get `QueueFull`; None: no limit."""
+
+
+class ScheduleSettings(BaseModel):
+    """`[schedules.NAME]`: when to make which job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    cron: str
+    """Five fields (minute hour day month weekday), or six with seconds first."""
+    timezone: str = "UTC"
+    payload: dict[str, Any] = Field(default_factory=dict)
+    overlap: Literal["skip", "allow", "replace"] = "skip"
+    """What to do when the last firing's job has not ended."""
+    misfire: Literal["skip", "once", "all"] = "once"
+    """What to do with times missed while no dispatcher was up."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except Exception as error:
+            raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
+        return value
+
+
+class Settings(BaseSettings):
+    """All settings of a Penstock process. Make one with `load_settings()`; importing reads no environment."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", extra="forbid", frozen=True)
+
+    broker_url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://`, `unix://` or `amqp://`, `amqps://`."""
+    database_url: str = "sqlite:///var/penstock.db"
+    """The ledger: `sqlite:///path`, `postgresql+psycopg://…` or `mysql+pymysql://…`."""
+    storage_url: str = "file:var/storage"
+    """Object storage: `file:folder`, or `s3://bucket/prefix?endpoint_url=…&region=…`."""
+    smtp_url: str = "maildir:var/mail"
+    """Outgoing mail: `smtp://user:pass@host:587?starttls=true`, `smtps://…`, or `maildir:folder`."""
+
+    prefix: str = Field(default="penstock", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Starts every key and queue on the broker, so that several installations can share one."""
+    stock_queues: tuple[str, ...] = ("celery",)
+    """Queues of unmodified Celery and Dramatiq clients that the dispatcher empties, beside those named like ours. Make
+    it empty on a broker that another Celery application uses too: its jobs would be taken as well."""
+    outbox_urls: tuple[str, ...] = ()
+    """Databases of web backends whose outbox the dispatcher empties, beside the one in the ledger's database."""
+    max_payload_bytes: int = Field(default=256 * 1024, ge=1024)
+    max_result_bytes_inline: int = Field(default=64 * 1024, ge=0, le=4 * 1024 * 1024)
+    """Results over this go to the storage, and the ledger keeps where they are."""
+    broker_timeout_seconds: float = Field(default=5.0, gt=0)
+    """A producer's longest wait for the broker before `BrokerUnavailable`."""
+    lease_seconds: float = Field(default=15.0, gt=0)
+    """How long a silent worker keeps its jobs before others take them over."""
+    grace_seconds: float = Field(default=30.0, ge=0)
+    """How long a worker that is asked to stop lets running jobs finish."""
+    max_crashes: int = Field(default=3, ge=1)
+    """Crashes of a worker under one job after which it becomes a dead letter."""
+    rabbitmq_consumer_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """The `consumer_timeout` of the RabbitMQ, in seconds. A worker refuses kinds whose timeout is not below it."""
+
+    queues: dict[str, QueueSettings] = Field(default_factory=dict)
+    schedules: dict[str, ScheduleSettings] = Field(default_factory=dict)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    uploads: UploadsSettings = Field(default_factory=UploadsSettings)
+    emails: EmailsSettings = Field(default_factory=EmailsSettings)
+    reports: dict[str, ReportSettings] = Field(default_factory=dict)
+    syncs: dict[str, SyncSettings] = Field(default_factory=dict)
+
+    @property
+    def lease(self) -> timedelta:
+        return timedelta(seconds=self.lease_seconds)
+
+    def queue(self, name: str) -> QueueSettings:
+        """The settings of a queue; the defaults where the file does not list it."""
+        return self.queues.get(name) or QueueSettings()
+
+
+def load_settings(path: str | Path | None = None) -> Settings:
+    """Read `penstock.toml` (`path`, else `PENSTOCK_CONFIG`, else the first found) and the environment.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong; names it, and the file and line where it stands.
+    """
+    file = TomlFile.read(found) if (found := find_config(path)) else TomlFile.empty()
+    environment = EnvSettingsSource(Settings)()
+    try:
+        return Settings(**_merged(file.values, environment))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file, environment)) from error
+
+
+def redact_url(url: str) -> str:
+    """The URL without its password, fit for logs and messages."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError, file: TomlFile, environment: dict[str, Any]) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"]]
+        unknown = item["type"] == "extra_forbidden"
+        message = "unknown setting" if unknown else item["msg"].removeprefix("Value error, ")
+        from_environment = bool(path) and path[0] in environment
+        where = f"PENSTOCK_{path[0].upper()}" if from_environment else file.where(path)
+        lines.append(f"{where}: {'.'.join(path)}: {message}")
+    return "\n".join(lines)
