@@ -1,0 +1,320 @@
+"""Connecting to the ledger's database, one way for SQLite, PostgreSQL and MySQL or MariaDB."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from pydantic_core import to_json
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.sql.visitors import replacement_traverse
+
+from penstock.config.errors import ConfigError, LedgerUnavailable
+from penstock.config.settings import redact_url
+from penstock.schemas.tables import UtcDateTime
+
+T = TypeVar("T")
+
+POOL_SIZE = 4
+"""Connections a process keeps; at most as many again for a moment."""
+POSTGRES_ARGUMENTS = {
+    "connect_timeout": 5,
+    # A server that is gone without a word would be waited for, for two hours or a quarter of one.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+_TRIES = 8
+_SQLITE_BUSY_SECONDS = 10
+
+# Deadlock and serialisation failures by SQLSTATE (PostgreSQL) and errno (MySQL): the transaction is run again.
+_RETRIED = {"40001", "40P01", 1213, 1205}
+_UNAVAILABLE_WORDS = (
+    "locked",
+    "connect",
+    "server closed",
+    "gone away",
+    "lost connection",
+    "shutting down",
+    "terminat",
+)
+
+
+class Database:
+    """The ledger's database: a pool of connections and transactions that are retried where that is right."""
+
+    def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
+        self.url = url
+        self.engine = _engine(url, pool_size)
+        self.dialect = self.engine.dialect.name
+        # SQLite has one writer. Waiting for it here, in turn, is fair; SQLite's own busy handler polls.
+        self._writer: Any = threading.Lock() if self.dialect == "sqlite" else None
+        self._statements: dict[tuple[str, str], Any] = {}
+        self._bulks: dict[Any, _Bulk | _Joined] = {}
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in a transaction and commit it; again if the database asks for that (deadlock, lost race).
+
+        Raises:
+            LedgerUnavailable: the database cannot be reached or stays locked. Nothing was written.
+        """
+        for tries in range(1, _TRIES + 1):
+            try:
+                if self._writer is None:
+                    with self.engine.begin() as connection:
+                        self._tune_transaction(connection)
+                        return work(connection)
+                with self._writer, self.engine.begin() as connection:
+                    return work(connection)
+            except IntegrityError:
+                # Another process inserted the same row first; `work` reads it the next time.
+                if tries == _TRIES:
+                    raise
+            except DBAPIError as error:
+                if not _retried(error) or tries == _TRIES:
+                    raise self._wrapped(error) from error
+            except sa.exc.TimeoutError as error:  # of the pool: whatever it is for, nothing was written
+                raise LedgerUnavailable(f"the ledger at {redact_url(self.url)} is not available: {error}") from error
+            time.sleep(random.uniform(0, 0.01 * 2**tries))
+        raise AssertionError("unreachable")
+
+    def _tune_transaction(self, connection: sa.Connection) -> None:
+        # Until PostgreSQL has first analyzed a new table, it reads all of it to find a batch's few hundred ids.
+        if self.dialect == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+
+    def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` without a transaction of its own.
+
+        Raises:
+            LedgerUnavailable: the database cannot be reached, or `penstock db upgrade` was not run.
+        """
+        try:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                return work(connection)
+        except DBAPIError as error:
+            raise self._wrapped(error) from error
+
+    def execute_many(self, connection: sa.Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Run an INSERT or UPDATE for each row, and return how many rows of the table it met.
+
+        As `connection.execute(statement, rows)`, at half its cost: SQLAlchemy compiles the statement, once, and the
+        driver gets the rows without a walk through the type of each value.
+
+        Arguments:
+            statement: kept by the caller, such as a module's constant or what `insert_ignore` returns.
+            rows: at least one; all of the same columns.
+        """
+        key = (statement, tuple(rows[0]))
+        if (bulk := self._bulks.get(key)) is None:
+            make = _Joined if self.dialect == "postgresql" else _Bulk
+            bulk = self._bulks[key] = make(statement, self.engine.dialect, list(rows[0]))
+        return bulk.execute(connection, rows)
+
+    def insert(self, table: sa.Table) -> Any:
+        """A plain INSERT."""
+        return self._statement("insert", table, lambda: sa.insert(table))
+
+    def insert_ignore(self, table: sa.Table) -> Any:
+        """An INSERT that leaves rows alone that are there already."""
+        return self._statement("insert_ignore", table, lambda: self._insert_ignore(table))
+
+    def upsert(self, table: sa.Table, keep: tuple[str, ...] = ()) -> Any:
+        """An INSERT that replaces the columns of a row that is there already, except the key and `keep`."""
+        return self._statement(f"upsert {keep}", table, lambda: self._upsert(table, keep))
+
+    def _statement(self, what: str, table: sa.Table, make: Callable[[], Any]) -> Any:
+        key = (what, table.name)
+        if key not in self._statements:
+            self._statements[key] = make()
+        return self._statements[key]
+
+    def _insert_ignore(self, table: sa.Table) -> Any:
+        if self.dialect in ("mysql", "mariadb"):
+            return insert_into(table, self.dialect).prefix_with("IGNORE")
+        return insert_into(table, self.dialect).on_conflict_do_nothing()
+
+    def _upsert(self, table: sa.Table, keep: tuple[str, ...]) -> Any:
+        key = [column.name for column in table.primary_key]
+        names = [column.name for column in table.columns if column.name not in (*key, *keep)]
+        statement = insert_into(table, self.dialect)
+        if self.dialect in ("mysql", "mariadb"):
+            return statement.on_duplicate_key_update({name: statement.inserted[name] for name in names})
+        return statement.on_conflict_do_update(
+            index_elements=key, set_={name: statement.excluded[name] for name in names}
+        )
+
+    def among(self, column: sa.Column[str], values: Sequence[str]) -> sa.ColumnElement[bool]:
+        """`column IN (values)` with all of them in one parameter where the database can take that apart: a list of
+        hundreds of parameters costs as much as what is done with it."""
+        if self.dialect == "postgresql":
+            return column == sa.func.any(sa.bindparam(None, list(values), type_=sa.ARRAY(sa.String)))
+        if self.dialect == "sqlite":
+            each = sa.func.json_each(json.dumps(values)).table_valued("value")
+            return column.in_(sa.select(each.c.value))
+        return column.in_(values)
+
+    def locked(self, statement: sa.Select[Any], *, skip: bool = False) -> sa.Select[Any]:
+        """The SELECT with its rows locked; on SQLite the whole transaction is the lock already."""
+        return statement if self.dialect == "sqlite" else statement.with_for_update(skip_locked=skip)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _wrapped(self, error: DBAPIError) -> Exception:
+        text = str(error.orig).strip().splitlines()[0] if error.orig is not None else str(error)
+        where = redact_url(self.url)
+        lowered = text.lower()
+        if "no such table" in lowered or "does not exist" in lowered or "doesn't exist" in lowered:
+            return LedgerUnavailable(f"the ledger at {where} is not set up; run: penstock db upgrade ({text})")
+        if self.is_away(error):
+            return LedgerUnavailable(f"the ledger at {where} is not available: {text}")
+        return error
+
+    def is_away(self, error: DBAPIError) -> bool:
+        """Whether an error of this database's says only that it cannot be reached, or stays locked."""
+        text = str(error.orig).lower()
+        return (
+            error.connection_invalidated
+            or isinstance(error, InterfaceError)
+            or (isinstance(error, OperationalError) and any(word in text for word in _UNAVAILABLE_WORDS))
+        )
+
+
+def insert_into(table: sa.Table, dialect: str) -> Any:
+    """The dialect's own INSERT. Only its module is loaded: each takes memory."""
+    name = "mysql" if dialect == "mariadb" else dialect
+    return importlib.import_module(f"sqlalchemy.dialects.{name}").insert(table)
+
+
+class _Bulk:
+    """An INSERT or UPDATE for each of many rows: compiled once, and what the rows need on their way to the driver."""
+
+    def __init__(self, statement: Any, dialect: sa.Dialect, columns: list[str]) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
+        self._sql = str(compiled)
+        self._order: list[str] | None = compiled.positiontup
+        self._constants = {name: value for name, value in compiled.params.items() if name not in columns}
+        # Of the ledger's types only times differ from what drivers take as it is.
+        self._times = [name for name in columns if isinstance(compiled.binds[name].type, UtcDateTime)]
+        self._time = partial(UtcDateTime().process_bind_param, dialect=dialect)
+
+    def execute(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+        return connection.exec_driver_sql(self._sql, [self._bind(row) for row in rows]).rowcount
+
+    def _bind(self, row: Mapping[str, Any]) -> Any:
+        """The row as the driver takes it: a tuple in the order of the marks, or a dict by their names."""
+        values = {**self._constants, **row}
+        for name in self._times:
+            values[name] = self._time(values[name])
+        return values if self._order is None else tuple([values[name] for name in self._order])
+
+
+class _Joined:
+    """An INSERT or UPDATE of many rows as one statement, which takes them apart from one JSON text; for PostgreSQL.
+
+    It runs an UPDATE a row at ten times the cost of one for all.
+    """
+
+    def __init__(self, statement: Any, dialect: sa.Dialect, columns: list[str]) -> None:
+        marks = statement.compile(dialect=dialect, column_keys=columns).binds
+        objects = sa.cast(sa.bindparam("penstock_rows", type_=sa.Text), sa.JSON)
+        typed = [sa.column(name, marks[name].type) for name in columns]
+        rows = sa.func.json_to_recordset(objects).table_valued(*typed).render_derived("penstock_rows", with_types=True)
+
+        def column(element: Any, **_options: Any) -> Any:
+            return rows.c[element.key] if isinstance(element, sa.BindParameter) and element.key in columns else None
+
+        if isinstance(statement, sa.Insert):
+            select = sa.select(*(rows.c[name] for name in columns))
+            joined: Any = statement.from_select(columns, select, include_defaults=False)
+        else:
+            joined = replacement_traverse(statement, {}, column)
+        self._bulk = _Bulk(joined, dialect, ["penstock_rows"])
+
+    def execute(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+        return self._bulk.execute(connection, [{"penstock_rows": to_json(rows).decode()}])
+
+
+def _engine(url: str, pool_size: int) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ConfigError(f"database_url {redact_url(url)!r} is no database URL: {error}") from error
+    # Payloads stay out of error messages, and so out of logs.
+    hidden: dict[str, Any] = {"hide_parameters": True}
+    options = hidden | {"pool_size": pool_size, "max_overflow": pool_size, "pool_pre_ping": True}
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            options = hidden | {"pool_size": pool_size, "max_overflow": pool_size}
+        else:
+            options = hidden | {"poolclass": sa.pool.StaticPool, "connect_args": {"check_same_thread": False}}
+    elif parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg":
+        options["connect_args"] = POSTGRES_ARGUMENTS
+    elif parsed.get_backend_name() in ("mysql", "mariadb"):
+        # Read committed: with MySQL's default, SELECT … FOR UPDATE also locks the gaps and claims deadlock.
+        options |= {"isolation_level": "READ COMMITTED", "connect_args": {"connect_timeout": 5}}
+    try:
+        engine = sa.create_engine(parsed, **options)
+    except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"database_url {redact_url(url)!r}: its driver is not installed ({error}); "
+            "install penstock[postgres] or penstock[mysql]"
+        ) from error
+    tune(engine)
+    return engine
+
+
+def tune(engine: sa.Engine) -> None:
+    """Make SQLite fit for several processes; other databases are as they should be."""
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # BEGIN is ours, below
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_SECONDS * 1000}")
+        _write_ahead(cursor)
+        cursor.execute("PRAGMA synchronous = FULL")  # what is acknowledged after a commit must be on disk
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        # Taking the write lock first: a read that turns into a write fails at once instead of waiting its turn.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Switch a file to its write-ahead log. Of several that do so at once on a new one SQLite tells some that it is
+    locked, without waiting."""
+    deadline = time.monotonic() + _SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.001, 0.02))
+        else:
+            return
+
+
+def _retried(error: DBAPIError) -> bool:
+    code: Any = getattr(error.orig, "sqlstate", None)
+    if code is None and error.orig is not None and error.orig.args:
+        code = error.orig.args[0]
+    return code in _RETRIED

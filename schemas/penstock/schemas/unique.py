@@ -1,0 +1,90 @@
+"""What becomes of a job whose key another job holds already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, get_args
+
+from penstock.schemas.states import FINAL, State
+
+UniquePolicy = Literal["reject", "existing", "replace", "debounce"]
+Duration = timedelta | float
+
+UNENDED = frozenset(State) - FINAL
+REPLACEABLE = UNENDED - {State.RUNNING}
+"""What `replace` and `debounce` end for a newer job: what runs goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """A policy, checked.
+
+    Attributes:
+        policy: `reject` raises DuplicateJob, `existing` answers with the job that holds the key, `replace` cancels it
+            if it waits, `debounce` does so too and puts the new one off by `quiet`.
+        states: those in which a job holds its key.
+        hold: how long it does, from its enqueueing; None: as long as its state says.
+        quiet: how long no further job with the key must come before the last one runs.
+    """
+
+    policy: UniquePolicy
+    states: frozenset[State] = UNENDED
+    hold: timedelta | None = None
+    quiet: timedelta | None = None
+
+    @classmethod
+    def of(
+        cls,
+        policy: str | None,
+        unique_for: Duration | None = None,
+        unique_states: Sequence[str] | None = None,
+        debounce: Duration | None = None,
+    ) -> Unique | None:
+        """The policy that these keywords declare; None: none.
+
+        Raises:
+            ValueError: they do not go together; says which and why.
+        """
+        if policy is None:
+            for name, value in (("unique_for", unique_for), ("unique_states", unique_states), ("debounce", debounce)):
+                if value is not None:
+                    raise ValueError(f'{name} needs a policy beside it, such as unique="reject"')
+            return None
+        if policy not in get_args(UniquePolicy):
+            raise ValueError(f"unique={policy!r} must be one of {', '.join(get_args(UniquePolicy))}")
+        if policy in ("replace", "debounce") and (unique_for is not None or unique_states is not None):
+            raise ValueError(f"unique={policy!r} is about what waits: unique_for and unique_states do not go with it")
+        if policy == "debounce" and debounce is None:
+            raise ValueError('unique="debounce" needs its quiet period, such as debounce=30')
+        if policy != "debounce" and debounce is not None:
+            raise ValueError(f'debounce goes with unique="debounce", not with unique={policy!r}')
+        hold = _duration("unique_for", unique_for)
+        # What failed or was stopped must not keep its repetition away, and what succeeded is what a period is for.
+        states = UNENDED if hold is None else UNENDED | {State.SUCCEEDED}
+        if unique_states is not None:
+            states = _states(unique_states)
+        elif policy in ("replace", "debounce"):
+            states = REPLACEABLE
+        return cls(policy, states, hold, _duration("debounce", debounce))  # type: ignore[arg-type]
+
+
+def _duration(name: str, value: Duration | None) -> timedelta | None:
+    if value is None:
+        return None
+    duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    if duration <= timedelta(0):
+        raise ValueError(f"{name} must be more than zero")
+    return duration
+
+
+def _states(names: Sequence[str]) -> frozenset[State]:
+    if isinstance(names, str):
+        raise ValueError(f"unique_states must be a sequence of states, such as ({names!r},)")
+    known = frozenset(State)
+    if unknown := [str(name) for name in names if name not in known]:
+        raise ValueError(f"unique_states names {', '.join(unknown)}; known are {', '.join(State)}")
+    if not names:
+        raise ValueError("unique_states must name at least one state")
+    return frozenset(State(name) for name in names)
