@@ -1,0 +1,118 @@
+"""Senders put envelopes on a broker. `open_sender` picks one by the URL's scheme.
+
+Importing this package loads no client library; a sender imports its own when it connects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from penstock.config.errors import ConfigError
+from penstock.producers.senders.redis_sentinels import SCHEMES as SENTINEL_SCHEMES
+from penstock.schemas.wire import Envelope
+
+REDIS_SCHEMES = ("redis", "rediss", "unix", *SENTINEL_SCHEMES)
+RABBITMQ_SCHEMES = ("amqp", "amqps")
+
+
+class Sender(Protocol):
+    """Thread-safe; connects when first used; safe after a fork."""
+
+    def send(self, envelopes: Sequence[Envelope]) -> None:
+        """Hand all over to the broker, in order, and return when it has them (RabbitMQ: confirmed).
+
+        Raises:
+            BrokerUnavailable: within the timeout given at opening; names the host. Some may have been sent.
+            QueueFull: a queue is at its `max_length`; none of this call's envelopes for it were sent.
+        """
+        ...
+
+    def ping(self) -> None:
+        """Raises BrokerUnavailable if the broker does not answer in time."""
+        ...
+
+    def depths(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many jobs wait in each queue, all lanes together; those being run are not counted."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class AsyncSender(Protocol):
+    """The same for one or more event loops."""
+
+    async def send(self, envelopes: Sequence[Envelope]) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def open_sender(
+    url: str,
+    *,
+    prefix: str = "penstock",
+    timeout_seconds: float = 5.0,
+    max_lengths: dict[str, int] | None = None,
+) -> Sender:
+    """The sender for a broker URL. It does not connect yet.
+
+    Arguments:
+        max_lengths: queues with a limit of waiting jobs.
+
+    Raises:
+        ConfigError: the scheme is unknown.
+    """
+    match scheme(url):
+        case "redis":
+            from penstock.producers.senders.redis import RedisSender
+
+            return RedisSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {})
+        case _:
+            from penstock.producers.senders.rabbitmq import RabbitmqSender
+
+            return RabbitmqSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {})
+
+
+def open_async_sender(
+    url: str,
+    *,
+    prefix: str = "penstock",
+    timeout_seconds: float = 5.0,
+    max_lengths: dict[str, int] | None = None,
+) -> AsyncSender:
+    """`open_sender` for asyncio."""
+    match scheme(url):
+        case "redis":
+            from penstock.producers.senders.redis import AsyncRedisSender
+
+            return AsyncRedisSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {})
+        case _:
+            from penstock.producers.senders.rabbitmq import AsyncRabbitmqSender
+
+            return AsyncRabbitmqSender(
+                url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {}
+            )
+
+
+def scheme(url: str) -> str:
+    """`redis` or `rabbitmq`.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    given = urlsplit(url).scheme
+    if given in REDIS_SCHEMES:
+        return "redis"
+    if given in RABBITMQ_SCHEMES:
+        return "rabbitmq"
+    if given in ("redis+cluster", "rediss+cluster"):
+        raise ConfigError(
+            f"broker URL with scheme {given!r}: Redis Cluster holds each queue on another server, which a worker of "
+            "several queues cannot read from at once; use one server, or redis+sentinel://…?master=NAME"
+        )
+    raise ConfigError(
+        f"broker URL with scheme {given!r}: use redis://, rediss://, redis+sentinel://, unix://, amqp:// or amqps://"
+    )

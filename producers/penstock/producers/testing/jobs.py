@@ -1,0 +1,117 @@
+"""What a test sees of jobs: those that wait, and the attempts that `drain` has run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from penstock.schemas.jobs import Job
+from penstock.schemas.kinds import Priority, registry
+from penstock.schemas.states import WAITING, Outcome, State
+from penstock.schemas.wire import Envelope, decode
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """A job that waits, with the options it was enqueued with. Times are those of the test's clock.
+
+    Attributes:
+        job: as its worker would get it.
+        run_at: when it is due, if that is later: for a delay, a retry or a snooze.
+        state: `queued`, `scheduled` or `retrying`.
+    """
+
+    job: Job
+    id: str
+    kind: str
+    queue: str
+    priority: Priority
+    key: str | None
+    tenant: str | None
+    enqueued_at: datetime
+    run_at: datetime | None
+    expires_at: datetime | None
+    traceparent: str | None
+    state: State
+
+    @property
+    def delay(self) -> timedelta:
+        """From its enqueueing until it is due."""
+        return timedelta(0) if self.run_at is None else self.run_at - self.enqueued_at
+
+    @classmethod
+    def of_envelope(cls, envelope: Envelope) -> Enqueued:
+        message = decode(envelope)
+        assert message.sent_at is not None
+        return cls(
+            job=message.job,
+            id=message.id,
+            kind=message.kind.name,
+            queue=message.queue,
+            priority=message.priority,
+            key=message.key,
+            tenant=message.tenant,
+            enqueued_at=message.sent_at,
+            run_at=message.due_at,
+            expires_at=message.expires_at,
+            traceparent=message.traceparent,
+            state=State.QUEUED if message.due_at is None else State.SCHEDULED,
+        )
+
+    @classmethod
+    def of_row(cls, row: Any, ahead: timedelta) -> Enqueued:
+        """Of a row of the ledger, whose times are behind the test's clock by `ahead`."""
+        return cls(
+            job=registry[row.kind].job.model_validate_json(row.payload),
+            id=row.id,
+            kind=row.kind,
+            queue=row.queue,
+            priority=row.priority,
+            key=row.key,
+            tenant=row.tenant,
+            enqueued_at=row.enqueued_at + ahead,
+            run_at=row.due_at + ahead if row.state in WAITING else None,
+            expires_at=None if row.expires_at is None else row.expires_at + ahead,
+            traceparent=row.traceparent,
+            state=State(row.state),
+        )
+
+    def __str__(self) -> str:
+        """The job, its sensitive fields hidden, and the options that say something."""
+        kind = self.job.kind()
+        said: dict[str, object] = {}
+        if self.state == State.RETRYING:
+            said["state"] = self.state
+        if self.run_at is not None:
+            said["delay"] = str(self.delay)
+        if self.priority != kind.priority:
+            said["priority"] = self.priority
+        if self.queue != kind.queue:
+            said["queue"] = self.queue
+        said |= {name: value for name in ("key", "tenant") if (value := getattr(self, name)) is not None}
+        if kind.unique_by and kind.sensitive.intersection(kind.unique_by):
+            said.pop("key", None)
+        return "  ".join([repr(self.job), *(f"{name}={value}" for name, value in said.items())])
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """An attempt that `drain` has run.
+
+    Attributes:
+        outcome: `succeeded`, `retry`, `snoozed`, `discarded`, `cancelled` or `dead`.
+        attempt: its number, from 1.
+        result: what the handler returned, as JSON values.
+        error: why it failed or was given up, in a line.
+    """
+
+    job: Job
+    id: str
+    outcome: Outcome
+    attempt: int = 1
+    result: Any = None
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.job!r}  {self.outcome}"
