@@ -1,0 +1,86 @@
+"""What strangers may put in an AMQP message that py-amqp cannot read: text that is no UTF-8, times out of range.
+
+py-amqp raises in the middle of a frame, and the message comes again on the next connection, and the next. With this,
+such a message is delivered like any other, its properties as they came under one header of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import pack
+from typing import Any
+
+from amqp import spec
+from amqp.method_framing import frame_handler
+from amqp.serialization import dumps
+from pydantic_core import from_json, to_json
+
+UNREADABLE = "unreadable_properties"
+"""The header that holds them, what is no UTF-8 in them escaped."""
+
+_METHOD_ID, _CONTENT_HEADER = 4, 12  # bytes in front of a method's arguments, and of a message's properties
+_TAG_AND_FLAG = 9
+_LONGEST = 4000
+
+
+def read_leniently(connection: Any) -> None:
+    """Make a connection hand over what it cannot read. It costs a good frame two calls."""
+    deliver: Callable[..., Any] = connection.on_inbound_method
+
+    def on_method(channel: int, method: tuple[int, int], payload: bytes, content: Any) -> None:
+        if method == spec.Basic.GetOk:  # cleaned first: whoever waits for it would be forgotten by a first try
+            payload = _clean(payload, _METHOD_ID)
+        try:
+            deliver(channel, method, payload, content)
+        except UnicodeDecodeError:
+            if method != spec.Basic.Deliver:
+                raise
+            deliver(channel, method, _clean(payload, _METHOD_ID + 1 + payload[_METHOD_ID]), content)
+
+    read = frame_handler(connection, on_method)
+
+    def on_frame(frame: tuple[int, int, bytes]) -> Any:
+        kind, channel, buffer = frame
+        if kind != 2:
+            return read(frame)
+        try:
+            return read(frame)
+        except Exception:  # as many as there are ways to be wrong; it still waits for the properties
+            return read((kind, channel, _readable(bytes(buffer))))
+
+    connection.on_inbound_frame = on_frame
+
+
+def plain(headers: dict[Any, Any]) -> dict[str, Any]:
+    """The headers as JSON has them: AMQP's also hold times, decimals, bytes, and names that are no text."""
+    try:
+        plain: dict[str, Any] = from_json(to_json(headers, bytes_mode="base64"))
+    except ValueError:  # a lone surrogate
+        return {UNREADABLE: repr(headers)[:_LONGEST]}
+    return plain
+
+
+def _clean(payload: bytes, at: int) -> bytes:
+    """The arguments of a delivery, with what is not ASCII in its exchange and routing key as question marks.
+
+    Arguments:
+        at: where its delivery tag begins.
+    """
+    if payload.isascii():
+        return payload
+    cleaned = bytearray(payload)
+    at += _TAG_AND_FLAG
+    for _ in range(2):
+        end = at + 1 + cleaned[at]
+        try:
+            cleaned[at + 1 : end].decode()
+        except UnicodeDecodeError:
+            cleaned[at + 1 : end] = bytes(byte if byte < 0x80 else ord("?") for byte in cleaned[at + 1 : end])
+        at = end
+    return bytes(cleaned)
+
+
+def _readable(header: bytes) -> bytes:
+    """The header frame with one header in place of all properties."""
+    text = header[_CONTENT_HEADER:].decode("utf-8", "backslashreplace")[:_LONGEST]
+    return header[:_CONTENT_HEADER] + pack(">H", 0x2000) + bytes(dumps("F", [{UNREADABLE: text}]))

@@ -1,0 +1,39 @@
+"""`penstock`: the command line.
+
+What a command needs it imports when it runs: `penstock jobs list` must not wait for engines it does not use.
+"""
+
+from __future__ import annotations
+
+try:
+    import typer
+except ModuleNotFoundError as missing:
+    # A backend that only enqueues installs none of this, and gets the console script all the same.
+    raise SystemExit(f"penstock: {missing}; the command line needs pip install 'penstock[workers]'") from None
+
+from penstock.workers.cli import audit, deadletters, doctor, enqueue, jobs, ledger, queues, run, schedules, schemas
+from penstock.workers.cli.group import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    help="Penstock: background jobs on Celery and Dramatiq, over Redis and RabbitMQ.",
+    no_args_is_help=True,
+    # Pretty tracebacks show local variables, and with them what is sensitive.
+    pretty_exceptions_enable=False,
+)
+for register in (run, enqueue, doctor):
+    register.add_to(app)
+app.add_typer(jobs.app, name="jobs", help="See, explain, retry, cancel and erase jobs.")
+app.add_typer(
+    deadletters.app, name="deadletters", help="See, replay and discard what will not be tried again by itself."
+)
+app.add_typer(audit.app, name="audit", help="See who decided what about jobs and dead letters.")
+app.add_typer(schedules.app, name="schedules", help="See schedules and their next times.")
+app.add_typer(queues.app, name="queues", help="See how much waits.")
+app.add_typer(schemas.app, name="schema", help="The JSON Schemas of all kinds.")
+app.add_typer(ledger.app, name="db", help="Set up and upgrade the ledger's tables.")
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="penstock")

@@ -1,0 +1,107 @@
+"""`penstock doctor`: whether everything a worker needs is there."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from penstock.config.errors import LedgerUnavailable, PenstockError
+from penstock.workers.cli.group import FAILED
+from penstock.workers.cli.opened import open_ledger, open_settings
+from penstock.workers.cli.options import AsJson, Imports
+from penstock.workers.cli.output import print_json
+from penstock.workers.discovery import discover
+
+_PROBE = "penstock-doctor"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(doctor)
+
+
+def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
+    """Check configuration, handlers, broker, ledger and storage, a line each. The exit code is 1 if one is wrong."""
+    checks: list[dict[str, Any]] = []
+    settings: Any = None
+
+    def check(name: str, look: Callable[[], str]) -> None:
+        try:
+            detail, good = look(), True
+        except PenstockError as error:
+            detail, good = str(error), False
+        except Exception as error:  # whatever is wrong with one, the others are looked at
+            detail, good = f"{type(error).__name__}: {error}", False
+        checks.append({"check": name, "ok": good, "detail": detail})
+
+    def config() -> str:
+        nonlocal settings
+        from penstock.config.toml import find_config
+
+        settings = open_settings()
+        return str(find_config() or "no penstock.toml, defaults and environment")
+
+    check("config", config)
+    check("handlers", lambda: _handlers(imports or [], settings))
+    if settings is not None:
+        check("broker", lambda: _broker(settings))
+        check("ledger", lambda: _ledger(settings))
+        check("storage", lambda: _storage(settings))
+    if as_json:
+        print_json(checks)
+    else:
+        for one in checks:
+            typer.echo(f"{'ok   ' if one['ok'] else 'WRONG'}  {one['check']:<8}  {one['detail']}")
+    if not all(one["ok"] for one in checks):
+        raise typer.Exit(FAILED)
+
+
+def _handlers(imports: list[str], settings: Any) -> str:
+    from penstock.schemas.kinds import registry
+    from penstock.workers.boot import check_settings
+    from penstock.workers.handlers import handlers
+
+    discover(imports)
+    handlers.check()
+    if settings is not None:
+        check_settings(handlers, settings, registry.queues())
+    return f"{len(list(handlers))} kinds: {', '.join(handler.kind.name for handler in handlers)}"
+
+
+def _broker(settings: Any) -> str:
+    from penstock.config.settings import redact_url
+    from penstock.producers.senders import open_sender
+
+    sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+    try:
+        sender.ping()
+    finally:
+        sender.close()
+    return redact_url(settings.broker_url)
+
+
+def _ledger(settings: Any) -> str:
+    from penstock.config.settings import redact_url
+    from penstock.workers.ledger import upgrade
+
+    where = redact_url(settings.database_url)
+    with open_ledger(settings) as database:
+        found, head = upgrade.current(database), upgrade.head()
+    if found != head:
+        raise LedgerUnavailable(f"{where} is at revision {found}, not {head}; run: penstock db upgrade")
+    return f"{where}, revision {found}"
+
+
+def _storage(settings: Any) -> str:
+    from penstock.config.settings import redact_url
+    from penstock.producers.storage import make_storage
+
+    storage = make_storage(settings.storage_url)
+    try:
+        storage.write(_PROBE, io.BytesIO(b"ok"))
+        storage.delete(_PROBE)
+    finally:
+        storage.close()
+    return redact_url(settings.storage_url)

@@ -1,0 +1,92 @@
+"""The commands that stay: `worker`, `dispatcher`, `up`, `demo`, `flower`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.workers.cli.opened import open_settings
+from penstock.workers.cli.options import Imports, LogLevel
+from penstock.workers.discovery import discover
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (up, demo, worker, dispatcher, flower):
+        app.command()(command)
+
+
+def worker(
+    engine: Annotated[str, typer.Option(help="celery or dramatiq.")] = "celery",
+    queues: Annotated[
+        str | None,
+        typer.Option(help="Queues to consume, as a,b; all that penstock.toml gives to this engine if not given."),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Jobs at a time; else as penstock.toml says for its queues.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name; it must be unique among all workers.")] = None,
+    imports: Imports = None,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C, then let its jobs finish."""
+    from penstock.config.errors import ConfigError
+    from penstock.config.logging import setup_logging
+    from penstock.schemas.kinds import registry
+    from penstock.workers.engines import prepare, run_worker
+
+    setup_logging(log_level)
+    settings = open_settings()
+    prepare(engine)
+    discover(imports or ())
+    if queues is not None:
+        chosen = [queue.strip() for queue in queues.split(",") if queue.strip()]
+    else:
+        named = registry.queues() | set(settings.queues)
+        chosen = sorted(queue for queue in named if settings.queue(queue).engine == engine)
+    if not chosen:
+        raise ConfigError(f"no queue for engine {engine!r}: name some with --queues, or in penstock.toml")
+    code = run_worker(engine, settings, queues=chosen, concurrency=concurrency, name=name, log_level=log_level.upper())
+    raise typer.Exit(code)
+
+
+def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
+    """Run the dispatcher: delayed jobs, retries, schedules, stock clients' jobs. Any number of them may run."""
+    from penstock.config.logging import setup_logging
+    from penstock.workers.dispatcher.run import run_dispatcher
+
+    setup_logging(log_level)
+    settings = open_settings()
+    discover(imports or ())
+    raise typer.Exit(run_dispatcher(settings))
+
+
+def up(
+    folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("var"), imports: Imports = None
+) -> None:
+    """Start everything on this machine: a Redis, the workers, the dispatcher, Flower. Ctrl-C stops it."""
+    from penstock.workers.up.command import run_up
+
+    raise typer.Exit(run_up(folder=folder, imports=tuple(imports or ())))
+
+
+def demo(keep: Annotated[bool, typer.Option("--keep", help="Leave it running afterwards.")] = False) -> None:
+    """Show it all at work for a minute, with real input."""
+    from penstock.workers.demo.command import run_demo
+
+    raise typer.Exit(run_demo(keep=keep))
+
+
+def flower(
+    address: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 5555,
+    basic_auth: Annotated[
+        str | None,
+        typer.Option(metavar="USER:PASSWORD", help="The login; better given as PENSTOCK_FLOWER_BASIC_AUTH."),
+    ] = None,
+) -> None:
+    """Run Flower for the workers of both engines."""
+    from penstock.workers.flower import run_flower
+
+    raise typer.Exit(run_flower(address=address, port=port, basic_auth=basic_auth))

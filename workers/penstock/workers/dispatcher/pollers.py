@@ -1,0 +1,83 @@
+"""The services of a dispatcher share this: a thread, a pause between rounds, a back-off while something is away."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from abc import ABC, abstractmethod
+
+from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, PenstockError
+
+log = logging.getLogger("penstock.dispatcher")
+
+LONGEST_BACK_OFF_SECONDS = 5.0
+
+
+class Poller(ABC):
+    """One service: calls `work` again and again until it is stopped, whatever goes wrong.
+
+    An outage (broker or database away) is logged once when it begins and once when it ends.
+    """
+
+    name: str
+    interval_seconds: float = 0.1
+    """The pause after a round that found nothing to do."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._failing: str | None = None
+
+    @abstractmethod
+    def work(self) -> bool:
+        """One round. Whether the next one is due at once, because there is more to do."""
+
+    def close(self) -> None:  # noqa: B027  # most have nothing to close
+        """Give connections back; called in the service's thread when it ends."""
+
+    def wake(self) -> None:  # noqa: B027  # and wait only between rounds
+        """Make a round that waits inside `work` return early."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end after this round."""
+        self.stopping.set()
+        self.wake()
+
+    def join(self, timeout_seconds: float) -> bool:
+        """Wait for its end. False: it still runs."""
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        back_off = 0.0
+        while not self.stopping.is_set():
+            try:
+                busy = self.work()
+            except Exception as error:  # a service never ends by itself
+                self._report(error)
+                back_off = min(max(back_off * 2, 0.1), LONGEST_BACK_OFF_SECONDS)
+                self.stopping.wait(back_off * random.uniform(0.5, 1.0))
+                continue
+            if self._failing is not None:
+                log.warning("%s: works again", self.name)
+            self._failing, back_off = None, 0.0
+            if not busy:
+                self.stopping.wait(self.interval_seconds)
+        try:
+            self.close()
+        except PenstockError as error:
+            log.warning("%s: %s", self.name, error)
+
+    def _report(self, error: Exception) -> None:
+        kind = type(error).__name__
+        if self._failing == kind:
+            return
+        self._failing = kind
+        if isinstance(error, BrokerUnavailable | LedgerUnavailable):
+            log.error("%s: %s; it goes on when that is back", self.name, error)
+        else:
+            log.error("%s: %s: %s; trying again", self.name, kind, error, exc_info=error)

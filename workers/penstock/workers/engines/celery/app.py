@@ -1,0 +1,77 @@
+"""The Celery application of a worker: its configuration, and each kind as a task."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import celery
+from celery.result import AsyncResult
+
+from penstock.config.settings import Settings
+from penstock.producers.senders import Sender, open_sender
+from penstock.schemas.kinds import Kind
+from penstock.schemas.wire import encode, parse_time
+from penstock.workers import kombus
+from penstock.workers.handlers import handlers
+
+
+def make_app(settings: Settings) -> celery.Celery:
+    """A Celery application on our broker, with a task for every kind that has a handler."""
+    app = celery.Celery("penstock", set_as_current=True)
+    app.conf.update(
+        broker_url=kombus.kombu_url(settings.broker_url),
+        broker_transport_options=kombus.kombu_options(settings.broker_url),
+        broker_use_ssl=kombus.kombu_tls(settings.broker_url),
+        broker_connection_timeout=kombus.CONNECT_SECONDS,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # Never declared nor consumed: the dispatcher takes what stock clients put on "celery".
+        task_default_queue=f"{settings.prefix}.none",
+        task_ignore_result=True,
+        worker_prefetch_multiplier=1,
+        worker_redirect_stdouts=False,
+        # Without this Celery warns, at every lost connection, of tasks that it does not have here.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+    )
+    sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+    for handler in handlers:
+        app.register_task(_task(handler.kind, sender, settings.max_payload_bytes))
+    return app
+
+
+def _task(kind: Kind, sender: Sender, max_bytes: int) -> celery.Task:
+    """A task named like the kind. Running it is the executor's; sending it through Celery's API goes our way."""
+
+    class KindTask(celery.Task):  # type: ignore[misc]  # celery has no types
+        name = kind.name
+        __doc__ = kind.job.__doc__
+
+        def run(self, *args: Any, **fields: Any) -> Any:
+            raise TypeError(f"{kind.name} is run by the executor; call its handler, or send the job")
+
+        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
+            fields = {**dict(zip(kind.job.model_fields, args or (), strict=False)), **(kwargs or {})}
+            envelope = encode(
+                kind.job.model_validate(fields),
+                id=options.get("task_id"),
+                queue=options.get("queue"),
+                due_at=_due(options),
+                expires_at=_time(options.get("expires")),
+                max_bytes=max_bytes,
+            )
+            sender.send([envelope])
+            return AsyncResult(envelope.id, app=self.app)
+
+    return KindTask()
+
+
+def _due(options: dict[str, Any]) -> datetime | None:
+    return _time(options.get("eta") if options.get("countdown") is None else options["countdown"])
+
+
+def _time(value: Any) -> datetime | None:
+    """A time as Celery takes it: a datetime, an ISO text, or seconds from now."""
+    if isinstance(value, int | float):
+        return datetime.now(UTC) + timedelta(seconds=value)
+    return parse_time(value)

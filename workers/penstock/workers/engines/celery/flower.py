@@ -1,0 +1,100 @@
+"""Flower in this process, set up for our workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import celery
+from flower.app import Flower
+from flower.command import apply_env_options, extract_settings
+from flower.urls import settings as flower_settings
+from flower.views import BaseHandler
+from tornado.options import options
+
+from penstock.config.settings import Settings
+from penstock.producers.senders import open_sender
+from penstock.schemas.kinds import DISPATCHER_QUEUE
+from penstock.workers import kombus
+
+log = logging.getLogger("penstock.flower")
+
+_SAVE_MILLISECONDS = 15_000
+_FORGET_SECONDS = 3600
+"""After which a worker that is gone is no longer listed: every start of one has a new name."""
+_NO_QUEUE = "none"
+"""Flower asks for the application's default queue while it knows no worker."""
+_COLUMNS = "name,uuid,state,kwargs,runtime,retries,worker,received"
+
+
+def serve(settings: Settings, *, address: str, port: int, basic_auth: str, folder: Path) -> int:
+    """Serve until SIGTERM or SIGINT; see `penstock.workers.flower.run_flower`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _set_options(address, port, basic_auth, folder)
+    app = celery.Celery("penstock", set_as_current=True)
+    app.conf.update(
+        broker_url=kombus.kombu_url(settings.broker_url),
+        broker_transport_options=kombus.kombu_options(settings.broker_url),
+        broker_use_ssl=kombus.kombu_tls(settings.broker_url),
+        broker_connection_timeout=kombus.CONNECT_SECONDS,
+        task_default_queue=_NO_QUEUE,
+        # RabbitMQ 4 frowns on queues that are neither durable nor exclusive.
+        event_queue_exclusive=True,
+    )
+    depths = Depths(settings)
+    BaseHandler.get_broker = lambda _: depths
+    flower = Flower(capp=app, options=options, **flower_settings)
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        log.info("Flower listens on http://%s:%d", address, flower.start_http_server())
+        flower.start()
+    except (KeyboardInterrupt, SystemExit):
+        pass
+    finally:
+        flower.stop()  # saves its history
+    return 0
+
+
+class Depths:
+    """What Flower's broker page shows. Its own way is to look for Celery's lists, so it would show zeros."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._always = {DISPATCHER_QUEUE, *settings.queues}
+        self._sender = open_sender(
+            settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
+        )
+
+    async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """How many jobs wait in the queues that workers consume, that are configured, and in the dispatcher's."""
+        wanted = sorted({name for name in names if name != _NO_QUEUE} | self._always)
+        waiting = await asyncio.get_running_loop().run_in_executor(None, self._sender.depths, wanted)
+        return [{"name": name, "messages": waiting[name], "messages_ready": waiting[name]} for name in wanted]
+
+
+def _set_options(address: str, port: int, basic_auth: str, folder: Path) -> None:
+    """Our defaults, then `FLOWER_…` of the environment, then what was asked for."""
+    _set(
+        persistent=True,
+        db=str(folder / "history"),
+        state_save_interval=_SAVE_MILLISECONDS,
+        purge_offline_workers=_FORGET_SECONDS,
+        tasks_columns=_COLUMNS,
+    )
+    apply_env_options()
+    _set(address=address, port=port, basic_auth=[basic_auth])
+    extract_settings()
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)
+
+
+def _set(**values: Any) -> None:
+    for name, value in values.items():
+        setattr(options, name, value)
+
+
+def _exit(*_: object) -> None:
+    sys.exit(0)

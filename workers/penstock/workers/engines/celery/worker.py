@@ -1,0 +1,152 @@
+"""Celery's worker program, hosting ours."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.apps.worker import Worker as CeleryWorker
+from celery.apps.worker import install_cry_handler
+from celery.concurrency.base import BasePool
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE, EX_OK, SecurityWarning
+from celery.worker import state
+from celery.worker.control import Panel
+
+from penstock.config.settings import Settings
+from penstock.workers.engines.celery.app import make_app
+from penstock.workers.engines.celery.signals import SignalsObserver
+from penstock.workers.engines.host import Host
+from penstock.workers.remote import Remote
+
+_CELERYS_OWN = {"ping", "clock", "hello", "conf", "dump_conf", "report"}
+
+
+def run_worker(
+    settings: Settings, *, queues: Sequence[str], concurrency: int | None, name: str | None, log_level: str
+) -> int:
+    """See `penstock.workers.engines.celery.run`."""
+    # Celery warns of running as root because of pickle, which is never accepted here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    app = make_app(settings)
+    hub_wakeup = _Wakeup()
+
+    def on_stopping() -> None:
+        signals.worker_shutting_down.send(sender=host.worker.name, sig="SIGTERM", how="Warm", exitcode=EX_OK)
+
+    def on_stopped() -> None:
+        state.should_stop = EX_OK if host.error is None else EX_FAILURE
+        hub_wakeup.wake()
+
+    host = Host(
+        settings,
+        engine="celery",
+        queues=queues,
+        concurrency=concurrency,
+        name=name,
+        clock=app.clock,
+        on_stopping=on_stopping,
+        on_stopped=on_stopped,
+    )
+    app.penstock_host, app.penstock_wakeup = host, hub_wakeup
+    app.steps["consumer"].add(HostStep)
+    host.worker.executor.observers.append(SignalsObserver(app, host.worker.name))
+    answer_remote_control(host.remote)
+    signals.setup_logging.connect(_leave_logging_alone)
+    program = Program(
+        app=app,
+        hostname=host.worker.name,
+        pool=ExecutorPool,
+        concurrency=host.worker.executor.concurrency,
+        exclude_queues=[app.conf.task_default_queue],
+        loglevel=log_level,
+        quiet=True,
+        task_events=False,  # these and heartbeats come from our Events, on both engines
+        without_heartbeat=True,
+        without_mingle=True,
+        without_gossip=True,
+    )
+    with host.signals():
+        try:
+            program.start()
+        finally:
+            host.stop()
+            host.stopped.wait()
+    if host.error is not None:
+        raise host.error
+    return int(program.exitcode or EX_OK)
+
+
+class Program(CeleryWorker):  # type: ignore[misc]  # celery has no types
+    """Celery's worker program with the signal handlers of the host, which drain before Celery stops its loop."""
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Only SIGUSR1, which prints the stack of every thread; the others are in `Host.signals`."""
+        install_cry_handler()
+
+
+class HostStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts our worker once Celery's consumer is up. Celery restarts its steps when it has lost its connection; the
+    worker has connections of its own and goes on."""
+
+    requires = ("celery.worker.consumer.control:Control",)
+
+    def start(self, c: Any) -> None:
+        wakeup: _Wakeup = c.app.penstock_wakeup
+        c.hub.add_reader(wakeup.receiver, wakeup.clear)
+        try:
+            c.app.penstock_host.start()
+        except Exception as error:  # Celery would print a traceback and lose the error
+            raise WorkerShutdown(EX_FAILURE) from error
+
+    def stop(self, c: Any) -> None:
+        c.hub.remove_reader(c.app.penstock_wakeup.receiver)
+
+
+class ExecutorPool(BasePool):  # type: ignore[misc]
+    """What Celery asks of a pool, answered by the executor. It is never given a task."""
+
+    def on_start(self) -> None:
+        signals.worker_process_init.send(sender=None)  # as Celery's solo pool does: this process runs the jobs
+
+    @property
+    def num_processes(self) -> int:
+        return int(self.app.penstock_host.worker.executor.concurrency)
+
+    def grow(self, n: int = 1) -> None:
+        self.app.penstock_host.remote.pool_grow(n)
+
+    def shrink(self, n: int = 1) -> None:
+        self.app.penstock_host.remote.pool_shrink(n)
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = self.app.penstock_host.remote.stats()["pool"]
+        return info
+
+
+def answer_remote_control(remote: Remote) -> None:
+    """Give Celery's commands our answers, where its own would speak of a task consumer that has nothing."""
+    for name, command in remote.commands().items():
+        if name not in _CELERYS_OWN:
+            Panel.data[name] = lambda _state, _command=command, **arguments: _command(**arguments)
+
+
+def _leave_logging_alone(**_: Any) -> None:
+    """Celery sets up no logging where somebody listens to its `setup_logging` signal."""
+
+
+class _Wakeup:
+    """Ends a wait of Celery's hub from another thread; its own `call_soon` would wait for the next timer."""
+
+    def __init__(self) -> None:
+        self.receiver, self._sender = socket.socketpair()
+        self.receiver.setblocking(False)
+
+    def wake(self) -> None:
+        self._sender.send(b"\0")
+
+    def clear(self, *_: Any) -> None:
+        self.receiver.recv(1024)

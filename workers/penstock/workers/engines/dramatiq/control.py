@@ -1,0 +1,89 @@
+"""Celery's remote control, answered through kombu's mailbox by a process without Celery."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from penstock.workers import kombus
+
+log = logging.getLogger("penstock.remote")
+
+_TURN_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 30
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+
+
+class Control:
+    """Listens as a node of Celery's mailbox, over any number of lost connections.
+
+    Arguments:
+        node: the worker's name.
+        commands: by name; each takes the command's arguments and returns the answer.
+        clock: kombu's LamportClock, shared with the worker's events.
+    """
+
+    def __init__(self, url: str, node: str, commands: dict[str, Callable[..., Any]], clock: Any) -> None:
+        from kombu.pidbox import Mailbox
+
+        self._url = url
+        mailbox: Any = Mailbox
+        self._mailbox = mailbox("celery", type="fanout", clock=clock, accept=["json"])
+        handlers = {
+            name: lambda _state, _command=command, **arguments: _command(**arguments)
+            for name, command in commands.items()
+        }
+        self._node = self._mailbox.Node(node, state=None, handlers=handlers)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="penstock control", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(2 * _TURN_SECONDS + kombus.CONNECT_SECONDS)
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stopping.is_set():
+            connection = kombus.connection(self._url, heartbeat_seconds=_HEARTBEAT_SECONDS)
+            try:
+                connection.connect()
+                if pause > _FIRST_PAUSE:
+                    log.warning("remote control is back")
+                pause = _FIRST_PAUSE
+                self._listen(connection)
+            except Exception as error:  # whatever a transport raises; a worker must not die of its remote control
+                if pause == _FIRST_PAUSE:
+                    log.warning("remote control is away: %s: %s", type(error).__name__, error)
+                self._stopping.wait(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            finally:
+                _close(connection)
+
+    def _listen(self, connection: Any) -> None:
+        self._mailbox.connection = connection
+        channel = self._node.channel = connection.channel()
+        consumer = self._node.listen(channel, callback=self._answer)
+        while not self._stopping.is_set():
+            try:
+                connection.drain_events(timeout=_TURN_SECONDS)
+            except TimeoutError:
+                connection.heartbeat_check()
+        consumer.cancel()
+
+    def _answer(self, body: Any, message: Any) -> None:
+        if isinstance(body, dict) and body.get("method") not in self._node.handlers:
+            log.debug("remote control: no command %r", body.get("method"))
+            return
+        self._node.handle_message(body, message)
+
+
+def _close(connection: Any) -> None:
+    try:
+        connection.collect(socket_timeout=1)
+    except Exception:
+        log.debug("closing the connection for remote control failed", exc_info=True)

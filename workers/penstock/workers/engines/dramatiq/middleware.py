@@ -1,0 +1,99 @@
+"""Dramatiq's middleware hooks around a job, for middleware that a user added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+from dramatiq.middleware import Middleware, MiddlewareError
+from pydantic_core import from_json
+
+from penstock.config.errors import JobFailed
+from penstock.schemas.states import Outcome
+from penstock.schemas.wire import Message
+from penstock.workers.ledger.claims import Claim
+from penstock.workers.ledger.endings import Ending
+
+_HOOKS = (
+    "before_process_message",
+    "after_process_message",
+    "after_skip_message",
+    "before_ack",
+    "after_ack",
+    "before_nack",
+    "after_nack",
+)
+
+
+class MiddlewareObserver:
+    """An `Observer` that emits what some middleware listens to. Has no use where `hooks` is empty.
+
+    Hooks run on the loop of the jobs and must be quick; they observe, so `SkipMessage` skips nothing. Messages carry
+    the job's fields with `***` for sensitive ones. A dead letter is a nack, everything else an ack; both hooks of it
+    come when the outcome is on record, and the broker hears of it in the same moment, in a batch.
+
+    Attributes:
+        hooks: those that the middleware present at boot overrides.
+    """
+
+    def __init__(self, broker: dramatiq.Broker) -> None:
+        self._broker = broker
+        self._proxies: dict[str, dramatiq.MessageProxy] = {}
+        self.hooks = {
+            hook
+            for hook in _HOOKS
+            if any(getattr(type(one), hook) is not getattr(Middleware, hook) for one in broker.middleware)
+        }
+
+    def received(self, message: Message) -> None: ...
+
+    def refused(self, message: Message, reason: str) -> None: ...
+
+    def started(self, claim: Claim) -> None:
+        proxy = self._proxies[claim.message.id] = dramatiq.MessageProxy(_message(claim.message, claim.attempt))
+        self._emit("before_process_message", proxy)
+
+    def ended(self, ending: Ending) -> None:
+        message = ending.claim.message
+        proxy = self._proxies.pop(message.id, None)
+        if proxy is None:  # it never started: it had expired or crashed its workers
+            proxy = dramatiq.MessageProxy(_message(message, ending.claim.attempt))
+            self._emit("after_skip_message", proxy)
+        else:
+            self._emit("after_process_message", proxy, **_came_of(ending))
+        if ending.outcome is Outcome.INTERRUPTED:
+            return  # it goes back to its queue
+        settle = "nack" if ending.outcome is Outcome.DEAD else "ack"
+        if settle == "nack":
+            proxy.fail()
+        self._emit(f"before_{settle}", proxy)
+        self._emit(f"after_{settle}", proxy)
+
+    def _emit(self, hook: str, proxy: dramatiq.MessageProxy, **arguments: Any) -> None:
+        if hook not in self.hooks:
+            return
+        when, _, what = hook.partition("_")
+        try:
+            (self._broker.emit_before if when == "before" else self._broker.emit_after)(what, proxy, **arguments)
+        except MiddlewareError as error:
+            self._broker.logger.warning("%s raised %r, which has no effect here", hook, error)
+
+
+def _message(message: Message, attempt: int) -> dramatiq.Message[Any]:
+    sent_at = 0 if message.sent_at is None else int(message.sent_at.timestamp() * 1000)
+    return dramatiq.Message(
+        queue_name=message.queue,
+        actor_name=message.kind.name,
+        args=(),
+        kwargs=message.job.redacted(),
+        options={"retries": attempt - 1},
+        message_id=message.id,
+        message_timestamp=sent_at,
+    )
+
+
+def _came_of(ending: Ending) -> dict[str, Any]:
+    if ending.outcome in (Outcome.RETRY, Outcome.DEAD):
+        error = JobFailed(ending.claim.message.id, str(ending.state), ending.error)
+        return {"result": None, "exception": error}
+    return {"result": None if ending.result is None else from_json(ending.result), "exception": None}

@@ -1,0 +1,81 @@
+"""Dramatiq's worker, hosting ours in place of its consumer and worker threads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import dramatiq
+from dramatiq.middleware import MiddlewareError
+from kombu.clocks import LamportClock
+
+from penstock.config.settings import Settings
+from penstock.workers.engines.dramatiq.broker import PenstockBroker, get_broker
+from penstock.workers.engines.dramatiq.control import Control
+from penstock.workers.engines.dramatiq.middleware import MiddlewareObserver
+from penstock.workers.engines.host import Host
+
+
+def run_worker(settings: Settings, *, queues: Sequence[str], concurrency: int | None, name: str | None) -> int:
+    """See `penstock.workers.engines.dramatiq.run`."""
+    broker = get_broker()
+    broker.connect(settings)
+    broker.declare_kinds()
+    clock = LamportClock()
+    host = Host(
+        settings,
+        engine="dramatiq",
+        queues=queues,
+        concurrency=concurrency,
+        name=name,
+        clock=clock,
+        on_stopping=lambda: worker.before_shutdown(),
+        on_stopped=lambda: broker.emit_after("worker_shutdown", worker),
+    )
+    worker = HostingWorker(broker, host)
+    control = Control(settings.broker_url, host.worker.name, host.remote.commands(), clock)
+    with host.signals():
+        try:
+            worker.start()
+            control.start()
+            # A signal that the kernel gives to another thread, as it may just after a SIGCONT, does not end this wait.
+            while not host.stopped.wait(1.0):
+                pass
+            control.stop()
+        finally:
+            broker.close()
+    if host.error is not None:
+        raise host.error
+    return 0
+
+
+class HostingWorker(dramatiq.Worker):
+    """What middleware is given as the worker. Its threads are none; `host` has the worker that runs the jobs."""
+
+    def __init__(self, broker: PenstockBroker, host: Host) -> None:
+        super().__init__(broker, queues=set(host.worker.queues), worker_threads=host.worker.executor.concurrency)
+        self.host = host
+
+    def start(self) -> None:
+        """Raises LedgerUnavailable: the worker cannot boot."""
+        self.broker.emit_before("worker_boot", self)
+        observer = MiddlewareObserver(self.broker)
+        if observer.hooks:
+            self.host.worker.executor.observers.append(observer)
+        self.host.start()
+        self.broker.emit_after("worker_boot", self)
+
+    def before_shutdown(self) -> None:
+        with contextlib.suppress(MiddlewareError):  # nothing may keep the worker from its drain
+            self.broker.emit_before("worker_shutdown", self)
+
+    def stop(self, timeout: int = 600_000) -> None:
+        """Drain, within the settings' grace; waits for it at most `timeout` milliseconds."""
+        self.host.stop()
+        self.host.stopped.wait(timeout / 1000)
+
+    def pause(self) -> None:
+        raise NotImplementedError("a worker cannot be paused; cancel its consumers by remote control")
+
+    def resume(self) -> None:
+        raise NotImplementedError("a worker cannot be paused; cancel its consumers by remote control")

@@ -1,0 +1,1 @@
+"""Where attempts run besides the worker's loop and its threads."""

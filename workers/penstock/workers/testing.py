@@ -1,0 +1,252 @@
+"""Runs the jobs of a user's test: the executor over the test's ledger, one job at a time, in the caller's process.
+
+`penstock.producers.testing` finds this by its entry point, since producers import no worker.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from penstock.config.errors import JobFailed, KindError, WaitTimeout
+from penstock.config.settings import Settings
+from penstock.producers.records import cancel
+from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.testing import Ran
+from penstock.producers.unique import enter
+from penstock.schemas.database import Database
+from penstock.schemas.kinds import DISPATCHER_QUEUE, PRIORITIES, registry
+from penstock.schemas.states import Outcome, State
+from penstock.schemas.tables import dead_letters, jobs
+from penstock.schemas.wire import Message, decode
+from penstock.workers.brokers.memory import MemoryConsumer
+from penstock.workers.dispatcher.cron import next_time
+from penstock.workers.dispatcher.rules import Schedule, read_schedules
+from penstock.workers.dispatcher.schedules import choose
+from penstock.workers.executor import Executor
+from penstock.workers.handlers import Handler, Handlers, handlers
+from penstock.workers.ledger.claims import Claim
+from penstock.workers.ledger.delays import envelope_of
+from penstock.workers.ledger.endings import Ending
+from penstock.workers.resources import override
+
+T = TypeVar("T")
+
+NAME = "test"
+"""The worker's, in the ledger."""
+
+
+class Runner:
+    """See `penstock.producers.testing.kit.Runner`.
+
+    Arguments:
+        opened_at: from when on schedules fire.
+    """
+
+    def __init__(self, settings: Settings, database: Database, opened_at: datetime) -> None:
+        self._settings, self._database = settings, database
+        self._overrides = ExitStack()
+        rules = [rule for rule in read_schedules(settings) if rule.job is not None]
+        self._schedules = [_Firing(rule, opened_at) for rule in rules]
+
+    def replace(self, wanted: type[T], value: T) -> None:
+        self._overrides.enter_context(override(wanted, value))
+
+    def close(self) -> None:
+        self._overrides.close()
+
+    def drain(
+        self, kinds: frozenset[str], *, raising: bool, limit: int, reached: datetime, travelled_at: datetime | None
+    ) -> Iterator[Ran]:
+        """Run one attempt after the other.
+
+        Arguments:
+            reached: until when schedules fire, by the test's clock.
+            travelled_at: when the test travelled last. The wait for a retry is drawn by lot, and may be of no time at
+                all; so that a test goes the same way each time, what failed since then waits for the next travel.
+        """
+        for schedule in self._schedules:
+            self._database.write(functools.partial(schedule.fire, self._database, reached))
+        run: _Run | None = None
+        try:
+            for _ in range(limit):
+                if (row := self._next(kinds, travelled_at)) is None:
+                    return
+                if raising:
+                    _check_handler(row)
+                run = run or _Run(self._settings, self._database)
+                if (one := run.attempt(row, raising)) is not None:
+                    yield one
+            if (row := self._next(kinds, travelled_at)) is not None:
+                raise WaitTimeout(
+                    f"drain() has run {limit} attempts and more are due, such as a {row.kind}; does a job enqueue "
+                    "itself? Else give drain() another limit"
+                )
+        finally:
+            if run is not None:
+                run.close()
+
+    def _next(self, kinds: frozenset[str], travelled_at: datetime | None) -> Any:
+        lane = sa.case({name: number for number, name in enumerate(PRIORITIES)}, value=jobs.c.priority)
+        due = [jobs.c.state == State.QUEUED, sa.and_(jobs.c.state == State.SCHEDULED, jobs.c.due_at <= _now())]
+        if travelled_at is not None:
+            due.append(sa.and_(jobs.c.state == State.RETRYING, jobs.c.due_at <= travelled_at))
+        select = sa.select(jobs).where(sa.or_(*due)).order_by(lane, jobs.c.due_at, sa.literal_column("rowid")).limit(1)
+        if kinds:
+            select = select.where(jobs.c.kind.in_(kinds))
+        return self._database.read(lambda connection: connection.execute(select).first())
+
+
+def _check_handler(row: Any) -> None:
+    if handlers.find(registry[row.kind]) is None:
+        raise KindError(
+            f"drain(): kind {row.kind!r} has no handler here; import the module that has it, name the classes to run, "
+            "as in drain(SendInvoice), or let it become a dead letter with raising=False"
+        )
+
+
+class _Firing:
+    """A schedule, and when it fires next."""
+
+    def __init__(self, rule: Schedule, opened_at: datetime) -> None:
+        self._rule = rule
+        self._next = next_time(rule.settings.cron, rule.settings.timezone, opened_at)
+        self._last: str | None = None
+
+    def fire(self, database: Database, reached: datetime, connection: sa.Connection) -> None:
+        """Enter the jobs of the times until then, as a dispatcher does that was away while the test travelled."""
+        if self._next is None or self._next > reached:
+            return
+        times, self._next = choose(self._rule, self._next, reached)
+        for _ in times:
+            select = sa.select(jobs.c.state).where(jobs.c.id == self._last)
+            state = connection.execute(select).scalar() if self._last else None
+            unfinished = state is not None and not State(state).final
+            if unfinished and self._rule.settings.overlap == "skip":
+                continue
+            if unfinished and self._rule.settings.overlap == "replace":
+                cancel(connection, database, str(self._last))
+            [answer] = enter(connection, database, [self._rule.envelope(_now())], _now())
+            self._last = answer.job_id
+            _send(connection, [answer.job_id])
+
+
+class _Run:
+    """An executor, from the first job of a drain to its last. It is its observer too."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._database = database
+        self._broker = MemoryBroker()
+        self._raised: Exception | None = None
+        self._ending: Ending | None = None
+        self._refused = False
+        watched = Handlers()
+        for handler in handlers:
+            watched.add(self._watched(handler))
+        self._executor = Executor(
+            settings, database, name=NAME, concurrency=1, observers=[self], handlers=watched, registry=registry
+        )
+        self._executor.start()
+
+    def close(self) -> None:
+        self._executor.drain(0)
+
+    def attempt(self, row: Any, raising: bool) -> Ran | None:
+        """Run one attempt of a row's job; None: it is not run after all, since it was cancelled."""
+        self._raised = self._ending = None
+        self._refused = False
+        envelope = envelope_of(row)
+        self._database.write(functools.partial(_hand_over, row=row))
+        consumer = MemoryConsumer(self._broker, [row.queue])
+        self._broker.send([envelope])
+        self._executor.submit(consumer.fetch(1, 0.0))
+        with self._broker.changed:
+            self._broker.changed.wait_for(lambda: not consumer.unsettled)
+            self._broker.lanes.clear()  # of what was given back: its row says what becomes of it
+        if self._ending is not None:
+            if enqueued := [one.id for one in self._ending.outgoing if one.queue != DISPATCHER_QUEUE]:
+                self._database.write(functools.partial(_send, ids=enqueued))
+            return self._ran(self._ending, raising)
+        if self._refused:
+            return None
+        select = sa.select(dead_letters.c.detail).where(dead_letters.c.id == row.id)
+        why = self._database.read(lambda connection: connection.execute(select).scalar())
+        return Ran(decode(envelope).job, row.id, Outcome.DEAD, row.failures + 1, error=why)
+
+    def _ran(self, ending: Ending, raising: bool) -> Ran:
+        message = ending.claim.message
+        if raising and (ending.traceback is not None or ending.outcome == Outcome.DEAD):
+            self._raise(ending)
+        result = None if ending.result is None else json.loads(ending.result)
+        return Ran(message.job, message.id, ending.outcome, ending.claim.attempt, result, ending.error)
+
+    def _raise(self, ending: Ending) -> None:
+        message, raised = ending.claim.message, self._raised
+        note = f"in drain(), at attempt {ending.claim.attempt} of {message.job!r}"
+        if raised is not None and (ending.error or "").startswith(type(raised).__name__):
+            raised.add_note(note)
+            raise raised
+        error = JobFailed(message.id, ending.state, ending.detail or ending.error)
+        error.add_note(note if ending.traceback is None else f"{note}\n\n{ending.traceback}")
+        raise error
+
+    def _watched(self, handler: Handler) -> Handler:
+        """The handler, of which this learns what it raises: the ledger keeps only text. An isolated one runs in a
+        thread: what a test has patched or replaced, a child would not see."""
+        function = handler.function
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **arguments: Any) -> Any:
+            try:
+                return await function(*args, **arguments)
+            except Exception as error:
+                self._raised = error
+                raise
+
+        @functools.wraps(function)
+        def call(*args: Any, **arguments: Any) -> Any:
+            try:
+                return function(*args, **arguments)
+            except Exception as error:
+                self._raised = error
+                raise
+
+        watched: Callable[..., Any] = call_async if handler.mode == "async" else call
+        return replace(handler, function=watched, mode="thread" if handler.mode == "child" else handler.mode)
+
+    # As an observer.
+
+    def received(self, message: Message) -> None: ...
+
+    def refused(self, message: Message, reason: str) -> None:
+        self._refused = True
+
+    def started(self, claim: Claim) -> None: ...
+
+    def ended(self, ending: Ending) -> None:
+        self._ending = ending
+
+
+def _send(connection: sa.Connection, ids: Sequence[str]) -> None:
+    """Enter that the broker has these, as a dispatcher would: what was enqueued for now shows no delay then."""
+    mine = sa.and_(jobs.c.id.in_(ids), jobs.c.state == State.SCHEDULED, jobs.c.due_at <= _now())
+    connection.execute(sa.update(jobs).where(mine).values(state=State.QUEUED, due_at=jobs.c.enqueued_at))
+
+
+def _hand_over(connection: sa.Connection, row: Any) -> None:
+    """Enter that the broker has it. One that is not tracked leaves the ledger then, unless it has failed before."""
+    if registry[row.kind].track or row.fence > 0 or row.failures > 0:
+        connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(state=State.QUEUED, due_at=_now()))
+    else:
+        connection.execute(sa.delete(jobs).where(jobs.c.id == row.id))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,1 @@
+"""`penstock up`: everything on one machine, from nothing, stopped cleanly together."""
