@@ -1,0 +1,2 @@
+"""What is measured, a module a line. Each runs its contestants in turn, round after round, so that the machine's drift
+hits all alike, and compares within a round."""
