@@ -1,0 +1,229 @@
+"""Where one job is in its queue, told from outside, and what an explanation makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from ledgers import Note, claimed, message
+
+from brokers.support import envelope, eventually, fetch
+from penstock.config.errors import BrokerUnavailable
+from penstock.producers.senders import Sender
+from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.senders.redis import GROUP, lane_key
+from penstock.schemas.database import Database
+from penstock.schemas.wire import decode, encode
+from penstock.workers.brokers import Consumer, places
+from penstock.workers.brokers.memory import MemoryConsumer
+from penstock.workers.brokers.places import MemoryPlaces, Place, Places, open_places
+from penstock.workers.ledger import delays, heartbeats
+from penstock.workers.ledger.explaining import explain
+from penstock.workers.ledger.upgrade import upgrade
+from penstock.workers.up.redis_server import free_port
+
+MakeSender = Callable[..., Sender]
+MakeConsumer = Callable[..., Consumer]
+
+
+@pytest.fixture
+def found(broker_url: str, prefix: str) -> Iterator[Places]:
+    opened = open_places(broker_url, prefix=prefix)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def in_redis(redis_url: str, prefix: str) -> Iterator[Places]:
+    opened = open_places(redis_url, prefix=prefix)
+    yield opened
+    opened.close()
+
+
+def test_a_lane_that_was_never_declared_does_not_have_it(found: Places) -> None:
+    assert found.find("1", "never-declared", "normal") == Place(False, 0)
+
+
+def test_redis_counts_what_waits_before_it_and_in_higher_lanes(
+    redis_url: str, in_redis: Places, make_sender: MakeSender, make_consumer: MakeConsumer
+) -> None:
+    sender = make_sender(redis_url)
+    sender.send([envelope(str(number)) for number in range(5)])
+    assert in_redis.find("3", "emails", "normal") == Place(True, 5, 3), "before any worker has come"
+    consumer = make_consumer(redis_url)
+    sender.send([envelope("h", priority="high"), envelope("l", priority="low")])
+    assert in_redis.find("3", "emails", "normal") == Place(True, 7, 4)
+    assert in_redis.find("h", "emails", "high") == Place(True, 7, 0)
+    assert in_redis.find("l", "emails", "low") == Place(True, 7, 6)
+    high, first = fetch(consumer, 2)
+    assert in_redis.find("3", "emails", "normal") == Place(True, 5, 2)
+    held = in_redis.find("0", "emails", "normal")
+    assert (held.there, held.ahead, held.held_by) == (True, None, "worker@test-1")
+    assert held.silent is not None
+    consumer.release([first])
+    assert in_redis.find("0", "emails", "normal") == Place(True, 6, 4)
+    consumer.ack([high])
+    eventually(lambda: in_redis.find("h", "emails", "high") == Place(False, 6), "the end of it")
+    assert in_redis.find("3", "emails", "low") == Place(False, 6)
+    assert in_redis.find("9", "emails", "normal") == Place(False, 6)
+
+
+def test_redis_looks_from_both_ends_of_a_long_lane_and_says_so_of_its_middle(
+    redis_url: str,
+    in_redis: Places,
+    make_sender: MakeSender,
+    make_consumer: MakeConsumer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "_PAGE", 10)
+    monkeypatch.setattr(places, "LOOKED_AT", 30)
+    consumer = make_consumer(redis_url)
+    make_sender(redis_url).send([envelope(f"{number:03}") for number in range(105)])
+    fetch(consumer, 5)
+    for number, ahead in ((5, 0), (14, 9), (15, 10), (34, 29), (75, 70), (94, 89), (104, 99)):
+        assert in_redis.find(f"{number:03}", "emails", "normal") == Place(True, 100, ahead)
+    assert in_redis.find("050", "emails", "normal") == Place(None, 100, 99, exact=False)
+    assert in_redis.find("003", "emails", "normal").held_by == "worker@test-1"
+    assert in_redis.find("never", "emails", "normal").there is None
+
+
+def test_an_id_is_found_only_as_the_id_of_a_job(redis_url: str, in_redis: Places, make_sender: MakeSender) -> None:
+    sender = make_sender(redis_url)
+    sender.send([envelope("1", root_id="2"), envelope('a"ö')])
+    assert in_redis.find("2", "emails", "normal").there is False
+    assert in_redis.find('a"ö', "emails", "normal") == Place(True, 2, 1)
+
+
+def test_asking_changes_nothing(
+    redis_url: str, prefix: str, in_redis: Places, make_sender: MakeSender, make_consumer: MakeConsumer
+) -> None:
+    consumer = make_consumer(redis_url)
+    make_sender(redis_url).send([envelope("1"), envelope("2")])
+    fetch(consumer, 1)
+    key = lane_key(prefix, "emails", "normal")
+    with redis.Redis.from_url(redis_url) as client:
+        [before] = client.xpending_range(key, GROUP, "-", "+", 10)
+        for job_id in ("1", "2", "3"):
+            in_redis.find(job_id, "emails", "normal")
+            in_redis.find(job_id, "unknown", "normal")
+        [after] = client.xpending_range(key, GROUP, "-", "+", 10)
+        assert (before["message_id"], before["times_delivered"]) == (after["message_id"], after["times_delivered"])
+        assert client.xlen(key) == 2
+        assert not client.exists(lane_key(prefix, "unknown", "normal"))
+
+
+def test_rabbitmq_tells_how_many_are_ahead_at_most(
+    amqp_url: str, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
+) -> None:
+    asked = open_places(amqp_url, prefix=prefix)
+    sender = make_sender(amqp_url)
+    sender.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
+    eventually(lambda: asked.find("2", "emails", "normal") == Place(None, 3, 2, exact=False), "three that wait")
+    assert asked.find("h", "emails", "high") == Place(None, 3, 0, exact=False)
+    assert asked.find("l", "emails", "low") == Place(False, 3), "nobody consumes the lane, and it is empty"
+    consumer = make_consumer(amqp_url)
+    fetch(consumer, 3)
+    eventually(lambda: asked.find("2", "emails", "normal") == Place(None, 0), "all in the worker's hands")
+
+
+def test_the_broker_in_memory_tells_the_same() -> None:
+    broker = MemoryBroker()
+    asked = MemoryPlaces(broker)
+    broker.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
+    assert asked.find("2", "emails", "normal") == Place(True, 3, 2)
+    MemoryConsumer(broker, ["emails"]).fetch(1, 0)
+    assert asked.find("2", "emails", "normal") == Place(True, 2, 1)
+    assert asked.find("h", "emails", "high") == Place(None, 2)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"])
+def test_a_broker_that_is_away_is_said(url: str) -> None:
+    asked = open_places(url.format(free_port()), timeout_seconds=1.0)
+    with pytest.raises(BrokerUnavailable):
+        asked.find("1", "emails", "normal")
+    asked.close()
+
+
+@pytest.fixture
+def ledger(sqlite_url: str) -> Iterator[Database]:
+    database = Database(sqlite_url)
+    upgrade(database)
+    queues, kinds = ["notes"], {"ledger.note": "notes"}
+    hour = timedelta(hours=1)
+    heartbeats.register(database, "w1", engine="celery", queues=queues, kinds=kinds, lease=hour)
+    heartbeats.register(database, "d1", engine="dispatcher", queues=["dispatcher"], kinds={}, lease=hour)
+    yield database
+    database.close()
+
+
+def test_a_sent_job_is_explained_by_its_broker(
+    broker_url: str, found: Places, sender: Sender, ledger: Database, make_consumer: MakeConsumer
+) -> None:
+    waiting = [encode(Note(), due_at=datetime.now(UTC) - timedelta(minutes=ago)) for ago in (3, 2, 1)]
+    delays.schedule(ledger, waiting)
+    assert delays.send_due(ledger, sender) == 3
+    last = waiting[-1]
+    exact = broker_url.startswith("redis")
+
+    def because() -> str:
+        return explain(ledger, last.id, found).because
+
+    at_most = "" if exact else " at most"
+    eventually(lambda: because() == f"it waits in queue 'notes' at position 3{at_most} (1 live worker)", "its place")
+    consumer = make_consumer(broker_url, "notes", name="w1")
+    deliveries = fetch(consumer, 3)
+    said = "worker w1 has fetched it" if exact else "nothing waits in its lane of queue 'notes'"
+    eventually(lambda: said in because(), "its worker")
+    consumer.ack(deliveries)
+    if exact:
+        eventually(lambda: "the broker does not have it; dispatcher d1 sends it again" in because(), "its loss")
+
+
+def test_an_unrecorded_job_is_looked_for_in_every_queue(
+    broker_url: str, found: Places, sender: Sender, ledger: Database
+) -> None:
+    job = encode(Note(), priority="low")
+    sender.send([job])
+    if broker_url.startswith("redis"):
+        known = explain(ledger, job.id, found)
+        assert (
+            known.because == "it waits in queue 'notes' at position 1 (1 live worker); it is on record when it begins"
+        )
+        assert known.facts["priority"] == "low"
+        lost = explain(ledger, encode(Note()).id, found, queues=["emails"])
+        assert "nor has the broker (queues dispatcher, emails, notes)" in lost.because
+    else:
+        eventually(lambda: explain(ledger, job.id, found).facts.get("waiting") == {"notes": 1}, "the job")
+        assert "either it waits in the broker" in explain(ledger, job.id, found).because
+
+
+def test_what_a_dead_worker_held_says_by_when_it_is_taken_over_and_then_by_whom(
+    redis_url: str, in_redis: Places, ledger: Database, make_sender: MakeSender, make_consumer: MakeConsumer
+) -> None:
+    lease = timedelta(seconds=0.5)
+    heartbeats.register(ledger, "dead", engine="celery", queues=["notes"], kinds={}, lease=-lease)
+    make_sender(redis_url).send([encode(Note())])
+    dead = make_consumer(redis_url, "notes", name="dead", lease_seconds=lease.total_seconds())
+    [delivery] = fetch(dead, 1)
+    given = claimed(ledger, decode(delivery.envelope), worker="dead")
+    dead.close()
+
+    def because() -> str:
+        return explain(ledger, given.message.id, in_redis, lease=lease).because
+
+    assert "worker dead, which began attempt 1, is dead or silent" in because()
+    assert "another worker takes it over by" in because()
+    fetch(make_consumer(redis_url, "notes", name="w1", lease_seconds=lease.total_seconds()), 1)
+    assert "worker w1 has taken it over" in because()
+
+
+def test_what_redis_lost_under_a_dead_worker_is_sent_again(
+    redis_url: str, in_redis: Places, ledger: Database, make_consumer: MakeConsumer
+) -> None:
+    heartbeats.register(ledger, "dead", engine="celery", queues=["notes"], kinds={}, lease=-timedelta(seconds=1))
+    given = claimed(ledger, message(Note()), worker="dead")
+    make_consumer(redis_url, "notes", name="w1")
+    found = explain(ledger, given.message.id, in_redis)
+    assert "the broker does not have it, so a dispatcher sends it again" in found.because

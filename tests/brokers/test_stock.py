@@ -1,0 +1,203 @@
+"""What unmodified Celery clients send arrives in our lanes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import amqp
+import kombu.pools
+import pytest
+import redis
+from celery import Celery
+
+from brokers.support import eventually, fetch, ids
+from penstock.config.errors import BrokerUnavailable
+from penstock.producers.senders.rabbitmq_publisher import connect
+from penstock.schemas.wire import Envelope
+from penstock.workers.brokers import Consumer
+from penstock.workers.brokers.stock import StockIntake, open_stock_intake
+
+MakeConsumer = Callable[..., Consumer]
+MakeIntake = Callable[[], StockIntake]
+
+
+@pytest.fixture
+def stock_queue(broker_url: str, prefix: str) -> Iterator[str]:
+    """The name of a queue of a stock client's own, removed afterwards."""
+    name = f"{prefix}stock"
+    yield name
+    if broker_url.startswith("redis"):
+        with redis.Redis.from_url(broker_url) as client:
+            client.delete(name, *(f"{name}\x06\x16{step}" for step in (3, 6, 9)))
+            client.srem(f"_kombu.binding.{name}", *client.smembers(f"_kombu.binding.{name}") or ["-"])
+    else:
+        connection = connect(broker_url, timeout_seconds=10)
+        connection.channel().queue_delete(name)
+        with suppress(Exception):
+            connection.channel().exchange_delete(name)
+        connection.close()
+
+
+@pytest.fixture
+def app(broker_url: str) -> Iterator[Celery]:
+    with Celery("stock", broker=broker_url, set_as_current=False) as app:
+        yield app
+        kombu.pools.reset()  # they outlive the app
+
+
+@pytest.fixture
+def make_intake(broker_url: str, stock_queue: str, prefix: str, closing: ExitStack) -> MakeIntake:
+    def make() -> StockIntake:
+        intake = open_stock_intake(broker_url, [f"{prefix}missing", stock_queue], prefix)
+        closing.callback(intake.close)
+        return intake
+
+    return make
+
+
+def to_emails(found: Envelope, raw: bytes) -> Envelope:
+    return Envelope("emails", found.priority, found.headers, found.body)
+
+
+def test_a_stock_clients_message_arrives_whole(
+    app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
+) -> None:
+    sent = app.send_task("x.y", args=[1, "zwei"], kwargs={"three": "☂"}, queue=stock_queue, countdown=60)
+    seen: list[tuple[str, bytes]] = []
+
+    def route(found: Envelope, raw: bytes) -> Envelope:
+        seen.append((found.queue, raw))
+        return to_emails(found, raw)
+
+    intake = make_intake()
+    eventually(lambda: intake.take(100, route) == 1)
+    [delivery] = fetch(consumer, 1)
+    found = delivery.envelope
+    assert (found.id, found.kind, found.priority) == (sent.id, "x.y", "normal")
+    assert found.headers["eta"] is not None
+    assert found.body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
+    assert seen[0][0] == stock_queue
+    assert seen[0][1]
+    assert intake.take(100, route) == 0
+
+
+def test_order_is_kept_and_the_limit_respected(
+    app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
+) -> None:
+    sent = [app.send_task("x.y", kwargs={"i": i}, queue=stock_queue).id for i in range(25)]
+    intake = make_intake()
+    taken: list[int] = []
+
+    def take() -> bool:
+        taken.append(intake.take(10, to_emails))
+        return sum(taken) == 25
+
+    eventually(take)
+    assert max(taken) == 10
+    assert ids(fetch(consumer, 25)) == sent
+
+
+def test_a_priority_of_its_own_chooses_another_lane(
+    broker_url: str, app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
+) -> None:
+    app.send_task("x.usual", queue=stock_queue)
+    app.send_task("x.other", queue=stock_queue, priority=6)
+    intake = make_intake()
+    taken: list[int] = []
+    eventually(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == 2)
+    lanes = {delivery.envelope.kind: delivery.envelope.priority for delivery in fetch(consumer, 2)}
+    assert lanes == {"x.usual": "normal", "x.other": "low" if broker_url.startswith("redis") else "high"}
+
+
+def test_what_the_router_takes_care_of_is_removed_and_not_sent(
+    app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
+) -> None:
+    app.send_task("x.y", queue=stock_queue)
+    intake = make_intake()
+    eventually(lambda: intake.take(10, lambda found, raw: None) == 1)
+    assert intake.take(10, to_emails) == 0
+    assert consumer.fetch(1, 0.2) == []
+
+
+def test_an_error_of_the_router_leaves_the_message_where_it_is(
+    app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
+) -> None:
+    sent = app.send_task("x.y", queue=stock_queue)
+    intake = make_intake()
+
+    def failing(found: Envelope, raw: bytes) -> Envelope:
+        raise RuntimeError(found.id)
+
+    def fails() -> bool:
+        with suppress(RuntimeError):
+            assert intake.take(10, failing) == 0
+            return False
+        return True
+
+    eventually(fails)
+    eventually(lambda: intake.take(10, to_emails) == 1)
+    assert ids(fetch(consumer, 1)) == [sent.id]
+
+
+def test_several_dispatchers_move_each_message_once(
+    app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
+) -> None:
+    sent = {app.send_task("x.y", queue=stock_queue).id for _ in range(120)}
+    taken: list[int] = []
+
+    def work(intake: StockIntake) -> None:
+        while sum(taken) < 120:
+            taken.append(intake.take(7, to_emails))
+
+    threads = [threading.Thread(target=work, args=(make_intake(),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 120
+    assert set(ids(fetch(consumer, 120))) == sent
+    assert consumer.fetch(1, 0.2) == []
+
+
+@pytest.mark.parametrize(
+    "raw", [b"junk", b"\xff\x00", b"[]", b'{"body": "e30=", "headers": [], "properties": {}}', b'{"body": 1}', b"{}"]
+)
+def test_bytes_that_are_no_message_reach_the_router(raw: bytes, redis_url: str, prefix: str) -> None:
+    seen: list[tuple[dict[str, Any], bytes, bytes]] = []
+
+    def route(found: Envelope, raw: bytes) -> None:
+        seen.append((found.headers, found.body, raw))
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.lpush(f"{prefix}junk", raw)
+        intake = open_stock_intake(redis_url, [f"{prefix}junk"], prefix)
+        assert intake.take(10, route) == 1
+        assert client.llen(f"{prefix}junk") == 0
+    assert seen == [({}, raw, raw)]
+    intake.close()
+
+
+def test_a_queue_with_consumers_of_its_own_is_left_alone(amqp_url: str, prefix: str) -> None:
+    connection = connect(amqp_url, timeout_seconds=10)
+    channel = connection.channel()
+    channel.queue_declare(f"{prefix}busy", auto_delete=False)
+    channel.basic_qos(0, 1, False)
+    channel.basic_consume(f"{prefix}busy", callback=lambda message: None)
+    intake = open_stock_intake(amqp_url, [f"{prefix}busy"], prefix)
+    for _ in range(3):
+        channel.basic_publish(amqp.Message(b"x"), routing_key=f"{prefix}busy")
+    assert intake.take(10, to_emails) == 0
+    intake.close()
+    connection.close()
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@127.0.0.1:9/0", "amqp://guest:secret@127.0.0.1:9//"])
+def test_an_intake_names_a_broker_that_is_down(url: str, prefix: str) -> None:
+    intake = open_stock_intake(url, ["celery"], prefix, timeout_seconds=1)
+    with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:9") as caught:
+        intake.take(1, to_emails)
+    assert "secret" not in str(caught.value)
+    intake.close()

@@ -1,0 +1,153 @@
+"""What unmodified Dramatiq clients send arrives in our lanes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from servers import for_pika
+
+from brokers.support import eventually, fetch, ids
+from penstock.schemas.wire import Envelope
+from penstock.workers.brokers import Consumer
+from penstock.workers.brokers.stock import StockIntake, open_stock_intake
+
+Send = Callable[..., dramatiq.Message[Any]]
+
+
+@pytest.fixture
+def stock_queue(prefix: str) -> str:
+    return f"{prefix}stock"
+
+
+@pytest.fixture
+def client(broker_url: str, stock_queue: str) -> Iterator[dramatiq.Broker]:
+    """A stock client's broker; what it leaves behind is removed."""
+    if broker_url.startswith("redis"):
+        broker: dramatiq.Broker = RedisBroker(url=broker_url, middleware=[])
+        yield broker
+        with redis.Redis.from_url(broker_url) as connection:
+            connection.delete(*(connection.keys(f"dramatiq:*{stock_queue}*") or ["-"]))
+        broker.client.close()  # type: ignore[attr-defined]
+        broker.client.connection_pool.disconnect()  # type: ignore[attr-defined]
+    else:
+        broker = RabbitmqBroker(url=for_pika(broker_url), confirm_delivery=True, middleware=[])
+        yield broker
+        for suffix in ("", ".DQ", ".XQ"):
+            broker.channel.queue_delete(stock_queue + suffix)  # type: ignore[attr-defined]
+    broker.close()
+
+
+@pytest.fixture
+def send(client: dramatiq.Broker, stock_queue: str) -> Send:
+    client.declare_queue(stock_queue)
+
+    def send(name: str, *args: Any, delay: int | None = None, **kwargs: Any) -> dramatiq.Message[Any]:
+        return client.enqueue(dramatiq.Message(stock_queue, name, args, kwargs, {}), delay=delay)
+
+    return send
+
+
+@pytest.fixture
+def make_intake(broker_url: str, stock_queue: str, prefix: str, closing: ExitStack) -> Callable[[], StockIntake]:
+    def make() -> StockIntake:
+        intake = open_stock_intake(broker_url, [f"{prefix}missing", stock_queue], prefix)
+        closing.callback(intake.close)
+        return intake
+
+    return make
+
+
+def to_emails(found: Envelope, raw: bytes) -> Envelope:
+    return Envelope("emails", found.priority, found.headers, found.body)
+
+
+def taking(intake: StockIntake, count: int) -> None:
+    taken: list[int] = []
+    eventually(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == count)
+
+
+def test_messages_arrive_whole_and_in_order(
+    send: Send, make_intake: Callable[[], StockIntake], stock_queue: str, consumer: Consumer
+) -> None:
+    sent = [send("x.y", 1, "zwei", three="☂").message_id for _ in range(25)]
+    delayed = send("x.later", delay=60_000)
+    taking(make_intake(), 26)
+    found = {one.envelope.id: one.envelope for one in fetch(consumer, 26)}
+    assert list(found) == [*sent, delayed.message_id]
+    assert found[sent[0]].kind == "x.y"
+    assert found[sent[0]].body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
+    assert "eta" not in found[sent[0]].headers
+    assert found[delayed.message_id].headers["eta"] > "20"
+
+
+def test_what_the_router_takes_care_of_is_removed(send: Send, make_intake: Callable[[], StockIntake]) -> None:
+    send("x.y")
+    intake = make_intake()
+    seen: list[tuple[str, str]] = []
+
+    def route(found: Envelope, raw: bytes) -> None:
+        seen.append((found.queue, found.kind))
+
+    eventually(lambda: intake.take(10, route) == 1)
+    assert intake.take(10, route) == 0
+    assert len(seen) == 1
+
+
+def test_several_dispatchers_move_each_message_once(
+    send: Send, make_intake: Callable[[], StockIntake], consumer: Consumer
+) -> None:
+    sent = {send("x.y").message_id for _ in range(60)}
+    taken: list[int] = []
+
+    def work(intake: StockIntake) -> None:
+        while sum(taken) < 60:
+            taken.append(intake.take(7, to_emails))
+
+    threads = [threading.Thread(target=work, args=(make_intake(),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 60
+    assert set(ids(fetch(consumer, 60))) == sent
+    assert consumer.fetch(1, 0.2) == []
+
+
+def test_what_a_dramatiq_worker_has_fetched_stays_its_own(
+    send: Send, client: dramatiq.Broker, make_intake: Callable[[], StockIntake], stock_queue: str
+) -> None:
+    mine = send("x.y")
+    theirs = client.consume(stock_queue, prefetch=1, timeout=10_000)
+    fetched = next(theirs)
+    assert fetched is not None
+    assert fetched.message_id == mine.message_id
+    intake = make_intake()
+    for _ in range(3):
+        assert intake.take(10, to_emails) == 0
+    theirs.ack(fetched)
+    theirs.close()
+
+
+def test_on_redis_nothing_is_left_of_what_was_moved(redis_url: str, prefix: str) -> None:
+    broker = RedisBroker(url=redis_url, middleware=[])
+    queue = f"{prefix}gone"
+    broker.enqueue(dramatiq.Message(queue, "x.y", (), {}, {}))
+    with redis.Redis.from_url(redis_url) as client:
+        client.rpush(f"dramatiq:{queue}", "an id without a message")
+        client.hset(f"dramatiq:{queue}.msgs", "bad", b"\xff")
+        client.rpush(f"dramatiq:{queue}", "bad")
+        intake = open_stock_intake(redis_url, [queue], prefix)
+        seen: list[bytes] = []
+        assert intake.take(10, lambda found, raw: seen.append(raw) if not found.headers else to_emails(found, raw)) == 3
+        assert seen == [b"\xff"]
+        assert client.exists(f"dramatiq:{queue}", f"dramatiq:{queue}.msgs") == 0
+    intake.close()
+    broker.client.connection_pool.disconnect()

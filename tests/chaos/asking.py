@@ -1,0 +1,180 @@
+"""What a round asks for: jobs of every promise, drawn from a seed, and the calls of a producer that ask for them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chaos_jobs import (
+    Chaotic,
+    Charge,
+    ChargeUnasked,
+    Debounce,
+    Existing,
+    Least,
+    LeastThread,
+    LeastUntracked,
+    Most,
+    Once,
+    OnceThread,
+    Parent,
+    Reject,
+    Replace,
+)
+from chaos_site import Site
+
+from penstock.config.errors import BrokerUnavailable, DuplicateJob, LedgerUnavailable
+from penstock.schemas.ids import new_id
+
+Mix = Sequence[tuple[type[Chaotic], int]]
+"""Kinds, and how many of each among all."""
+MIX: Mix = [
+    (Least, 20),
+    (LeastThread, 10),
+    (LeastUntracked, 18),
+    (Once, 8),
+    (OnceThread, 8),
+    (Parent, 4),
+    (Most, 8),
+    (Charge, 6),
+    (ChargeUnasked, 4),
+    (Reject, 4),
+    (Existing, 4),
+    (Replace, 3),
+    (Debounce, 3),
+]
+UNIQUE = (Reject, Existing, Replace, Debounce)
+CANCELLABLE = (Least, LeastUntracked, Once)
+KEYS = 12
+"""Keys of each unique kind: few, so that they are held more often than not."""
+_TRIES_SECONDS = 120.0
+
+
+@dataclass
+class Asked:
+    """One call of a producer, and what came of it.
+
+    Attributes:
+        cancel: None; `at once` or `later`: its key is cancelled after it is sent.
+        certain: it was cancelled before it was due.
+        stands: id of the job that stands for it, or for which it was refused.
+        created: a job of its own was entered.
+        began, ended: of the call, as `time.time()`.
+    """
+
+    job: Chaotic
+    id: str
+    priority: str
+    delay: float | None = None
+    cancel: str | None = None
+    certain: bool = False
+    stands: str | None = None
+    created: bool = True
+    began: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def number(self) -> int:
+        return self.job.number
+
+    @property
+    def key(self) -> str | None:
+        return None if self.cancel is None else f"cancel-{self.number}"
+
+
+def plan(seed: int, count: int) -> list[Asked]:
+    """The same for a seed each time, but for ids."""
+    chance = random.Random(seed)
+    return [_draw(chance, number) for number in range(count)]
+
+
+def _draw(chance: random.Random, number: int) -> Asked:
+    [kind] = chance.choices([kind for kind, _ in MIX], [weight for _, weight in MIX])
+    failing = kind is not Most and chance.random() < 0.1
+    job = kind(
+        number=number,
+        seconds=round(chance.choice([0.0, 0.0, 0.01, 0.05, 0.3]), 3),
+        failures=chance.randint(1, 2) if failing else 0,
+        about=chance.randrange(KEYS),
+    )
+    asked = Asked(job, new_id(), chance.choice(["high", "normal", "normal", "low"]))
+    if kind is not Debounce and chance.random() < 0.12:
+        asked.delay = chance.uniform(0.1, 4.0)
+    if kind in CANCELLABLE and chance.random() < 0.08:
+        asked.cancel = chance.choice(["at once", "later"])
+        if kind is LeastUntracked or chance.random() < 0.7:
+            asked.delay = chance.uniform(5.0, 9.0)
+    return asked
+
+
+@dataclass
+class Asking:
+    """One of the producer's threads. Calls that are about the same waiting job are made by one, in order."""
+
+    site: Site
+    asked: list[Asked]
+    error: BaseException | None = None
+    _later: list[tuple[float, Asked]] = field(default_factory=list)
+
+    @staticmethod
+    def share(asked: Sequence[Asked], threads: int) -> list[list[Asked]]:
+        shares: list[list[Asked]] = [[] for _ in range(threads)]
+        for one in asked:
+            ordered = isinstance(one.job, (Replace, Debounce))
+            shares[(one.job.about if ordered else one.number) % threads].append(one)
+        return shares
+
+    def run(self, began: float, seconds: float, count: int) -> None:
+        """Half of all at once, the others spread over `seconds` from `began`, as `time.monotonic()` says."""
+        try:
+            for one in self.asked:
+                at = began + max(one.number / count - 0.5, 0) * 2 * seconds
+                while (now := time.monotonic()) < at:
+                    self._cancel_due(now)
+                    time.sleep(0.005)
+                self._cancel_due(now)
+                self._ask(one)
+            self._cancel_due(float("inf"))
+        except BaseException as error:
+            self.error = error
+
+    def _ask(self, one: Asked) -> None:
+        options: dict[str, Any] = {"priority": one.priority, "id": one.id, "key": one.key, "delay": one.delay}
+        one.began = time.time()
+        deadline = time.monotonic() + _TRIES_SECONDS
+        while True:
+            try:
+                handle = self.site.producer.enqueue(one.job, **options)
+                one.stands, one.created = handle.id, handle.created or handle.id == one.id
+                break
+            except DuplicateJob as refused:
+                one.stands, one.created = refused.existing_id, False
+                break
+            except (BrokerUnavailable, LedgerUnavailable):
+                # It may have arrived. Asked again with its id, it is absorbed by the ledger.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        one.ended = time.time()
+        if one.cancel is not None:
+            # What is cancelled later waits in the ledger by then; at once, on its way to it.
+            self._later.append((0.0 if one.cancel == "at once" else time.monotonic() + 1.5, one))
+
+    def _cancel_due(self, now: float) -> None:
+        due = [one for at, one in self._later if at <= now]
+        self._later = [(at, one) for at, one in self._later if at > now]
+        for one in due:
+            assert one.key is not None
+            deadline = time.monotonic() + _TRIES_SECONDS
+            while True:
+                try:
+                    self.site.producer.cancel(key=one.key)
+                    break
+                except LedgerUnavailable:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+            one.certain = one.delay is not None and time.time() < one.began + one.delay

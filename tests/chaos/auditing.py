@@ -1,0 +1,223 @@
+"""The audit of a round: what was asked for against what happened."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from asking import UNIQUE, Asked
+from chaos_jobs import CHILD, Charge, ChargeUnasked, Debounce, Once, OnceThread, Parent, Replace
+from chaos_site import Site
+
+from penstock.schemas.states import FINAL, State
+
+SHOWN = 8
+
+
+@dataclass
+class Line:
+    """A row of the table, of a kind: how many calls asked for it, how many jobs that makes, what became of them.
+
+    Attributes:
+        ran: jobs with an effect. again: effects of a job beyond its first.
+        none: jobs that ended without an effect, as asked or as promised. unrecorded: lost with a wiped broker.
+    """
+
+    asked: int = 0
+    jobs: int = 0
+    ran: int = 0
+    again: int = 0
+    none: int = 0
+    lost: int = 0
+    unrecorded: int = 0
+
+
+@dataclass
+class Report:
+    """What a round came to. `faults` is empty if every promise was kept."""
+
+    seed: int
+    lines_of: dict[str, Line] = field(default_factory=lambda: defaultdict(Line))
+    broken: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        names = ("asked", "jobs", "ran", "again", "none", "lost", "unrecorded")
+        rows = [f"  seed {self.seed:<23}" + "".join(f"{name:>11}" for name in names)]
+        total = Line()
+        for kind, line in sorted(self.lines_of.items()):
+            rows.append(f"  {kind:<28}" + "".join(f"{getattr(line, name):>11}" for name in names))
+            for name in names:
+                setattr(total, name, getattr(total, name) + getattr(line, name))
+        rows.append(f"  {'all':<28}" + "".join(f"{getattr(total, name):>11}" for name in names))
+        rows.append("  " + ", ".join(f"{name} x{count}" for name, count in sorted(self.broken.items())))
+        return rows + [f"  FAULT {fault}" for fault in self.faults]
+
+
+class Audit:
+    """What a site holds in the end, and what is wrong with it.
+
+    Arguments:
+        wiped: the broker was emptied, so what no ledger has recorded may be gone.
+        frozen: a worker was suspended, so that two of them may have been at one effect.
+    """
+
+    def __init__(self, site: Site, asked: Sequence[Asked], *, wiped: bool, frozen: bool) -> None:
+        self._asked, self._wiped, self._frozen = asked, wiped, frozen
+        self._traces, self._effects, self._charges = site.traces(), site.effects(), site.charges()
+        self._rows, self._letters = site.rows(), site.letters()
+        self._faults: dict[str, list[str]] = defaultdict(list)
+
+    def into(self, report: Report) -> None:
+        for one in self._asked:
+            line = report.lines_of[one.job.kind().name]
+            line.asked += 1
+            if one.created:
+                line.jobs += 1
+                self._judge(one, line)
+        self._judge_children(report.lines_of["chaos.once (of a parent)"])
+        self._judge_uniques()
+        known = {one.id for one in self._asked}
+        for job_id, row in self._rows.items():
+            if row.state not in FINAL:
+                self._fault("without an end", row.kind, f"{job_id} ({row.state})")
+            if job_id not in known and json.loads(row.payload)["number"] < CHILD:
+                self._fault("that nobody asked for", row.kind, f"{job_id} ({row.state})")
+        for fault, labels in sorted(self._faults.items()):
+            more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+            report.faults.append(f"{len(labels)} {fault}: {', '.join(labels[:SHOWN])}{more}")
+
+    def _judge(self, one: Asked, line: Line) -> None:
+        kind, row, reason = one.job.kind(), self._rows.get(one.id), self._letters.get(one.id)
+        state = None if row is None else row.state
+        count, label = self._count(one), f"{one.number} ({one.id}, {state})"
+        line.ran += count > 0
+        line.again += max(count - 1, 0)
+        may_not = one.cancel is not None or isinstance(one.job, (*UNIQUE, ChargeUnasked))
+        if count == 0 and row is None and self._wiped and not isinstance(one.job, UNIQUE):
+            line.unrecorded += 1
+            return
+        if count == 0 and not may_not and kind.delivery != "at_most_once":
+            line.lost += 1
+            self._fault("lost", kind.name, label)
+        elif count == 0:
+            line.none += 1
+        once = kind.delivery != "at_least_once" or isinstance(one.job, ChargeUnasked)
+        if count > 1 and once and not (isinstance(one.job, Charge) and self._frozen):
+            self._fault("repeated", kind.name, label)
+        if isinstance(one.job, Charge) and len(self._charges[one.number]) > 1:
+            self._fault("charged under several keys", kind.name, label)
+        if kind.track and row is None and not self._wiped:
+            self._fault("not recorded", kind.name, label)
+        self._judge_state(one, state, count, reason, label)
+
+    def _judge_state(self, one: Asked, state: str | None, count: int, reason: str | None, label: str) -> None:
+        kind = one.job.kind()
+        if one.cancel is not None:
+            if one.certain and (count or state not in (State.CANCELLED, None)):
+                self._fault("ran though it was cancelled before", kind.name, label)
+            if state == State.CANCELLED and count and kind.delivery == "once":
+                self._fault("has an effect though it is cancelled", kind.name, label)
+            if state not in (State.CANCELLED, State.SUCCEEDED, None):
+                self._fault("neither cancelled nor done", kind.name, label)
+        elif isinstance(one.job, ChargeUnasked):
+            if state == State.DEAD and reason != "in_doubt":
+                self._fault(f"a dead letter ({reason})", kind.name, label)
+            if state == State.SUCCEEDED and count != 1:
+                self._fault("done without its charge", kind.name, label)
+            if state not in (State.DEAD, State.SUCCEEDED):
+                self._fault("not recorded as done", kind.name, label)
+        elif isinstance(one.job, (Replace, Debounce)):
+            error = self._rows[one.id].error or "" if one.id in self._rows else ""
+            if state != State.SUCCEEDED and not (state == State.CANCELLED and error.startswith("replaced by job ")):
+                self._fault("neither done nor replaced", kind.name, label)
+            if state == State.CANCELLED and count:
+                self._fault("ran though it was replaced", kind.name, label)
+        elif kind.track and kind.delivery != "at_most_once" and state != State.SUCCEEDED:
+            self._fault("not recorded as succeeded", kind.name, label)
+        elif kind.delivery != "at_most_once" and reason is not None:
+            self._fault(f"a dead letter ({reason})", kind.name, label)
+
+    def _count(self, one: Asked) -> int:
+        if isinstance(one.job, (Once, OnceThread, Parent)):
+            return self._effects[one.number]
+        if isinstance(one.job, (Charge, ChargeUnasked)):
+            return sum(self._charges[one.number])
+        if isinstance(one.job, Debounce):  # put off, it leaves the trace of a later call
+            return sum(ids.count(one.id) for ids in self._traces.values())
+        return len(self._traces.get(one.number, ()))
+
+    def _judge_children(self, line: Line) -> None:
+        """What a parent enqueues is there if the parent succeeded, and only then."""
+        for one in self._asked:
+            if isinstance(one.job, Parent):
+                count, done = self._effects[CHILD + one.number], self._effects[one.number]
+                label = f"{one.number} ({one.id})"
+                line.asked += 1
+                line.jobs += done
+                line.ran += count > 0
+                line.again += max(count - 1, 0)
+                line.lost += count < done
+                if count != done:
+                    self._fault(f"{count} children", one.job.kind().name, label)
+
+    def _judge_uniques(self) -> None:
+        groups: Mapping[tuple[type, int], list[Asked]] = defaultdict(list)
+        for one in self._asked:
+            if isinstance(one.job, UNIQUE):
+                groups[type(one.job), one.job.about].append(one)
+        for (kind, about), calls in groups.items():
+            label = f"about {about}"
+            own = {one.id: one for one in calls if one.created}
+            for one in calls:
+                if one.stands is not None and one.stands not in own:
+                    self._fault("stands for a call of another key", kind.__name__, f"{one.stands}, {label}")
+            if kind in (Replace, Debounce):
+                self._judge_latest(kind, calls, label)
+            else:
+                self._judge_holders(kind, list(own.values()), label)
+
+    def _judge_latest(self, kind: type, calls: list[Asked], label: str) -> None:
+        """The last call's payload runs, and a debounced job with no other payload than the last it was given."""
+        last = calls[-1]
+        if not self._traces.get(last.number):
+            self._fault("lost its last call", kind.__name__, f"{last.number} ({last.stands}), {label}")
+        given = {one.stands: one.number for one in calls}  # the latest of each
+        for one in calls:
+            for job_id in self._traces.get(one.number, ()):
+                if given.get(job_id) != one.number:
+                    self._fault("ran with a payload of before", kind.__name__, f"{one.number} ({job_id}), {label}")
+
+    def _judge_holders(self, kind: type, holders: list[Asked], label: str) -> None:
+        """A job was let in only when the one before had ended."""
+        holders.sort(key=lambda one: one.ended)
+        for number, one in enumerate(holders):
+            row = self._rows.get(one.id)
+            for other in holders[number + 1 :]:
+                # Let in while the other's call was under way at the latest; which of two was first, neither knows.
+                if row is None or row.finished_at is None or other.ended < row.finished_at.timestamp():
+                    theirs: Any = self._rows.get(other.id)
+                    ended = None if theirs is None or theirs.finished_at is None else theirs.finished_at.timestamp()
+                    if ended is None or one.ended < ended:
+                        self._fault("held one key at a time", kind.__name__, f"{one.id} and {other.id}, {label}")
+
+    def _fault(self, what: str, kind: str, label: str) -> None:
+        self._faults[f"{kind} {what}"].append(label)
+
+
+def is_settled(site: Site, asked: Sequence[Asked], *, wiped: bool) -> bool:
+    """Whether the ledger knows of nothing more to come, and what must happen has happened."""
+    if site.unfinished():
+        return False
+    if wiped:
+        return True
+    rows, traces = site.rows(), site.traces()
+    return all(
+        one.id in rows if one.job.kind().track else one.number in traces or one.cancel is not None
+        for one in asked
+        if one.created
+    )

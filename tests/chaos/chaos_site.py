@@ -1,0 +1,247 @@
+"""What a chaos round breaks: a broker, workers and dispatchers as an operator starts them; and what they left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from chaos_jobs import EFFECTS, QUEUE
+from database_servers import PostgresServer
+from rabbitmq_node import RabbitmqNode
+
+from penstock.config.errors import PenstockError
+from penstock.config.settings import Settings
+from penstock.producers import Producer
+from penstock.producers.senders.rabbitmq import lane_name
+from penstock.producers.senders.rabbitmq_publisher import connect
+from penstock.schemas.database import Database
+from penstock.schemas.kinds import DISPATCHER_QUEUE, PRIORITIES
+from penstock.schemas.states import FINAL
+from penstock.schemas.tables import dead_letters, jobs
+from penstock.workers.ledger.upgrade import upgrade
+from penstock.workers.up.redis_server import RedisServer
+
+HERE = Path(__file__).parent
+PENSTOCK = Path(sys.executable).parent / "penstock"
+LEASE_SECONDS = 2.0
+
+
+class SafeRedis(RedisServer):
+    """Redis that has on disk what it has confirmed: with `everysec` it may itself lose its last second when killed."""
+
+    def start(self) -> None:
+        super().start()
+        from redis import Redis
+
+        with Redis.from_url(self.url) as client:
+            client.config_set("appendfsync", "always")
+
+
+class Postgres(PostgresServer):
+    """PostgreSQL that may lose its first process."""
+
+    def start(self) -> None:
+        """Start as soon as the sessions of a killed postmaster have gone."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                super().start()
+                return
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def kill_postmaster(self) -> None:
+        pid = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(pid, signal.SIGKILL)
+
+
+class Site:
+    """Everything of one round.
+
+    Arguments:
+        folder: for logs, ledger and traces; its own.
+        broker_server: to break, or None: the broker at `broker_url` is not touched.
+        postgres: the ledger's server, to break.
+        ledger_url: where there is none; None: SQLite in the folder.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        folder: Path,
+        prefix: str,
+        *,
+        broker_url: str,
+        broker_server: SafeRedis | RabbitmqNode | None = None,
+        postgres: Postgres | None = None,
+        ledger_url: str | None = None,
+        workers: int = 2,
+        dispatchers: int = 2,
+    ) -> None:
+        self.engine, self.folder = engine, folder
+        self.broker_server, self.postgres = broker_server, postgres
+        self.trace, self.provider = folder / "trace", folder / "provider"
+        self.provider.mkdir()
+        ledger_url = postgres.url if postgres is not None else ledger_url
+        self.settings = Settings(
+            broker_url=broker_url,
+            database_url=ledger_url or f"sqlite:///{folder}/ledger.db",
+            storage_url=f"file:{folder}/storage",
+            smtp_url=f"maildir:{folder}/mail",
+            prefix=prefix,
+            stock_queues=(),
+            lease_seconds=LEASE_SECONDS,
+            broker_timeout_seconds=2.0,
+            grace_seconds=5,
+            max_crashes=10_000,  # what a job is worth that kills its worker is another question
+        )
+        self.database = Database(self.settings.database_url)
+        upgrade(self.database)
+        EFFECTS.metadata.create_all(self.database.engine)
+        self.producer = Producer.from_settings(self.settings)
+        self.workers: list[subprocess.Popen[bytes] | None] = [None] * workers
+        self.dispatchers: list[subprocess.Popen[bytes] | None] = [None] * dispatchers
+        self._started = 0
+
+    def start(self) -> None:
+        for slot in range(len(self.workers)):
+            self.start_worker(slot)
+        for slot in range(len(self.dispatchers)):
+            self.start_dispatcher(slot)
+
+    def start_worker(self, slot: int) -> None:
+        self.workers[slot] = self._run(
+            ["worker", "--engine", self.engine, "--queues", QUEUE, "--concurrency", "30", "--import", "chaos_jobs"]
+        )
+
+    def start_dispatcher(self, slot: int) -> None:
+        self.dispatchers[slot] = self._run(["dispatcher", "--import", "chaos_jobs"])
+
+    def revive(self) -> None:
+        """Start again what has ended by itself, as whoever supervises it would: a worker cannot start without its
+        ledger."""
+        for slot, process in enumerate(self.workers):
+            if process is not None and process.poll() is not None:
+                self.start_worker(slot)
+        for slot, process in enumerate(self.dispatchers):
+            if process is not None and process.poll() is not None:
+                self.start_dispatcher(slot)
+
+    def _run(self, command: list[str]) -> subprocess.Popen[bytes]:
+        settings = self.settings
+        environment = os.environ | {
+            "PENSTOCK_BROKER_URL": settings.broker_url,
+            "PENSTOCK_DATABASE_URL": settings.database_url,
+            "PENSTOCK_STORAGE_URL": settings.storage_url,
+            "PENSTOCK_SMTP_URL": settings.smtp_url,
+            "PENSTOCK_PREFIX": settings.prefix,
+            "PENSTOCK_STOCK_QUEUES": "[]",
+            "PENSTOCK_LEASE_SECONDS": str(settings.lease_seconds),
+            "PENSTOCK_BROKER_TIMEOUT_SECONDS": str(settings.broker_timeout_seconds),
+            "PENSTOCK_GRACE_SECONDS": str(settings.grace_seconds),
+            "PENSTOCK_MAX_CRASHES": str(settings.max_crashes),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+            "CHAOS_TRACE": str(self.trace),
+            "CHAOS_PROVIDER": str(self.provider),
+        }
+        self._started += 1
+        with (self.folder / f"{self._started:03d}-{command[0]}.log").open("wb") as log:
+            return subprocess.Popen(
+                [PENSTOCK, *command], env=environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def stop(self) -> None:
+        self.producer.close()
+        running = [process for process in (*self.workers, *self.dispatchers) if process is not None]
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in running:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.database.close()
+
+    def wipe(self) -> None:
+        """Empty the broker."""
+        if isinstance(self.broker_server, SafeRedis):
+            from redis import Redis
+
+            with Redis.from_url(self.broker_server.url) as client:
+                client.flushall()
+            return
+        connection = connect(self.settings.broker_url, timeout_seconds=30)
+        try:
+            channel = connection.channel()
+            for queue in (QUEUE, DISPATCHER_QUEUE):
+                for priority in PRIORITIES:
+                    channel.queue_delete(lane_name(self.settings.prefix, queue, priority))
+        finally:
+            connection.close()
+
+    # What there is to see.
+
+    def traces(self) -> dict[int, list[str]]:
+        """By number, the ids of the jobs that left a line, each as often as it did."""
+        found: dict[int, list[str]] = defaultdict(list)
+        if self.trace.exists():
+            for line in self.trace.read_text().splitlines():
+                number, job_id, *_ = line.split()
+                found[int(number)].append(job_id)
+        return found
+
+    def effects(self) -> Counter[int]:
+        """How many rows each `once` job wrote."""
+        select = sa.select(EFFECTS.c.number, sa.func.count().label("rows")).group_by(EFFECTS.c.number)
+        return Counter({row.number: row.rows for row in self._read(select)})
+
+    def charges(self) -> dict[int, list[int]]:
+        """By number, how often the provider was called with each idempotency key."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for account in self.provider.iterdir():
+            if calls := account.read_text().split()[::3]:
+                found[int(calls[0])].append(len(calls))
+        return found
+
+    def rows(self) -> dict[str, Any]:
+        """The jobs in the ledger: id, kind, state, when it ended, and its error."""
+        columns = (jobs.c.id, jobs.c.kind, jobs.c.state, jobs.c.finished_at, jobs.c.error, jobs.c.payload)
+        return {row.id: row for row in self._read(sa.select(*columns))}
+
+    def unfinished(self) -> dict[str, str]:
+        select = sa.select(jobs.c.id, jobs.c.state).where(jobs.c.state.not_in(sorted(FINAL)))
+        return {row.id: row.state for row in self._read(select)}
+
+    def letters(self) -> dict[str, str]:
+        """Why each dead letter is one."""
+        return {row.id: row.reason for row in self._read(sa.select(dead_letters.c.id, dead_letters.c.reason))}
+
+    def _read(self, select: sa.Select[Any]) -> Any:
+        return self.database.read(lambda connection: connection.execute(select).all())
+
+    def wait_for_servers(self, seconds: float = 60.0) -> None:
+        """Wait until broker and ledger answer."""
+        checks: list[Callable[[], object]] = [self.producer.ping, self.unfinished]
+        deadline = time.monotonic() + seconds
+        for check in checks:
+            while True:
+                try:
+                    check()
+                    break
+                except PenstockError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)

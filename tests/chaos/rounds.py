@@ -1,0 +1,67 @@
+"""One round: jobs of every promise, things that break, and the count of what was lost or repeated."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from asking import Asked, Asking, plan
+from auditing import Audit, Report, is_settled
+from breaking import Breaker
+from chaos_site import Site
+
+WAIT_SECONDS = 180.0
+THREADS = 3
+
+
+def run_round(
+    site: Site, seed: int, *, count: int, seconds: float = 30.0, first: Sequence[str] = (), wipes: int = 0
+) -> Report:
+    """Send `count` jobs while things break for `seconds`, mend everything, wait until all is done, and count.
+
+    Half of the jobs are there at once, the others come over four fifths of the time.
+
+    Arguments:
+        first: names of what breaks first; see `Breaker`.
+        wipes: how often the broker is emptied. Then only what the ledger had on record must end.
+    """
+    report, began = Report(seed), time.monotonic()
+    asked = plan(seed, count)
+    site.start()
+    breaker = Breaker(site, seed, first=first, wipes=wipes, seconds=seconds)
+    breaker.start()
+    asking = [Asking(site, share) for share in Asking.share(asked, THREADS)]
+    threads = [threading.Thread(target=one.run, args=(began, seconds * 0.8, count), daemon=True) for one in asking]
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) and breaker.error is None:
+            time.sleep(0.05)
+        while time.monotonic() < began + seconds and breaker.error is None:
+            time.sleep(0.05)
+    finally:
+        breaker.stop()
+    for one in asking:
+        if one.error is not None:
+            raise one.error
+    report.broken = breaker.done
+    site.wait_for_servers()
+    _settle(site, asked, wipes > 0)
+    frozen = breaker.done["freeze_worker"] > 0
+    Audit(site, asked, wiped=wipes > 0, frozen=frozen).into(report)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _settle(site: Site, asked: list[Asked], wiped: bool) -> None:
+    """Wait until everything has an end."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if is_settled(site, asked, wiped=wiped):
+            # A duplicate on its way would come now, and what a wiped broker may still hold untracked.
+            time.sleep(6.0 if wiped else 1.0)
+            if is_settled(site, asked, wiped=wiped):
+                return
+        site.revive()
+        time.sleep(0.5)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from penstock.schemas.database import Database
+from penstock.workers.cli import app
+from penstock.workers.ledger.upgrade import upgrade
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output, which must be JSON and nothing else."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str, prefix: str) -> Path:
+    """A working directory with nothing in it but what a test puts there, and settings for servers of the tests' own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("PENSTOCK_CONFIG", "PENSTOCK_LOG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PENSTOCK_BROKER_URL", redis_url)
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", "sqlite:///ledger.db")
+    monkeypatch.setenv("PENSTOCK_STORAGE_URL", "file:storage")
+    monkeypatch.setenv("PENSTOCK_PREFIX", prefix)
+    return tmp_path
+
+
+@pytest.fixture
+def penstock(workplace: Path) -> Callable[..., Result]:
+    """Run a command in this process."""
+
+    def run(*arguments: str, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(app, arguments, input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Result(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
+def ledger(workplace: Path) -> Iterator[Database]:
+    database = Database("sqlite:///ledger.db")
+    upgrade(database)
+    yield database
+    database.close()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ledgers import Login, Note, claimed, end, letter_of, message, row_of, stock_envelope
+
+from penstock.schemas import Job, Outcome, State
+from penstock.schemas.database import Database
+from penstock.schemas.wire import Envelope
+from penstock.workers.ledger import deadletters
+
+Run = Callable[..., Any]
+
+
+def bury(ledger: Database, envelope: Envelope, reason: str = "unknown_kind") -> str:
+    return deadletters.add(ledger, envelope, envelope.body, reason, "because")
+
+
+def test_dead_letters_are_listed_and_shown_without_what_is_sensitive(penstock: Run, ledger: Database) -> None:
+    login = stock_envelope(
+        "ledger.login",
+        {"user": "ada", "password": "s3cret", "x": 1},
+        queue="notes",
+        kwargsrepr="{'password': 's3cret'}",
+    )
+    strange = stock_envelope("who.knows", {"token": "s3cret"}, queue="celery")
+    ids = [bury(ledger, login, "invalid_payload"), bury(ledger, strange)]
+    assert all(one in penstock("deadletters", "list").out for one in ids)
+    rows = penstock("deadletters", "list", "--json", "--reason", "unknown_kind").json
+    assert [(row["id"], row["kind"]) for row in rows] == [(ids[1], "who.knows")]
+    known = penstock("deadletters", "show", ids[0], "--json").json
+    assert known["payload"] == {"user": "ada", "password": "***", "x": 1}
+    unknown = penstock("deadletters", "show", ids[1])
+    assert "token" in unknown.out
+    assert "s3cret" not in str(known) + unknown.out
+    assert json.loads(penstock("deadletters", "show", ids[1], "--raw").out)[1] == {"token": "s3cret"}
+
+
+def test_dead_letters_are_replayed_by_id_or_all_that_are_chosen(penstock: Run, ledger: Database) -> None:
+    sent = [message(Note(text=str(number))) for number in range(3)]
+    for one in sent:
+        end(ledger, claimed(ledger, one), Outcome.DEAD, error="no", reason="failed")
+    strange = bury(ledger, stock_envelope("who.knows", {}, queue="celery"))
+    assert penstock("deadletters", "replay").code == 2
+    assert penstock("deadletters", "replay", sent[0].id).code == 0
+    assert penstock("deadletters", "replay", "--all", "--reason", "failed").code == 0
+    assert {row_of(ledger, one.id).state for one in sent} == {State.SCHEDULED}
+    result = penstock("deadletters", "replay", strange)
+    assert result.code == 1
+    assert "--import" in result.err
+    assert letter_of(ledger, strange).replayed_at is None
+    assert len(penstock("deadletters", "list", "--replayed", "--json").json) == 3
+
+
+def die(ledger: Database, job: Job, error: str = "ValueError: no 1", **options: Any) -> str:
+    sent = message(job, **options)
+    end(ledger, claimed(ledger, sent), Outcome.DEAD, error=error, traceback="the trace", reason="failed")
+    return sent.id
+
+
+def test_letters_are_counted_by_what_they_died_of_and_a_group_is_replayed(penstock: Run, ledger: Database) -> None:
+    same = [die(ledger, Note(), f"ValueError: no {number}") for number in range(3)]
+    other = die(ledger, Note(), "KeyError: 'x'")
+    found = penstock("deadletters", "groups", "--json").json
+    assert [(one["count"], one["newest_id"]) for one in found] == [(3, same[-1]), (1, other)]
+    assert "ValueError: no 2" in penstock("deadletters", "groups").out
+    group = found[0]["fingerprint"]
+    assert {row["id"] for row in penstock("deadletters", "list", "--group", group, "--json").json} == set(same)
+    result = penstock("deadletters", "replay", "--group", group, "--throttle", "60/m")
+    assert (result.code, result.out, result.err) == (0, "", "replayed: 3 of 3\n")
+    due = [row_of(ledger, one).due_at for one in same]
+    assert [(one - due[0]).total_seconds() for one in due] == [0, 1, 2]
+    assert penstock("deadletters", "replay", "--group", group).err == "no dead letters\n"
+
+
+def test_a_letter_is_shown_with_its_attempts_and_what_was_decided(penstock: Run, ledger: Database) -> None:
+    letter_id = die(ledger, Login(user="ada", password="s3cret"), tenant="acme")
+    assert penstock("deadletters", "discard", letter_id, "--reason", "too late", "--actor", "bob").code == 0
+    shown = penstock("deadletters", "show", letter_id, "--json").json
+    assert shown["payload"] == {"user": "ada", "password": "***"}
+    assert [(one["outcome"], one["traceback"]) for one in shown["attempts"]] == [("dead", "the trace")]
+    assert [(one["act"], one["actor"], one["detail"]) for one in shown["decisions"]] == [
+        ("discard", "bob", {"why": "too late"})
+    ]
+    text = penstock("deadletters", "show", letter_id).out
+    assert all(said in text for said in ("the trace", "too late", "bob", "acme"))
+    assert "s3cret" not in text
+    assert [row["id"] for row in penstock("deadletters", "list", "--discarded", "--json").json] == [letter_id]
+
+
+def test_an_edit_is_checked_and_told_by_the_field(penstock: Run, ledger: Database) -> None:
+    letter_id = die(ledger, Login(user="ada", password="old"))
+    wrong = penstock("deadletters", "replay", letter_id, "--edit", '{"user": 7, "password": "s3cret"}')
+    assert wrong.code == 2
+    assert "user: Input should be a valid string" in wrong.err
+    assert "s3cret" not in wrong.err
+    for edit in ("{", "[]", "{}"):
+        assert penstock("deadletters", "replay", letter_id, "--edit", edit).code == 2
+    assert penstock("deadletters", "replay", letter_id, "--edit", "-", stdin='{"password": "new"}').code == 0
+    assert json.loads(row_of(ledger, letter_id).payload) == {"user": "ada", "password": "new"}
+
+
+def test_a_dry_run_changes_nothing_and_tells_what_cannot_be_replayed(penstock: Run, ledger: Database) -> None:
+    fine = die(ledger, Note())
+    strange = bury(ledger, stock_envelope("who.knows", {}, queue="celery"))
+    result = penstock("deadletters", "replay", "--all", "--dry-run")
+    assert result.code == 1
+    assert fine in result.out
+    assert "would be replayed: 1 of 2" in result.err
+    told = penstock("deadletters", "replay", "--all", "--dry-run", "--json").json
+    assert (told["dry_run"], told["replayed"], told["refused"]) == (True, 1, 1)
+    assert "--import" in next(one["problem"] for one in told["letters"] if one["id"] == strange)
+    assert row_of(ledger, fine).state == State.DEAD
+    assert penstock("audit", "list", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("replay", ()),
+        ("replay", ("x", "--all")),
+        ("replay", ("x", "--kind", "k")),
+        ("replay", ("x", "--throttle", "50")),
+        ("replay", ("x", "--throttle", "0/s")),
+        ("discard", ("x",)),
+        ("discard", ("--all", "--reason", " ")),
+        ("list", ("--replayed", "--discarded")),
+    ],
+)
+def test_what_is_not_clear_is_refused(
+    penstock: Run, ledger: Database, command: str, arguments: tuple[str, ...]
+) -> None:
+    letter_id = die(ledger, Note())
+    assert penstock("deadletters", command, *(letter_id if one == "x" else one for one in arguments)).code == 2
+    assert row_of(ledger, letter_id).state == State.DEAD
+    assert letter_of(ledger, letter_id).discarded_at is None
+
+
+def test_the_audit_log_says_who_did_what_to_how_many(
+    penstock: Run, ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = (die(ledger, Note()) for _ in range(3))
+    monkeypatch.setenv("PENSTOCK_ACTOR", "deploy-bot")
+    penstock("deadletters", "replay", one, two)
+    penstock("jobs", "retry", three, "--actor", "ada")
+    monkeypatch.delenv("PENSTOCK_ACTOR")
+    penstock("deadletters", "discard", "--all", "--reason", "none is left, so this is no act")
+    found = penstock("audit", "list", "--json").json
+    assert [(line["actor"], line["act"], line["count"]) for line in found] == [
+        ("ada", "retry", 1),
+        ("deploy-bot", "replay", 2),
+    ]
+    assert [line["act"] for line in penstock("audit", "list", "--subject", two, "--json").json] == ["replay"]
+    assert len(penstock("audit", "list", "--act", "retry", "--act", "replay", "--json").json) == 2
+    assert penstock("audit", "list", "--act", "erase", "--json").json == []
+    assert len(penstock("audit", "list", "--since", "1h", "--actor", "ada", "--json").json) == 1
+    assert "deploy-bot" in penstock("audit", "list").out
+
+
+def test_who_acts_is_the_user_of_the_system_unless_said_otherwise(
+    penstock: Run, ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "grace")
+    penstock("jobs", "retry", die(ledger, Note()))
+    assert [line["actor"] for line in penstock("audit", "list", "--json").json] == ["grace"]

@@ -1,0 +1,101 @@
+"""`penstock jobs explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from ledgers import Login, Note, claimed, end, message
+
+from penstock.config.settings import load_settings
+from penstock.producers import Producer
+from penstock.producers.senders import open_sender
+from penstock.schemas import Outcome
+from penstock.schemas.database import Database
+from penstock.schemas.wire import encode
+from penstock.workers.ledger import heartbeats
+
+Run = Callable[..., Any]
+
+
+def test_the_sentence_comes_first_then_what_to_do_then_the_facts(penstock: Run, ledger: Database) -> None:
+    login = message(Login(user="ada", password="s3cret"))
+    retry = {"error": "OSError: no route", "due_at": datetime.now(UTC) + timedelta(hours=1)}
+    end(ledger, claimed(ledger, login), Outcome.RETRY, **retry)
+    result = penstock("jobs", "explain", login.id)
+    first, second, *facts = result.out.splitlines()
+    assert first.startswith(f"{login.id} (retrying): attempt 1 failed (OSError: no route)")
+    assert second == "To do: start a dispatcher: penstock dispatcher"
+    assert any(line.split() == ["kind", "ledger.login"] for line in facts)
+    told = penstock("jobs", "explain", login.id, "--json").json
+    assert sorted(told) == ["advice", "because", "facts", "job_id", "state"]
+    assert (told["state"], told["facts"]["failures"]) == ("retrying", 1)
+    assert datetime.fromisoformat(told["facts"]["due_at"]).tzinfo is not None
+    assert "s3cret" not in result.out + str(told)
+    assert result.code == 0
+
+
+def test_a_job_that_only_the_broker_knows_is_found_and_one_that_nobody_knows_is_a_failure(
+    penstock: Run, ledger: Database
+) -> None:
+    settings = load_settings()
+    sender = open_sender(settings.broker_url, prefix=settings.prefix)
+    job = encode(Note())
+    sender.send([job])
+    sender.close()
+    result = penstock("jobs", "explain", job.id)
+    assert result.code == 0
+    assert (
+        "(not on record): no live worker consumes queue 'notes'; it waits in queue 'notes' at position 1" in result.out
+    )
+    told = penstock("jobs", "explain", "nobodys", "--json")
+    assert (told.code, told.json["state"]) == (1, None)
+    assert "nor has the broker" in told.json["because"]
+
+
+def test_a_broker_that_is_away_does_not_keep_the_ledger_from_answering(
+    penstock: Run, ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_BROKER_URL", "redis://127.0.0.1:1/0")
+    told = penstock("jobs", "explain", "nobodys", "--json")
+    assert told.code == 1
+    assert "cannot be asked" in told.json["facts"]["broker"]
+    assert "either it waits in the broker" in told.json["because"]
+
+
+def test_a_key_says_which_job_holds_it(penstock: Run, ledger: Database) -> None:
+    settings = load_settings()
+    urls = {"prefix": settings.prefix, "database_url": settings.database_url}
+    with Producer(settings.broker_url, **urls) as producer:
+        job_id = producer.enqueue(Note(), key="k", unique="reject").id
+    [told] = penstock("jobs", "explain", "--key", "k", "--json").json
+    assert told["job_id"] == job_id
+    assert told["because"].startswith("key 'k' of ledger.note is held by this job: no live worker consumes queue")
+    assert told["facts"]["position"] == 1
+    assert job_id in penstock("jobs", "explain", "--key", "k", "--kind", "ledger.note").out
+    nobody = penstock("jobs", "explain", "--key", "other", "--json")
+    assert (nobody.code, nobody.json) == (1, [])
+    assert "no job has taken" in nobody.err
+
+
+@pytest.mark.parametrize("arguments", [(), ("x", "--key", "k"), ("x", "--kind", "k"), ("x", "--tenant", "t")])
+def test_what_does_not_go_together_is_wrong_use(penstock: Run, ledger: Database, arguments: tuple[str, ...]) -> None:
+    assert penstock("jobs", "explain", *arguments).code == 2
+
+
+def test_queues_say_how_many_consume_them(penstock: Run, ledger: Database) -> None:
+    lease = timedelta(hours=1)
+    for name in ("w1", "w2"):
+        heartbeats.register(ledger, name, engine="celery", queues=["notes"], kinds={}, lease=lease)
+    heartbeats.register(ledger, "gone", engine="celery", queues=["ticks"], kinds={}, lease=-lease)
+    heartbeats.register(ledger, "d1", engine="dispatcher", queues=["dispatcher"], kinds={}, lease=lease)
+    alive = {row["queue"]: row["workers"] for row in penstock("queues", "list", "--json").json}
+    assert (alive["notes"], alive["ticks"], alive["dispatcher"]) == (2, 0, 1)
+
+
+def test_a_time_that_is_none_is_told_both_ways_to_write_it(penstock: Run, ledger: Database) -> None:
+    result = penstock("jobs", "list", "--since", "yesterday")
+    assert result.code == 2
+    assert "1h, 2d" in " ".join(result.err.split())

@@ -1,0 +1,113 @@
+"""`penstock db stats`, `penstock db prune` and `penstock jobs erase`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from ledgers import Note, change, claimed, end, message, row_of
+
+from penstock.producers.results import write_result
+from penstock.producers.storage import make_storage
+from penstock.schemas import Outcome
+from penstock.schemas.database import Database
+from penstock.schemas.ids import first_id
+from penstock.schemas.tables import jobs
+from penstock.workers.ledger import audit
+
+Run = Callable[..., Any]
+DAY = timedelta(days=1)
+
+
+def ended(ledger: Database, *, age: timedelta = timedelta(), **options: Any) -> str:
+    sent = message(Note(), id=first_id(datetime.now(UTC) - age)[:35] + "7", **options)
+    end(ledger, claimed(ledger, sent), Outcome.SUCCEEDED)
+    change(ledger, sent.id, finished_at=datetime.now(UTC) - age)
+    return sent.id
+
+
+def test_prune_deletes_what_is_over_and_a_dry_run_only_says_so(penstock: Run, ledger: Database) -> None:
+    old, young = ended(ledger, age=8 * DAY), ended(ledger, age=6 * DAY)
+    shown = penstock("db", "prune", "--dry-run")
+    assert shown.code == 0
+    assert "would be deleted" in shown.out
+    assert penstock("db", "prune", "--dry-run", "--json").json == {"dry_run": True, "counts": {"succeeded": 1}}
+    assert row_of(ledger, old) is not None
+    assert penstock("db", "prune", "--json").json == {"dry_run": False, "counts": {"succeeded": 1}}
+    assert row_of(ledger, old) is None
+    assert row_of(ledger, young) is not None
+    assert "nothing is over" in penstock("db", "prune").err
+
+
+def test_the_file_says_how_long(penstock: Run, ledger: Database, workplace: Path) -> None:
+    (workplace / "penstock.toml").write_text('[retention]\nsucceeded = "2h"\n')
+    ended(ledger, age=timedelta(hours=3))
+    assert penstock("db", "prune", "--json").json["counts"] == {"succeeded": 1}
+
+
+def test_stats_show_tables_and_states(penstock: Run, ledger: Database) -> None:
+    ended(ledger)
+    shown = penstock("db", "stats")
+    assert shown.code == 0
+    for text in ("penstock_jobs", "MiB", "succeeded", "7 d", "for ever", "next prune"):
+        assert text in shown.out
+    found = penstock("db", "stats", "--json").json
+    assert {row["table"]: row["rows"] for row in found["tables"]}["penstock_jobs"] == 1
+    [done] = [row for row in found["states"] if row["state"] == "succeeded"]
+    assert (done["jobs"], done["kept"]) == (1, 7 * 86400.0)
+
+
+def test_erase_asks_before_it_does(penstock: Run, ledger: Database) -> None:
+    mine, other = ended(ledger, age=DAY, key="customer-7"), ended(ledger, age=2 * DAY, key="customer-8")
+    refused = penstock("jobs", "erase", "--where", "key=customer-7", stdin="n\n")
+    assert refused.code == 1
+    assert "1 job would be erased" in refused.err
+    shown = penstock("jobs", "erase", "--where", "key=customer-7", "--dry-run")
+    assert shown.out == "1 job would be erased\n"
+    assert row_of(ledger, mine) is not None
+    assert audit.find(ledger) == []
+    asked = penstock("jobs", "erase", "--where", "key=customer-7", "--actor", "bob", stdin="y\n")
+    assert asked.code == 0
+    assert asked.out.endswith("1 job erased\n")
+    assert row_of(ledger, mine) is None
+    assert row_of(ledger, other) is not None
+    [line] = audit.find(ledger)
+    assert (line.actor, line.act, line.count) == ("bob", "erase", 1)
+    assert "customer-7" not in str(line)
+
+
+def test_erase_takes_the_results_in_the_storage_too(penstock: Run, ledger: Database, workplace: Path) -> None:
+    storage = make_storage("file:storage")
+    mine = ended(ledger, age=DAY, key="customer-7", tenant="acme")
+    ref = write_result(storage, mine, 1, b'"secret"')
+    change(ledger, mine, result_ref=ref)
+    done = penstock("jobs", "erase", "--where", "key=customer-7", "--where", "tenant=acme", "--yes", "--json").json
+    assert (done["counts"]["jobs"], done["counts"]["results"], done["dry_run"]) == (1, 1, False)
+    assert storage.find(ref) is None
+    with ledger.engine.connect() as connection:
+        assert connection.execute(sa.select(jobs)).all() == []
+
+
+def test_erase_leaves_what_runs_and_says_so(penstock: Run, ledger: Database) -> None:
+    running = message(Note(), key="customer-7")
+    claimed(ledger, running)
+    done = penstock("jobs", "erase", "--where", "key=customer-7", "--yes")
+    assert done.code == 1
+    assert f"penstock jobs cancel {running.id}" in done.err
+    assert row_of(ledger, running.id).key == "customer-7"
+
+
+@pytest.mark.parametrize("where", ["kind=x", "key", "key=", "customer-7", ""])
+def test_erase_refuses_a_selection_it_does_not_know(penstock: Run, ledger: Database, where: str) -> None:
+    result = penstock("jobs", "erase", "--where", where, "--yes")
+    assert result.code == 2
+    assert "key=VALUE" in result.err
+
+
+def test_erase_refuses_two_values_of_one_field(penstock: Run, ledger: Database) -> None:
+    assert penstock("jobs", "erase", "--where", "key=a", "--where", "key=b", "--yes").code == 2
+    assert penstock("jobs", "erase", "--yes").code == 2

@@ -1,0 +1,101 @@
+"""Settings: what wins over what, and errors that name file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from penstock.config.errors import ConfigError
+from penstock.config.settings import load_settings, redact_url
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PENSTOCK_CONFIG", raising=False)
+
+
+def write(text: str, name: str = "penstock.toml") -> Path:
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    settings = load_settings()
+    assert settings.broker_url.startswith("redis://127.0.0.1")
+    assert settings.queue("any").engine == "celery"
+
+
+def test_the_file_is_found_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('broker_url = "redis://file"\nlease_seconds = 3\n[queues.emails]\nconcurrency = 7\n')
+    monkeypatch.setenv("PENSTOCK_BROKER_URL", "amqp://environment")
+    settings = load_settings()
+    assert (settings.broker_url, settings.lease_seconds) == ("amqp://environment", 3)
+    assert settings.queue("emails").concurrency == 7
+
+
+def test_config_penstock_toml_and_a_named_file_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("lease_seconds = 4", "config/penstock.toml")
+    assert load_settings().lease_seconds == 4
+    write("lease_seconds = 5", "other/my.toml")
+    assert load_settings("other/my.toml").lease_seconds == 5
+    monkeypatch.setenv("PENSTOCK_CONFIG", "other/my.toml")
+    assert load_settings().lease_seconds == 5
+    monkeypatch.setenv("PENSTOCK_CONFIG", "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lease_secs = 3", r"penstock\.toml:1: lease_secs: unknown setting"),
+        ("\n\n[queues.emails]\nengine = 'celery'\nspeed = 1\n", r"penstock\.toml:5: queues\.emails\.speed: unknown"),
+        ("[queues.emails]\nengine = 'rq'\n", r"penstock\.toml:2: queues\.emails\.engine: .*'celery' or 'dramatiq'"),
+        ("# one\n[queues]\nemails = { concurrency = 0 }", r"penstock\.toml:3: queues\.emails\.concurrency"),
+        ("[schedules.nightly]\ncron = '0 3 * * *'\n", r"penstock\.toml:1: schedules\.nightly\.kind: Field required"),
+        (
+            "[schedules.a]\nkind='x'\ncron='* * * * *'\n"
+            "[schedules.b]\nkind='x'\ncron='* * * * *'\ntimezone='Mars/Base'",
+            r"penstock\.toml:7: schedules\.b\.timezone: unknown time zone 'Mars/Base'",
+        ),
+        ("lease_seconds = -1", r"penstock\.toml:1: lease_seconds"),
+        ("this is = = not toml", r"penstock\.toml: not valid TOML.*line 1"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_file_and_line(text: str, message: str) -> None:
+    write(text)
+    with pytest.raises(ConfigError, match=message):
+        load_settings()
+
+
+def test_several_wrong_settings_are_all_named() -> None:
+    write("one = 1\ntwo = 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert str(caught.value).splitlines() == [
+        "penstock.toml:1: one: unknown setting",
+        "penstock.toml:2: two: unknown setting",
+    ]
+
+
+def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_LEASE_SECONDS", "soon")
+    with pytest.raises(ConfigError, match="PENSTOCK_LEASE_SECONDS"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:s3cret@host:6379/0", "redis://user:***@host:6379/0"),
+        ("redis://:s3cret@host/0", "redis://:***@host/0"),
+        ("redis://host/0", "redis://host/0"),
+        ("postgresql+psycopg://u:p%40ss@h/db?x=1", "postgresql+psycopg://u:***@h/db?x=1"),
+    ],
+)
+def test_a_password_is_not_shown(url: str, shown: str) -> None:
+    assert redact_url(url) == shown

@@ -1,0 +1,161 @@
+"""One engine on one broker, started as an operator would: `penstock worker` and `penstock dispatcher`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.config.settings import Settings
+from penstock.producers import Producer
+from penstock.schemas.database import Database
+from penstock.schemas.tables import dead_letters, jobs
+from penstock.workers.engines.inline import Inline
+from penstock.workers.ledger.upgrade import upgrade
+
+PENSTOCK = Path(sys.executable).parent / "penstock"
+HERE = Path(__file__).parent
+PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
+WAIT = 90.0
+"""Seconds to wait for what takes milliseconds to seconds on an idle machine."""
+
+
+def until(condition: Callable[[], Any], what: str = "it") -> Any:
+    """Poll until the condition holds and return its value."""
+    deadline = time.monotonic() + WAIT
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come about"
+        time.sleep(0.02)
+    return value
+
+
+class Stack:
+    """Workers of an engine, a dispatcher, a ledger and a producer, over a broker.
+
+    Attributes:
+        engine: `inline`, `celery` or `dramatiq`.
+        stock_queue: the queue that stock Celery clients of this stack send to.
+        dramatiq_queue: the queue that stock Dramatiq clients send to. On RabbitMQ the two declare theirs differently.
+
+    Arguments:
+        database_url: of an empty database; None: SQLite in the folder.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        broker_url: str,
+        prefix: str,
+        folder: Path,
+        *,
+        lease_seconds: float = 3.0,
+        database_url: str | None = None,
+    ) -> None:
+        self.engine, self.folder, self.broker_url = engine, folder, broker_url
+        self.stock_queue, self.dramatiq_queue = f"{prefix}-stock", f"{prefix}-actors"
+        self.settings = Settings(
+            broker_url=broker_url,
+            database_url=database_url or f"sqlite:///{folder}/ledger.db",
+            storage_url=f"file:{folder}/storage",
+            smtp_url=f"maildir:{folder}/mail",
+            prefix=prefix,
+            stock_queues=(self.stock_queue, self.dramatiq_queue),
+            lease_seconds=lease_seconds,
+            grace_seconds=20,
+        )
+        self.database = Database(self.settings.database_url)
+        upgrade(self.database)
+        self.inline: Inline | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
+        if engine == "inline":
+            self.inline = Inline(self.settings, queues=["acme"])
+            self.producer = self.inline.producer
+        else:
+            self.producer = Producer.from_settings(self.settings)
+
+    def start(self) -> Stack:
+        if self.inline is not None:
+            self.inline.start()
+        else:
+            self.start_dispatcher()
+            self.start_worker()
+        return self
+
+    def start_worker(self, concurrency: int = 20) -> subprocess.Popen[bytes]:
+        return self.run(
+            ["worker", "--engine", self.engine, "--queues", "acme"]
+            + ["--concurrency", str(concurrency), "--import", "acme"]
+        )
+
+    def start_dispatcher(self) -> subprocess.Popen[bytes]:
+        return self.run(["dispatcher", "--import", "acme"])
+
+    def run(self, command: Sequence[str], **changes: str) -> subprocess.Popen[bytes]:
+        """Start `penstock` with the stack's settings as its environment, and these changes to it."""
+        settings = self.settings
+        env = os.environ | {
+            "PENSTOCK_BROKER_URL": settings.broker_url,
+            "PENSTOCK_DATABASE_URL": settings.database_url,
+            "PENSTOCK_STORAGE_URL": settings.storage_url,
+            "PENSTOCK_SMTP_URL": settings.smtp_url,
+            "PENSTOCK_PREFIX": settings.prefix,
+            "PENSTOCK_STOCK_QUEUES": json.dumps(settings.stock_queues),
+            "PENSTOCK_LEASE_SECONDS": str(settings.lease_seconds),
+            "PENSTOCK_GRACE_SECONDS": str(settings.grace_seconds),
+            "PYTHONPATH": str(HERE),
+            **changes,
+        }
+        log = (self.folder / f"{command[0]}-{len(self.processes)}.log").open("wb")
+        with log:
+            process = subprocess.Popen(
+                [PENSTOCK, *command], env=env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes.append(process)
+        return process
+
+    def stop_process(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
+        process.send_signal(number)
+        return process.wait(WAIT)
+
+    def stop(self) -> None:
+        self.producer.close()
+        if self.inline is not None:
+            self.inline.stop()
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.database.close()
+
+    def logs(self) -> str:
+        return "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def row(self, job_id: str) -> Any:
+        return self.database.read(
+            lambda connection: connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()
+        )
+
+    def letter(self, job_id: str) -> Any:
+        select = sa.select(dead_letters).where(dead_letters.c.id == job_id)
+        return self.database.read(lambda connection: connection.execute(select).first())
+
+    def letters(self, reason: str) -> list[Any]:
+        select = sa.select(dead_letters).where(dead_letters.c.reason == reason)
+        return list(self.database.read(lambda connection: connection.execute(select).all()))
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []

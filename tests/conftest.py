@@ -1,0 +1,93 @@
+"""Servers for the tests. Redis is always there: one of our own, on a free port. The others are used where they run."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ledgers import set_up, temporary_database
+from servers import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
+
+from penstock.schemas.database import Database
+from penstock.workers.up.redis_server import RedisServer
+
+# What somebody has set for a Penstock of theirs is not for the tests.
+for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and not name.startswith("PENSTOCK_TEST_")]:
+    del os.environ[_name]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = [name for name in SERVERS if reachable(name)]
+    missing = [name for name in SERVERS if not reachable(name)]
+    used = ", ".join(["embedded Redis", *found])
+    terminalreporter.write_line(f"servers used: {used}" + (f"; not reachable: {', '.join(missing)}" if missing else ""))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for the whole run. A test that kills its server starts one of its own."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix for keys and queues that no other test has."""
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def amqp_url(prefix: str) -> Iterator[str]:
+    """RabbitMQ; every queue and exchange that starts with this test's prefix is deleted afterwards."""
+    need("RabbitMQ")
+    yield AMQP_URL
+    delete_rabbitmq(AMQP_URL, prefix)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A database of this run's own, dropped at its end."""
+    need("PostgreSQL")
+    with temporary_database(POSTGRES_URL) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb_url() -> Iterator[str]:
+    need("MariaDB")
+    with temporary_database(MARIADB_URL) as url:
+        yield url
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+    ]
+)
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a ledger set up and empty, on each database in turn."""
+    return set_up(str(request.getfixturevalue(f"{request.param}_url")))
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Database]:
+    database = Database(ledger_url)
+    yield database
+    database.close()

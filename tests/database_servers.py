@@ -1,0 +1,111 @@
+"""Database servers of a test's own, on free ports, which it may stop and start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from penstock.workers.up.redis_server import free_port
+
+_START_SECONDS = 120.0
+_POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+
+
+class PostgresServer:
+    """PostgreSQL. It does not run as root: then the user `postgres` has it, in a folder that is not pytest's, which
+    only its owner may enter."""
+
+    def __init__(self) -> None:
+        found = shutil.which("pg_ctl") or (str(_POSTGRES[-1]) if _POSTGRES else None)
+        if found is None:
+            pytest.skip("PostgreSQL is not installed: no server that may be stopped")
+        self._bin, self.port = Path(found).parent, free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-postgres-"))
+        self._user: dict[str, Any] = {}
+        if os.getuid() == 0:
+            self._user = {"user": "postgres", "group": "postgres"}
+            shutil.chown(self.folder, "postgres", "postgres")
+        self._run("initdb", "-D", "data", "-U", "postgres", "-A", "trust", "--no-sync")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start and wait until it takes connections."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", str(int(_START_SECONDS)), "-o", options, "start")
+
+    def stop(self) -> None:
+        """At once, as a crash would: what is committed is found in its log at the next start."""
+        if (self.folder / "data" / "postmaster.pid").exists():
+            self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Not a pipe: the server would keep it open.
+        with (self.folder / f"{program}.out").open("wb") as output:
+            done = subprocess.run(
+                [self._bin / program, *arguments], cwd=self.folder, stdout=output, stderr=output, **self._user
+            )
+        assert done.returncode == 0, (self.folder / f"{program}.out").read_text(errors="replace")
+
+
+class MariadbServer:
+    """MariaDB with its data in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        install, server = shutil.which("mariadb-install-db"), shutil.which("mariadbd")
+        if install is None or server is None:
+            pytest.skip("MariaDB is not installed: no server that may be stopped")
+        self._server, self.folder, self.port = server, folder, free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True)
+        self._user = ["--user=root"] if os.getuid() == 0 else []
+        command = [install, "--no-defaults", f"--datadir={folder}/data", "--auth-root-authentication-method=normal"]
+        subprocess.run([*command, "--skip-test-db", *self._user], check=True, capture_output=True, cwd=folder)
+
+    @property
+    def url(self) -> str:
+        return f"mysql+pymysql://root@127.0.0.1:{self.port}/ledger"
+
+    def start(self) -> None:
+        """Start and wait until it takes connections."""
+        options = [f"--datadir={self.folder}/data", f"--port={self.port}", "--bind-address=127.0.0.1"]
+        options += [f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid"]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._server, "--no-defaults", *options, *self._user], stdout=log, stderr=log, cwd=self.folder
+            )
+        engine = sa.create_engine(sa.make_url(self.url).set(database=""), poolclass=sa.pool.NullPool)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                with engine.begin() as connection:
+                    connection.execute(sa.text("CREATE DATABASE IF NOT EXISTS ledger"))
+                return
+            except sa.exc.OperationalError:
+                log_text = (self.folder / "log").read_text(errors="replace")[-2000:]
+                assert self._process.poll() is None, f"MariaDB ended: {log_text}"
+                assert time.monotonic() < deadline, f"MariaDB did not start: {log_text}"
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        """At once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    close = stop

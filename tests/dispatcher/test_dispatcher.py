@@ -1,0 +1,162 @@
+"""Whole dispatchers, with real brokers and databases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledgers import Note, empty, row_of
+
+from penstock.config.settings import Settings
+from penstock.producers.senders import open_sender
+from penstock.schemas import State
+from penstock.schemas.database import Database
+from penstock.schemas.wire import decode, encode
+from penstock.workers.brokers import Consumer, open_consumer
+from penstock.workers.dispatcher.run import Dispatcher
+from penstock.workers.ledger.upgrade import upgrade
+
+
+@pytest.fixture(params=["redis", pytest.param("amqp", marks=pytest.mark.rabbitmq)])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def notes(broker_url: str, prefix: str) -> Iterator[Consumer]:
+    consumer = open_consumer(broker_url, ["notes"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
+    consumer.open()
+    yield consumer
+    consumer.close()
+
+
+def fetch_all(consumer: Consumer, wanted: int, poll: Callable[..., Any]) -> list[str]:
+    """Ids as they arrive, and a moment longer, for what should not come."""
+    got: list[str] = []
+
+    def more() -> bool:
+        deliveries = consumer.fetch(100, 0.1)
+        consumer.ack(deliveries)
+        got.extend(decode(delivery.envelope).id for delivery in deliveries)
+        return len(got) >= wanted
+
+    poll(more)
+    for _ in range(5):
+        more()
+    return got
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_three_dispatchers_send_each_delayed_job_once(
+    broker_url: str,
+    prefix: str,
+    notes: Consumer,
+    database: str,
+    request: pytest.FixtureRequest,
+    poll: Callable[..., Any],
+) -> None:
+    url = str(request.getfixturevalue(f"{database}_url"))
+    ledger = Database(url)
+    upgrade(ledger)
+    empty(ledger)
+    settings = Settings(broker_url=broker_url, database_url=url, prefix=prefix, stock_queues=())
+    due = datetime.now(UTC) + timedelta(seconds=1)
+    envelopes = [encode(Note(text=str(number)), due_at=due) for number in range(500)]
+    sender = open_sender(broker_url, prefix=prefix)
+    dispatchers = [Dispatcher(settings) for _ in range(3)]
+    for dispatcher in dispatchers:
+        dispatcher.start()
+    try:
+        sender.send(envelopes)
+        got = fetch_all(notes, 500, poll)
+        for dispatcher in dispatchers:
+            dispatcher.stop()
+        states = {row_of(ledger, envelope.id).state for envelope in envelopes}
+    finally:
+        for dispatcher in dispatchers:
+            dispatcher.stop()
+        sender.close()
+        ledger.close()
+    assert sorted(got) == sorted(envelope.id for envelope in envelopes)
+    assert states == {State.QUEUED}
+
+
+def test_the_process_fires_schedules_and_ends_cleanly_on_sigterm(
+    redis_url: str, prefix: str, sqlite_url: str, tmp_path: Path, poll: Callable[..., Any]
+) -> None:
+    ledger = Database(sqlite_url)
+    upgrade(ledger)
+    (tmp_path / "clock_jobs.py").write_text(
+        "from penstock.schemas import Job\n\nclass Clock(Job, kind='clock.tick', queue='clocks'):\n    text: str\n"
+    )
+    (tmp_path / "penstock.toml").write_text(
+        "[schedules.second]\nkind = 'clock.tick'\ncron = '* * * * * *'\noverlap = 'allow'\npayload = { text = 'x' }\n"
+    )
+    environment = {
+        **os.environ,
+        "PENSTOCK_BROKER_URL": redis_url,
+        "PENSTOCK_DATABASE_URL": sqlite_url,
+        "PENSTOCK_PREFIX": prefix,
+        "PENSTOCK_STOCK_QUEUES": "[]",
+    }
+    environment.pop("PENSTOCK_CONFIG", None)
+    command = [
+        sys.executable,
+        "-c",
+        "from penstock.workers.cli import main; main()",
+        "dispatcher",
+        "--import",
+        "clock_jobs",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    consumer = open_consumer(redis_url, ["clocks"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
+    consumer.open()
+    try:
+        [first, *_] = poll(lambda: consumer.fetch(10, 0.1))
+        assert first.envelope.kind == "clock.tick"
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        consumer.close()
+        ledger.close()
+    assert process.returncode == 0, log
+    assert "dispatcher stopped" in log
+    assert "Traceback" not in log
+
+
+def test_a_dispatcher_outlives_a_broker_and_a_ledger_that_are_away(
+    tmp_path: Path, prefix: str, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    from penstock.workers.up.redis_server import RedisServer
+
+    server = RedisServer(tmp_path / "redis")  # not started yet
+    url = f"sqlite:///{tmp_path / 'late.db'}"
+    settings = Settings(
+        broker_url=server.url, database_url=url, prefix=prefix, stock_queues=(), broker_timeout_seconds=1.0
+    )
+    dispatcher = Dispatcher(settings)
+    dispatcher.start()
+    ledger = Database(url)
+    try:
+        poll(lambda: {"intake", "due jobs", "schedules"} <= {record.message.split(":")[0] for record in caplog.records})
+        server.start()
+        upgrade(ledger)
+        envelope = encode(Note(), due_at=datetime.now(UTC))
+        sender = open_sender(server.url, prefix=prefix)
+        sender.send([envelope])
+        sender.close()
+        poll(lambda: (row := row_of(ledger, envelope.id)) is not None and row.state == State.QUEUED)
+    finally:
+        dispatcher.stop()
+        ledger.close()
+        server.stop()

@@ -1,0 +1,513 @@
+"""What is committed to an outbox is sent, on record before it leaves; with real brokers and databases."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from ledgers import Note, Tick, empty, letters, row_of
+from sqlalchemy.orm import Session
+
+from penstock.config.settings import Settings
+from penstock.producers.keys import cancel_key
+from penstock.producers.outbox import Outbox, create_outbox
+from penstock.producers.records import request_cancel
+from penstock.schemas import Job, State
+from penstock.schemas.database import Database
+from penstock.schemas.tables import jobs, outbox
+from penstock.workers.brokers import Consumer, Delivery, open_consumer
+from penstock.workers.dispatcher import outbox as relaying
+from penstock.workers.dispatcher.outbox import OutboxRelay, open_outboxes
+from penstock.workers.dispatcher.run import Dispatcher
+from penstock.workers.ledger.upgrade import upgrade
+from penstock.workers.up.redis_server import RedisServer
+
+OUT = Outbox()
+Poll = Callable[..., Any]
+
+
+class Export(Job, kind="outbox.export", queue="notes"):
+    text: str = ""
+
+
+@pytest.fixture
+def consumer(redis_url: str, prefix: str) -> Iterator[Consumer]:
+    consumer = open_consumer(redis_url, ["notes", "ticks"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
+    consumer.open()
+    yield consumer
+    consumer.close()
+
+
+def settings_for(broker_url: str, database_url: str, prefix: str, **more: Any) -> Settings:
+    more.setdefault("stock_queues", ())
+    return Settings(broker_url=broker_url, database_url=database_url, prefix=prefix, **more)
+
+
+@contextmanager
+def relays(settings: Settings, count: int = 1) -> Iterator[list[OutboxRelay]]:
+    """As many dispatchers' outbox services, each with a database of its own as another process has."""
+    databases = [Database(settings.database_url) for _ in range(count)]
+    services = [one for database in databases for one in open_outboxes(settings, database)]
+    for service in services:
+        service.start()
+    try:
+        yield [service for service in services if isinstance(service, OutboxRelay)]
+    finally:
+        for service in services:
+            service.stop()
+        for service in services:
+            assert service.join(60)
+        for database in databases:
+            database.close()
+
+
+class Arrived:
+    """What a consumer has got, in order."""
+
+    def __init__(self, consumer: Consumer, poll: Poll) -> None:
+        self._consumer, self._poll = consumer, poll
+        self.deliveries: list[Delivery] = []
+
+    def more(self) -> int:
+        fetched = self._consumer.fetch(100, 0.1)
+        self._consumer.ack(fetched)
+        self.deliveries += fetched
+        return len(self.deliveries)
+
+    def wait_for(self, count: int) -> list[str]:
+        """Their ids; and a moment longer, for what should not come."""
+        self._poll(lambda: self.more() >= count)
+        for _ in range(3):
+            self.more()
+        return self.ids
+
+    @property
+    def ids(self) -> list[str]:
+        return [one.envelope.id for one in self.deliveries]
+
+
+@pytest.fixture
+def arrived(consumer: Consumer, poll: Poll) -> Arrived:
+    return Arrived(consumer, poll)
+
+
+def left(database: Database) -> int:
+    count = sa.select(sa.func.count()).select_from(outbox)
+    return int(database.read(lambda connection: connection.execute(count).scalar_one()))
+
+
+def enqueue(database: Database, *wanted: Job, **options: Any) -> list[str]:
+    with Session(database.engine) as session:
+        ids = [OUT.enqueue(session, job, **options).id for job in wanted]
+        session.commit()
+    return ids
+
+
+def test_a_dispatcher_sends_what_is_committed_and_nothing_else(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
+) -> None:
+    with Session(ledger.engine) as session:
+        OUT.enqueue(session, Note(text="no"))
+        session.flush()
+        session.rollback()
+    tracked = enqueue(ledger, Note(text="a"), Note(text="b"), key="k", tenant="t", priority="high")
+    untracked = enqueue(ledger, Tick(number=7))
+    later = enqueue(ledger, Note(text="later"), delay=3600)
+    dispatcher = Dispatcher(settings_for(redis_url, ledger.url, prefix))
+    dispatcher.start()
+    try:
+        got = arrived.wait_for(3)
+        poll(lambda: left(ledger) == 0)
+    finally:
+        dispatcher.stop()
+    assert sorted(got) == sorted(tracked + untracked)
+    assert [one for one in got if one in tracked] == tracked
+    assert [row_of(ledger, one).state for one in tracked] == [State.QUEUED] * 2
+    row = row_of(ledger, tracked[0])
+    assert (row.key, row.tenant, row.priority, row.fence, row.due_at is None) == ("k", "t", "high", 0, False)
+    assert row_of(ledger, untracked[0]) is None
+    assert row_of(ledger, later[0]).state == State.SCHEDULED
+
+
+@pytest.mark.rabbitmq
+def test_jobs_go_to_rabbitmq_likewise(amqp_url: str, prefix: str, ledger: Database, poll: Poll) -> None:
+    consumer = open_consumer(amqp_url, ["notes", "ticks"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
+    consumer.open()
+    try:
+        ids = enqueue(ledger, *(Note(text=str(number)) for number in range(20)), key="k")
+        ticks = enqueue(ledger, Tick())
+        with relays(settings_for(amqp_url, ledger.url, prefix), 2):
+            arrived = Arrived(consumer, poll)
+            got = arrived.wait_for(21)
+            poll(lambda: left(ledger) == 0)
+    finally:
+        consumer.close()
+    assert [one for one in got if one in ids] == ids
+    assert sorted(got) == sorted([*ids, *ticks])
+
+
+def test_a_job_is_on_record_before_the_broker_has_it(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    with relays(settings_for(redis_url, ledger.url, prefix)) as [relay]:
+        send = relay._sender.send
+
+        def look_and_send(envelopes: Any) -> None:
+            seen.extend((row_of(ledger, one.id).state, left(ledger)) for one in envelopes)
+            send(envelopes)
+
+        monkeypatch.setattr(relay._sender, "send", look_and_send)
+        enqueue(ledger, Note())
+        arrived.wait_for(1)
+    assert seen == [(State.SCHEDULED, 1)]
+
+
+def test_the_outbox_of_another_database_is_emptied_into_the_ledger(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, tmp_path: Path, poll: Poll
+) -> None:
+    shop = Database(f"sqlite:///{tmp_path / 'shop.db'}")
+    create_outbox(shop.engine)
+    ids = [*enqueue(shop, Note(text="a"), key="k"), *enqueue(shop, Note(text="b"), key="k")]
+    unique = enqueue(shop, Export(), key="x", unique="reject")
+    refused = enqueue(shop, Export(), key="x", unique="reject")
+    untracked, own = enqueue(shop, Tick()), enqueue(ledger, Note(text="the ledger's own"))
+    with relays(settings_for(redis_url, ledger.url, prefix, outbox_urls=(shop.url,)), 2):
+        got = arrived.wait_for(5)
+        poll(lambda: left(shop) + left(ledger) == 0)
+        poll(lambda: {row_of(ledger, one).state for one in ids + own} == {State.QUEUED})
+    shop.close()
+    assert sorted(got) == sorted([*ids, *untracked, *own, *unique])
+    assert row_of(ledger, refused[0]) is None
+    assert [one for one in got if one in ids] == ids
+    assert row_of(ledger, untracked[0]) is None
+
+
+def test_a_kind_that_the_dispatcher_does_not_know_is_sent_whole(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived
+) -> None:
+    [job_id] = enqueue(ledger, Note(text="ä"), key="k")
+    with ledger.engine.begin() as connection:
+        headers = json.loads(connection.execute(sa.select(outbox.c.headers)).scalar_one())
+        headers["task"] = "shop.unknown"
+        headers["more"] = {"kept": True}
+        connection.execute(sa.update(outbox).values(kind="shop.unknown", headers=json.dumps(headers)))
+    with relays(settings_for(redis_url, ledger.url, prefix)):
+        arrived.wait_for(1)
+    [delivery] = arrived.deliveries
+    assert delivery.envelope.headers["more"] == {"kept": True}
+    assert delivery.envelope.kind == "shop.unknown"
+    assert json.loads(delivery.envelope.body)[1] == {"text": "ä"}
+    row = row_of(ledger, job_id)
+    assert (row.kind, row.state, json.loads(row.payload)) == ("shop.unknown", State.QUEUED, {"text": "ä"})
+
+
+def test_unique_jobs_are_decided_about_in_the_order_of_their_commits(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock")
+    first = enqueue(ledger, Export(text="1"), key="k", unique="reject")
+    refused = enqueue(ledger, Export(text="2"), key="k", unique="reject")
+    replaced = enqueue(ledger, Export(text="3"), key="r", unique="replace", delay=3600)
+    by = enqueue(ledger, Export(text="4"), key="r", unique="replace")
+    put_off = enqueue(ledger, Export(text="5"), key="d", unique="debounce", debounce=3600)
+    with relays(settings_for(redis_url, ledger.url, prefix)):
+        got = arrived.wait_for(2)
+        poll(lambda: left(ledger) == 0)
+    assert sorted(got) == sorted(first + by)
+    assert row_of(ledger, refused[0]) is None
+    assert f"job {refused[0]} is not sent: job {first[0]} stands for its key" in caplog.text
+    assert row_of(ledger, replaced[0]).state == State.CANCELLED
+    assert row_of(ledger, put_off[0]).state == State.SCHEDULED
+    assert {row_of(ledger, one).state for one in first + by} == {State.QUEUED}
+
+
+def test_what_was_cancelled_before_it_was_sent_is_not_sent(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
+) -> None:
+    [by_id] = enqueue(ledger, Note(text="by id"))
+    [by_key] = enqueue(ledger, Note(text="by key"), key="customer-7")
+    [unique] = enqueue(ledger, Export(), key="customer-7", unique="existing")
+    request_cancel(ledger, by_id, kind="ledger.note")
+    cancel_key(ledger, "customer-7")
+    last = enqueue(ledger, Note(text="sent"))
+    with relays(settings_for(redis_url, ledger.url, prefix)):
+        got = arrived.wait_for(1)
+        poll(lambda: left(ledger) == 0)
+    assert got == last
+    assert {row_of(ledger, one).state for one in (by_id, by_key, unique)} == {State.CANCELLED}
+
+
+def test_an_id_given_twice_is_one_job(redis_url: str, prefix: str, ledger: Database, arrived: Arrived) -> None:
+    enqueue(ledger, Note(text="1"), Note(text="2"), id="twice")
+    with relays(settings_for(redis_url, ledger.url, prefix)):
+        arrived.wait_for(1)
+        enqueue(ledger, Note(text="3"), id="twice")
+        [marker] = enqueue(ledger, Note(text="marker"))
+        got = arrived.wait_for(2)
+    assert got == ["twice", marker]
+
+
+def test_a_row_that_cannot_be_read_is_a_dead_letter_and_blocks_nothing(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
+) -> None:
+    bad = enqueue(ledger, Note(text="headers"), Note(text="body"), Note(text="policy"), Note(text="id"), key="k")
+    good = enqueue(ledger, Note(text="good"), key="k")
+    changes: list[dict[str, Any]] = [
+        {"headers": "{no JSON"},
+        {"body": b"\xff no JSON"},
+        {"policy": '{"policy": 7}'},
+        {"headers": json.dumps({"task": "ledger.note", "id": "x" * 500})},
+    ]
+    with ledger.engine.begin() as connection:
+        for job_id, change in zip(bad, changes, strict=True):
+            connection.execute(sa.update(outbox).where(outbox.c.id == job_id).values(**change))
+    with relays(settings_for(redis_url, ledger.url, prefix)):
+        got = arrived.wait_for(1)
+        poll(lambda: left(ledger) == 0)
+    assert got == good
+    assert sorted(letter.id for letter in letters(ledger)) == sorted(bad)
+    assert {letter.reason for letter in letters(ledger)} == {"undecodable"}
+
+
+@pytest.mark.postgres
+def test_a_job_that_the_database_does_not_take_is_buried_alone(
+    redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll
+) -> None:
+    ledger = Database(postgres_url)
+    upgrade(ledger)
+    empty(ledger)
+    refuse = (
+        "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF NEW.key = 'poison' AND NEW.state = 'scheduled' THEN "
+        "RAISE EXCEPTION 'not this one' USING ERRCODE = '22000'; END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER refuse BEFORE INSERT ON penstock_jobs FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    with ledger.engine.begin() as connection:
+        for statement in refuse:
+            connection.exec_driver_sql(statement)
+    try:
+        good = enqueue(ledger, *(Note(text=str(number)) for number in range(40)))
+        [poison] = enqueue(ledger, Note(text="poison"), key="poison")
+        good += enqueue(ledger, *(Note(text=str(number)) for number in range(40)))
+        with relays(settings_for(redis_url, ledger.url, prefix)):
+            got = arrived.wait_for(80)
+            poll(lambda: left(ledger) == 0)
+        assert got == good
+        assert [letter.id for letter in letters(ledger)] == [poison]
+    finally:
+        with ledger.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER refuse ON penstock_jobs")
+        ledger.close()
+
+
+def test_the_jobs_of_a_key_leave_in_their_order_whoever_sends_them(
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaying, "BATCH", 7)  # so that the jobs of one key are in many batches
+    count = 240
+
+    def commit() -> None:
+        for number in range(0, count, 6):
+            with Session(ledger.engine) as session:
+                for one in range(number, number + 6):
+                    OUT.enqueue(session, Note(text=str(one)), key=f"key-{one % 4}")
+                session.commit()
+
+    committing = threading.Thread(target=commit)
+    with relays(settings_for(redis_url, ledger.url, prefix), 3):
+        committing.start()
+        got = arrived.wait_for(count)
+        committing.join()
+    assert len(set(got)) == count
+    order: dict[str, list[int]] = defaultdict(list)
+    for delivery in arrived.deliveries:
+        text = json.loads(delivery.envelope.body)[1]["text"]
+        order[delivery.envelope.headers["penstock"]["key"]].append(int(text))
+    assert order == {f"key-{key}": list(range(key, count, 4)) for key in range(4)}
+
+
+def test_while_the_broker_is_down_the_outbox_grows_and_keeps_its_order(
+    prefix: str, ledger: Database, tmp_path: Path, poll: Poll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaying, "BATCH", 5)
+    server = RedisServer(tmp_path / "redis")  # not started yet
+    settings = settings_for(server.url, ledger.url, prefix, broker_timeout_seconds=0.5)
+    with relays(settings, 2) as [one, other]:
+        ids = enqueue(ledger, *(Note(text=str(number)) for number in range(20)), key="k")
+        granted = enqueue(ledger, Export(), key="k", unique="reject")
+        ticks = enqueue(ledger, Tick(number=1))
+        poll(lambda: one._failing is not None or other._failing is not None)
+        assert left(ledger) >= 21  # the unique one may be the ledger's already
+        server.start()
+        try:
+            consumer = open_consumer(server.url, ["notes", "ticks"], name="c", prefix=prefix)
+            consumer.open()
+            arrived = Arrived(consumer, poll)
+            got = arrived.wait_for(21)
+            poll(lambda: left(ledger) == 0)
+            consumer.close()
+        finally:
+            server.stop()
+    assert [job_id for job_id in got if job_id in ids] == ids
+    assert set(got) - {granted[0]} == {*ids, *ticks}
+    assert {row_of(ledger, job_id).state for job_id in ids} == {State.QUEUED}
+    assert row_of(ledger, granted[0]).state in (State.QUEUED, State.SCHEDULED)  # there, the due jobs would send it
+
+
+@pytest.mark.postgres
+def test_a_commit_on_postgresql_wakes_the_dispatcher(
+    redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaying, "_POLL_SECONDS_WHEN_TOLD", 3600.0)
+    ledger = Database(postgres_url)
+    upgrade(ledger)
+    empty(ledger)
+    listeners = sa.text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = :name")
+    name = sa.make_url(postgres_url).database
+
+    def listens() -> bool:
+        return bool(ledger.read(lambda connection: connection.execute(listeners, {"name": name}).scalar_one()))
+
+    with relays(settings_for(redis_url, postgres_url, prefix)):
+        poll(listens)
+        got = []
+        for number in range(3):
+            [job_id] = enqueue(ledger, Note(text=str(number)))
+            got.append(job_id)
+            assert arrived.wait_for(number + 1) == got
+    ledger.close()
+
+
+DIES = """
+import os, signal, sys
+from datetime import timedelta
+import ledgers
+from penstock.config.settings import Settings
+from penstock.schemas.database import Database
+from penstock.workers.dispatcher import outbox
+
+broker_url, database_url, prefix, point, shop_url = sys.argv[1:]
+outbox.RESERVED = timedelta(seconds=2)
+outbox.BATCH = 100
+shops = (shop_url,) if shop_url else ()
+settings = Settings(broker_url=broker_url, database_url=database_url, prefix=prefix, outbox_urls=shops)
+services = outbox.open_outboxes(settings, Database(database_url))
+relay = [one for one in services if isinstance(one, outbox.OutboxRelay)][-1]
+relay.work()
+send = relay._sender.send
+
+def die(envelopes):
+    if point == "sent":
+        send(envelopes)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+relay._sender.send = die
+relay.work()
+"""
+
+
+@pytest.mark.parametrize(("point", "shop"), [("recorded", "the ledger's"), ("sent", "its own")])
+def test_a_dispatcher_killed_in_the_middle_of_a_batch_loses_nothing(
+    point: str, shop: str, redis_url: str, prefix: str, ledger: Database, arrived: Arrived, tmp_path: Path, poll: Poll
+) -> None:
+    backend = ledger if shop == "the ledger's" else Database(f"sqlite:///{tmp_path / 'shop.db'}")
+    create_outbox(backend.engine)
+    committed = []
+    for number in range(100):
+        with Session(backend.engine) as session:
+            handles = OUT.enqueue_many(session, [Note(text=f"{number}-{one}") for one in range(5)])
+            OUT.enqueue(session, Note(text="more of a key"), key=f"key-{number % 7}", id=f"keyed-{number:03}")
+            session.commit()
+            committed += [handle.id for handle in handles] + [f"keyed-{number:03}"]
+            OUT.enqueue(session, Note(text="rolled back"))
+            session.flush()
+            session.rollback()
+    urls = () if backend is ledger else (backend.url,)
+    arguments = [redis_url, ledger.url, prefix, point, *(urls or ("",))]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    died = subprocess.run([sys.executable, "-c", DIES, *arguments], env=environment, check=False, timeout=120)
+    assert died.returncode == -signal.SIGKILL
+    assert left(backend) == 500  # its first batch of a hundred is done with
+    with relays(settings_for(redis_url, ledger.url, prefix, outbox_urls=urls), 2):
+        poll(lambda: arrived.more() and left(backend) == 0)
+        poll(lambda: arrived.more() and set(arrived.ids) == set(committed))
+    again = len(arrived.ids) - len(committed)
+    assert again == (100 if point == "sent" else 0)  # each under its id, so the claim refuses it
+    everything = sa.select(jobs.c.id).where(jobs.c.state == State.QUEUED)
+    on_record = ledger.read(lambda connection: list(connection.execute(everything).scalars()))
+    assert sorted(on_record) == sorted(committed)
+    firsts = list(dict.fromkeys(arrived.ids))
+    for key in range(7):
+        keyed = [f"keyed-{number:03}" for number in range(key, 100, 7)]
+        assert [one for one in firsts if one in keyed] == keyed
+    if backend is not ledger:
+        backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_one_of_two_dispatchers_is_killed_at_some_moment(
+    redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll, tmp_path: Path
+) -> None:
+    ledger = Database(postgres_url)
+    upgrade(ledger)
+    empty(ledger)
+    environment = {
+        **os.environ,
+        "PENSTOCK_BROKER_URL": redis_url,
+        "PENSTOCK_DATABASE_URL": postgres_url,
+        "PENSTOCK_PREFIX": prefix,
+        "PENSTOCK_STOCK_QUEUES": "[]",
+    }
+    command = [sys.executable, "-c", "from penstock.workers.cli import main; main()", "dispatcher"]
+    first, second = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)
+    ]
+    committed: list[str] = []
+    try:
+        up = enqueue(ledger, Note(text="up"))
+        poll(arrived.more)
+        for number in range(250):
+            committed += enqueue(ledger, Note(text="a"), Note(text="b"))
+            if number == 125:
+                first.kill()
+        poll(lambda: arrived.more() and set(arrived.ids) >= set(committed))
+        poll(lambda: left(ledger) == 0)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+    everything = ledger.read(lambda connection: list(connection.execute(sa.select(jobs.c.id)).scalars()))
+    ledger.close()
+    assert set(arrived.ids) == {*committed, *up}
+    assert sorted(everything) == sorted([*committed, *up])
+
+
+def test_a_reservation_outlasts_a_slow_broker() -> None:
+    """Else a second dispatcher would send what the first is sending."""
+    slowest = timedelta(seconds=Settings().broker_timeout_seconds)
+    assert slowest < relaying.RESERVED
+
+
+def test_relays_open_a_sender_for_each_database_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger = Database(url)
+    settings = settings_for("redis://127.0.0.1:1/0", url, "p", outbox_urls=(url, f"sqlite:///{tmp_path / 'shop.db'}"))
+    names = [service.name for service in open_outboxes(settings, ledger)]
+    ledger.close()
+    assert names == ["outbox", f"outbox of sqlite:///{tmp_path / 'shop.db'}"]

@@ -1,0 +1,53 @@
+"""A dispatcher is on record beside the workers while it lives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from penstock.config.settings import Settings
+from penstock.schemas.database import Database
+from penstock.workers.dispatcher.presence import Presence
+from penstock.workers.dispatcher.run import Dispatcher
+from penstock.workers.ledger.roster import Roster, last_consumer, last_dispatcher
+from penstock.workers.ledger.upgrade import upgrade
+
+
+def living(database: Database) -> list[str]:
+    return [one.name for one in database.read(Roster.read).dispatchers]
+
+
+def test_it_enters_itself_renews_its_lease_and_signs_off(ledger: Database, poll: Callable[..., Any]) -> None:
+    presence = Presence(ledger, "d1", timedelta(seconds=0.3))
+    presence.start()
+    poll(lambda: living(ledger) == ["d1"])
+    first = ledger.read(last_dispatcher)
+    assert first is not None
+    poll(lambda: ledger.read(last_dispatcher).lease_until > first.lease_until)  # type: ignore[union-attr]
+    presence.stop()
+    assert presence.join(60)
+    found = ledger.read(last_dispatcher)
+    assert found is not None
+    assert found.stopped_at is not None
+    assert (found.pid, living(ledger)) == (os.getpid(), [])
+    assert ledger.read(last_dispatcher) == found
+    assert ledger.read(lambda connection: last_consumer(connection, "dispatcher")) is None
+
+
+def test_a_dispatcher_starts_without_its_ledger_and_is_entered_when_that_is_there(
+    redis_url: str, prefix: str, sqlite_url: str, poll: Callable[..., Any]
+) -> None:
+    settings = Settings(broker_url=redis_url, database_url=sqlite_url, prefix=prefix, stock_queues=())
+    dispatcher = Dispatcher(settings)
+    dispatcher.start()
+    database = Database(sqlite_url)
+    try:
+        upgrade(database)
+        [name] = poll(lambda: living(database))
+        assert name.startswith("dispatcher@")
+    finally:
+        dispatcher.stop()
+    assert living(database) == []
+    database.close()

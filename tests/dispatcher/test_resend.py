@@ -1,0 +1,159 @@
+"""A dispatcher that sends again what its broker lost, in a whole and in part."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from ledgers import Note, row_of, start_worker
+
+from penstock.config.settings import Settings
+from penstock.producers.senders.rabbitmq import lane_name
+from penstock.producers.senders.rabbitmq_publisher import connect
+from penstock.producers.senders.redis import lane_key
+from penstock.schemas import State
+from penstock.schemas.database import Database
+from penstock.schemas.wire import decode, encode
+from penstock.workers.brokers import Consumer, open_consumer
+from penstock.workers.brokers.lanes import Lane
+from penstock.workers.dispatcher.resend import LostJobs
+from penstock.workers.dispatcher.run import Dispatcher
+from penstock.workers.ledger import delays
+from penstock.workers.ledger.upgrade import upgrade
+from penstock.workers.up.redis_server import RedisServer
+
+LEASE = timedelta(seconds=0.5)
+
+
+@pytest.fixture
+def ledger(sqlite_url: str) -> Iterator[Database]:
+    database = Database(sqlite_url)
+    upgrade(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+def dispatchers(broker_url: str, prefix: str, ledger: Database) -> list[Dispatcher]:
+    settings = Settings(
+        broker_url=broker_url,
+        database_url=ledger.url,
+        prefix=prefix,
+        stock_queues=(),
+        lease_seconds=LEASE.total_seconds(),
+    )
+    return [Dispatcher(settings) for _ in range(2)]
+
+
+def consumer_of(url: str, prefix: str) -> Consumer:
+    return open_consumer(url, ["notes"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
+
+
+def fetched(consumer: Consumer, wanted: set[str], poll: Callable[..., Any]) -> None:
+    """Fetch until all of these were there."""
+    left = set(wanted)
+
+    def more() -> bool:
+        deliveries = consumer.fetch(100, 0.1)
+        consumer.ack(deliveries)
+        left.difference_update(decode(delivery.envelope).id for delivery in deliveries)
+        return not left
+
+    poll(more)
+
+
+def test_a_wiped_redis_gets_all_of_it_again(
+    own_redis: RedisServer, prefix: str, ledger: Database, poll: Callable[..., Any]
+) -> None:
+    envelopes = [encode(Note(text=str(number)), due_at=datetime.now(UTC)) for number in range(1200)]
+    running = dispatchers(own_redis.url, prefix, ledger)
+    consumer = consumer_of(own_redis.url, prefix)
+    try:
+        for dispatcher in running:
+            dispatcher.start()
+        delays.schedule(ledger, envelopes)
+        poll(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.flushall()
+        consumer.open()
+        fetched(consumer, {envelope.id for envelope in envelopes}, poll)
+    finally:
+        for dispatcher in running:
+            dispatcher.stop()
+        consumer.close()
+
+
+@pytest.mark.parametrize("broker", ["redis", pytest.param("amqp", marks=pytest.mark.rabbitmq)])
+def test_a_lane_that_was_deleted_gets_its_jobs_again(
+    broker: str, request: pytest.FixtureRequest, prefix: str, ledger: Database, poll: Callable[..., Any]
+) -> None:
+    url = str(request.getfixturevalue(f"{broker}_url"))
+    envelopes = [encode(Note(text=str(number)), due_at=datetime.now(UTC)) for number in range(700)]
+    running = dispatchers(url, prefix, ledger)
+    consumer = consumer_of(url, prefix)
+    try:
+        for dispatcher in running:
+            dispatcher.start()
+        delays.schedule(ledger, envelopes)
+        poll(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
+        if broker == "redis":
+            with redis.Redis.from_url(url) as client:
+                client.delete(lane_key(prefix, "notes", "normal"))
+        else:
+            connection = connect(url, timeout_seconds=10)
+            connection.channel().queue_delete(lane_name(prefix, "notes", "normal"))
+            connection.close()
+        start_worker(ledger, "w1", lease=timedelta(hours=1))  # somebody who would miss them
+        consumer.open()
+        fetched(consumer, {envelope.id for envelope in envelopes}, poll)
+    finally:
+        for dispatcher in running:
+            dispatcher.stop()
+        consumer.close()
+
+
+class Empty:
+    """A broker that never has anything."""
+
+    def born(self, now: Callable[[], datetime]) -> datetime | None:
+        return None
+
+    def oldest(self, lanes: list[Lane]) -> dict[Lane, timedelta | None]:
+        return dict.fromkeys(lanes, timedelta())
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_lane_that_is_missed_again_is_given_longer(ledger: Database) -> None:
+    from ledgers import change
+
+    from penstock.workers.ledger import resending
+
+    start_worker(ledger, "w1", lease=timedelta(hours=1))
+    lost = LostJobs(ledger, Empty(), timedelta(seconds=30))  # type: ignore[arg-type]
+    envelope = encode(Note(), due_at=datetime.now(UTC))
+    delays.schedule(ledger, [envelope])
+
+    def look(age: float) -> str:
+        sent_at = resending.clock(ledger) - timedelta(seconds=age)
+        change(ledger, envelope.id, state=State.QUEUED, due_at=sent_at)
+        lost._look_at = 0.0
+        lost.work()
+        return str(row_of(ledger, envelope.id).state)
+
+    assert [look(50), look(70)] == [State.QUEUED, State.SCHEDULED]
+    assert [look(70), look(110), look(130)] == [State.QUEUED, State.QUEUED, State.SCHEDULED]
+    assert [look(200), look(250)] == [State.QUEUED, State.SCHEDULED]

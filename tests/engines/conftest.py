@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from servers import AMQP_URL, need
+
+from penstock.workers.up.redis_server import RedisServer
+
+sys.path.append(str(Path(__file__).parent))
+
+from running import PAIRS, Running, running
+
+
+def _url(broker: str, redis_server: RedisServer) -> str:
+    if broker == "rabbitmq":
+        need("RabbitMQ")
+        return AMQP_URL
+    return redis_server.url
+
+
+def _clean(broker: str, prefix: str) -> None:
+    if broker == "rabbitmq":
+        from servers import delete_rabbitmq
+
+        delete_rabbitmq(AMQP_URL, prefix)
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def worker(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A worker of each engine on each broker, shared by a module's tests."""
+    engine, broker = request.param
+    prefix = f"t{uuid.uuid4().hex[:10]}"
+    with running(engine, _url(broker, redis_server), prefix, tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+    _clean(broker, prefix)
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def own_worker(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path) -> Iterator[Running]:
+    """A worker for a test that ends it."""
+    engine, broker = request.param
+    prefix = f"t{uuid.uuid4().hex[:10]}"
+    with running(engine, _url(broker, redis_server), prefix, tmp_path) as worker:
+        yield worker
+    _clean(broker, prefix)
+
+
+@pytest.fixture
+def start_worker(redis_server: RedisServer, prefix: str, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """`start_worker(engine, *modules)`: workers on Redis, stopped afterwards."""
+    started: list[Running] = []
+
+    def start(engine: str, *modules: str) -> Running:
+        worker = Running(engine, redis_server.url, prefix, tmp_path, modules=modules)
+        started.append(worker)
+        return worker.start()
+
+    yield start
+    for worker in started:
+        worker.stop()

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, tzinfo
+
+import pytest
+from ledgers import (
+    LEASE,
+    Note,
+    Pay,
+    attempts_of,
+    change,
+    claim_one,
+    claimed,
+    end,
+    message,
+    row_of,
+    start_worker,
+)
+
+from penstock.producers.records import request_cancel
+from penstock.schemas import Outcome, State
+from penstock.schemas.database import Database
+from penstock.workers.ledger import heartbeats
+from penstock.workers.ledger.claims import Claim, Refusal, Wanted, claim
+
+DEAD = timedelta(seconds=-1)
+
+
+def refusal(answer: Claim | Refusal) -> str:
+    assert isinstance(answer, Refusal), answer
+    return answer.reason
+
+
+def test_a_new_job_is_claimed_and_shows_as_running(ledger: Database) -> None:
+    sent = message(Note(text="über 'quotes'"), key="k", tenant="acme")
+    given = claimed(ledger, sent)
+    row = row_of(ledger, sent.id)
+    assert (given.fence, given.attempt, given.failures, given.crashes) == (1, 1, 0, 0)
+    assert (row.state, row.worker, row.fence, row.key, row.tenant) == (State.RUNNING, "w1", 1, "k", "acme")
+    assert Note.model_validate_json(row.payload) == sent.job
+
+
+def test_answers_stand_in_the_order_of_the_questions(ledger: Database) -> None:
+    old = message(Note())
+    end(ledger, claimed(ledger, old), Outcome.SUCCEEDED)
+    new = [message(Note(text=str(number))) for number in range(5)]
+    asked = [new[0], old, *new[1:], new[0]]
+    answers = claim(ledger, [Wanted(one, False, 3) for one in asked], worker="w1")
+    assert [answer.message.id for answer in answers] == [one.id for one in asked]
+    assert [getattr(answer, "reason", "") for answer in answers] == ["", "ended", "", "", "", "", "duplicate"]
+
+
+def test_a_copy_is_absorbed_while_the_job_runs_and_after_it_ended(ledger: Database) -> None:
+    sent = message(Note())
+    start_worker(ledger, "w1")
+    given = claimed(ledger, sent)
+    assert refusal(claim_one(ledger, sent, worker="w2")) == "duplicate"
+    assert refusal(claim_one(ledger, sent, worker="w1")) == "duplicate"
+    end(ledger, given, Outcome.SUCCEEDED)
+    assert refusal(claim_one(ledger, sent, worker="w2")) == "ended"
+    assert refusal(claim_one(ledger, sent, worker="w2", again=True)) == "ended"
+
+
+def test_a_copy_is_absorbed_while_the_retry_waits_but_the_retry_itself_is_not(ledger: Database) -> None:
+    sent = message(Note())
+    end(ledger, claimed(ledger, sent), Outcome.RETRY, error="no", due_at=datetime.now(UTC))
+    assert refusal(claim_one(ledger, sent)) == "duplicate"
+    # It may arrive before the dispatcher has entered that it was sent.
+    second = claimed(ledger, message(Note(), id=sent.id, attempt=2, fence=1))
+    assert (second.attempt, second.fence, second.failures) == (2, 2, 1)
+
+
+def test_a_worker_started_anew_under_its_old_name_takes_its_redelivered_job_up(ledger: Database) -> None:
+    sent = message(Note())
+    start_worker(ledger, "w1")
+    claimed(ledger, sent)
+    again = claimed(ledger, sent, again=True)
+    assert (again.fence, again.crashes) == (2, 1)
+
+
+def test_a_dead_workers_job_is_taken_over_and_the_crash_is_counted(ledger: Database) -> None:
+    sent = message(Note())
+    start_worker(ledger, "w1", lease=DEAD)
+    claimed(ledger, sent)
+    given = claimed(ledger, sent, worker="w2", again=True)
+    assert (given.fence, given.attempt, given.failures, given.crashes) == (2, 1, 0, 1)
+    [crashed] = attempts_of(ledger, sent.id)
+    assert (crashed.outcome, crashed.worker, crashed.fence) == (Outcome.CRASHED, "w1", 1)
+
+
+def test_a_job_that_crashes_its_workers_too_often_is_quarantined(ledger: Database) -> None:
+    sent = message(Note())
+    answers = [claimed(ledger, sent, worker=f"gone-{number}", again=number > 0) for number in range(4)]
+    assert [answer.crashes for answer in answers] == [0, 1, 2, 3]
+    assert [answer.quarantine for answer in answers] == [False, False, False, True]
+
+
+def test_a_job_to_be_done_once_is_held_while_its_worker_lives(ledger: Database) -> None:
+    sent = message(Pay(amount=5))
+    start_worker(ledger, "w1")
+    claimed(ledger, sent)
+    answer = claim_one(ledger, sent, worker="w2", again=True)
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "held"
+    assert answer.until is not None
+    assert answer.until > datetime.now(UTC)
+    start_worker(ledger, "w1", lease=DEAD)
+    assert claimed(ledger, sent, worker="w2", again=True).crashes == 1
+
+
+def test_leases_are_right_whatever_the_clocks_of_workers_show(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, hours in enumerate((-1, 0, 1)):
+        off = timedelta(hours=hours)
+
+        class Shifted(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None, off: timedelta = off) -> datetime:
+                return datetime.now(tz) + off
+
+        monkeypatch.setattr(heartbeats, "datetime", Shifted)
+        holder, gone = f"holder{number}", f"gone{number}"
+        start_worker(ledger, holder)
+        start_worker(ledger, gone, lease=DEAD)
+        heartbeats.beat(ledger, holder, lease=LEASE, progress={})
+        for claimers in (-1, 0, 1):
+            now = datetime.now(UTC) + timedelta(hours=claimers)
+            held, left = message(Pay(amount=5)), message(Pay(amount=6))
+            claimed(ledger, held, worker=holder)
+            claimed(ledger, left, worker=gone)
+            [copy] = claim(ledger, [Wanted(held, False, 3)], worker="w2", now=now)
+            assert refusal(copy) == "duplicate"
+            again, taken = claim(ledger, [Wanted(held, True, 3), Wanted(left, True, 3)], worker="w2", now=now)
+            assert refusal(again) == "held"
+            assert isinstance(again, Refusal)
+            assert again.until is not None
+            assert timedelta() < again.until - now <= LEASE
+            assert isinstance(taken, Claim)
+
+
+def test_a_cancelled_job_is_not_run(ledger: Database) -> None:
+    waiting = message(Note())
+    request_cancel(ledger, waiting.id, kind="ledger.note")
+    assert refusal(claim_one(ledger, waiting)) == "cancelled"
+    asked = message(Note())
+    end(ledger, claimed(ledger, asked), Outcome.RETRY, due_at=datetime.now(UTC))
+    change(ledger, asked.id, cancel_requested=True)
+    assert refusal(claim_one(ledger, message(Note(), id=asked.id, attempt=2, fence=1))) == "cancelled"

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import threading
+
+from ledgers import Note, message, start_worker
+
+from penstock.schemas.database import Database
+from penstock.workers.ledger.claims import Claim, Wanted, claim
+
+
+def test_two_workers_that_want_the_same_jobs_get_each_of_them_once(ledger_url: str) -> None:
+    sent = [message(Note(text=str(number))) for number in range(200)]
+    given: dict[str, list[str]] = {"w1": [], "w2": []}
+    errors: list[Exception] = []
+    start = threading.Barrier(2)
+
+    def work(worker: str) -> None:
+        database = Database(ledger_url)
+        order = sent if worker == "w1" else sent[::-1]  # the worst order for deadlocks
+        try:
+            start.wait()
+            for at in range(0, len(order), 20):
+                batch = [Wanted(one, False, 3) for one in order[at : at + 20]]
+                answers = claim(database, batch, worker=worker)
+                given[worker] += [answer.message.id for answer in answers if isinstance(answer, Claim)]
+        except Exception as error:
+            errors.append(error)
+        finally:
+            database.close()
+
+    # Both are alive: what one has, the other is refused.
+    database = Database(ledger_url)
+    for name in given:
+        start_worker(database, name)
+    threads = [threading.Thread(target=work, args=(name,)) for name in given]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    database.close()
+    assert errors == []
+    assert sorted(given["w1"] + given["w2"]) == sorted(one.id for one in sent)

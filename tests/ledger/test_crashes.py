@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import sqlalchemy as sa
+from ledgers import LEASE, Note, Ring, attempts_of, claimed, message, row_of, start_worker
+
+from penstock.schemas.database import Database
+from penstock.schemas.tables import workers
+from penstock.workers.attempts import quarantined
+from penstock.workers.ledger import heartbeats
+from penstock.workers.ledger.crashes import note_death
+from penstock.workers.ledger.rescues import bury_abandoned
+
+DEAD = timedelta(seconds=-1)
+WHERE = f"host {socket.gethostname()}, pid {os.getpid()}"
+
+
+def entered(ledger: Database, name: str, **values: object) -> None:
+    statement = sa.update(workers).where(workers.c.name == name).values(**values)
+    ledger.write(lambda connection: connection.execute(statement))
+
+
+def row(ledger: Database, name: str) -> object:
+    select = sa.select(workers.c.ended, workers.c.peak_memory_bytes).where(workers.c.name == name)
+    return ledger.read(lambda connection: connection.execute(select).first())
+
+
+def test_a_heartbeat_tells_how_much_memory_a_worker_has_used(ledger: Database) -> None:
+    start_worker(ledger, "w1")
+    assert row(ledger, "w1") == (None, None)
+    heartbeats.beat(ledger, "w1", lease=LEASE, progress={})
+    assert row(ledger, "w1")[1] > 1_000_000  # type: ignore[index]
+
+
+def test_a_crash_names_host_process_signal_and_peak_of_memory(ledger: Database) -> None:
+    start_worker(ledger, "w1", lease=DEAD)
+    sent = message(Note())
+    claimed(ledger, sent, worker="w1")
+    note_death(ledger, os.getpid(), "SIGKILL", 300 * 2**20)
+    given = claimed(ledger, sent, worker="w2", again=True)
+    [crash] = attempts_of(ledger, sent.id)
+    said = f"worker w1 died or fell silent while it ran this ({WHERE}; ended with SIGKILL; peak memory 300 MiB)"
+    assert crash.error == said
+    given.quarantine = True
+    assert quarantined(given).error == f"its worker crashed 1 times while it ran, the last time: {said}"
+
+
+def test_what_nobody_saw_is_said_to_be_unknown(ledger: Database) -> None:
+    start_worker(ledger, "w1", lease=DEAD)
+    sent, gone = message(Note()), message(Note())
+    claimed(ledger, sent, worker="w1")
+    claimed(ledger, gone, worker="pruned")
+    claimed(ledger, sent, worker="w2", again=True)
+    claimed(ledger, gone, worker="w2", again=True)
+    [crash] = attempts_of(ledger, sent.id)
+    assert f"({WHERE}; how it ended is not known)" in crash.error
+    [crash] = attempts_of(ledger, gone.id)
+    assert crash.error == "worker pruned died or fell silent while it ran this"
+
+
+def test_one_that_was_started_anew_under_its_name_is_not_taken_for_the_dead_one(ledger: Database) -> None:
+    start_worker(ledger, "w1", lease=DEAD)
+    sent = message(Note())
+    claimed(ledger, sent, worker="w1")
+    start_worker(ledger, "w1")
+    note_death(ledger, os.getpid(), "SIGKILL", None)
+    claimed(ledger, sent, worker="w1", again=True)
+    [crash] = attempts_of(ledger, sent.id)
+    assert crash.error == "worker w1 died or fell silent while it ran this"
+
+
+def test_a_death_is_entered_for_the_worker_that_was_started_last_and_once(ledger: Database) -> None:
+    start_worker(ledger, "old")
+    start_worker(ledger, "new")
+    heartbeats.beat(ledger, "new", lease=LEASE, progress={})
+    note_death(ledger, os.getpid(), "exit code 1", None)
+    note_death(ledger, os.getpid(), "SIGTERM", None)
+    assert row(ledger, "old") == (None, None)
+    assert row(ledger, "new")[0] == "exit code 1"  # type: ignore[index]
+    assert row(ledger, "new")[1] is not None  # type: ignore[index]
+
+
+def test_a_death_of_what_is_no_worker_here_or_has_stopped_in_order_is_none(ledger: Database) -> None:
+    start_worker(ledger, "stopped")
+    heartbeats.sign_off(ledger, "stopped")
+    start_worker(ledger, "elsewhere")
+    entered(ledger, "elsewhere", host="another")
+    note_death(ledger, os.getpid(), "SIGKILL", 1)
+    note_death(ledger, 2**22 + 1, "SIGKILL", 1)
+    assert row(ledger, "stopped") == (None, None)
+    assert row(ledger, "elsewhere") == (None, None)
+
+
+def test_a_job_that_must_not_run_twice_dies_with_the_facts(ledger: Database) -> None:
+    start_worker(ledger, "w1", lease=DEAD)
+    sent = message(Ring(number="1"))
+    claimed(ledger, sent, worker="w1")
+    note_death(ledger, os.getpid(), "SIGSEGV", None)
+    assert bury_abandoned(ledger) == [sent.id]
+    assert "ended with SIGSEGV" in row_of(ledger, sent.id).error

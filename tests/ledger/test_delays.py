@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from ledgers import Login, Note, Tick, change, claimed, end, message, row_of, stock_envelope
+
+from penstock.config.errors import BrokerUnavailable, UndecodableMessage
+from penstock.producers.records import request_cancel
+from penstock.producers.senders.memory import MemoryBroker
+from penstock.schemas import Outcome, State
+from penstock.schemas.database import Database
+from penstock.schemas.wire import Envelope, decode, encode
+from penstock.workers.ledger import delays
+
+HOUR = timedelta(hours=1)
+
+
+def sent_by(broker: MemoryBroker) -> list[Envelope]:
+    return [envelope for lane in broker.lanes.values() for envelope, _ in lane]
+
+
+def test_a_delayed_job_waits_in_the_ledger_and_is_sent_when_due(ledger: Database) -> None:
+    broker, now = MemoryBroker(), datetime.now(UTC)
+    envelope = encode(
+        Note(text="später"), due_at=now + HOUR, key="k", tenant="t", priority="low", expires_at=now + HOUR
+    )
+    delays.schedule(ledger, [envelope])
+    row = row_of(ledger, envelope.id)
+    assert (row.state, row.queue, row.due_at) == (State.SCHEDULED, "notes", now + HOUR)
+    assert delays.send_due(ledger, broker) == 0
+    change(ledger, envelope.id, due_at=now)
+    assert delays.send_due(ledger, broker) == 1
+    row = row_of(ledger, envelope.id)
+    assert row.state == State.QUEUED
+    assert now <= row.due_at, "and when it was sent"
+    [out] = sent_by(broker)
+    assert (out.queue, out.priority) == ("notes", "low")
+    read = decode(out)
+    assert read.due_at is None
+    assert (read.id, read.job, read.key, read.tenant) == (envelope.id, Note(text="später"), "k", "t")
+    assert (read.sent_at, read.expires_at, read.attempt, read.fence) == (row.enqueued_at, now + HOUR, 1, 0)
+
+
+def test_a_retry_is_sent_with_its_number_and_fence(ledger: Database) -> None:
+    broker, sent = MemoryBroker(), message(Note())
+    end(ledger, claimed(ledger, sent), Outcome.RETRY, due_at=datetime.now(UTC))
+    assert delays.send_due(ledger, broker) == 1
+    read = decode(sent_by(broker)[0])
+    assert (read.id, read.attempt, read.fence) == (sent.id, 2, 1)
+    assert claimed(ledger, read).attempt == 2
+
+
+def test_a_kind_unknown_here_is_sent_as_it_came(ledger: Database) -> None:
+    broker = MemoryBroker()
+    body = b'[[], {"a": [1, 2.5, null]}, {"callbacks": null, "chain": [{"task": "next"}], "chord": null}]'
+    ours = {"version": 3, "due_at": "2020-01-01T00:00:00", "queue": "elsewhere", "priority": "high"}
+    delays.schedule(ledger, [Envelope("dispatcher", "high", {"task": "not.here", "id": "x1", "penstock": ours}, body)])
+    assert delays.send_due(ledger, broker) == 1
+    [out] = sent_by(broker)
+    assert (out.queue, out.priority, out.headers["penstock"]["version"]) == ("elsewhere", "high", 3)
+    assert json.loads(out.body) == json.loads(body)
+
+
+def test_scheduling_twice_keeps_the_first(ledger: Database) -> None:
+    envelope = encode(Note(), due_at=datetime.now(UTC) + HOUR)
+    delays.schedule(ledger, [envelope])
+    request_cancel(ledger, envelope.id)
+    delays.schedule(ledger, [envelope, encode(Note(), due_at=datetime.now(UTC))])
+    assert row_of(ledger, envelope.id).state == State.CANCELLED
+
+
+def test_a_stock_clients_eta_and_positional_arguments_are_understood() -> None:
+    eta = "2031-05-06T07:08:09+02:00"
+    row = delays.waiting(stock_envelope("ledger.login", {"password": "x"}, queue="notes", args=("ada",), eta=eta))
+    assert row["due_at"] == datetime(2031, 5, 6, 5, 8, 9, tzinfo=UTC)
+    assert (json.loads(row["payload"]), row["version"]) == ({"user": "ada", "password": "x"}, Login.kind().version)
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        Envelope("dispatcher", "normal", {}, b"garbage"),
+        Envelope("dispatcher", "normal", {"id": "x", "task": "k"}, b"[]"),
+        Envelope("dispatcher", "normal", {"id": "x", "task": "k", "penstock": []}, b"[[1], {}, null]"),
+        Envelope("dispatcher", "normal", {"id": "x", "task": "k", "penstock": {"queue": 7}}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x" * 129, "task": "k"}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x\0", "task": "k"}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "penstock": {"key": "\ud800"}}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "penstock": {"tenant": "t" * 256}}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "penstock": {"version": 2**40}}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "penstock": {"version": True}}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "penstock": {"queue": "q q"}}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "penstock": {"queue": "dispatcher"}}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "eta": "tomorrow"}, b"[[], {}, null]"),
+        Envelope("q", "normal", {"id": "x", "task": "k", "eta": "0001-01-01T00:00:00+14:00"}, b"[[], {}, null]"),
+    ],
+)
+def test_what_would_spoil_a_batch_is_refused_alone(envelope: Envelope) -> None:
+    with pytest.raises(UndecodableMessage):
+        delays.waiting(envelope)
+
+
+def test_while_the_broker_is_away_jobs_stay_due_as_they_were(ledger: Database) -> None:
+    broker, due = MemoryBroker(), datetime.now(UTC) - HOUR
+    envelope = encode(Note(), due_at=due)
+    delays.schedule(ledger, [envelope])
+    broker.down = True
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            delays.send_due(ledger, broker)
+    assert (row_of(ledger, envelope.id).state, row_of(ledger, envelope.id).due_at) == (State.SCHEDULED, due)
+    broker.down = False
+    assert delays.send_due(ledger, broker) == 1
+
+
+class During(MemoryBroker):
+    """Does something between a send and its mark."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.act = act
+
+    def send(self, envelopes: Any) -> None:
+        super().send(envelopes)
+        self.act(envelopes)
+
+
+def test_a_crash_between_sending_and_marking_sends_again_and_the_claim_absorbs_it(ledger: Database) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(_: object) -> None:
+        raise Crash
+
+    envelope = encode(Note(), due_at=datetime.now(UTC))
+    delays.schedule(ledger, [envelope])
+    broker = During(crash)
+    with pytest.raises(Crash):
+        delays.send_due(ledger, broker)
+    change(ledger, envelope.id, due_at=datetime.now(UTC))  # the reservation has ended
+    broker.act = lambda _: None
+    assert delays.send_due(ledger, broker) == 1
+    first, second = [decode(out) for out in sent_by(broker)]
+    assert (first.id, first.attempt, first.fence) == (second.id, second.attempt, second.fence)
+    assert end(ledger, claimed(ledger, first), Outcome.SUCCEEDED)
+    from ledgers import claim_one
+
+    assert getattr(claim_one(ledger, second), "reason", None) == "ended"
+
+
+def test_a_worker_that_is_faster_than_the_mark_is_not_overwritten(ledger: Database) -> None:
+    envelope = encode(Note(), due_at=datetime.now(UTC))
+    delays.schedule(ledger, [envelope])
+    delays.send_due(ledger, During(lambda envelopes: claimed(ledger, decode(envelopes[0]))))
+    assert row_of(ledger, envelope.id).state == State.RUNNING
+
+
+def test_a_job_cancelled_while_it_is_sent_stays_cancelled(ledger: Database) -> None:
+    envelope = encode(Note(), due_at=datetime.now(UTC))
+    delays.schedule(ledger, [envelope])
+    delays.send_due(ledger, During(lambda _: request_cancel(ledger, envelope.id)))
+    assert row_of(ledger, envelope.id).state == State.CANCELLED
+
+
+def test_a_delayed_job_of_an_untracked_kind_leaves_the_ledger_when_the_broker_has_it(ledger: Database) -> None:
+    envelope = encode(Tick(), due_at=datetime.now(UTC))
+    delays.schedule(ledger, [envelope])
+    assert delays.send_due(ledger, MemoryBroker()) == 1
+    assert row_of(ledger, envelope.id) is None
+
+
+def test_queues_left_out_do_not_hold_up_the_others(ledger: Database) -> None:
+    broker, now = MemoryBroker(), datetime.now(UTC)
+    full = [encode(Note(), due_at=now - HOUR) for _ in range(5)]
+    other = encode(Tick(), due_at=now)
+    delays.schedule(ledger, [*full, other])
+    assert delays.send_due(ledger, broker, limit=2, but=["notes"]) == 1
+    assert [out.id for out in sent_by(broker)] == [other.id]
+
+
+def test_of_several_dispatchers_each_due_job_is_sent_by_one(ledger_url: str) -> None:
+    database, broker = Database(ledger_url), MemoryBroker()
+    now = datetime.now(UTC)
+    envelopes = [encode(Note(text=str(number)), due_at=now) for number in range(500)]
+    delays.schedule(database, envelopes)
+    sent: list[int] = []
+    errors: list[Exception] = []
+    start = threading.Barrier(3)
+
+    def dispatch() -> None:
+        own = Database(ledger_url)
+        try:
+            start.wait()
+            while own_sent := delays.send_due(own, broker, limit=50):
+                sent.append(own_sent)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            own.close()
+
+    threads = [threading.Thread(target=dispatch) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    while own_sent := delays.send_due(database, broker):  # rows that all three had skipped at their end
+        sent.append(own_sent)
+    database.close()
+    assert errors == []
+    assert sum(sent) == 500
+    assert sorted(out.id for out in sent_by(broker)) == sorted(envelope.id for envelope in envelopes)

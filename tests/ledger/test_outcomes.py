@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from ledgers import Note, Tick, attempts_of, claimed, end, ending, letter_of, message, row_of
+
+from penstock.producers.records import Progress, read_status, request_cancel
+from penstock.schemas import Outcome, State
+from penstock.schemas.database import Database
+from penstock.schemas.wire import encode
+from penstock.workers.ledger.claims import Claim
+from penstock.workers.ledger.endings import record
+
+
+def test_success_is_recorded_with_result_and_progress(ledger: Database) -> None:
+    sent = message(Note())
+    given = claimed(ledger, sent)
+    assert end(ledger, given, Outcome.SUCCEEDED, result=json.dumps({"n": 1}), progress=(3, 4, "x" * 300))
+    status = read_status(ledger, sent.id)
+    assert status is not None
+    assert (status.state, status.result, status.attempt) == (State.SUCCEEDED, {"n": 1}, 1)
+    assert status.progress == Progress(3, 4, "x" * 255)
+    [attempt] = attempts_of(ledger, sent.id)
+    assert (attempt.number, attempt.outcome, attempt.worker) == (1, Outcome.SUCCEEDED, "w1")
+
+
+def test_who_lost_the_claim_writes_nothing(ledger: Database) -> None:
+    sent = message(Note())
+    lost = claimed(ledger, sent, worker="paused")
+    given = claimed(ledger, sent, worker="w2", again=True)
+    late = ending(lost, Outcome.SUCCEEDED, result="1", outgoing=[encode(Note(text="never"))])
+    assert record(ledger, [late], worker="paused") == [False]
+    assert row_of(ledger, sent.id).state == State.RUNNING
+    assert row_of(ledger, late.outgoing[0].id) is None
+    assert end(ledger, given, Outcome.SUCCEEDED, worker="w2", result="2")
+    assert not end(ledger, given, Outcome.SUCCEEDED, worker="w2", result="3")
+    assert row_of(ledger, sent.id).result == "2"
+
+
+def test_a_retry_costs_an_attempt_and_a_snooze_and_an_interruption_do_not(ledger: Database) -> None:
+    due = datetime.now(UTC) + timedelta(minutes=1)
+    rows = []
+    for outcome in (Outcome.RETRY, Outcome.SNOOZED, Outcome.INTERRUPTED):
+        sent = message(Note())
+        end(ledger, claimed(ledger, sent), outcome, due_at=None if outcome == Outcome.INTERRUPTED else due, error="why")
+        rows.append(row_of(ledger, sent.id))
+    assert [row.state for row in rows] == [State.RETRYING, State.SCHEDULED, State.QUEUED]
+    assert [row.failures for row in rows] == [1, 0, 0]
+    assert [row.attempt for row in rows] == [1, 0, 0]
+    assert [row.due_at for row in rows] == [due, due, rows[2].finished_at], "of the last, when it was given back"
+    assert {row.worker for row in rows} == {"w1"}, "who ran it last"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [(Outcome.DISCARDED, State.DISCARDED), (Outcome.CANCELLED, State.CANCELLED), (Outcome.DEAD, State.DEAD)],
+)
+def test_an_end_is_recorded_and_only_death_leaves_a_letter(ledger: Database, outcome: Outcome, state: State) -> None:
+    sent = message(Note())
+    end(ledger, claimed(ledger, sent), outcome, error="ValueError: no", traceback="Traceback …", reason="failed")
+    row, letter = row_of(ledger, sent.id), letter_of(ledger, sent.id)
+    assert (row.state, row.error, row.due_at) == (state, "ValueError: no", None)
+    assert (letter is not None) == (outcome == Outcome.DEAD)
+    if letter is not None:
+        assert (letter.reason, letter.detail, letter.raw) == ("failed", "ValueError: no", None)
+
+
+def test_an_asked_cancellation_is_forgotten_when_the_attempt_ends(ledger: Database) -> None:
+    sent = message(Note())
+    given = claimed(ledger, sent)
+    assert request_cancel(ledger, sent.id) == State.RUNNING
+    assert row_of(ledger, sent.id).cancel_requested
+    end(ledger, given, Outcome.CANCELLED)
+    assert not row_of(ledger, sent.id).cancel_requested
+
+
+def test_jobs_enqueued_by_a_handler_are_written_with_its_success(ledger: Database) -> None:
+    sent, now = message(Note()), datetime.now(UTC)
+    later = encode(Note(text="later"), due_at=now + timedelta(hours=1))
+    at_once = encode(Note(text="next"), priority="high")
+    end(ledger, claimed(ledger, sent), Outcome.SUCCEEDED, outgoing=[later, at_once])
+    rows = [row_of(ledger, later.id), row_of(ledger, at_once.id)]
+    assert [(row.state, row.queue, row.priority) for row in rows] == [
+        (State.SCHEDULED, "notes", "normal"),
+        (State.SCHEDULED, "notes", "high"),
+    ]
+    assert rows[0].due_at > now + timedelta(minutes=59)
+    assert rows[1].due_at <= datetime.now(UTC)
+
+
+def test_of_an_untracked_kind_only_failures_are_kept(ledger: Database) -> None:
+    good, bad = message(Tick()), message(Tick())
+
+    def untracked(sent: object) -> Claim:
+        return Claim(sent, 0, 1, 0, 0, datetime.now(UTC), tracked=False)  # type: ignore[arg-type]
+
+    due = datetime.now(UTC)
+    kept = record(
+        ledger,
+        [ending(untracked(good), Outcome.SUCCEEDED), ending(untracked(bad), Outcome.RETRY, error="no", due_at=due)],
+        worker="w1",
+    )
+    assert kept == [True, True]
+    assert row_of(ledger, good.id) is None
+    row = row_of(ledger, bad.id)
+    assert (row.state, row.failures, row.fence) == (State.RETRYING, 1, 1)
+    # Its retry carries a fence, so from now on the ledger is asked.
+    second = claimed(ledger, message(Tick(), id=bad.id, attempt=2, fence=row.fence))
+    assert (second.attempt, second.fence) == (2, 2)
+    assert end(ledger, second, Outcome.SUCCEEDED)
+    assert row_of(ledger, bad.id).state == State.SUCCEEDED

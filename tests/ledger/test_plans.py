@@ -1,0 +1,95 @@
+"""What a dispatcher asks the ledger all the time is answered from an index, however many rows wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from ledgers import Note
+
+from penstock.config.retention import RetentionSettings
+from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.storage import make_storage
+from penstock.schemas.database import Database
+from penstock.schemas.tables import jobs
+from penstock.schemas.wire import encode
+from penstock.workers.ledger import delays, resending
+from penstock.workers.ledger.retention import Pruning
+
+INDEX = "ix_penstock_jobs_state_due_at"
+ROWS = 5_000
+HOUR = timedelta(hours=1)
+
+
+def fill(ledger: Database) -> None:
+    """Rows that are not due, so many that a planner would not read them all."""
+    now = datetime.now(UTC)
+    rows = [delays.waiting(encode(Note(), due_at=now + HOUR + timedelta(seconds=number))) for number in range(ROWS)]
+    rows += [row | {"id": f"q{number}", "state": "queued", "due_at": now} for number, row in enumerate(rows[:1000])]
+
+    def write(connection: sa.Connection) -> None:
+        for start in range(0, len(rows), 1000):
+            ledger.execute_many(connection, ledger.insert(jobs), rows[start : start + 1000])
+
+    ledger.write(write)
+    table = "TABLE " if ledger.dialect in ("mysql", "mariadb") else ""
+    with ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text(f"ANALYZE {table}{jobs.name}"))
+
+
+def asked(ledger: Database, act: Callable[[], Any]) -> list[tuple[str, Any]]:
+    """The SELECTs on jobs that this makes, with their values."""
+    found: list[tuple[str, Any]] = []
+
+    def keep(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, _many: bool) -> None:
+        if statement.startswith("SELECT") and jobs.name in statement:
+            found.append((statement, values))
+
+    sa.event.listen(ledger.engine, "before_cursor_execute", keep)
+    try:
+        act()
+    finally:
+        sa.event.remove(ledger.engine, "before_cursor_execute", keep)
+    assert found
+    return found
+
+
+def plan(ledger: Database, statement: str, values: Any) -> str:
+    explain = "EXPLAIN QUERY PLAN " if ledger.dialect == "sqlite" else "EXPLAIN "
+    with ledger.engine.connect() as connection:
+        return "\n".join(str(tuple(row)) for row in connection.exec_driver_sql(explain + statement, values))
+
+
+def test_looking_for_what_is_due_reads_the_index_in_its_order(ledger: Database) -> None:
+    fill(ledger)
+    delays.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC)) for _ in range(3)])
+    statements = asked(ledger, lambda: delays.send_due(ledger, MemoryBroker()))
+    delays.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC))])
+    statements += asked(ledger, lambda: delays.send_due(ledger, MemoryBroker(), but=["full"]))
+    assert len(statements) >= 6, "looks, and takes from two states, twice"
+    check(ledger, statements)
+
+
+def test_looking_for_what_was_lost_does_so_too(ledger: Database) -> None:
+    fill(ledger)
+    before = resending.clock(ledger) - HOUR
+    check(ledger, asked(ledger, lambda: resending.put_back(ledger, before)))
+
+
+def test_looking_for_what_is_over_walks_along_the_primary_key(ledger: Database) -> None:
+    fill(ledger)
+    pruning = Pruning(ledger, RetentionSettings(), lambda: make_storage("file:nowhere"))
+    pages = "ORDER BY penstock_jobs.id"
+    statements = [one for one in asked(ledger, pruning.run) if pages in one[0] and "JOIN" not in one[0]]
+    assert len(statements) >= 2, "what is old, and ids that tell no time"
+    check(ledger, statements, {"postgresql": "pk_penstock_jobs", "sqlite": "autoindex"}.get(ledger.dialect, "PRIMARY"))
+
+
+def check(ledger: Database, statements: list[tuple[str, Any]], index: str = INDEX) -> None:
+    for statement, values in statements:
+        found = plan(ledger, statement, values)
+        assert index in found, found
+        for costly in ("Seq Scan", "SCAN penstock", "TEMP B-TREE", "filesort", "'ALL'"):
+            assert costly not in found, found

@@ -1,0 +1,460 @@
+"""Deciding about dead letters: which, what becomes of them, and what is on record afterwards."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from ledgers import (
+    Login,
+    Note,
+    change,
+    claimed,
+    end,
+    letter_of,
+    message,
+    row_of,
+    start_worker,
+    stock_envelope,
+)
+
+from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
+from penstock.producers.records import request_cancel
+from penstock.schemas import Job, Outcome, Sensitive, State, registry, upcasts
+from penstock.schemas.database import Database
+from penstock.schemas.ids import new_id
+from penstock.schemas.tables import dead_letters, jobs, metadata
+from penstock.schemas.wire import Envelope, unique_key
+from penstock.workers.ledger import audit, deadletters, queries, replays, rescues
+from penstock.workers.ledger.deadletters import Selection
+
+TRACE = 'Traceback (most recent call last):\n  File "/app/acme/{}.py", line 7, in send\nValueError: no\n'
+
+
+class Address(Job, kind="replays.address", queue="notes", unique_by=("customer",)):
+    customer: int
+    to: str
+    iban: Sensitive[str] = ""
+
+
+@pytest.fixture
+def old_kind() -> Iterator[type[Job]]:
+    """A kind whose fields were renamed since."""
+
+    class Renamed(Job, kind="replays.renamed", queue="notes", version=2):
+        recipient: str
+
+    @upcasts(Renamed, from_version=1)
+    def rename(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"recipient": payload["to"]}
+
+    yield Renamed
+    registry.discard(Renamed.kind())
+
+
+def die(ledger: Database, job: Job, error: str = "ValueError: no", trace: str | None = None, **options: Any) -> str:
+    sent = message(job, **options)
+    end(ledger, claimed(ledger, sent), Outcome.DEAD, error=error, traceback=trace, reason="failed")
+    return sent.id
+
+
+def bury(ledger: Database, envelope: Envelope, reason: str) -> str:
+    return deadletters.add(ledger, envelope, envelope.body, reason, "because")
+
+
+def ids(ledger: Database, **chosen: Any) -> list[str]:
+    return [row.id for row in deadletters.find(ledger, Selection(**chosen))]
+
+
+def replay(ledger: Database, *named: str, **options: Any) -> list[deadletters.Verdict]:
+    return deadletters.replay(ledger, Selection(ids=named), actor="ada", **options)
+
+
+def replay_group(ledger: Database, letter_id: str, **options: Any) -> list[deadletters.Verdict]:
+    group = letter_of(ledger, letter_id).fingerprint
+    return deadletters.replay(ledger, Selection(group=group), actor="ada", **options)
+
+
+def everything(ledger: Database) -> dict[str, list[Any]]:
+    """All rows of all tables."""
+
+    def read(connection: sa.Connection) -> dict[str, list[Any]]:
+        return {
+            table.name: list(connection.execute(sa.select(table).order_by(*table.primary_key)))
+            for table in metadata.sorted_tables
+        }
+
+    return ledger.read(read)
+
+
+def many(ledger: Database, number: int) -> list[str]:
+    """Ids of that many dead jobs of one group, the oldest first."""
+    sent = message(Note())
+    end(ledger, claimed(ledger, sent), Outcome.DEAD, error="ValueError: no", reason="failed")
+    job, letter = row_of(ledger, sent.id)._asdict(), letter_of(ledger, sent.id)._asdict()
+    new = sorted(new_id() for _ in range(number))
+    at = datetime.now(UTC)
+
+    def write(connection: sa.Connection) -> None:
+        connection.execute(sa.delete(jobs))
+        connection.execute(sa.delete(dead_letters))
+        connection.execute(ledger.insert(jobs), [job | {"id": one} for one in new])
+        late = [letter | {"id": one, "created_at": at + timedelta(milliseconds=n)} for n, one in enumerate(new)]
+        connection.execute(ledger.insert(dead_letters), late)
+
+    ledger.write(write)
+    return new
+
+
+def test_letters_that_died_of_the_same_error_are_one_group(ledger: Database) -> None:
+    same = [die(ledger, Note(), f"ValueError: no invoice {number}", TRACE.format("mails")) for number in (7, 81, 9)]
+    elsewhere = die(ledger, Note(), "ValueError: no invoice 7", TRACE.format("bills"))
+    other = [die(ledger, Login(user="ada"), "KeyError: 'a'"), die(ledger, Login(user="bob"), "KeyError: 'b'")]
+    found = deadletters.groups(ledger)
+    assert [(one.count, one.kind, one.reason) for one in found] == [
+        (3, "ledger.note", "failed"),
+        (2, "ledger.login", "failed"),
+        (1, "ledger.note", "failed"),
+    ]
+    first = found[0]
+    assert (first.newest_id, first.error) == (same[2], "ValueError: no invoice 9")
+    assert first.first_at == letter_of(ledger, same[0]).created_at < first.last_at
+    assert ids(ledger, group=first.fingerprint) == same[::-1]
+    assert [one.newest_id for one in deadletters.groups(ledger, Selection(kind="ledger.login"))] == [other[1]]
+    assert len(deadletters.groups(ledger, limit=2)) == 2
+    deadletters.replay(ledger, Selection(group=first.fingerprint), actor="ada")
+    assert {one.newest_id for one in deadletters.groups(ledger)} == {other[1], elsewhere}
+
+
+def test_any_number_of_groups_is_listed(ledger: Database) -> None:
+    new = many(ledger, 1100)
+
+    def write(connection: sa.Connection) -> None:
+        letter = sa.update(dead_letters).where(dead_letters.c.id == sa.bindparam("b_id"))
+        rows = [{"b_id": one, "b_name": one[-12:]} for one in new]
+        ledger.execute_many(connection, letter.values(fingerprint=sa.bindparam("b_name")), rows)
+
+    ledger.write(write)
+    found = deadletters.groups(ledger, limit=2000)
+    assert [one.newest_id for one in found] == new[::-1]
+
+
+def test_what_dead_workers_left_is_one_group_whatever_they_were_called(ledger: Database) -> None:
+    for worker in ("celery@host-1", "dramatiq@other"):
+        start_worker(ledger, worker, lease=timedelta(seconds=-1))
+        sent = message(Note())
+        claimed(ledger, sent, worker=worker)
+        change(ledger, sent.id, delivery="at_most_once")
+    assert len(rescues.bury_abandoned(ledger)) == 2
+    for said in ("its worker crashed 3 times on alpha", "its worker crashed 3 times on beta: SIGKILL"):
+        end(ledger, claimed(ledger, message(Note())), Outcome.DEAD, error=said, reason="crashed")
+    assert [(one.count, one.reason) for one in deadletters.groups(ledger)] == [(4, "crashed")]
+
+
+def test_messages_that_could_not_be_read_are_grouped_by_the_reason(ledger: Database) -> None:
+    for number in range(2):
+        bury(ledger, stock_envelope("who.knows", {"a": number}, queue="celery"), "unknown_kind")
+    bury(ledger, stock_envelope("ledger.login", {}, queue="notes"), "invalid_payload")
+    deadletters.add(ledger, Envelope("notes", "normal", {}, b"x"), b"x", "undecodable", "no JSON: column 7")
+    largest, *others = deadletters.groups(ledger)
+    assert (largest.count, largest.reason, len(others)) == (2, "unknown_kind", 2)
+
+
+def test_letters_are_chosen_by_key_tenant_time_and_error(ledger: Database) -> None:
+    one = die(ledger, Note(), "ValueError: 100% wrong_thing", key="k1", tenant="acme")
+    two = die(ledger, Note(), "KeyError: 'a'", key="k2", tenant="acme")
+    raw = bury(ledger, stock_envelope("who.knows", {}, queue="celery"), "unknown_kind")
+    at = letter_of(ledger, two).created_at
+    assert ids(ledger) == [raw, two, one]
+    assert ids(ledger, key="k1") == ids(ledger, error="VALUEERROR") == ids(ledger, error="100% wrong_") == [one]
+    assert ids(ledger, error="1%wrong") == ids(ledger, key="k1", tenant="else") == []
+    assert ids(ledger, tenant="acme") == [two, one]
+    assert ids(ledger, since=at) == [raw, two]
+    assert ids(ledger, until=at) == [one]
+    assert ids(ledger, ids=(one, raw, "none"), queue="celery") == [raw]
+
+
+def test_a_filter_replays_what_it_chooses_and_nothing_else(ledger: Database) -> None:
+    chosen = [die(ledger, Note(), tenant="acme") for _ in range(3)]
+    left = die(ledger, Note(), tenant="else")
+    verdicts = deadletters.replay(ledger, Selection(tenant="acme"), actor="ada")
+    assert [(one.id, one.queue, one.problem) for one in verdicts] == [(one, "notes", None) for one in chosen]
+    assert {row_of(ledger, one).state for one in chosen} == {State.SCHEDULED}
+    assert (row_of(ledger, left).state, letter_of(ledger, left).replayed_at) == (State.DEAD, None)
+    assert ids(ledger) == [left]
+    assert sorted(ids(ledger, decided="replayed")) == chosen
+    [line] = audit.find(ledger)
+    assert (line.actor, line.act, line.subject_kind, line.subject) == ("ada", "replay", "dead letter", None)
+    assert (line.count, line.detail) == (3, {"tenant": "acme"})
+    assert audit.find(ledger, subject=chosen[1]) == [line]
+    assert audit.find(ledger, subject=left) == []
+
+
+def test_replaying_nothing_leaves_no_line_in_the_audit_log(ledger: Database) -> None:
+    letter_id = die(ledger, Note())
+    for nothing in (Selection(kind="no.such"), Selection(ids=()), Selection(ids=(), kind="ledger.note")):
+        assert deadletters.replay(ledger, nothing, actor="ada") == []
+        assert deadletters.discard(ledger, nothing, actor="ada", reason="x") == []
+    assert ids(ledger) == [letter_id]
+    [verdict] = replay(ledger, "none")
+    assert isinstance(verdict.problem, JobNotFound)
+    assert audit.find(ledger) == []
+
+
+def test_many_are_replayed_in_batches_the_oldest_first_and_are_one_line_in_the_audit_log(ledger: Database) -> None:
+    new = many(ledger, 2 * replays.BATCH + 7)
+    verdicts = deadletters.replay(ledger, Selection(kind="ledger.note"), actor="ada", limit=len(new) - 1)
+    assert [one.id for one in verdicts] == new[:-1]
+    assert ids(ledger) == new[-1:]
+    counted = queries.counts(ledger, (State.SCHEDULED, State.DEAD))
+    assert counted == {"notes": {"scheduled": len(new) - 1, "dead": 1}}
+    [line] = audit.find(ledger)
+    assert line.count == len(new) - 1
+    assert audit.find(ledger, subject=new[0]) == audit.find(ledger, subject=new[-2]) == [line]
+
+
+def test_throttled_jobs_become_due_one_after_the_other(ledger: Database) -> None:
+    new = many(ledger, replays.BATCH + 3)
+    request = sa.update(jobs).where(jobs.c.id == new[1]).values(state=State.CANCELLED)
+    ledger.write(lambda connection: connection.execute(request))
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    verdicts = replay(ledger, *new, per_second=4)
+    assert isinstance(verdicts[1].problem, InvalidState)
+    due = [row_of(ledger, one.id).due_at for one in verdicts if one.problem is None]
+    assert due == [one.due_at for one in verdicts if one.problem is None]
+    assert before < due[0]
+    assert [(one - due[0]).total_seconds() for one in due] == [number / 4 for number in range(len(new) - 1)]
+    assert audit.find(ledger)[0].detail == {"per_second": 4}
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(ledger: Database) -> None:
+    fine, cancelled = die(ledger, Note()), die(ledger, Note())
+    change(ledger, cancelled, state=State.CANCELLED)
+    bytes_only = deadletters.add(ledger, Envelope("notes", "normal", {}, b"x"), b"x", "undecodable", "no JSON")
+    strange = bury(ledger, stock_envelope("who.knows", {}, queue="celery"), "unknown_kind")
+    before = everything(ledger)
+    would = deadletters.replay(ledger, Selection(), actor="ada", per_second=1, dry_run=True)
+    deadletters.discard(ledger, Selection(), actor="ada", reason="old", dry_run=True)
+    assert everything(ledger) == before
+    told = {one.id: (one.due_at is None, str(one.problem or "")) for one in would}
+    assert told[fine] == (False, "")
+    assert "is cancelled" in told[cancelled][1]
+    assert "no message" in told[bytes_only][1]
+    assert "--import" in told[strange][1]
+    did = deadletters.replay(ledger, Selection(), actor="ada", per_second=1)
+    assert [(one.id, str(one.problem)) for one in did] == [(one.id, str(one.problem)) for one in would]
+
+
+def test_an_edit_sets_fields_and_the_job_keeps_its_id_and_the_key_follows(ledger: Database) -> None:
+    wrong = Address(customer=1, to="nobody", iban="DE1")
+    letter_id = die(ledger, wrong, tenant="acme", priority="high")
+    assert row_of(ledger, letter_id).key == unique_key(wrong)
+    [verdict] = replay(ledger, letter_id, edit={"customer": 2, "iban": "DE2"})
+    assert verdict.problem is None
+    row = row_of(ledger, letter_id)
+    assert json.loads(row.payload) == {"customer": 2, "to": "nobody", "iban": "DE2"}
+    assert (row.state, row.failures, row.tenant, row.priority) == (State.SCHEDULED, 0, "acme", "high")
+    assert row.key == unique_key(Address(customer=2, to=""))
+    [line] = audit.find(ledger)
+    assert (line.act, line.subject, line.detail) == ("edit", letter_id, {"edited": ["customer", "iban"]})
+
+
+def test_a_key_that_was_given_stays_when_a_field_is_edited(ledger: Database) -> None:
+    letter_id = die(ledger, Address(customer=1, to="nobody"), key="mine")
+    replay(ledger, letter_id, edit={"customer": 2})
+    assert row_of(ledger, letter_id).key == "mine"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"customer": "s3cret"}, "customer: Input should be a valid integer"),
+        ({"custmer": 7}, "no field 'custmer'; it has customer, to, iban"),
+        ({"to": None}, "to: Input should be a valid string"),
+    ],
+)
+def test_an_edit_that_does_not_fit_names_the_field_and_changes_nothing(
+    ledger: Database, edit: dict[str, Any], said: str
+) -> None:
+    letter_id = die(ledger, Address(customer=1, to="x"))
+    before = everything(ledger)
+    with pytest.raises(InvalidJob, match=said) as caught:
+        replay(ledger, letter_id, edit=edit)
+    assert letter_id in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert everything(ledger) == before
+    [verdict] = replay(ledger, letter_id, edit=edit, dry_run=True)
+    assert said in str(verdict.problem)
+
+
+def test_an_edit_of_a_group_is_done_to_all_or_to_none(ledger: Database, old_kind: type[Job]) -> None:
+    new = [die(ledger, old_kind(recipient=str(number))) for number in range(3)]
+    change(ledger, new[1], version=1, payload='{"to": "x"}')
+    change(ledger, new[2], payload='{"recipient": "x", "gone": 1}')
+    before = everything(ledger)
+    with pytest.raises(InvalidJob, match="gone: Extra inputs") as caught:
+        replay_group(ledger, new[0], edit={"recipient": "ada"})
+    assert new[2] in str(caught.value)
+    assert everything(ledger) == before
+    change(ledger, new[2], payload='{"recipient": "x"}')
+    assert [one.problem for one in replay_group(ledger, new[0], edit={"recipient": "ada"})] == [None] * 3
+    rows = [row_of(ledger, one) for one in new]
+    assert {(row.payload, row.version) for row in rows} == {('{"recipient":"ada"}', 2)}
+    assert {row.state for row in rows} == {State.SCHEDULED}
+
+
+def test_an_edit_is_for_one_letter_or_one_group(ledger: Database) -> None:
+    one, two = die(ledger, Note()), die(ledger, Note())
+    for selection in (Selection(ids=(one, two)), Selection(kind="ledger.note"), Selection()):
+        with pytest.raises(InvalidJob, match="one group"):
+            deadletters.replay(ledger, selection, actor="ada", edit={"text": "x"})
+    assert len(ids(ledger)) == 2
+
+
+def test_a_kind_that_is_not_known_here_cannot_be_edited(ledger: Database) -> None:
+    letter_id = die(ledger, Note())
+    change(ledger, letter_id, kind="far.away")
+    with pytest.raises(InvalidJob, match="--import"):
+        replay(ledger, letter_id, edit={"text": "x"})
+    assert replay(ledger, letter_id)[0].problem is None
+
+
+def test_a_message_that_did_not_validate_is_mended_by_an_edit(ledger: Database) -> None:
+    envelope = stock_envelope("ledger.login", {"usr": "ada", "password": "x"}, queue="celery", id="mend-1")
+    bury(ledger, envelope, "invalid_payload")
+    with pytest.raises(InvalidJob, match="usr: Extra inputs"):
+        replay(ledger, "mend-1", edit={"user": "ada"})
+    [verdict] = replay(ledger, "mend-1", edit={"user": "ada", "usr": None})
+    assert verdict.problem is None
+    row = row_of(ledger, "mend-1")
+    assert (row.state, row.queue, row.version) == (State.SCHEDULED, "notes", 2)
+    assert json.loads(row.payload) == {"user": "ada", "password": "x"}
+
+
+def test_positional_arguments_of_a_stock_client_are_edited_by_name(ledger: Database) -> None:
+    envelope = stock_envelope("ledger.login", {}, args=(7, "x"), queue="celery", id="mend-2")
+    bury(ledger, envelope, "invalid_payload")
+    assert replay(ledger, "mend-2", edit={"user": "ada"})[0].problem is None
+    assert json.loads(row_of(ledger, "mend-2").payload) == {"user": "ada", "password": "x"}
+
+
+def test_a_discarded_letter_is_closed_with_its_reason_and_its_job_stays_dead(ledger: Database) -> None:
+    letter_id, other = die(ledger, Note()), die(ledger, Note())
+    [verdict] = deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="customer left")
+    assert (verdict.problem, verdict.due_at) == (None, None)
+    assert (row_of(ledger, letter_id).state, letter_of(ledger, letter_id).replayed_at) == (State.DEAD, None)
+    assert ids(ledger) == [other]
+    assert ids(ledger, decided="discarded") == [letter_id]
+    [decision] = deadletters.show(ledger, letter_id).decisions
+    assert (decision.act, decision.actor, decision.detail) == ("discard", "ada", {"why": "customer left"})
+    with pytest.raises(InvalidState, match=r"discarded at .*penstock jobs retry"):
+        deadletters.replay_one(ledger, letter_id, actor="bob")
+    [again] = deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="bob", reason="again")
+    assert isinstance(again.problem, InvalidState)
+    with pytest.raises(ValueError, match="reason"):
+        deadletters.discard(ledger, Selection(ids=(other,)), actor="ada", reason=" ")
+
+
+def test_a_filter_is_discarded_in_batches(ledger: Database) -> None:
+    new = many(ledger, replays.BATCH + 1)
+    verdicts = deadletters.discard(ledger, Selection(kind="ledger.note"), actor="ada", reason="old")
+    assert [one.id for one in verdicts] == new
+    assert ids(ledger) == []
+    assert [(one.act, one.count) for one in audit.find(ledger)] == [("discard", len(new))]
+
+
+def test_a_discarded_job_can_be_retried_all_the_same_even_one_that_was_never_read(ledger: Database) -> None:
+    read = die(ledger, Note())
+    unread = bury(ledger, stock_envelope("ledger.login", {"user": "ada"}, queue="celery"), "no_handler")
+    for one in (read, unread):
+        deadletters.discard(ledger, Selection(ids=(one,)), actor="ada", reason="no")
+        queries.retry(ledger, one, actor="bob")
+        assert row_of(ledger, one).state == State.SCHEDULED
+        assert [act.act for act in deadletters.show(ledger, one).decisions] == ["retry", "discard"]
+    assert json.loads(row_of(ledger, unread).payload)["user"] == "ada"
+    assert {act.subject_kind for act in audit.find(ledger, acts=["retry"])} == {"job"}
+
+
+def test_a_letter_that_was_decided_about_waits_anew_when_its_job_dies_again(ledger: Database) -> None:
+    letter_id = die(ledger, Note())
+    deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
+    queries.retry(ledger, letter_id, actor="ada")
+    end(ledger, claimed(ledger, message(Note(), id=letter_id, fence=1)), Outcome.DEAD, error="no", reason="failed")
+    assert ids(ledger) == [letter_id]
+    assert len(deadletters.show(ledger, letter_id).decisions) == 2
+
+
+def test_a_letter_whose_job_is_not_dead_any_more_is_not_replayed(ledger: Database) -> None:
+    retried = die(ledger, Note())
+    queries.retry(ledger, retried, actor="ada")
+    assert request_cancel(ledger, retried) == State.CANCELLED
+    gone = die(ledger, Note())
+    ledger.write(lambda connection: connection.execute(sa.delete(jobs).where(jobs.c.id == gone)))
+    problems = [str(one.problem) for one in replay(ledger, retried, gone)]
+    assert "replayed already" in problems[0]
+    assert "no job" in problems[1]
+    assert row_of(ledger, retried).state == State.CANCELLED
+
+
+def test_a_letter_is_shown_with_its_message_attempts_and_job(ledger: Database) -> None:
+    start_worker(ledger, "w1")
+    letter_id = die(ledger, Address(customer=1, to="x", iban="s3cret"), trace=TRACE.format("mails"), tenant="acme")
+    shown = deadletters.show(ledger, letter_id)
+    assert shown.payload == {"customer": 1, "to": "x", "iban": "***"}
+    [attempt] = shown.attempts
+    assert (attempt.number, attempt.worker, attempt.traceback) == (1, "w1", TRACE.format("mails"))
+    assert (shown.job.tenant, shown.headers, list(shown.decisions)) == ("acme", None, [])
+    change(ledger, letter_id, kind="far.away")
+    raw = bury(ledger, stock_envelope("who.knows", {"a": "s3cret"}, queue="q", argsrepr="s3cret"), "unknown_kind")
+    other = deadletters.show(ledger, raw)
+    assert (other.payload, other.headers and other.headers["argsrepr"]) == ({"a": "***"}, "***")
+    with pytest.raises(JobNotFound):
+        deadletters.show(ledger, "none")
+
+
+def test_two_operators_at_once_replay_each_letter_once(ledger: Database, ledger_url: str) -> None:
+    new = many(ledger, replays.BATCH + 20)
+    results: list[list[deadletters.Verdict]] = []
+    errors: list[BaseException] = []
+    ready = threading.Barrier(2)
+
+    def run(actor: str, reverse: bool) -> None:
+        database = Database(ledger_url)
+        try:
+            ready.wait(60)
+            chosen = Selection(ids=tuple(reversed(new) if reverse else new))
+            results.append(deadletters.replay(database, chosen, actor=actor))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            database.close()
+
+    threads = [threading.Thread(target=run, args=(actor, actor == "bob")) for actor in ("ada", "bob")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    done = [verdict.id for verdicts in results for verdict in verdicts if verdict.problem is None]
+    assert sorted(done) == new
+    assert sum(line.count for line in audit.find(ledger)) == len(new)
+
+
+def test_without_an_actor_nothing_is_done(ledger: Database) -> None:
+    letter_id = die(ledger, Note())
+    before = everything(ledger)
+    for act in (
+        lambda: deadletters.replay_one(ledger, letter_id, actor=""),
+        lambda: deadletters.discard(ledger, Selection(), actor=" ", reason="x"),
+        lambda: queries.retry(ledger, letter_id, actor=""),
+    ):
+        with pytest.raises(ValueError, match="actor"):
+            act()
+    with pytest.raises(ValueError, match="per_second"):
+        replay(ledger, letter_id, per_second=0)
+    assert everything(ledger) == before

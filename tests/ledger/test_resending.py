@@ -1,0 +1,173 @@
+"""What a broker has lost waits again, and a copy of what it has not lost is harmless."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from ledgers import (
+    Note,
+    Pay,
+    Ring,
+    Tick,
+    attempts_of,
+    change,
+    claim_one,
+    claimed,
+    end,
+    message,
+    row_of,
+    start_worker,
+)
+
+from penstock.producers.records import request_cancel
+from penstock.producers.senders.memory import MemoryBroker
+from penstock.schemas import Job, Outcome, State
+from penstock.schemas.database import Database
+from penstock.schemas.wire import Envelope, Message, decode, encode
+from penstock.workers.ledger import delays, resending
+from penstock.workers.ledger.claims import Claim
+
+LANE = ("notes", "normal")
+MINUTE = timedelta(minutes=1)
+
+
+def sent(ledger: Database, *jobs: Job, broker: MemoryBroker | None = None) -> list[Message]:
+    """Jobs that a dispatcher has sent, as their workers get them."""
+    broker = broker or MemoryBroker()
+    delays.schedule(ledger, [encode(job, due_at=datetime.now(UTC)) for job in jobs])
+    while delays.send_due(ledger, broker):
+        pass
+    return [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
+
+
+def put_back_all(ledger: Database) -> int:
+    return resending.put_back(ledger, resending.clock(ledger) + MINUTE)
+
+
+def test_what_was_sent_before_is_sent_again_and_nothing_else(ledger: Database) -> None:
+    old, new, running, ended = sent(ledger, *(Note(text=str(number)) for number in range(4)))
+    claimed(ledger, running)
+    end(ledger, claimed(ledger, ended), Outcome.SUCCEEDED)
+    change(ledger, old.id, due_at=resending.clock(ledger) - MINUTE)
+    assert resending.put_back(ledger, resending.clock(ledger) - MINUTE / 2) == 1
+    assert (row_of(ledger, old.id).state, row_of(ledger, new.id).state) == (State.SCHEDULED, State.QUEUED)
+    broker = MemoryBroker()
+    assert delays.send_due(ledger, broker) == 1
+    [again] = [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
+    assert (again.id, again.attempt, again.fence) == (old.id, old.attempt, old.fence)
+    assert resending.put_back(ledger, resending.clock(ledger) - MINUTE / 2) == 0, "it was sent just now"
+
+
+def test_only_the_lane_that_lost_them(ledger: Database) -> None:
+    [mine] = sent(ledger, Note())
+    high = encode(Note(), due_at=datetime.now(UTC), priority="high")
+    delays.schedule(ledger, [high])
+    delays.send_due(ledger, MemoryBroker())
+    assert resending.put_back(ledger, resending.clock(ledger) + MINUTE, LANE) == 1
+    assert (row_of(ledger, mine.id).state, row_of(ledger, high.id).state) == (State.SCHEDULED, State.QUEUED)
+
+
+@pytest.mark.parametrize("job", [Note(), Pay(amount=1), Ring(number="1")], ids=lambda job: job.kind().delivery)
+def test_of_two_copies_one_runs(ledger: Database, job: Job) -> None:
+    start_worker(ledger, "w1")
+    start_worker(ledger, "w2")
+    [first] = sent(ledger, job)
+    assert put_back_all(ledger) == 1
+    broker = MemoryBroker()
+    delays.send_due(ledger, broker)
+    [second] = [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
+    given = claimed(ledger, second, worker="w1")
+    refused = claim_one(ledger, first, worker="w2")
+    assert getattr(refused, "reason", None) == "duplicate"
+    assert end(ledger, given, Outcome.SUCCEEDED)
+    refused = claim_one(ledger, first, worker="w2", again=True)
+    assert getattr(refused, "reason", None) == "ended"
+
+
+def test_a_copy_that_is_claimed_before_it_is_sent_again_stays_claimed(ledger: Database) -> None:
+    [first] = sent(ledger, Pay(amount=1))
+    put_back_all(ledger)
+    given = claimed(ledger, first)
+    assert delays.send_due(ledger, MemoryBroker()) == 0
+    assert end(ledger, given, Outcome.SUCCEEDED)
+
+
+def test_what_a_stopping_worker_gave_back_is_missed_too(ledger: Database) -> None:
+    [first] = sent(ledger, Note())
+    end(ledger, claimed(ledger, first), Outcome.INTERRUPTED)
+    assert put_back_all(ledger) == 1
+
+
+def test_a_retry_of_an_untracked_kind_ends_on_record(ledger: Database) -> None:
+    tick = message(Tick())
+    end(ledger, Claim(tick, 0, 1, 0, 0, datetime.now(UTC), tracked=False), Outcome.RETRY, due_at=datetime.now(UTC))
+    broker = MemoryBroker()
+    delays.send_due(ledger, broker)
+    assert put_back_all(ledger) == 1
+    delays.send_due(ledger, broker)
+    first, second = [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
+    assert end(ledger, claimed(ledger, first), Outcome.SUCCEEDED)
+    assert getattr(claim_one(ledger, second), "reason", None) == "ended"
+
+
+def test_a_kind_unknown_to_the_dispatcher_is_sent_so_that_its_worker_claims_it(ledger: Database) -> None:
+    """The worker may know it as untracked: unclaimed, it would stay queued for ever, and be missed again and again."""
+    broker = MemoryBroker()
+    headers = {"task": "not.known.here", "id": "u1", "penstock": {"version": 1}}
+    delays.schedule(ledger, [Envelope("notes", "normal", headers, b"[[], {}, null]")])
+    delays.send_due(ledger, broker)
+    [(out, _)] = broker.lanes["notes", "normal"]
+    assert out.headers["penstock"]["fence"] == 1
+
+
+@pytest.mark.parametrize("job", [Note(), Pay(amount=1)], ids=lambda job: job.kind().delivery)
+def test_what_a_dead_worker_ran_is_put_back_as_a_crash(ledger: Database, job: Job) -> None:
+    start_worker(ledger, "dead", lease=-MINUTE)
+    start_worker(ledger, "alive")
+    [lost, held] = sent(ledger, job, job)
+    late = claimed(ledger, lost, worker="dead")
+    claimed(ledger, held, worker="alive")
+    assert resending.put_back_begun(ledger, 2 * MINUTE, LANE) == 0, "not silent for so long"
+    assert resending.put_back_begun(ledger, MINUTE / 2, LANE) == 1
+    row = row_of(ledger, lost.id)
+    assert (row.state, row.crashes) == (State.SCHEDULED, 1)
+    assert [attempt.outcome for attempt in attempts_of(ledger, lost.id)] == [Outcome.CRASHED]
+    assert not end(ledger, late, Outcome.SUCCEEDED, worker="dead"), "it only slept, and its fence is lost"
+    assert row_of(ledger, held.id).state == State.RUNNING
+
+
+def test_what_a_dead_worker_was_to_stop_is_cancelled(ledger: Database) -> None:
+    start_worker(ledger, "dead", lease=-MINUTE)
+    [lost] = sent(ledger, Note())
+    claimed(ledger, lost, worker="dead")
+    assert request_cancel(ledger, lost.id) == State.RUNNING
+    assert resending.put_back_begun(ledger, timedelta(), LANE) == 1
+    row = row_of(ledger, lost.id)
+    assert (row.state, row.due_at, row.cancel_requested) == (State.CANCELLED, None, False)
+    assert [attempt.outcome for attempt in attempts_of(ledger, lost.id)] == [Outcome.CRASHED]
+
+
+def test_what_must_not_be_repeated_is_not_put_back_once_it_began(ledger: Database) -> None:
+    start_worker(ledger, "dead", lease=-MINUTE)
+    [lost] = sent(ledger, Ring(number="1"))
+    change(ledger, lost.id, delivery="at_least_once")  # the guess of a dispatcher that does not know the kind
+    claimed(ledger, lost, worker="dead")
+    assert resending.put_back_begun(ledger, timedelta(), LANE) == 0
+
+
+def test_lanes_are_suspect_that_a_living_worker_consumes_and_that_miss_jobs(ledger: Database) -> None:
+    def suspects() -> set[resending.Lane]:
+        return resending.suspects(ledger, MINUTE, MINUTE)
+
+    start_worker(ledger, "stopped", lease=-MINUTE)
+    fresh, old = sent(ledger, Note(), Note())
+    change(ledger, old.id, due_at=resending.clock(ledger) - 2 * MINUTE)
+    assert suspects() == set(), "nobody consumes the queue"
+    start_worker(ledger, "w1")
+    assert suspects() == {LANE}
+    claimed(ledger, old)
+    assert suspects() == set(), "the other was sent just now"
+    start_worker(ledger, "dead", lease=-2 * MINUTE)
+    claimed(ledger, fresh, worker="dead")
+    assert suspects() == {LANE}

@@ -1,0 +1,230 @@
+"""What is over is pruned when its time has come, with all that belongs to it, and nothing else is."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from ledgers import Note, attempts_of, change, claimed, end, letter_of, message, row_of, start_worker
+
+from penstock.config.errors import ObjectNotFound, StorageError
+from penstock.config.retention import RetentionSettings
+from penstock.config.settings import Settings
+from penstock.producers.results import read_result, write_result
+from penstock.producers.storage import Storage, make_storage
+from penstock.schemas import Outcome, State
+from penstock.schemas.database import Database
+from penstock.schemas.ids import first_id, made_at, new_id
+from penstock.schemas.tables import dead_letters, effects, firings, jobs, metadata, unique_keys, workers
+from penstock.schemas.wire import encode
+from penstock.workers.dispatcher import retention as service
+from penstock.workers.ledger import audit, delays, stats
+from penstock.workers.ledger.retention import BATCH, Pruning
+
+NOW = datetime.now(UTC)
+DAY = timedelta(days=1)
+DEFAULTS = RetentionSettings()
+
+
+def no_storage() -> Storage:
+    raise AssertionError("nothing of this lies in the storage")
+
+
+def prune(ledger: Database, keep: RetentionSettings = DEFAULTS, **options: Any) -> Counter[str]:
+    return Pruning(ledger, keep, options.pop("open_storage", no_storage), **options).run()
+
+
+def id_of(age: timedelta) -> str:
+    """An id that was made so long ago."""
+    return first_id(NOW - age)[:19] + uuid.uuid4().hex[:4] + "-" + uuid.uuid4().hex[:12]
+
+
+def job(ledger: Database, state: State, ended: timedelta, *, made: timedelta | None = None, **values: Any) -> str:
+    """A job that ended so long ago."""
+    row = delays.waiting(encode(Note(), due_at=NOW, id=values.pop("id", None) or id_of(made or ended)))
+    row |= {"state": state, "finished_at": NOW - ended if State(state).final else None, **values}
+    ledger.write(lambda connection: connection.execute(sa.insert(jobs), [row]))
+    return str(row["id"])
+
+
+def add(ledger: Database, table: sa.Table, **values: Any) -> None:
+    ledger.write(lambda connection: connection.execute(sa.insert(table).values(**values)))
+
+
+def count(ledger: Database, table: sa.Table) -> int:
+    select = sa.select(sa.func.count()).select_from(table)
+    return int(ledger.read(lambda connection: connection.execute(select).scalar_one()))
+
+
+def left(ledger: Database) -> set[str]:
+    return set(ledger.read(lambda connection: connection.scalars(sa.select(jobs.c.id)).all()))
+
+
+def test_each_state_is_kept_as_long_as_it_says(ledger: Database) -> None:
+    old = {
+        State.SUCCEEDED: job(ledger, State.SUCCEEDED, 8 * DAY),
+        State.DISCARDED: job(ledger, State.DISCARDED, 31 * DAY),
+        State.CANCELLED: job(ledger, State.CANCELLED, 31 * DAY),
+    }
+    kept = {
+        job(ledger, State.SUCCEEDED, 6 * DAY),
+        job(ledger, State.SUCCEEDED, 6 * DAY, made=300 * DAY),
+        job(ledger, State.DISCARDED, 8 * DAY),
+        job(ledger, State.DEAD, 400 * DAY),
+        *(job(ledger, state, 400 * DAY) for state in State if not state.final),
+    }
+    assert prune(ledger, dry_run=True) == Counter(dict.fromkeys(old, 1))
+    assert left(ledger) == kept | set(old.values()), "a dry run deletes nothing"
+    assert prune(ledger) == Counter(dict.fromkeys(old, 1))
+    assert left(ledger) == kept
+    assert prune(ledger, RetentionSettings(dead=30 * DAY)) == Counter({State.DEAD: 1})
+
+
+def test_ids_of_stock_clients_tell_no_time_and_are_pruned_too(ledger: Database) -> None:
+    for mark in "0249bf":
+        job(ledger, State.SUCCEEDED, 8 * DAY, id=mark + str(uuid.uuid4())[1:])
+        job(ledger, State.SUCCEEDED, 8 * DAY, id=f"{mark}-of-another-form")
+    assert prune(ledger) == Counter({State.SUCCEEDED: 12})
+
+
+def test_more_than_a_batch_goes_in_several(ledger: Database) -> None:
+    rows = [delays.waiting(encode(Note(), due_at=NOW, id=id_of(8 * DAY))) for _ in range(BATCH + 7)]
+    for row in rows:
+        row |= {"state": State.SUCCEEDED, "finished_at": NOW - 8 * DAY}
+    ledger.write(lambda connection: ledger.execute_many(connection, ledger.insert(jobs), rows))
+    kept = job(ledger, State.DEAD, 9 * DAY)
+    found = [counts for counts in Pruning(ledger, DEFAULTS, no_storage).steps() if counts]
+    assert [sum(counts.values()) for counts in found] == [BATCH - 1, 8], "the one that stays is in the first"
+    assert left(ledger) == {kept}
+
+
+def test_attempts_effects_and_letters_go_with_their_job(ledger: Database) -> None:
+    gone, stays = message(Note()), message(Note())
+    for sent in (gone, stays):
+        end(ledger, claimed(ledger, sent), Outcome.DEAD, error="no")
+        add(ledger, effects, id=str(uuid.uuid4()), job_id=sent.id, key="k", fence=1, begun_at=NOW)
+    change(ledger, gone.id, finished_at=NOW - 40 * DAY)
+    later = NOW + 40 * DAY  # so that the ids are old enough
+    change(ledger, stays.id, finished_at=later)
+    assert prune(ledger, RetentionSettings(dead=30 * DAY, letters=None), now=later) == Counter({State.DEAD: 1})
+    assert (row_of(ledger, gone.id), attempts_of(ledger, gone.id), letter_of(ledger, gone.id)) == (None, [], None)
+    assert len(attempts_of(ledger, stays.id)) == 1
+    assert letter_of(ledger, stays.id) is not None
+    assert count(ledger, effects) == 1
+
+
+def test_stored_results_go_first_and_a_job_stays_until_its_own_has(ledger: Database, tmp_path: Path) -> None:
+    storage = make_storage(f"file:{tmp_path}")
+    one = job(ledger, State.SUCCEEDED, 8 * DAY)
+    ref = write_result(storage, one, 3, b"[1]")
+    change(ledger, one, result_ref=ref, fence=3)
+    crashed = job(ledger, State.DISCARDED, 40 * DAY, fence=2, crashes=1)
+    orphan = write_result(storage, crashed, 1, b"[2]")
+
+    def away() -> Storage:
+        raise StorageError("away")
+
+    assert prune(ledger, open_storage=away) == Counter()
+    assert left(ledger) == {one, crashed}
+    assert prune(ledger, open_storage=lambda: storage) == Counter({State.SUCCEEDED: 1, State.DISCARDED: 1})
+    for deleted in (ref, orphan):
+        assert storage.find(deleted) is None
+        try:
+            read_result(storage, deleted)
+        except ObjectNotFound:
+            continue
+        raise AssertionError("it is still there")
+
+
+def letter(ledger: Database, **values: Any) -> str:
+    letter_id = new_id()
+    empty = {"kind": None, "queue": "notes", "reason": "undecodable", "detail": "", "fingerprint": "f", "raw": b"x"}
+    add(ledger, dead_letters, **{**empty, "id": letter_id, "created_at": NOW - 400 * DAY, **values})
+    return letter_id
+
+
+def test_letters_without_a_job_go_once_somebody_has_decided(ledger: Database) -> None:
+    open_ = letter(ledger)
+    gone = [letter(ledger, replayed_at=NOW - 31 * DAY), letter(ledger, discarded_at=NOW - 31 * DAY)]
+    recent = [letter(ledger, replayed_at=NOW - DAY), letter(ledger, discarded_at=NOW - DAY)]
+    assert prune(ledger) == Counter({"dead letters": 2})
+    assert [letter_of(ledger, one) for one in gone] == [None, None]
+    assert None not in [letter_of(ledger, one) for one in (open_, *recent)]
+    assert prune(ledger, RetentionSettings(dead=30 * DAY)) == Counter({"dead letters": 1})
+    assert letter_of(ledger, open_) is None
+
+
+def test_a_dead_job_goes_once_somebody_has_discarded_its_letter(ledger: Database) -> None:
+    long_ago, lately, open_ = message(Note()), message(Note()), message(Note())
+    for sent in (long_ago, lately, open_):
+        end(ledger, claimed(ledger, sent), Outcome.DEAD, error="no")
+    for sent, age in ((long_ago, 31 * DAY), (lately, DAY)):
+        decided = sa.update(dead_letters).where(dead_letters.c.id == sent.id).values(discarded_at=NOW - age)
+        ledger.write(lambda connection, decided=decided: connection.execute(decided))  # type: ignore[misc]
+    assert prune(ledger, dry_run=True) == prune(ledger) == Counter({State.DEAD: 1})
+    assert left(ledger) == {lately.id, open_.id}
+    assert (letter_of(ledger, long_ago.id), attempts_of(ledger, long_ago.id)) == (None, [])
+
+
+def test_firings_workers_keys_and_acts_go_too(ledger: Database) -> None:
+    for name in ("a", "b"):
+        for age in (100, 91, 1):
+            add(ledger, firings, schedule=name, fire_at=NOW - age * DAY, fired_at=NOW - age * DAY)
+    start_worker(ledger, "dead", lease=-31 * DAY)
+    start_worker(ledger, "alive")
+    ended = job(ledger, State.SUCCEEDED, DAY)
+    for number, (holder, until) in enumerate(
+        [(id_of(60 * DAY), None), (id_of(60 * DAY), NOW + DAY), (id_of(DAY), None), (ended, None)]
+    ):
+        add(ledger, unique_keys, id=str(number), kind="k", key="k", job_id=holder, held_until=until)
+    ledger.write(lambda connection: audit.write(connection, actor="ada", act="retry", subject="x"))
+    assert prune(ledger, dry_run=True) == Counter({"firings": 4, "workers": 1, "keys": 1})
+    assert prune(ledger) == Counter({"firings": 4, "workers": 1, "keys": 1})
+    assert (count(ledger, firings), count(ledger, workers), count(ledger, unique_keys)) == (2, 1, 3)
+    assert prune(ledger, RetentionSettings(audit=DAY), now=NOW + 2 * DAY)["audit"] == 1
+
+
+def test_the_service_prunes_and_begins_again(sqlite_url: str) -> None:
+    from penstock.workers.ledger.upgrade import upgrade
+
+    ledger = Database(sqlite_url)
+    upgrade(ledger)
+    running = service.Retention(Settings(database_url=sqlite_url), ledger)
+    try:
+        for _ in range(2):
+            job(ledger, State.SUCCEEDED, 8 * DAY)
+            assert running.work() is False, "its time has not come"
+            running._pass_at = 0.0
+            while running.work():
+                pass
+            assert left(ledger) == set()
+    finally:
+        running.close()
+        ledger.close()
+
+
+def test_stats_tell_sizes_and_what_goes_when(ledger: Database) -> None:
+    job(ledger, State.SUCCEEDED, 2 * DAY, enqueued_at=NOW - 3 * DAY)
+    job(ledger, State.SUCCEEDED, DAY)
+    job(ledger, State.DEAD, DAY)
+    tables = {one.table: one for one in stats.tables(ledger)}
+    assert set(tables) == set(metadata.tables)
+    assert tables[jobs.name].rows == 3
+    assert tables[jobs.name].bytes
+    states = {one.state: one for one in stats.states(ledger, DEFAULTS)}
+    assert list(states) == list(State)
+    done, dead = states[State.SUCCEEDED], states[State.DEAD]
+    assert (done.jobs, done.oldest, done.kept) == (2, NOW - 3 * DAY, 7 * DAY)
+    assert done.next_prune == NOW + 5 * DAY
+    assert (dead.jobs, dead.kept, dead.next_prune) == (1, None, None)
+    assert states[State.RUNNING].jobs == 0
+
+
+def test_the_first_id_of_a_time_comes_before_all_that_are_made_then() -> None:
+    before, made, after = first_id(datetime.now(UTC)), new_id(), first_id(datetime.now(UTC) + timedelta(seconds=1))
+    assert before <= made < after
+    assert made_at(before) is not None

@@ -1,0 +1,404 @@
+"""Unique jobs: what each policy does to the second job with a key, on every database, alone and in a crowd."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from ledgers import change, claim_one, claimed, end, message, row_of
+from unique_jobs import Debounce, Ever, Existing, Hourly, Light, Plain, Reject, Replace
+
+from penstock.config.errors import BrokerUnavailable, DuplicateJob, InvalidJob, LedgerUnavailable, QueueFull
+from penstock.producers import AsyncProducer, JobHandle, Producer
+from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.unique import enter
+from penstock.schemas import Job, Outcome, State
+from penstock.schemas.database import Database
+from penstock.schemas.tables import jobs, unique_keys
+from penstock.schemas.wire import Envelope, decode, encode
+from penstock.workers.ledger import delays
+from penstock.workers.ledger.claims import Refusal
+
+TESTS = Path(__file__).parent.parent
+HOUR = timedelta(hours=1)
+KINDS: list[type[Job]] = [Reject, Existing, Replace]
+
+
+@pytest.fixture
+def sender() -> MemoryBroker:
+    return MemoryBroker()
+
+
+@pytest.fixture
+def producer(sender: MemoryBroker, ledger_url: str) -> Iterator[Producer]:
+    with Producer("redis://unused", sender=sender, database_url=ledger_url, queues=["listed"]) as producer:
+        yield producer
+
+
+def run(ledger: Database, sender: MemoryBroker, handle: JobHandle, outcome: Outcome = Outcome.SUCCEEDED) -> None:
+    """Play the worker that gets a job's message."""
+    [envelope] = [one for one in sender.sent if one.id == handle.id]
+    end(ledger, claimed(ledger, decode(envelope)), outcome)
+
+
+def rows(ledger: Database) -> list[Any]:
+    return ledger.read(lambda connection: list(connection.execute(sa.select(jobs).order_by(jobs.c.id))))
+
+
+def test_a_unique_job_is_on_record_and_with_the_broker(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    handle = producer.enqueue(Reject(n=1, text="ü"), tenant="acme", priority="high")
+    row = row_of(ledger, handle.id)
+    assert (row.state, row.key, row.tenant, row.queue) == (State.QUEUED, "uniq.reject:n=1", "acme", "uniq")
+    assert (handle.created, [envelope.id for envelope in sender.sent]) == (True, [handle.id])
+    run(ledger, sender, handle)
+    assert handle.status().state == "succeeded"
+
+
+def test_reject_raises_with_the_job_that_holds_the_key(producer: Producer, sender: MemoryBroker) -> None:
+    first = producer.enqueue(Reject(n=1))
+    with pytest.raises(DuplicateJob, match=r"uniq\.reject:n=1") as caught:
+        producer.enqueue(Reject(n=1, text="other"))
+    assert (caught.value.key, caught.value.existing_id) == ("uniq.reject:n=1", first.id)
+    producer.enqueue(Reject(n=2))
+    assert len(sender.sent) == 2
+
+
+def test_existing_answers_with_the_job_that_holds_the_key(producer: Producer, sender: MemoryBroker) -> None:
+    first = producer.enqueue(Existing(n=1))
+    second = producer.enqueue(Existing(n=1), queue="listed")
+    assert (second.id, second.created, second.kind, second.queue) == (first.id, False, "uniq.existing", "uniq")
+    assert second.status().state == "queued"
+    assert len(sender.sent) == 1
+
+
+def test_replace_cancels_the_waiting_job_for_the_new_one(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    delayed = producer.enqueue(Replace(n=1, text="a"), delay=HOUR)
+    queued = producer.enqueue(Replace(n=1, text="b"))
+    last = producer.enqueue(Replace(n=1, text="c"))
+    assert [one.created for one in (delayed, queued, last)] == [True] * 3
+    assert [one.status().state for one in (delayed, queued, last)] == ["cancelled", "cancelled", "queued"]
+    assert last.id in (queued.status().error or "")
+    refused = claim_one(ledger, decode(sender.sent[0]))
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "cancelled"
+    run(ledger, sender, last)
+
+
+def test_replace_leaves_a_running_job_alone_and_replaces_what_waits_behind_it(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    running = producer.enqueue(Replace(n=1))
+    given = claimed(ledger, decode(sender.sent[0]))
+    waits = producer.enqueue(Replace(n=1))
+    last = producer.enqueue(Replace(n=1))
+    assert [one.status().state for one in (running, waits, last)] == ["running", "cancelled", "queued"]
+    assert end(ledger, given, Outcome.SUCCEEDED)
+
+
+def test_debounce_keeps_one_job_with_the_last_payload_and_puts_it_off(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    first = producer.enqueue(Debounce(n=1, text="first"))
+    due = row_of(ledger, first.id).due_at
+    assert due > datetime.now(UTC) + 0.9 * HOUR
+    handles = [producer.enqueue(Debounce(n=1, text=f"{number}"), tenant=None) for number in range(5)]
+    assert {one.id for one in handles} == {first.id}
+    assert not any(one.created for one in handles)
+    [row] = rows(ledger)
+    assert (json.loads(row.payload)["text"], row.state) == ("4", State.SCHEDULED)
+    assert row.due_at > due
+    assert sender.sent == []
+    # A copy of the first one would come too late, from whatever clock it was sent too early.
+    assert isinstance(claim_one(ledger, message(Debounce(n=1, text="first"), id=first.id)), Refusal)
+    change(ledger, first.id, due_at=datetime.now(UTC))
+    assert delays.send_due(ledger, sender) == 1
+    assert decode(sender.sent[0]).job == Debounce(n=1, text="4")
+    run(ledger, sender, first)
+
+
+def test_a_debounced_job_that_is_on_its_way_is_replaced_and_one_that_runs_is_not(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    first = producer.enqueue(Debounce(n=1, text="1"))
+    change(ledger, first.id, due_at=datetime.now(UTC))
+    delays.send_due(ledger, sender)
+    second = producer.enqueue(Debounce(n=1, text="2"))
+    assert (second.created, first.status().state, second.status().state) == (True, "cancelled", "scheduled")
+    change(ledger, second.id, due_at=datetime.now(UTC))
+    delays.send_due(ledger, sender)
+    claimed(ledger, decode(sender.sent[1]))
+    third = producer.enqueue(Debounce(n=1, text="3"))
+    assert (third.created, second.status().state, third.status().state) == (True, "running", "scheduled")
+
+
+def test_a_copy_that_a_dispatcher_is_sending_does_not_run_instead_of_the_debounced_job(
+    producer: Producer, ledger: Database
+) -> None:
+    class During(MemoryBroker):
+        def send(self, envelopes: Any) -> None:
+            super().send(envelopes)
+            if not later:
+                later.append(producer.enqueue(Debounce(n=1, text="new")))
+
+    later: list[JobHandle] = []
+    broker = During()
+    first = producer.enqueue(Debounce(n=1, text="old"))
+    change(ledger, first.id, due_at=datetime.now(UTC))
+    delays.send_due(ledger, broker)
+    change(ledger, later[0].id, due_at=datetime.now(UTC))
+    delays.send_due(ledger, broker)
+    assert isinstance(claim_one(ledger, decode(broker.sent[0])), Refusal)
+    given = claimed(ledger, decode(broker.sent[1]))
+    assert given.message.job == Debounce(n=1, text="new")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.DISCARDED, Outcome.CANCELLED, Outcome.DEAD])
+def test_a_job_that_ended_has_given_its_key_back(
+    producer: Producer, sender: MemoryBroker, ledger: Database, outcome: Outcome
+) -> None:
+    first = producer.enqueue(Reject(n=1))
+    run(ledger, sender, first, outcome)
+    assert producer.enqueue(Reject(n=1)).id != first.id
+
+
+def test_a_job_that_retries_snoozes_or_runs_holds_its_key(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    producer.enqueue(Reject(n=0))
+    claimed(ledger, decode(sender.sent[0]))
+    for number, outcome in enumerate((Outcome.RETRY, Outcome.SNOOZED), 1):
+        run(ledger, sender, producer.enqueue(Reject(n=number)), outcome)
+    for number in range(3):
+        with pytest.raises(DuplicateJob):
+            producer.enqueue(Reject(n=number))
+
+
+def test_a_period_holds_the_key_of_a_job_that_succeeded_and_not_of_one_that_failed(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    first = producer.enqueue(Hourly(n=1))
+    run(ledger, sender, first)
+    with pytest.raises(DuplicateJob):
+        producer.enqueue(Hourly(n=1))
+    # Nor does it help that the record of it is gone.
+    ledger.write(lambda connection: connection.execute(sa.delete(jobs).where(jobs.c.id == first.id)))
+    with pytest.raises(DuplicateJob):
+        producer.enqueue(Hourly(n=1))
+    over = sa.update(unique_keys).values(held_until=datetime.now(UTC))
+    ledger.write(lambda connection: connection.execute(over))
+    second = producer.enqueue(Hourly(n=1))
+    run(ledger, sender, second, Outcome.DEAD)
+    producer.enqueue(Hourly(n=1))
+
+
+def test_chosen_states_hold_the_key_and_others_do_not(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    first = producer.enqueue(Ever(n=1))
+    with pytest.raises(DuplicateJob):
+        producer.enqueue(Ever(n=1))
+    given = claimed(ledger, decode(sender.sent[0]))
+    second = producer.enqueue(Ever(n=1))  # the first one runs
+    end(ledger, given, Outcome.SUCCEEDED)
+    run(ledger, sender, second)
+    with pytest.raises(DuplicateJob) as caught:
+        producer.enqueue(Ever(n=1))
+    assert caught.value.existing_id == second.id != first.id
+
+
+def test_kinds_tenants_and_the_case_of_letters_keep_keys_apart(producer: Producer) -> None:
+    handles = [
+        producer.enqueue(Plain(), key="k", unique="reject"),
+        producer.enqueue(Plain(), key="k", unique="reject", tenant="acme"),
+        producer.enqueue(Plain(), key="k", unique="reject", tenant="Acme"),
+        producer.enqueue(Plain(), key="K", unique="reject"),
+        producer.enqueue(Plain(), key="k ", unique="reject"),
+        producer.enqueue(Reject(n=1), key="k"),
+    ]
+    assert len({one.id for one in handles}) == 6
+
+
+def test_a_policy_for_one_call_takes_the_place_of_the_kinds(producer: Producer) -> None:
+    first = producer.enqueue(Reject(n=1))
+    assert producer.enqueue(Reject(n=1), unique="existing").id == first.id
+    assert producer.enqueue(Reject(n=1), unique="replace").created
+    assert first.status().state == "cancelled"
+    soon = producer.enqueue(Plain(), key="p", unique="debounce", debounce=60)
+    assert producer.enqueue(Plain(text="x"), key="p", unique="debounce", debounce=60).id == soon.id
+    assert producer.enqueue(Plain(), key="p").created  # no policy: the key only names it
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "said"),
+    [
+        (Plain(), {"unique": "reject"}, "needs a key"),
+        (Plain(), {"unique": "often", "key": "k"}, "reject, existing"),
+        (Plain(), {"unique": "debounce", "key": "k"}, "quiet period"),
+        (Plain(), {"unique_for": 60, "key": "k"}, "needs a policy"),
+        (Light(), {"unique": "reject", "key": "k"}, "track=False"),
+        (Debounce(n=1), {"delay": 60}, "quiet period"),
+        (Debounce(n=1), {"run_at": datetime.now(UTC) + HOUR}, "quiet period"),
+        (Debounce(n=1), {"expires_in": 60}, "expires"),
+        (Plain(), {"unique": "reject", "key": "k" * 300}, "255"),
+        (Plain(), {"unique": "reject", "key": "k\0"}, "NUL"),
+    ],
+)
+def test_what_cannot_be_unique_is_refused_at_once(
+    producer: Producer, sender: MemoryBroker, ledger: Database, job: Job, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidJob, match=said):
+        producer.enqueue(job, **options)
+    assert (sender.sent, rows(ledger)) == ([], [])
+
+
+def test_a_call_repeated_with_its_id_is_one_job(producer: Producer, sender: MemoryBroker) -> None:
+    first, again = [producer.enqueue(Reject(n=1), id="order-1") for _ in range(2)]
+    assert (first.id, first.created, again.id, again.created) == ("order-1", True, "order-1", False)
+    assert len(sender.sent) == 1
+
+
+def test_many_are_decided_in_order_and_each_gets_its_answer(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    held = producer.enqueue(Existing(n=0))
+    handles = producer.enqueue_many([Existing(n=0), Existing(n=1), Plain(text="x"), Existing(n=1), Replace(n=1)])
+    assert [one.created for one in handles] == [False, True, True, False, True]
+    assert (handles[0].id, handles[3].id) == (held.id, handles[1].id)
+    assert [one.id for one in sender.sent[1:]] == [handles[number].id for number in (1, 2, 4)]
+    replaced = producer.enqueue_many([Replace(n=2, text=str(number)) for number in range(3)])
+    assert [one.status().state for one in replaced] == ["cancelled", "cancelled", "queued"]
+    assert [one.id for one in sender.sent[4:]] == [replaced[2].id]
+    debounced = producer.enqueue_many([Debounce(n=2, text=str(number)) for number in range(3)])
+    assert [one.created for one in debounced] == [True, False, False]
+    assert json.loads(row_of(ledger, debounced[0].id).payload)["text"] == "2"
+
+
+def test_of_many_with_one_that_is_refused_nothing_is_sent(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    producer.enqueue(Reject(n=5))
+    with pytest.raises(DuplicateJob) as caught:
+        producer.enqueue_many([Plain(), Replace(n=1), Reject(n=4), Reject(n=5)])
+    assert "number 3" in caught.value.__notes__[0]
+    assert (len(sender.sent), len(rows(ledger))) == (1, 1)
+    producer.enqueue_many([Reject(n=4)])
+
+
+def test_while_the_broker_is_away_a_unique_job_waits_for_the_dispatcher(
+    producer: Producer, sender: MemoryBroker, ledger: Database
+) -> None:
+    sender.down = True
+    handle = producer.enqueue(Reject(n=1))
+    with pytest.raises(DuplicateJob):
+        producer.enqueue(Reject(n=1))
+    assert handle.status().state == "scheduled"
+    with pytest.raises(BrokerUnavailable):
+        producer.enqueue_many([Reject(n=2), Plain()])  # of the other one nobody knows
+    sender.down = False
+    assert delays.send_due(ledger, sender) == 2
+    run(ledger, sender, handle)
+
+
+def test_a_crash_before_the_sending_leaves_a_job_that_the_dispatcher_sends(
+    sender: MemoryBroker, ledger: Database, ledger_url: str
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    class Dying(MemoryBroker):
+        def send(self, envelopes: Any) -> None:
+            raise Crash
+
+    with Producer("redis://unused", sender=Dying(), database_url=ledger_url) as producer, pytest.raises(Crash):
+        producer.enqueue(Reject(n=1))
+    [row] = rows(ledger)
+    assert row.state == State.SCHEDULED
+    assert delays.send_due(ledger, sender) == 0  # who sends it has a while
+    change(ledger, row.id, due_at=datetime.now(UTC))
+    assert delays.send_due(ledger, sender) == 1
+
+
+def test_a_full_queue_refuses_a_unique_job_and_leaves_all_as_it_was(ledger: Database, ledger_url: str) -> None:
+    sender = MemoryBroker(max_lengths={"uniq": 2})
+    with Producer("redis://unused", sender=sender, database_url=ledger_url) as producer:
+        old = producer.enqueue(Replace(n=1))
+        delayed = producer.enqueue(Replace(n=2), delay=HOUR)
+        producer.enqueue(Plain())
+        for job in (Replace(n=1), Replace(n=2), Reject(n=3)):
+            with pytest.raises(QueueFull):
+                producer.enqueue(job)
+        assert {row.id for row in rows(ledger)} == {old.id, delayed.id}
+        assert row_of(ledger, delayed.id).due_at > datetime.now(UTC) + HOUR / 2
+        assert [one.status().state for one in (old, delayed)] == ["scheduled", "scheduled"]
+        sender.max_lengths.clear()
+        assert producer.enqueue(Reject(n=3)).created
+        again = producer.enqueue(Replace(n=1))
+        assert (old.status().state, again.status().state) == ("cancelled", "queued")
+
+
+def test_without_its_ledger_a_unique_job_is_refused(sender: MemoryBroker) -> None:
+    url = "postgresql+psycopg://u:s3cret@127.0.0.1:1/x"
+    with Producer("redis://unused", sender=sender, database_url=url) as producer:
+        with pytest.raises(LedgerUnavailable):
+            producer.enqueue(Reject(n=1))
+        producer.enqueue(Plain())
+    assert len(sender.sent) == 1
+
+
+def test_an_async_producer_does_the_same(redis_url: str, prefix: str, ledger_url: str, ledger: Database) -> None:
+    async def go() -> None:
+        async with AsyncProducer(redis_url, prefix=prefix, database_url=ledger_url) as producer:
+            first = await producer.enqueue(Existing(n=1))
+            answers = await asyncio.gather(*(producer.enqueue(Existing(n=1)) for _ in range(10)))
+            assert {(one.id, one.created) for one in answers} == {(first.id, False)}
+            assert (await answers[0].status()).state == "queued"
+            with pytest.raises(DuplicateJob):
+                await producer.enqueue_many([Reject(n=1), Reject(n=1)])
+            later = await producer.enqueue(Reject(n=1), delay=HOUR)
+            assert (await later.status()).state == "scheduled"
+
+    asyncio.run(go())
+
+
+def test_of_racing_threads_and_processes_exactly_one_wins_each_key(
+    redis_url: str, prefix: str, ledger_url: str, ledger: Database
+) -> None:
+    numbers = [str(number) for number in range(6)]
+    with Producer("redis://unused", sender=MemoryBroker(), database_url=ledger_url) as producer:
+        for number in range(3):  # of these keys there was a job before
+            change(ledger, producer.enqueue(Reject(n=number)).id, state=State.SUCCEEDED)
+    command = [sys.executable, str(TESTS / "unique_jobs.py"), redis_url, ledger_url, prefix, *numbers]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "here\n"
+    won = [won for racer in racers for won in json.loads(racer.communicate("go\n")[0])]
+    new = [row for row in rows(ledger) if row.state != State.SUCCEEDED]
+    assert sorted(won) == [row.id for row in new]
+    assert sorted(row.key for row in new) == [f"uniq.reject:n={number}" for number in numbers]
+    assert {row.state for row in new} == {State.QUEUED}
+
+
+def test_jobs_that_enter_the_ledger_otherwise_are_asked_too(producer: Producer, ledger: Database) -> None:
+    held = producer.enqueue(Reject(n=1))
+    stock = encode(Reject(n=1))
+    del stock.headers["penstock"]["key"]  # as of a stock client, which is not asked
+    envelopes: list[Envelope] = [encode(Reject(n=1)), encode(Plain(text="x")), encode(Reject(n=2)), stock]
+    now = datetime.now(UTC)
+    answers = ledger.write(lambda connection: enter(connection, ledger, envelopes, now))
+    assert [one.created for one in answers] == [False, True, True, True]
+    assert answers[0].job_id == held.id
+    assert row_of(ledger, envelopes[0].id) is None
+    assert row_of(ledger, envelopes[2].id).due_at == now

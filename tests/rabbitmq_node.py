@@ -1,0 +1,111 @@
+"""A RabbitMQ node of our own, which a test may kill: its name, ports and files are shared with no other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+from penstock.workers.up.redis_server import free_port
+
+_PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/homebrew/sbin/rabbitmq-server")
+"""Before PATH: what Debian puts there is a wrapper that changes the user, who could not write to our folder."""
+_START_SECONDS = 120.0
+
+
+def find_rabbitmq_server() -> str | None:
+    """The script that runs a node as the user of now; None where RabbitMQ is not installed."""
+    found = [place for place in _PLACES if Path(place).exists()]
+    return found[0] if found else shutil.which("rabbitmq-server")
+
+
+class RabbitmqNode:
+    """One node with its data in a folder; it may be killed and started again. Starting takes 5 to 10 seconds.
+
+    Arguments:
+        tls: files of a certificate and its key, for a second port; and of the CA that clients' certificates are of.
+    """
+
+    def __init__(self, folder: Path, tls: tuple[Path, Path, Path] | None = None) -> None:
+        self.folder, self.port = folder, free_port()
+        self.tls_port, self._tls = free_port(), tls
+        self._dist_port = free_port()
+        self._name = f"t{uuid.uuid4().hex[:10]}@localhost"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self) -> None:
+        """Start and wait until it takes connections."""
+        command = find_rabbitmq_server()
+        assert command is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "plugins").write_text("[].\n")
+        config = [f"listeners.tcp.default = 127.0.0.1:{self.port}"]
+        if self._tls is not None:
+            certificate, key, authority = self._tls
+            config += [f"listeners.ssl.default = 127.0.0.1:{self.tls_port}", f"ssl_options.certfile = {certificate}"]
+            config += [f"ssl_options.keyfile = {key}", f"ssl_options.cacertfile = {authority}"]
+            config += ["ssl_options.verify = verify_peer", "ssl_options.fail_if_no_peer_cert = true"]
+        (self.folder / "rabbitmq.conf").write_text("\n".join(config) + "\n")
+        env = os.environ | {
+            "HOME": str(self.folder),  # of the Erlang cookie
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+        }
+        with (self.folder / "output").open("ab") as output:
+            self._process = subprocess.Popen(
+                [command], env=env, cwd=self.folder, stdout=output, stderr=output, start_new_session=True
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            log = (self.folder / "output").read_text(errors="replace")[-2000:]
+            assert self._process.poll() is None, f"the RabbitMQ node ended: {log}"
+            assert time.monotonic() < deadline, f"the RabbitMQ node did not start: {log}"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, as a power cut would."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def stop_queue(self, queue: str) -> None:
+        """Take the queue's leader away, as when most nodes of a cluster are down."""
+        self._eval(f"ra:stop_server(quorum_queues, {{'%2F_{queue}', node()}}).")
+
+    def start_queue(self, queue: str) -> None:
+        self._eval(f"ra:restart_server(quorum_queues, {{'%2F_{queue}', node()}}).")
+
+    def _eval(self, expression: str) -> None:
+        """Run Erlang on the node."""
+        server = find_rabbitmq_server()
+        assert server is not None
+        command = [str(Path(server).with_name("rabbitmqctl")), "-q", "-n", self._name, "eval", expression]
+        env = os.environ | {"HOME": str(self.folder)}
+        done = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip() == "ok", done.stdout + done.stderr
+
+    def _answers(self) -> bool:
+        """Whether it greets an AMQP client: it listens a little before."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
+                connection.sendall(b"AMQP\0\0\x09\x01")
+                return bool(connection.recv(1))
+        except OSError:
+            return False

@@ -1,0 +1,83 @@
+"""The servers that tests use where they run, and cleaning up on those that others use too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import pytest
+
+AMQP_URL = os.environ.get("PENSTOCK_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
+POSTGRES_URL = os.environ.get("PENSTOCK_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+MARIADB_URL = os.environ.get("PENSTOCK_TEST_MARIADB_URL", "mysql+pymysql://root@127.0.0.1:3306/mysql")
+
+SERVERS = {"RabbitMQ": AMQP_URL, "PostgreSQL": POSTGRES_URL, "MariaDB": MARIADB_URL}
+_reachable: dict[str, bool] = {}
+
+
+def reachable(name: str) -> bool:
+    """Whether a server of this name answers on its port; asked once a run."""
+    if name not in _reachable:
+        parts = urlsplit(SERVERS[name])
+        try:
+            socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 0), 1.0).close()
+            _reachable[name] = True
+        except OSError:
+            _reachable[name] = False
+    return _reachable[name]
+
+
+def need(name: str) -> None:
+    """Skip the test where the server is missing."""
+    if not reachable(name):
+        parts = urlsplit(SERVERS[name])
+        pytest.skip(f"{name} is not reachable at {parts.hostname}:{parts.port}")
+
+
+def for_pika(url: str) -> str:
+    """The URL as pika reads it: to it the virtual host of `amqp://host//` has an empty name."""
+    return url.removesuffix("//") + "/%2F" if url.endswith("//") else url
+
+
+LANES = ("", ".high", ".low")
+USUAL_QUEUES = ("default", "dispatcher", "emails", "uploads", "reports", "syncs", "q", "a", "b")
+
+
+def delete_rabbitmq(url: str, prefix: str) -> None:
+    """Delete every queue whose name starts with the prefix, and the exchange for dead letters."""
+    from amqp.exceptions import AMQPError
+
+    from penstock.producers.senders.rabbitmq_publisher import connect
+
+    names = _listed(url, prefix)
+    if names is None:
+        names = [f"{prefix}.dead", *(f"{prefix}.{queue}{lane}" for queue in USUAL_QUEUES for lane in LANES)]
+    connection = connect(url, timeout_seconds=10)
+    try:
+        channel = connection.channel()
+        for name in names:
+            channel.queue_delete(name)
+        with suppress(AMQPError):
+            for name in (f"{prefix}.dead", f"{prefix}-stock"):  # the second is a stock client's
+                channel.exchange_delete(name)
+    finally:
+        connection.close()
+
+
+def _listed(url: str, prefix: str) -> list[str] | None:
+    """The queues there are; None where `rabbitmqctl` cannot tell."""
+    rabbitmqctl = shutil.which("rabbitmqctl")
+    parts = urlsplit(url)
+    if rabbitmqctl is None or parts.hostname not in ("127.0.0.1", "localhost"):
+        return None
+    vhost = parts.path.removeprefix("/") or "/"
+    command = [rabbitmqctl, "-q", "-p", vhost, "list_queues", "name", "--no-table-headers"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [name for name in done.stdout.split() if name.startswith(prefix)]

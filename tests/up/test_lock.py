@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from penstock.workers.up.lock import NAME, FolderInUse, folder_lock
+
+
+def test_a_second_holder_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+    with (
+        folder_lock(tmp_path),
+        pytest.raises(FolderInUse, match=rf"already \(pid {os.getpid()}\)") as caught,
+        folder_lock(tmp_path),
+    ):
+        pass
+    assert caught.value.pid == os.getpid()
+
+
+def test_a_lock_file_left_over_by_a_dead_process_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("999999\n")
+    with folder_lock(tmp_path):
+        assert (tmp_path / NAME).read_text() == f"{os.getpid()}\n"
+
+
+def test_the_folder_is_free_again_afterwards(tmp_path: Path) -> None:
+    for _ in range(2):
+        with folder_lock(tmp_path / "new" / "folder"):
+            pass
