@@ -119,6 +119,9 @@ class Running:
         return until(answer, f"an answer to {command}")[0]
 
     def tell(self, command: str, **arguments: Any) -> None:
+        """Send a remote control command that has no answer. A broadcast reaches only who listens already, and a worker
+        may run jobs before it does."""
+        self.ask("ping")
         self.client.control.broadcast(command, arguments, destination=[self.name])
 
     def active(self) -> list[str]:
