@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +64,8 @@ class Database:
         # SQLite has one writer. Waiting for it here, in turn, is fair; SQLite's own busy handler polls.
         self._writer: Any = threading.Lock() if self.dialect == "sqlite" else None
         self._statements: dict[tuple[str, str], Any] = {}
-        self._bulks: dict[Any, _Bulk | _Joined] = {}
+        self._bulks: dict[Any, _Bulk | _Joined | _Grouped] = {}
+        self._selects: dict[Any, sa.Select[Any]] = {}
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in a transaction and commit it; again if the database asks for that (deadlock, lost race).
@@ -118,7 +122,7 @@ class Database:
         """
         key = (statement, tuple(rows[0]))
         if (bulk := self._bulks.get(key)) is None:
-            make = _Joined if self.dialect == "postgresql" else _Bulk
+            make = {"postgresql": _Joined, "sqlite": _Grouped}.get(self.dialect, _Bulk)
             bulk = self._bulks[key] = make(statement, self.engine.dialect, list(rows[0]))
         return bulk.execute(connection, rows)
 
@@ -158,12 +162,33 @@ class Database:
     def among(self, column: sa.Column[str], values: Sequence[str]) -> sa.ColumnElement[bool]:
         """`column IN (values)` with all of them in one parameter where the database can take that apart: a list of
         hundreds of parameters costs as much as what is done with it."""
+        return self._among(column, None, self._listed(values))
+
+    def rows_of(
+        self, connection: sa.Connection, select: sa.Select[Any], column: sa.Column[str], values: Sequence[str]
+    ) -> Sequence[sa.Row[Any]]:
+        """The rows of a SELECT whose `column` is among `values`, locked, in an order in which nobody deadlocks.
+
+        As executing that SELECT with `among` and `locked`; but it is built and compiled once.
+
+        Arguments:
+            select: kept by the caller, such as a module's constant.
+        """
+        if (mine := self._selects.get(select)) is None:
+            mine = select.where(self._among(column, "penstock_values", None))
+            mine = self._selects[select] = mine if self.dialect == "sqlite" else self.locked(mine.order_by(column))
+        return connection.execute(mine, {"penstock_values": self._listed(values)}).all()
+
+    def _among(self, column: sa.Column[str], name: str | None, values: Any) -> sa.ColumnElement[bool]:
         if self.dialect == "postgresql":
-            return column == sa.func.any(sa.bindparam(None, list(values), type_=sa.ARRAY(sa.String)))
+            return column == sa.func.any(sa.bindparam(name, values, type_=sa.ARRAY(sa.String)))
         if self.dialect == "sqlite":
-            each = sa.func.json_each(json.dumps(values)).table_valued("value")
+            each = sa.func.json_each(sa.bindparam(name, values, type_=sa.String)).table_valued("value")
             return column.in_(sa.select(each.c.value))
-        return column.in_(values)
+        return column.in_(sa.bindparam(name, values, type_=sa.String, expanding=True))
+
+    def _listed(self, values: Sequence[str]) -> Any:
+        return json.dumps(values) if self.dialect == "sqlite" else list(values)
 
     def locked(self, statement: sa.Select[Any], *, skip: bool = False) -> sa.Select[Any]:
         """The SELECT with its rows locked; on SQLite the whole transaction is the lock already."""
@@ -203,22 +228,29 @@ class _Bulk:
 
     def __init__(self, statement: Any, dialect: sa.Dialect, columns: list[str]) -> None:
         compiled = statement.compile(dialect=dialect, column_keys=columns)
-        self._sql = str(compiled)
-        self._order: list[str] | None = compiled.positiontup
+        self.sql = str(compiled)
+        self.order: list[str] | None = compiled.positiontup
         self._constants = {name: value for name, value in compiled.params.items() if name not in columns}
+        self.types = {name: compiled.binds[name].type for name in columns}
         # Of the ledger's types only times differ from what drivers take as it is.
-        self._times = [name for name in columns if isinstance(compiled.binds[name].type, UtcDateTime)]
+        self._times = [name for name, type_ in self.types.items() if isinstance(type_, UtcDateTime)]
         self._time = partial(UtcDateTime().process_bind_param, dialect=dialect)
 
     def execute(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
-        return connection.exec_driver_sql(self._sql, [self._bind(row) for row in rows]).rowcount
+        return connection.exec_driver_sql(self.sql, self.bound(rows)).rowcount
 
-    def _bind(self, row: Mapping[str, Any]) -> Any:
-        """The row as the driver takes it: a tuple in the order of the marks, or a dict by their names."""
-        values = {**self._constants, **row}
-        for name in self._times:
-            values[name] = self._time(values[name])
-        return values if self._order is None else tuple([values[name] for name in self._order])
+    def bound(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The rows as the driver takes them: tuples in the order of the marks, or dicts by their names."""
+        times: dict[datetime | None, Any] = {None: None}  # a batch has few different ones
+        found: list[Any] = []
+        for row in rows:
+            values = {**self._constants, **row}
+            for name in self._times:
+                if (time := values[name]) not in times:
+                    times[time] = self._time(time)
+                values[name] = times[time]
+            found.append(values if self.order is None else [values[name] for name in self.order])
+        return found
 
 
 class _Joined:
@@ -228,23 +260,65 @@ class _Joined:
     """
 
     def __init__(self, statement: Any, dialect: sa.Dialect, columns: list[str]) -> None:
-        marks = statement.compile(dialect=dialect, column_keys=columns).binds
+        types = _Bulk(statement, dialect, columns).types
         objects = sa.cast(sa.bindparam("penstock_rows", type_=sa.Text), sa.JSON)
-        typed = [sa.column(name, marks[name].type) for name in columns]
+        typed = [sa.column(name, types[name]) for name in columns]
         rows = sa.func.json_to_recordset(objects).table_valued(*typed).render_derived("penstock_rows", with_types=True)
-
-        def column(element: Any, **_options: Any) -> Any:
-            return rows.c[element.key] if isinstance(element, sa.BindParameter) and element.key in columns else None
-
         if isinstance(statement, sa.Insert):
             select = sa.select(*(rows.c[name] for name in columns))
             joined: Any = statement.from_select(columns, select, include_defaults=False)
         else:
-            joined = replacement_traverse(statement, {}, column)
+            joined = _with_columns(statement, dict(rows.c))
         self._bulk = _Bulk(joined, dialect, ["penstock_rows"])
 
     def execute(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
         return self._bulk.execute(connection, [{"penstock_rows": to_json(rows).decode()}])
+
+
+class _Grouped:
+    """An INSERT or UPDATE of many rows as statements of dozens of them, for SQLite.
+
+    Its driver lets go of the interpreter for every statement and then waits to get it back: beside a busy thread that
+    costs more than the statement.
+    """
+
+    _SIZES = (64, 16, 4, 1)
+
+    def __init__(self, statement: Any, dialect: sa.Dialect, columns: list[str]) -> None:
+        self._rows = _Bulk(statement, dialect, columns)
+        if isinstance(statement, sa.Insert):
+            before, marks, after = re.split(r"(?<=VALUES )(\([?, ]+\))", self._rows.sql)
+            constants: list[Any] = []
+        else:  # FROM takes values, too, and calls their columns so
+            typed = [(f"column{number}", self._rows.types[name]) for number, name in enumerate(columns, 1)]
+            values = sa.table("penstock_rows", *(sa.column(*one) for one in typed))
+            joined = _with_columns(statement, dict(zip(columns, values.c, strict=True))).compile(dialect=dialect)
+            before, after = str(joined).split("FROM penstock_rows")
+            before, after = f"{before}FROM (VALUES ", f") AS penstock_rows{after}"
+            marks = f"({', '.join('?' * len(columns))})"
+            constants = [joined.params[name] for name in joined.positiontup]
+            self._rows.order = columns
+        self._head, self._tail = constants[: before.count("?")], constants[before.count("?") :]
+        self._statements = {size: before + ", ".join([marks] * size) + after for size in self._SIZES}
+
+    def execute(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+        bound = self._rows.bound(rows)
+        met = start = 0
+        for size, statement in self._statements.items():
+            while start + size <= len(bound):
+                values = chain.from_iterable(bound[start : start + size])
+                met += connection.exec_driver_sql(statement, (*self._head, *values, *self._tail)).rowcount
+                start += size
+        return met
+
+
+def _with_columns(statement: Any, columns: Mapping[str, Any]) -> Any:
+    """The statement with columns of some other rows in the place of the parameters that are called like them."""
+
+    def column(element: Any, **_options: Any) -> Any:
+        return columns.get(element.key) if isinstance(element, sa.BindParameter) else None
+
+    return replacement_traverse(statement, {}, column)
 
 
 def _engine(url: str, pool_size: int) -> sa.Engine:

@@ -22,9 +22,10 @@ from penstock.schemas.wire import Message
 from penstock.workers.ledger.crashes import Crashes, crashed_attempt
 from penstock.workers.ledger.rows import Row, message_row
 
-_READ = [
-    jobs.c[name] for name in ("id", "state", "fence", "worker", "attempt", "failures", "crashes", "cancel_requested")
-] + [jobs.c.started_at, jobs.c.enqueued_at]
+_READ = sa.select(
+    *(jobs.c[name] for name in ("id", "state", "fence", "worker", "attempt", "failures", "crashes")),
+    *(jobs.c[name] for name in ("cancel_requested", "started_at", "enqueued_at")),
+)
 
 
 @dataclass(slots=True)
@@ -127,8 +128,7 @@ def _claim(
     asked_before: bool,
 ) -> list[Claim | Refusal]:
     ids = list({one.message.id for one in wanted})
-    select = database.locked(sa.select(*_READ).where(database.among(jobs.c.id, ids)).order_by(jobs.c.id))
-    rows: dict[str, Any] = {row.id: row for row in connection.execute(select)}
+    rows: dict[str, Any] = {row.id: row for row in database.rows_of(connection, _READ, jobs.c.id, ids)}
     holders = {row.worker for row in rows.values() if row.state == State.RUNNING and row.worker != worker}
     leases = _leases(connection, holders, now) if holders else {}
     answers: list[Claim | Refusal] = []

@@ -16,6 +16,7 @@ from penstock.schemas.database import Database
 from penstock.schemas.states import WAITING, Outcome, State
 from penstock.schemas.tables import UtcDateTime, attempts, dead_letters, jobs
 from penstock.schemas.wire import Envelope
+from penstock.workers.ledger import waits
 from penstock.workers.ledger.claims import Claim
 from penstock.workers.ledger.fingerprints import crash_fingerprint, fingerprint
 from penstock.workers.ledger.rows import Row, message_row
@@ -46,6 +47,8 @@ class Ending:
     """Where the result was stored, which then stays out of the row."""
     outgoing: list[Envelope] = field(default_factory=list)
     progress: tuple[int, int | None, str | None] | None = None
+    waits_for: str | None = None
+    """The slot of a limit that holds it back: it has not run, and this is no attempt."""
     recorded: bool | None = None
     """Of one that is known before its record: whether it was kept (with `ctx.session`), or the fence was lost."""
 
@@ -92,16 +95,16 @@ def write_endings(
         _untracked_row(ending, worker) for ending in accepted if not ending.claim.tracked and ending.needs_record
     ]:
         # A second delivery of one sending may end when the retry of the first is on its way or done: its row stays.
-        mine = database.among(jobs.c.id, [row["id"] for row in new])
-        select = database.locked(sa.select(jobs.c.id, jobs.c.fence).where(mine))
-        fences = {row.id: row.fence for row in connection.execute(select.order_by(jobs.c.id))}
+        ids = [row["id"] for row in new]
+        fences = {row.id: row.fence for row in database.rows_of(connection, _FENCES, jobs.c.id, ids)}
         if fresh := [row for row in new if fences.get(row["id"], 0) < row["fence"]]:
             connection.execute(database.upsert(jobs, keep=("enqueued_at",)), fresh)
             written = {row["id"] for row in fresh}
             late = [_delay_row(one) for one in accepted if one.delay is not None and one.claim.message.id in written]
             if late:
                 database.execute_many(connection, _DELAYED, late)
-    if rows := [_attempt_row(ending, worker) for ending in accepted if ending.outcome != Outcome.SUCCEEDED]:
+    waits.enter(connection, database, [_wait_row(ending) for ending in accepted if ending.waits_for is not None])
+    if rows := [_attempt_row(ending, worker) for ending in accepted if _is_told_of(ending)]:
         database.execute_many(connection, database.insert_ignore(attempts), rows)
     if dead := [_dead_row(ending) for ending in accepted if ending.state == State.DEAD]:
         connection.execute(database.upsert(dead_letters), dead)
@@ -115,12 +118,13 @@ def write_endings(
 
 def _kept(connection: sa.Connection, database: Database, endings: Sequence[Ending]) -> list[bool]:
     tracked = [ending.claim.message.id for ending in endings if ending.claim.tracked]
-    select = sa.select(jobs.c.id, jobs.c.fence).where(database.among(jobs.c.id, tracked), jobs.c.state == State.RUNNING)
-    rows = connection.execute(database.locked(select.order_by(jobs.c.id)))
+    rows = database.rows_of(connection, _RUNNING, jobs.c.id, tracked)
     fences = {row.id: row.fence for row in rows}
     return [not ending.claim.tracked or fences.get(ending.claim.message.id) == ending.claim.fence for ending in endings]
 
 
+_FENCES = sa.select(jobs.c.id, jobs.c.fence)
+_RUNNING = _FENCES.where(jobs.c.state == State.RUNNING)
 _CLAIMED = sa.and_(
     jobs.c.id == sa.bindparam("b_id"), jobs.c.fence == sa.bindparam("b_fence"), jobs.c.state == State.RUNNING
 )
@@ -168,6 +172,10 @@ _ENDED = (
 
 
 _DELAYED = sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(due_at=seconds_from_now("b_delay"))
+
+
+def _is_told_of(ending: Ending) -> bool:
+    return ending.outcome != Outcome.SUCCEEDED and ending.waits_for is None
 
 
 def _is_plain(ending: Ending) -> bool:
@@ -245,6 +253,16 @@ def _attempt_row(ending: Ending, worker: str) -> Row:
         "outcome": ending.outcome,
         "error": ending.error,
         "traceback": ending.traceback,
+    }
+
+
+def _wait_row(ending: Ending) -> Row:
+    message = ending.claim.message
+    return {
+        "job_id": message.id,
+        "slot": ending.waits_for,
+        "enqueued_at": message.sent_at or ending.claim.started_at,
+        "due_at": ending.due_at,
     }
 
 
