@@ -14,7 +14,7 @@ from benchmarks.tables import Table
 def redis(plan: Plan) -> list[Table]:
     tables = []
     for ledger, task in (("", "noop"), ("SQLite", "tracked"), ("PostgreSQL", "tracked")):
-        entrant = who.ours("dramatiq", ledger=ledger, task=task)
+        entrant = who.ours("dramatiq", ledger=ledger, task=task, concurrency=500)
         title = "Processor time by step, Redis, " + (f"ledger on {ledger}" if ledger else "track=False")
         table = Table(title, "µs/job", more_is_better=False)
         for contestant in plan.available([entrant]):

@@ -10,7 +10,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -122,7 +121,7 @@ class Database:
         """
         key = (statement, tuple(rows[0]))
         if (bulk := self._bulks.get(key)) is None:
-            make = {"postgresql": _Joined, "sqlite": _Grouped}.get(self.dialect, _Bulk)
+            make: type[_Bulk | _Joined | _Grouped] = _BULKS.get(self.dialect, _Bulk)
             bulk = self._bulks[key] = make(statement, self.engine.dialect, list(rows[0]))
         return bulk.execute(connection, rows)
 
@@ -240,17 +239,23 @@ class _Bulk:
         return connection.exec_driver_sql(self.sql, self.bound(rows)).rowcount
 
     def bound(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """The rows as the driver takes them: tuples in the order of the marks, or dicts by their names."""
-        times: dict[datetime | None, Any] = {None: None}  # a batch has few different ones
-        found: list[Any] = []
-        for row in rows:
-            values = {**self._constants, **row}
+        """The rows as the driver takes them: lists in the order of the marks, or dicts by their names."""
+        if self.order is None:
+            named = [{**self._constants, **row} for row in rows]
             for name in self._times:
-                if (time := values[name]) not in times:
-                    times[time] = self._time(time)
-                values[name] = times[time]
-            found.append(values if self.order is None else [values[name] for name in self.order])
-        return found
+                for values in named:
+                    values[name] = self._time(values[name])
+            return named
+        whole = [{**self._constants, **row} for row in rows] if self._constants else rows
+        order = self.order
+        ordered = [[row[name] for name in order] for row in whole]
+        for place in [place for place, name in enumerate(order) if name in self._times]:
+            before = text = None
+            for bound in ordered:
+                if (time := bound[place]) is not before:  # a batch's jobs share most of theirs
+                    before, text = time, self._time(time)
+                bound[place] = text
+        return ordered
 
 
 class _Joined:
@@ -310,6 +315,9 @@ class _Grouped:
                 met += connection.exec_driver_sql(statement, (*self._head, *values, *self._tail)).rowcount
                 start += size
         return met
+
+
+_BULKS: dict[str, type[_Joined | _Grouped]] = {"postgresql": _Joined, "sqlite": _Grouped}
 
 
 def _with_columns(statement: Any, columns: Mapping[str, Any]) -> Any:
