@@ -1,12 +1,14 @@
-"""Where a worker's time goes: `python -m benchmarks.profiled COUNT`, in a process of its own. Prints JSON.
+"""Where a worker's time goes: `python -m benchmarks.profiled steps|way COUNT`, in a process of its own. Prints JSON.
 
-A worker as an engine hosts it, with its steps timed by the processor time of the thread that takes them, in
-microseconds a job. Timing costs a little itself, so this is no run to take a throughput from.
+A worker as an engine hosts it. `steps`: processor time of the thread that takes a step, in microseconds a job off a
+full queue. `way`: what passes between the stations of a lone job on its way to the handler, in microseconds, the
+median. Timing costs a little itself, so these are no runs to take a throughput or a latency from.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections import Counter
@@ -43,30 +45,68 @@ def timed_async(costs: Counter[str], step: str, function: Callable[..., Any]) ->
     return call
 
 
-def main(count: int, stamps: Stamps) -> dict[str, float]:
+def _worker() -> worker_module.Worker:
     import benchmarks.apps.ours  # noqa: F401  # its handlers
 
+    return worker_module.Worker(load_settings(), engine="inline", queues=["bench"], concurrency=500)
+
+
+def _run(worker: worker_module.Worker, count: int, stamps: Stamps) -> None:
+    worker.start()
+    while stamps.count() < count:
+        time.sleep(0.05)
+    worker.stop()
+
+
+def steps(count: int, stamps: Stamps) -> dict[str, float]:
     costs: Counter[str] = Counter()
     executor_module.decode = timed(costs, "decode", executor_module.decode)
     executor_module.claim = timed(costs, "claim", executor_module.claim)
     executor_module.run_attempt = timed_async(costs, "run", executor_module.run_attempt)
     recording = sys.modules.get("penstock.workers.recorder", executor_module)
     recording.record = timed(costs, "record", recording.record)  # type: ignore[attr-defined]
-    worker = worker_module.Worker(load_settings(), engine="inline", queues=["bench"], concurrency=100)
+    worker = _worker()
     worker.consumer.fetch = timed(costs, "fetch", worker.consumer.fetch)  # type: ignore[method-assign]
     worker.consumer.ack = timed(costs, "acknowledge", worker.consumer.ack)  # type: ignore[method-assign]
     begin = time.process_time()
-    worker.start()
-    while stamps.count() < count:
-        time.sleep(0.05)
-    worker.stop()
+    _run(worker, count, stamps)
     total = (time.process_time() - begin) * 1e9
     costs["the executor around them"] = int(total) - sum(costs.values())
     return {step: cost / count / 1000 for step, cost in costs.items()}
+
+
+def way(count: int, stamps: Stamps) -> dict[str, float]:
+    """Of jobs whose number is the time they were sent at, one at a time."""
+    worker, executor = _worker(), executor_module.Executor
+    latest: dict[str, int] = {}
+    stations: dict[int, tuple[int, ...]] = {}
+    fetch, receive, run = worker.consumer.fetch, executor._receive, executor._run
+
+    def fetched(*arguments: Any) -> Any:
+        found = fetch(*arguments)
+        latest["fetched"] = time.monotonic_ns()
+        return found
+
+    def received(self: Any) -> None:
+        latest["received"] = time.monotonic_ns()
+        receive(self)
+
+    def started(self: Any, held: Any, claimed: Any) -> None:
+        stations[held.message.job.number] = (latest["fetched"], latest["received"], time.monotonic_ns())
+        run(self, held, claimed)
+
+    worker.consumer.fetch = fetched  # type: ignore[method-assign]
+    executor._receive, executor._run = received, started  # type: ignore[method-assign]
+    _run(worker, count, stamps)
+    ways = [(sent, *stations[sent], handled) for sent, handled in stamps.read()]
+    names = ("call, broker and fetch", "to the loop's thread", "decode, check, claim", "start of the handler")
+    legs = {name: [(way[n + 1] - way[n]) / 1000 for way in ways] for n, name in enumerate(names)}
+    return {name: statistics.median(leg) for name, leg in legs.items()}
 
 
 if __name__ == "__main__":
     import os
     from pathlib import Path
 
-    print(json.dumps(main(int(sys.argv[1]), Stamps(Path(os.environ["BENCH_TICKS"])))))
+    measure = {"steps": steps, "way": way}[sys.argv[1]]
+    print(json.dumps(measure(int(sys.argv[2]), Stamps(Path(os.environ["BENCH_TICKS"])))))

@@ -1,38 +1,71 @@
-"""Where Penstock's own time goes, step by step."""
+"""Where Penstock's own time goes, step by step: the processor's with a full queue, and a lone job's."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 
 from benchmarks import entrants as who
 from benchmarks.plan import Plan
-from benchmarks.running import BenchError, session
+from benchmarks.running import BenchError, Session, session
 from benchmarks.tables import Table
+
+LEDGERS = (("", "noop"), ("SQLite", "tracked"), ("PostgreSQL", "tracked"))
 
 
 def redis(plan: Plan) -> list[Table]:
+    def measure(running: Session) -> dict[str, float]:
+        count = plan.jobs(12_000)
+        running.send("fill", count)
+        return _ended(_profiled(running, "steps", count))
+
+    return _tables(plan, "Processor time by step, Redis", measure)
+
+
+def way(plan: Plan) -> list[Table]:
+    def measure(running: Session) -> dict[str, float]:
+        count = plan.jobs(1000)
+        process = _profiled(running, "way", count)
+        running.send("paced", count)
+        return _ended(process)
+
+    return _tables(plan, "A lone job's way to its handler, 100 jobs/s, Redis", measure)
+
+
+def _tables(plan: Plan, title: str, measure: Callable[[Session], dict[str, float]]) -> list[Table]:
     tables = []
-    for ledger, task in (("", "noop"), ("SQLite", "tracked"), ("PostgreSQL", "tracked")):
-        entrant = who.ours("dramatiq", ledger=ledger, task=task, concurrency=500)
-        title = "Processor time by step, Redis, " + (f"ledger on {ledger}" if ledger else "track=False")
-        table = Table(title, "µs/job", more_is_better=False)
-        for contestant in plan.available([entrant]):
+    for ledger, task in LEDGERS:
+        table = Table(f"{title}, {f'ledger on {ledger}' if ledger else 'track=False'}", "µs/job", more_is_better=False)
+        for contestant in plan.available([who.ours("dramatiq", ledger=ledger, task=task)]):
             for _ in range(plan.rounds):
-                count = plan.jobs(12_000)
-                with session(plan.servers, contestant, capacity=count + 100) as running:
-                    running.send("fill", count)
-                    done = subprocess.run(
-                        [who.OURS / "python", "-m", "benchmarks.profiled", str(count)],
-                        env=running.environment,
-                        cwd=running.folder,
-                        capture_output=True,
-                        text=True,
-                        timeout=300,
-                    )
-                    if done.returncode != 0:
-                        raise BenchError(f"the profiled worker failed: {done.stderr[-800:]}")
-                for step, cost in json.loads(done.stdout.splitlines()[-1]).items():
+                with session(plan.servers, contestant, capacity=plan.jobs(12_000) + 100) as running:
+                    costs = measure(running)
+                for step, cost in costs.items():
                     table.add(step, cost, peer=False)
             tables.append(table)
     return tables
+
+
+def _profiled(running: Session, what: str, count: int) -> subprocess.Popen[str]:
+    command = [str(who.OURS / "python"), "-m", "benchmarks.profiled", what, str(count)]
+    return subprocess.Popen(
+        command,
+        env=running.environment,
+        cwd=running.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _ended(process: subprocess.Popen[str]) -> dict[str, float]:
+    try:
+        out, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise BenchError("the profiled worker does not end") from None
+    if process.returncode != 0:
+        raise BenchError(f"the profiled worker failed: {errors[-800:]}")
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    return found
