@@ -59,6 +59,23 @@ class UndecodableMessage(PenstockError):
         self.reason, self.detail = reason, detail
 
 
+class InvalidEvent(PenstockError):
+    """What was sent is no event, or no webhook of the sender that it is said to be from.
+
+    Attributes:
+        attribute: of the event, or the header or part of the request, that is wrong.
+        detail: what is wrong with it.
+    """
+
+    def __init__(self, attribute: str, detail: str) -> None:
+        super().__init__(f"{attribute}: {detail}")
+        self.attribute, self.detail = attribute, detail
+
+
+class WrongSignature(PenstockError):
+    """A webhook is not signed by who knows the secret, or is too old."""
+
+
 class BrokerUnavailable(PenstockError):
     """The broker cannot be reached in the time allowed. The message names the host, never the password."""
 
@@ -100,6 +117,10 @@ class JobNotFound(PenstockError):
     """No job with this id is recorded in the ledger."""
 
 
+class ScheduleNotFound(PenstockError):
+    """No schedule has this name."""
+
+
 class JobFailed(PenstockError):
     """`JobHandle.wait()` or `.result()` of a job that ended without a result.
 
@@ -132,6 +153,10 @@ class InvalidResult(PenstockError):
 
 class InvalidState(PenstockError):
     """The job is in a state in which this cannot be done, such as retrying a running job."""
+
+
+class InvalidToken(PenstockError):
+    """A token to follow a job is forged, damaged or expired."""
 
 
 class StorageError(PenstockError):

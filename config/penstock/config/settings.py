@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
-from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from penstock.config.builtin import EmailsSettings, ReportSettings, SyncSettings, UploadsSettings
 from penstock.config.errors import ConfigError
+from penstock.config.events import EventRule, HookSettings, WebhookSettings
+from penstock.config.gateway import GatewaySettings
+from penstock.config.limits import LimitSettings
 from penstock.config.retention import RetentionSettings
+from penstock.config.schedules import ScheduleEntry
+from penstock.config.schedules import ScheduleSettings as ScheduleSettings
 from penstock.config.toml import TomlFile, find_config
 
 
@@ -30,31 +34,6 @@ class QueueSettings(BaseModel):
     """Waiting jobs past which producers get `QueueFull`; None: no limit."""
 
 
-class ScheduleSettings(BaseModel):
-    """`[schedules.NAME]`: when to make which job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: str
-    cron: str
-    """Five fields (minute hour day month weekday), or six with seconds first."""
-    timezone: str = "UTC"
-    payload: dict[str, Any] = Field(default_factory=dict)
-    overlap: Literal["skip", "allow", "replace"] = "skip"
-    """What to do when the last firing's job has not ended."""
-    misfire: Literal["skip", "once", "all"] = "once"
-    """What to do with times missed while no dispatcher was up."""
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except Exception as error:
-            raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
-        return value
-
-
 class Settings(BaseSettings):
     """All settings of a Penstock process. Make one with `load_settings()`; importing reads no environment."""
 
@@ -68,6 +47,8 @@ class Settings(BaseSettings):
     """Object storage: `file:folder`, or `s3://bucket/prefix?endpoint_url=…&region=…`."""
     smtp_url: str = "maildir:var/mail"
     """Outgoing mail: `smtp://user:pass@host:587?starttls=true`, `smtps://…`, or `maildir:folder`."""
+    limits_url: str | None = None
+    """The Redis in which limits are kept. None: the broker's, if that is Redis."""
 
     prefix: str = Field(default="penstock", pattern=r"^[A-Za-z0-9_.-]+$")
     """Starts every key and queue on the broker, so that several installations can share one."""
@@ -90,13 +71,32 @@ class Settings(BaseSettings):
     rabbitmq_consumer_timeout_seconds: float = Field(default=1800.0, gt=0)
     """The `consumer_timeout` of the RabbitMQ, in seconds. A worker refuses kinds whose timeout is not below it."""
 
+    token_secret: str | None = Field(default=None, min_length=16, repr=False)
+    """Signs the tokens with which browsers follow a job. The same for all gateways and web backends; None: each gateway
+    makes one for as long as it runs."""
+
     queues: dict[str, QueueSettings] = Field(default_factory=dict)
-    schedules: dict[str, ScheduleSettings] = Field(default_factory=dict)
+    schedules: dict[str, ScheduleEntry] = Field(default_factory=dict)
+    """A wrong one is kept as such, so that it stops neither a worker nor the others."""
+    limits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], LimitSettings] = Field(default_factory=dict)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    events: dict[str, EventRule] = Field(default_factory=dict)
+    hooks: dict[Annotated[str, Field(max_length=64)], HookSettings] = Field(default_factory=dict)
+    webhooks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], WebhookSettings] = Field(
+        default_factory=dict
+    )
     uploads: UploadsSettings = Field(default_factory=UploadsSettings)
     emails: EmailsSettings = Field(default_factory=EmailsSettings)
     reports: dict[str, ReportSettings] = Field(default_factory=dict)
     syncs: dict[str, SyncSettings] = Field(default_factory=dict)
+
+    _file: Path | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> Path | None:
+        """The penstock.toml these were read from."""
+        return self._file
 
     @property
     def lease(self) -> timedelta:
@@ -116,7 +116,9 @@ def load_settings(path: str | Path | None = None) -> Settings:
     file = TomlFile.read(found) if (found := find_config(path)) else TomlFile.empty()
     environment = EnvSettingsSource(Settings)()
     try:
-        return Settings(**_merged(file.values, environment))
+        settings = Settings(**_merged(file.values, environment))
+        settings._file = file.path
+        return settings
     except ValidationError as error:
         raise ConfigError(_explain(error, file, environment)) from error
 

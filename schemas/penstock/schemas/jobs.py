@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr
 
 from penstock.config.errors import KindError
 from penstock.schemas.kinds import PRIORITIES, DeliveryPromise, Kind, Priority, registry, reserved_queue
+from penstock.schemas.limits import SHARES, Limit
 from penstock.schemas.retries import RetryPolicy
 from penstock.schemas.unique import Unique, UniquePolicy
 
@@ -48,12 +49,14 @@ class Job(BaseModel):
         priority: `high`, `normal` or `low`, unless `enqueue` says otherwise.
         expires_in: age past which a waiting job is discarded, in seconds or as a timedelta.
         max_crashes: crashes of a worker under it after which it is a dead letter.
+        limits: `Concurrency` and `Rate`, all of which a job must be let through by.
 
     Raises:
         KindError: a keyword is wrong; DuplicateKind: another class has this kind.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no infinity and no NaN: they would arrive as null.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     __kind__: ClassVar[Kind | None] = None
 
     def __init_subclass__(
@@ -75,6 +78,7 @@ class Job(BaseModel):
         priority: Priority = "normal",
         expires_in: float | timedelta | None = None,
         max_crashes: int | None = None,
+        limits: Sequence[Limit] = (),
         **config: Any,
     ) -> None:
         # Only the signature counts here, for editors and mypy; the fields are not there yet.
@@ -94,6 +98,7 @@ class Job(BaseModel):
         unique_states: Sequence[str] | None = None,
         debounce: float | timedelta | None = None,
         aliases: Sequence[str] = (),
+        limits: Sequence[Limit] = (),
         **options: Any,
     ) -> None:
         cls.__kind__ = None
@@ -110,6 +115,7 @@ class Job(BaseModel):
             unique_by=_strings(cls, "unique_by", unique_by),
             unique=_unique(cls, unique, unique_for, unique_states, debounce),
             aliases=_strings(cls, "aliases", aliases),
+            limits=_limits(cls, limits),
             **options,
         )
         _check(declared)
@@ -167,7 +173,11 @@ def _check(kind: Kind) -> None:
         raise KindError(f"{label}: unique={kind.unique.policy!r} needs the ledger; remove track=False")
     if kind.max_crashes is not None and kind.max_crashes < 1:
         raise KindError(f"{label}: max_crashes must be 1 or more")
+    if kind.limits and not kind.track:
+        raise KindError(f"{label}: what a limit holds back waits in the ledger; remove track=False")
     fields = kind.job.model_fields
+    if strange := [one.by for one in kind.limits if one.by not in (None, *SHARES, *fields)]:
+        raise KindError(f"{label}: a limit by {strange[0]!r} needs a field of that name, or one of {', '.join(SHARES)}")
     if missing := [name for name in kind.unique_by if name not in fields]:
         raise KindError(f"{label}: unique_by names {', '.join(missing)}, which it does not have as fields")
     for name, info in fields.items():
@@ -189,6 +199,14 @@ def _unique(job: type[Job], *keywords: Any) -> Unique | None:
         return Unique.of(*keywords)
     except ValueError as error:
         raise KindError(f"{job.__qualname__}: {error}") from error
+
+
+def _limits(job: type[Job], value: Sequence[Limit]) -> tuple[Limit, ...]:
+    limits = (value,) if isinstance(value, Limit) else tuple(value)
+    labels = [one.label for one in limits]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise KindError(f"{job.__qualname__}: it has two limits {twice!r}; keep the lower one")
+    return limits
 
 
 def _strings(job: type[Job], name: str, value: Sequence[str]) -> tuple[str, ...]:

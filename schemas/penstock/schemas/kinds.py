@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from penstock.config.errors import DuplicateKind, KindError, UndecodableMessage
+from penstock.schemas.limits import Limit
 from penstock.schemas.retries import RetryPolicy
 from penstock.schemas.unique import Unique
 
@@ -67,6 +68,8 @@ class Kind:
     """Age past which a waiting job is discarded instead of run."""
     max_crashes: int | None = None
     """Overrides the setting of that name."""
+    limits: tuple[Limit, ...] = ()
+    """What all of its jobs together, or those of one tenant, key and so on, must keep to."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -150,6 +153,10 @@ class Registry:
         if (kind.name, from_version) in self._upcasters:
             raise KindError(f"kind {kind.name!r} has two upcasters from version {from_version}")
         self._upcasters[kind.name, from_version] = upcaster
+
+    def upcasters(self, kind: Kind) -> list[int]:
+        """The versions from which one is declared, in order."""
+        return sorted(version for name, version in self._upcasters if name == kind.name)
 
     def lift(self, kind: Kind, payload: Payload, version: int) -> Payload:
         """Bring an old payload to the kind's version, one upcaster after the other.

@@ -198,6 +198,16 @@ workers = sa.Table(
     sa.Column("ended", sa.String(32)),  # how it died, such as SIGKILL, where somebody watched
 )
 
+limit_waits = sa.Table(
+    "penstock_limit_waits",
+    metadata,
+    sa.Column("job_id", ID, primary_key=True),
+    sa.Column("slot", sa.String(255), nullable=False),  # what it waits for: the limit, and a hash of its share
+    sa.Column("enqueued_at", UtcDateTime, nullable=False),  # the oldest is the first
+    sa.Column("due_at", UtcDateTime, nullable=False),  # it waits untouched if its due time is this
+    sa.Index(None, "slot", "enqueued_at", "job_id"),
+)
+
 effects = sa.Table(
     "penstock_effects",
     metadata,
@@ -215,11 +225,18 @@ schedules = sa.Table(
     "penstock_schedules",
     metadata,
     sa.Column("name", NAME, primary_key=True),
-    sa.Column("rule", sa.Text, nullable=False),  # the definition it was last read with, as JSON
-    sa.Column("next_at", UtcDateTime),
+    sa.Column("source", sa.String(8), nullable=False),  # `file`, `code` or `made` (at run time)
+    sa.Column("module", sa.String(255)),  # of `code`: the one that declares it
+    sa.Column("rule", LongText, nullable=False),  # the definition, as JSON; what fires, wherever it came from
+    sa.Column("next_at", UtcDateTime),  # None: it does not fire
+    sa.Column("due_at", UtcDateTime),  # that and its jitter; None also while it is paused
     sa.Column("last_at", UtcDateTime),
     sa.Column("last_job_id", ID),
+    sa.Column("waiting_at", UtcDateTime),  # the time whose job waits for the end of the last one
+    sa.Column("paused_at", UtcDateTime),
     sa.Column("error", sa.Text),
+    sa.Index(None, "due_at"),
+    sa.Index(None, "waiting_at"),
 )
 
 firings = sa.Table(
@@ -227,9 +244,75 @@ firings = sa.Table(
     metadata,
     sa.Column("schedule", NAME, primary_key=True),
     sa.Column("fire_at", UtcDateTime, primary_key=True),  # unique with the schedule: nothing fires twice
+    sa.Column("cause", sa.String(16), nullable=False, default="time"),  # or `run` or `backfill`, by a person
     sa.Column("job_id", ID),
     sa.Column("fired_at", UtcDateTime, nullable=False),
     sa.Column("skipped", sa.String(32)),  # why no job was made
+)
+
+workflows = sa.Table(
+    "penstock_workflows",
+    metadata,
+    # Its job's: a workflow is a job that waits in the ledger until its last step has ended.
+    sa.Column("id", ID, primary_key=True),
+    sa.Column("kind", NAME, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("definition", sa.String(32), nullable=False),  # a hash of the graph
+    sa.Column("graph", LongText, nullable=False),  # that it started with, as JSON
+    sa.Column("ends_as", sa.String(16)),  # what it comes to when its steps have stopped: failed or cancelled
+    sa.Column("undo", sa.Boolean, nullable=False, default=True),  # whether its compensations are run first
+    sa.Column("started_at", UtcDateTime, nullable=False),
+    sa.Column("finished_at", UtcDateTime),
+    sa.Column("error", sa.Text),  # which step failed, and why; or why it rests
+    sa.Index(None, "state", "id"),
+)
+
+steps = sa.Table(
+    "penstock_steps",
+    metadata,
+    sa.Column("workflow_id", ID, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),  # 0: the step; from 1: one of its jobs
+    sa.Column("step", NAME, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("job_id", ID),
+    sa.Column("members", sa.Integer),  # how many jobs it has; None: one, or none
+    sa.Column("done", sa.Integer, nullable=False, default=0),  # how many of them have ended
+    sa.Column("failed", sa.Integer, nullable=False, default=0),  # and how many of these not well
+    sa.Column("due_at", UtcDateTime),  # when the dispatcher is to look at it, on the database's clock
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime),
+    sa.Column("error", sa.Text),
+    sa.Column("result", LongText),  # JSON object, of a step that waits: the `answer`, or what it is `otherwise`
+    sa.Index(None, "due_at"),
+    sa.Index(None, "job_id"),
+)
+
+api_keys = sa.Table(
+    "penstock_api_keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),  # the part of a key that is no secret
+    sa.Column("digest", sa.String(64), nullable=False),  # SHA-256 of the whole key, which is kept nowhere
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("kinds", sa.Text),  # JSON list of patterns; None: all
+    sa.Column("queues", sa.Text),  # likewise
+    sa.Column("tenants", sa.Text),  # JSON list of names; None: all, and jobs of none
+    sa.Column("requests_per_second", sa.Float),  # None: as the settings say
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime),
+    sa.Column("revoked_at", UtcDateTime),
+)
+
+requests = sa.Table(
+    "penstock_requests",
+    metadata,
+    # Of clients of the gateway that sent an Idempotency-Key, so that repeating one is harmless.
+    sa.Column("id", sa.String(64), primary_key=True),  # a hash of the caller and its key
+    sa.Column("fingerprint", sa.String(64), nullable=False),  # of what was asked
+    sa.Column("job_ids", LongText, nullable=False),  # JSON list, made before they are sent: a repetition has the same
+    sa.Column("begun_at", UtcDateTime, nullable=False),
+    sa.Column("status", sa.Integer),  # of the answer; None: there is none yet
+    sa.Column("answer", LongText),
+    sa.Index(None, "begun_at"),
 )
 
 OUTBOX_CHANNEL = "penstock_outbox"

@@ -104,6 +104,7 @@ def encode(
     expires_at: datetime | None = None,
     traceparent: str | None = None,
     max_bytes: int | None = None,
+    embed: bytes = EMBED,
 ) -> Envelope:
     """Make the envelope of a job. What is None takes the kind's default or is left out.
 
@@ -113,7 +114,7 @@ def encode(
         KindError: the class has no kind; PayloadTooLarge: the body is over `max_bytes`.
     """
     kind = job.kind()
-    body = body_of(job.__pydantic_serializer__.to_json(job, by_alias=True))
+    body = body_of(job.__pydantic_serializer__.to_json(job, by_alias=True), embed)
     if max_bytes is not None and len(body) > max_bytes:
         raise PayloadTooLarge(kind.name, len(body), max_bytes)
     if key is None and (kind.unique_by or kind.unique is not None):

@@ -1,0 +1,111 @@
+"""`[events.NAME]`, `[webhooks.NAME]` and `[hooks.NAME]`: which events become which jobs, whose webhooks are believed,
+and who is told of the ends of jobs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, field_validator
+
+from penstock.config.errors import ConfigError
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+OneOrMany = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+
+
+class EventRule(BaseModel):
+    """Events that fit become a job of this kind. Several rules may fit one event; each makes its job.
+
+    Patterns are as in a shell, `com.example.order.*`; case counts, and of several one must fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: OneOrMany = Field(min_length=1)
+    source: OneOrMany = ("*",)
+    subject: OneOrMany = ("*",)
+    """An event without a subject has an empty one."""
+    kind: str
+    fields: dict[str, str] | None = None
+    """For each field of the job where its value stands in the event, such as `data.order.id` or `subject`; what is not
+    there, or null, is left out. None: the fields are the members of the event's data."""
+    values: dict[str, Any] = Field(default_factory=dict)
+    """Fields with a fixed value."""
+
+
+class WebhookSettings(BaseModel):
+    """`POST /v1/webhooks/NAME`: requests of one sender, which become events."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: Literal["standard", "github", "stripe", "bearer"]
+    """How it proves who it is: Standard Webhooks, `X-Hub-Signature-256`, `Stripe-Signature`, or a secret in the header
+    `Authorization: Bearer …`."""
+    secret: OneOrMany = Field(min_length=1, repr=False)
+    """Of several each is believed, so that one can be replaced. `${NAME}` is that environment variable."""
+    tolerance_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    """How old a signature may be, where it says when it was made, and by how much clocks may differ."""
+    tenant: str | None = Field(default=None, min_length=1, max_length=255)
+    """On whose behalf its jobs are."""
+
+    def secrets(self, name: str) -> list[str]:
+        """Raises ConfigError: an environment variable is not set, or a secret is empty."""
+        return _filled(self.secret, f"webhooks.{name}.secret")
+
+
+class HookSettings(BaseModel):
+    """A receiver of webhooks, signed as Standard Webhooks says: it is told when jobs have ended."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = None
+    """None: it is told of no job by itself; each `webhook.deliver` job says where to."""
+    secret: OneOrMany = Field(min_length=1, repr=False)
+    """`whsec_` and base64, or other text; with several the webhook has as many signatures. `${NAME}` is that
+    environment variable of the worker."""
+    kinds: OneOrMany = ("*",)
+    """Patterns, as in `[events.NAME]`."""
+    states: tuple[Literal["succeeded", "discarded", "cancelled", "dead"], ...] = (
+        "succeeded",
+        "discarded",
+        "cancelled",
+        "dead",
+    )
+    include: tuple[Literal["result", "error"], ...] = ()
+    """What else to tell of a job: both may hold what is not for everybody."""
+    allow_networks: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses that are not public are refused unless they are in one of these, such as `10.1.0.0/16`."""
+    timeout_seconds: float = Field(default=15.0, gt=0, le=50)
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+            raise ValueError("use an http:// or https:// URL")
+        return value
+
+    def secrets(self, name: str) -> list[str]:
+        """Raises ConfigError: an environment variable is not set, or a secret is empty."""
+        return _filled(self.secret, f"hooks.{name}.secret")
+
+
+def _filled(secrets: Sequence[str], where: str) -> list[str]:
+    def read(match: re.Match[str]) -> str:
+        if (found := os.environ.get(match[1])) is None:
+            raise ConfigError(f"{where}: the environment variable {match[1]} is not set")
+        return found.strip()  # files that secrets are read from often end with a line break
+
+    filled = [_REFERENCE.sub(read, one) for one in secrets]
+    if not all(filled):
+        raise ConfigError(f"{where}: is empty, so that anybody could sign with it")
+    return filled

@@ -1,0 +1,90 @@
+"""Limits: how many jobs may run at a time, and how many may begin in a while, over all workers together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from penstock.config.errors import KindError
+
+SHARES = ("queue", "tenant", "key")
+"""What `by` may name beside the fields of a job."""
+
+
+@dataclass(frozen=True)
+class Concurrency:
+    """At most so many jobs run at a time.
+
+    Arguments:
+        most: how many, 1 or more.
+        by: `queue`, `tenant`, `key` or a field of the job: each of its values has the limit for itself. None: all
+            jobs share it.
+
+    Raises:
+        KindError: a number is out of its bounds.
+    """
+
+    most: int
+    by: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.most)
+
+    @property
+    def label(self) -> str:
+        """What it is called beside others; without its number, so that changing that keeps what runs counted."""
+        return _shared("concurrency", self.by)
+
+    def __str__(self) -> str:
+        return f"{self.most} at a time"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """At most `most` jobs begin in any `per`, evenly spread.
+
+    Arguments:
+        most: how many, 1 or more.
+        per: the period, in seconds or as a timedelta.
+        burst: how many may begin at once after a pause, 1 or more. A larger one lets up to `most + burst - 1` begin in
+            one period.
+        by: as of `Concurrency`.
+
+    Raises:
+        KindError: a number is out of its bounds.
+    """
+
+    most: int
+    per: float | timedelta
+    burst: int = 1
+    by: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.most, self.burst)
+        if self.seconds <= 0:
+            raise KindError(f"{self!r}: per must be more than zero seconds")
+
+    @property
+    def seconds(self) -> float:
+        return self.per.total_seconds() if isinstance(self.per, timedelta) else float(self.per)
+
+    @property
+    def label(self) -> str:
+        """As of `Concurrency`; one kind may have several rates, each with its period."""
+        return _shared(f"rate-{self.seconds:g}s", self.by)
+
+    def __str__(self) -> str:
+        return f"{self.most} per {self.seconds:g} s" + (f", {self.burst} at once" if self.burst > 1 else "")
+
+
+Limit = Concurrency | Rate
+
+
+def _check(limit: Limit, *counts: Any) -> None:
+    if any(isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in counts):
+        raise KindError(f"{limit!r}: its numbers must be integers from 1")
+
+
+def _shared(name: str, by: str | None) -> str:
+    return name if by is None else f"{name}-by-{by}"

@@ -1,0 +1,120 @@
+"""Signatures of webhooks: Standard Webhooks, GitHub's and Stripe's. All are HMAC-SHA256.
+
+https://www.standardwebhooks.com, https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries,
+https://docs.stripe.com/webhooks#verify-manually
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+
+from penstock.config.errors import WrongSignature
+
+ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
+"""The headers of Standard Webhooks."""
+
+Headers = Mapping[str, str]
+"""By their lower-case names."""
+
+
+def sign(secret: str, id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers of Standard Webhooks.
+
+    Arguments:
+        secret: `whsec_` and base64, or any other text, which is then the key itself.
+        timestamp: in seconds since 1970.
+
+    Raises:
+        ValueError: what follows `whsec_` is not base64.
+    """
+    made = _standard(secret, id, str(timestamp), body)
+    return {ID: id, TIMESTAMP: str(timestamp), SIGNATURE: f"v1,{base64.b64encode(made).decode()}"}
+
+
+def verify_standard(headers: Headers, body: bytes, secrets: Iterable[str], *, now: float, tolerance: float) -> str:
+    """Returns the webhook's id.
+
+    Raises:
+        WrongSignature: it is not signed with one of the secrets, or its time is further from `now` than the tolerance.
+    """
+    id, timestamp = _header(headers, ID), _header(headers, TIMESTAMP)
+    given = [_bytes(one.removeprefix("v1,")) for one in _header(headers, SIGNATURE).split() if one.startswith("v1,")]
+    _check(given, [_standard(secret, id, timestamp, body) for secret in secrets])
+    _check_time(timestamp, now, tolerance)
+    return id
+
+
+def verify_github(headers: Headers, body: bytes, secrets: Iterable[str]) -> None:
+    """`X-Hub-Signature-256`, which says nothing about when. Raises WrongSignature."""
+    text = _header(headers, "x-hub-signature-256")
+    given = _hex(text.removeprefix("sha256=")) if text.startswith("sha256=") else b""
+    _check([given], [_hmac(secret.encode(), body) for secret in secrets])
+
+
+def verify_stripe(headers: Headers, body: bytes, secrets: Iterable[str], *, now: float, tolerance: float) -> None:
+    """`Stripe-Signature: t=…,v1=…`, or several `v1`. Raises WrongSignature, as `verify_standard`."""
+    parts = [part.strip().partition("=") for part in _header(headers, "stripe-signature").split(",")]
+    timestamp = next((value for name, _, value in parts if name == "t"), "")
+    given = [_hex(value) for name, _, value in parts if name == "v1"]
+    signed = timestamp.encode() + b"." + body
+    _check(given, [_hmac(secret.encode(), signed) for secret in secrets])
+    _check_time(timestamp, now, tolerance)
+
+
+def verify_bearer(headers: Headers, secrets: Iterable[str]) -> None:
+    """`Authorization: Bearer …`, or the secret alone, as MinIO sends it. Raises WrongSignature."""
+    text = _header(headers, "authorization")
+    scheme, _, rest = text.partition(" ")
+    given = rest.strip() if scheme.lower() == "bearer" else text
+    _check([given.encode()], [secret.encode() for secret in secrets])
+
+
+def _standard(secret: str, id: str, timestamp: str, body: bytes) -> bytes:
+    key = base64.b64decode(_padded(secret[6:]), validate=True) if secret.startswith("whsec_") else secret.encode()
+    return _hmac(key, f"{id}.{timestamp}.".encode() + body)
+
+
+def _hmac(key: bytes, message: bytes) -> bytes:
+    return hmac.digest(key, message, hashlib.sha256)
+
+
+def _check(given: Iterable[bytes], right: list[bytes]) -> None:
+    # All are compared, so that the time it takes tells nothing.
+    if not any([hmac.compare_digest(one, other) for one in given for other in right]):  # noqa: C419
+        raise WrongSignature("the signature is not one of who knows the secret")
+
+
+def _check_time(text: str, now: float, tolerance: float) -> None:
+    # Only what is signed is looked at: a number.
+    if not text.isascii() or not text.isdecimal() or len(text) > 12:
+        raise WrongSignature("the time of the signature is no number of seconds since 1970")
+    if abs(now - int(text)) > tolerance:
+        raise WrongSignature(f"the signature was made {abs(now - int(text)):.0f} s from now, over {tolerance:g} s")
+
+
+def _header(headers: Headers, name: str) -> str:
+    if not (value := headers.get(name, "")):
+        raise WrongSignature(f"no header {name}")
+    return value
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
+def _padded(text: str) -> str:
+    return text + "=" * (-len(text) % 4)
