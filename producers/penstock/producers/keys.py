@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
+from penstock.producers import steps
 from penstock.schemas.database import Database
 from penstock.schemas.kinds import registry
 from penstock.schemas.states import WAITING, State
@@ -111,6 +112,7 @@ def _cancel(
         mine = sa.and_(database.among(jobs.c.id, ids), jobs.c.state.in_(sorted(states)))
         change = {"state": State.CANCELLED, "finished_at": now, "due_at": None}
         connection.execute(sa.update(jobs).where(mine).values(**change))
+        steps.stopped(connection, database, ids)
 
 
 def reschedule(connection: sa.Connection, database: Database, job_id: str, due_at: datetime) -> None:

@@ -5,55 +5,25 @@ This module needs SQLAlchemy; `import penstock.producers` does not load it.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, registry, scoped_session
 
-from penstock.config.errors import InvalidJob, UndecodableMessage
+from penstock.producers.entries import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
 from penstock.producers.handles import AsyncJobHandle, JobHandle
-from penstock.producers.links import LedgerLink
-from penstock.producers.preparation import Duration, Preparation
-from penstock.producers.waiting import waiting
-from penstock.schemas.kinds import Priority
 from penstock.schemas.tables import OUTBOX_TRIGGER, outbox
 from penstock.schemas.tables import outbox_metadata as outbox_metadata
-from penstock.schemas.unique import Unique, UniquePolicy
-from penstock.schemas.wire import HEADER, Envelope
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
-    from penstock.config.settings import Settings
     from penstock.schemas.jobs import Job
 
     SyncTarget = Session | scoped_session[Any] | sa.Connection
     AsyncTarget = AsyncSession | async_scoped_session[Any]
-
-
-class Options(TypedDict, total=False):
-    """As in `Producer.enqueue`."""
-
-    delay: Duration | None
-    run_at: datetime | None
-    priority: Priority | None
-    key: str | None
-    tenant: str | None
-    expires_in: Duration | None
-    queue: str | None
-    id: str | None
-    traceparent: str | None
-    unique: UniquePolicy | None
-    unique_for: Duration | None
-    unique_states: Sequence[str] | None
-    debounce: Duration | None
-
-
-_OF_POLICIES = frozenset({"unique", "unique_for", "unique_states", "debounce"})
 
 
 class OutboxEntry:
@@ -69,11 +39,8 @@ class OutboxEntry:
 
 registry(metadata=outbox_metadata).map_imperatively(OutboxEntry, outbox)
 
-_shared = LedgerLink()
-"""Of all outboxes that were made without settings: one may be made for each call."""
 
-
-class Outbox:
+class Outbox(BaseOutbox):
     """Enqueues jobs in a transaction of the caller's, which it never commits. Holds no connection; thread-safe.
 
     Arguments:
@@ -81,38 +48,6 @@ class Outbox:
         max_payload_bytes: the largest job.
         queues: known ones beside those that kinds name.
     """
-
-    def __init__(
-        self,
-        *,
-        database_url: str | None = None,
-        max_payload_bytes: int = 256 * 1024,
-        queues: Iterable[str] = (),
-        **links: Any,
-    ) -> None:
-        self._preparation = Preparation(max_payload_bytes, frozenset(queues))
-        self._ledger = _shared if database_url is None and not links else LedgerLink(database_url, **links)
-
-    @classmethod
-    def from_settings(cls, settings: Settings | None = None) -> Self:
-        """An outbox as `penstock.toml` and the environment say; reads them now if no settings are given.
-
-        Raises:
-            ConfigError: a setting is wrong.
-        """
-        if settings is None:
-            from penstock.config.settings import load_settings
-
-            settings = load_settings()
-        return cls(
-            database_url=settings.database_url,
-            max_payload_bytes=settings.max_payload_bytes,
-            queues=settings.queues,
-            storage_url=settings.storage_url,
-            broker_url=settings.broker_url,
-            prefix=settings.prefix,
-            timeout_seconds=settings.broker_timeout_seconds,
-        )
 
     @overload
     def enqueue(self, session: AsyncTarget, job: Job, **options: Unpack[Options]) -> AsyncJobHandle: ...
@@ -135,11 +70,7 @@ class Outbox:
             InvalidJob: the job or an option is wrong (also UnknownQueue, PayloadTooLarge, KindError); nothing was
                 written. TypeError: `session` is none.
         """
-        about: dict[str, Any] = {name: value for name, value in options.items() if name in _OF_POLICIES}
-        rest: dict[str, Any] = {name: value for name, value in options.items() if name not in _OF_POLICIES}
-        policy = self._preparation.policy(job, key=options.get("key"), **about)
-        envelope = self._preparation.envelope(job, policy=policy, **rest)
-        return self._write(session, [(envelope, _row(envelope, job.kind().track, policy))])[0]
+        return self._write(session, [make_entry(self._preparation, job, options)])[0]
 
     @overload
     def enqueue_many(self, session: AsyncTarget, jobs: Iterable[Job]) -> list[AsyncJobHandle]: ...
@@ -151,22 +82,9 @@ class Outbox:
         Raises:
             As `enqueue`; says which one is wrong, counted from 0.
         """
-        jobs = list(jobs)
-        entries = []
-        for number, (job, envelope) in enumerate(zip(jobs, self._preparation.envelopes(jobs), strict=True)):
-            kind = job.kind()
-            try:
-                entries.append((envelope, _row(envelope, kind.track, kind.unique)))
-            except InvalidJob as error:
-                error.add_note(f"it is number {number} of the batch; nothing was written")
-                raise
-        return self._write(session, entries)
+        return self._write(session, make_entries(self._preparation, jobs))
 
-    def close(self) -> None:
-        """Close what handles have opened."""
-        self._ledger.close()
-
-    def _write(self, target: Any, entries: list[tuple[Envelope, dict[str, Any]]]) -> list[Any]:
+    def _write(self, target: Any, entries: list[Entry]) -> list[Any]:
         asynchronous = _is_async_session(target)
         if asynchronous or isinstance(target, Session | scoped_session):
             target.add_all([OutboxEntry(**row) for _, row in entries])
@@ -179,10 +97,7 @@ class Outbox:
                 "with an AsyncConnection: await connection.run_sync(outbox.enqueue, job)"
             )
         make: Any = AsyncJobHandle if asynchronous else JobHandle
-        return [
-            make(one.id, one.kind, str(one.headers[HEADER].get("queue") or one.queue), self._ledger)
-            for one, _ in entries
-        ]
+        return [make(one.id, one.kind, target_queue(one), self._ledger) for one, _ in entries]
 
 
 def create_outbox(bind: sa.Engine | sa.Connection) -> None:
@@ -214,37 +129,6 @@ def drop_outbox(bind: sa.Engine | sa.Connection) -> None:
     outbox.drop(bind, checkfirst=True)
     if bind.dialect.name == "postgresql":
         bind.exec_driver_sql("DROP FUNCTION IF EXISTS penstock_outbox_notify()")
-
-
-def _row(envelope: Envelope, track: bool, policy: Unique | None) -> dict[str, Any]:
-    try:
-        waiting(envelope)  # as the dispatcher will enter it: what would not fit fails here
-    except UndecodableMessage as error:
-        raise InvalidJob(f"{envelope.kind}: {error.detail}") from error
-    return {
-        "id": envelope.id,
-        "kind": envelope.kind,
-        "queue": envelope.queue,
-        "priority": envelope.priority,
-        "key": envelope.headers[HEADER].get("key"),
-        "track": track,
-        "policy": None if policy is None else policy_to_json(policy),
-        "headers": json.dumps(envelope.headers),
-        "body": envelope.body,
-        "created_at": datetime.now(UTC),
-    }
-
-
-def policy_to_json(policy: Unique) -> str:
-    """How the outbox keeps it; `penstock.schemas.unique.Unique` from it again is the dispatcher's."""
-    return json.dumps(
-        {
-            "policy": policy.policy,
-            "states": sorted(policy.states),
-            "hold": None if policy.hold is None else policy.hold.total_seconds(),
-            "quiet": None if policy.quiet is None else policy.quiet.total_seconds(),
-        }
-    )
 
 
 def _insert(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:

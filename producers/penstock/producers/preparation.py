@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from penstock.config.errors import InvalidJob, UnknownQueue
+from penstock.producers.traces import current_traceparent
 from penstock.schemas.jobs import Job
 from penstock.schemas.kinds import PRIORITIES, Kind, Priority, registry
 from penstock.schemas.unique import Unique, UniquePolicy
@@ -14,6 +15,8 @@ from penstock.schemas.wire import Envelope, encode
 
 Duration = timedelta | float
 """A timedelta or seconds."""
+OF_POLICIES = frozenset({"unique", "unique_for", "unique_states", "debounce"})
+"""Those of the options of `Producer.enqueue` that `Preparation.policy` takes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Preparation:
             sent_at=now,
             due_at=due_at,
             expires_at=expires_at,
-            traceparent=traceparent,
+            traceparent=traceparent or current_traceparent(),
             max_bytes=self.max_bytes,
         )
 

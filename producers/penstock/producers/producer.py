@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from penstock.config.errors import PenstockError
 from penstock.producers.handles import AsyncJobHandle, JobHandle
 from penstock.producers.links import LedgerLink
-from penstock.producers.preparation import Duration, Preparation, moment
+from penstock.producers.preparation import OF_POLICIES, Duration, Preparation, moment
 from penstock.producers.senders import AsyncSender, Sender, open_async_sender, open_sender
 from penstock.schemas.kinds import Priority
 from penstock.schemas.unique import Unique, UniquePolicy
@@ -267,6 +267,13 @@ class AsyncProducer(_Base):
             self._ledger.broker_url = None
         self._sender: AsyncSender = sender or open_async_sender(broker_url, **self._sender_options)
 
+    def gather(self) -> None:
+        """From now on send together what coroutines of one event loop enqueue at a time; for a process that does little
+        else. One that comes alone does not wait."""
+        from penstock.producers.senders.gathering import GatheringSender
+
+        self._sender = GatheringSender(self._sender, self._sender_options["max_lengths"] or ())
+
     async def enqueue(
         self,
         job: Job,
@@ -316,6 +323,44 @@ class AsyncProducer(_Base):
             return await self._enter(envelopes, policies)
         await self._sender.send(envelopes)
         return [self._handle(envelope) for envelope in envelopes]
+
+    async def enqueue_each(
+        self, items: Iterable[tuple[Job, Mapping[str, Any]]]
+    ) -> list[AsyncJobHandle | PenstockError]:
+        """Send many, each with options of its own. One that is refused does not stop the others.
+
+        Arguments:
+            items: jobs, each with the options of `enqueue`.
+
+        Returns for each, in order, its handle, or why it was not sent; after BrokerUnavailable it may have been.
+        """
+        answers: list[AsyncJobHandle | PenstockError | None] = []
+        free: dict[str, list[tuple[int, Envelope]]] = {}
+        for number, (job, options) in enumerate(items):
+            about = {name: value for name, value in options.items() if name in OF_POLICIES}
+            rest = {name: value for name, value in options.items() if name not in OF_POLICIES}
+            answers.append(None)
+            try:
+                policy = self._preparation.policy(job, key=options.get("key"), **about)
+                envelope = self._preparation.envelope(job, policy=policy, **rest)
+                if policy is None:
+                    free.setdefault(envelope.queue, []).append((number, envelope))
+                else:
+                    [answers[number]] = await self._enter([envelope], [policy])
+            except PenstockError as error:
+                answers[number] = error
+        for group in free.values():  # by queue, as one may be full and the next not
+            refusal = await self._refusal([envelope for _, envelope in group])
+            for number, envelope in group:
+                answers[number] = refusal or self._handle(envelope)
+        return [answer for answer in answers if answer is not None]
+
+    async def _refusal(self, envelopes: Sequence[Envelope]) -> PenstockError | None:
+        try:
+            await self._sender.send(envelopes)
+        except PenstockError as error:
+            return error
+        return None
 
     async def cancel(self, *, key: str, kind: str | None = None, tenant: str | None = None) -> list[str]:
         """See `Producer.cancel`."""

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
+from penstock.producers import steps
 from penstock.producers.results import StoredResult
 from penstock.producers.storage import Storage
 from penstock.schemas.database import Database
@@ -41,6 +42,7 @@ class JobStatus:
         failures, crashes: so far.
         due_at: when it is due, while it waits in the ledger.
         error: of the last failed attempt, in a line.
+        key, tenant: as it was enqueued.
         stored: its result, where that is too large for the ledger.
     """
 
@@ -58,6 +60,8 @@ class JobStatus:
     worker: str | None = None
     error: str | None = None
     progress: Progress | None = None
+    key: str | None = None
+    tenant: str | None = None
     recorded: Any = field(default=None, repr=False)
     stored: StoredResult | None = field(default=None, repr=False, compare=False)
 
@@ -107,6 +111,8 @@ def read_status(
         worker=row.worker,
         error=row.error,
         progress=progress,
+        key=row.key,
+        tenant=row.tenant,
         recorded=None if row.result is None else json.loads(row.result),
         stored=None if row.result_ref is None else StoredResult(row.result_ref, open_storage),
     )
@@ -125,8 +131,14 @@ def request_cancel(database: Database, job_id: str, *, kind: str | None = None) 
     return database.write(lambda connection: cancel(connection, database, job_id, kind=kind))
 
 
-def cancel(connection: sa.Connection, database: Database, job_id: str, *, kind: str | None = None) -> State:
-    """`request_cancel` in a transaction of the caller's."""
+def cancel(
+    connection: sa.Connection, database: Database, job_id: str, *, kind: str | None = None, tenant: str | None = None
+) -> State:
+    """`request_cancel` in a transaction of the caller's.
+
+    Arguments:
+        tenant: like the kind, of a job that is not recorded yet.
+    """
     select = sa.select(jobs.c.state).where(jobs.c.id == job_id)
     state = connection.execute(database.locked(select)).scalar()
     now = datetime.now(UTC)
@@ -137,7 +149,7 @@ def cancel(connection: sa.Connection, database: Database, job_id: str, *, kind: 
             raise InvalidState(
                 f"job {job_id} is not recorded: {kind} has track=False, so its workers do not ask the ledger"
             )
-        connection.execute(sa.insert(jobs).values(**_unseen(job_id, kind, now)))
+        connection.execute(sa.insert(jobs).values(**_unseen(job_id, kind, tenant, now)))
         return State.CANCELLED
     if State(state).final:
         raise InvalidState(f"job {job_id} is {state} already and cannot be cancelled")
@@ -146,10 +158,12 @@ def cancel(connection: sa.Connection, database: Database, job_id: str, *, kind: 
     else:
         change = {"state": State.CANCELLED, "finished_at": now, "due_at": None}
     connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**change))
+    if state != State.RUNNING:
+        steps.stopped(connection, database, [job_id])
     return State(change.get("state", state))
 
 
-def _unseen(job_id: str, kind: str, now: datetime) -> dict[str, Any]:
+def _unseen(job_id: str, kind: str, tenant: str | None, now: datetime) -> dict[str, Any]:
     known = registry.find(kind)
     return {
         "id": job_id,
@@ -159,6 +173,7 @@ def _unseen(job_id: str, kind: str, now: datetime) -> dict[str, Any]:
         "delivery": known.delivery if known else "at_least_once",
         "version": known.version if known else 1,
         "payload": UNSEEN,
+        "tenant": tenant,
         "state": State.CANCELLED,
         "enqueued_at": made_at(job_id) or now,
         "finished_at": now,

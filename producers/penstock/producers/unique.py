@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.producers import steps
 from penstock.producers.waiting import Row, waiting, waiting_row
 from penstock.schemas.database import Database
 from penstock.schemas.kinds import DISPATCHER_QUEUE, registry
@@ -48,18 +49,12 @@ def enter(
     """
     envelopes = list(envelopes)
     asked = [(envelope, policy) for envelope in envelopes if (policy := _policy(envelope)) is not None]
-    if not asked:
-        rows = [waiting_row(envelope) for envelope in envelopes]
-        connection.execute(database.insert_ignore(jobs), rows)
-        return [Admission(row["id"], row["queue"], True) for row in rows]
-    admitted = iter(Admissions.of(connection, database, asked, now, now).answers)
-    answers = []
-    for envelope in envelopes:
-        if _policy(envelope) is not None:
-            answers.append(next(admitted))
-        else:
-            answers += enter(connection, database, [envelope], now)
-    return answers
+    rows = [waiting_row(envelope) for envelope in envelopes if _policy(envelope) is None]
+    if rows:
+        database.execute_many(connection, database.insert_ignore(jobs), rows)
+    entered = (Admission(row["id"], row["queue"], True) for row in rows)
+    admitted = iter(Admissions.of(connection, database, asked, now, now).answers if asked else ())
+    return [next(entered if _policy(envelope) is None else admitted) for envelope in envelopes]
 
 
 def _policy(envelope: Envelope) -> Unique | None:
@@ -246,6 +241,7 @@ class Admissions:
         for job_id, error in self._errors.items():
             change = {"state": State.CANCELLED, "finished_at": self._now, "due_at": None, "error": error}
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**change))
+        steps.stopped(connection, database, list(self._errors))
         for job_id, row in self._moved.items():
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(row))
         if self.new:

@@ -197,12 +197,12 @@ class Kit:
         last = len(self._order)
         return sorted(found, key=lambda one: (one.enqueued_at, self._order.get(one.id, last)))
 
-    def take_outbox(self, session: Session | scoped_session[Any] | sa.Connection) -> list[Enqueued]:
+    def take_outbox(self, session: Session | scoped_session[Any] | sa.Connection | str) -> list[Enqueued]:
         """Take over the jobs that a transaction of the app's sees in its outbox, as a dispatcher does with committed
         ones. Returns those that wait now.
 
         They leave the outbox in that transaction, so a test that rolls its own back in the end may leave it open. For
-        an AsyncSession: `await session.run_sync(penstock.take_outbox)`.
+        an AsyncSession: `await session.run_sync(penstock.take_outbox)`. In Django name the alias of the database.
         """
         database = self._open()
         from penstock.producers.testing.ledger import admit, take_outbox
@@ -274,6 +274,7 @@ class Kit:
                 "storage_url": f"file:{folder}/storage",
                 "smtp_url": f"maildir:{folder}/mail",
                 "max_result_bytes_inline": 4 * 1024 * 1024,
+                "hooks": {},  # nobody outside is told of a test's jobs
             }
         )
 

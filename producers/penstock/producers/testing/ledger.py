@@ -29,11 +29,13 @@ from penstock.schemas.tables import (
     jobs,
     metadata,
     outbox,
+    steps,
     unique_keys,
+    workflows,
 )
 from penstock.schemas.wire import Envelope
 
-_AGEING = (jobs, attempts, unique_keys, cancelled_keys, dead_letters, effects)
+_AGEING = (jobs, attempts, unique_keys, cancelled_keys, dead_letters, effects, workflows, steps)
 """What is about jobs. The leases of workers are left alone."""
 
 _MEMORY = "/dev/shm"  # noqa: S108  # each has a folder of its own there
@@ -121,8 +123,12 @@ def age(database: Database, by: timedelta) -> None:
     database.write(write)
 
 
-def take_outbox(target: Session | scoped_session[Any] | sa.Connection) -> list[Envelope]:
+def take_outbox(target: Session | scoped_session[Any] | sa.Connection | str) -> list[Envelope]:
     """What a transaction sees in the outbox, in order; taken out of it in that transaction."""
+    if isinstance(target, str):
+        from penstock.producers.contrib.django.testing import take_outbox as take
+
+        return take(target)
     if not isinstance(target, sa.Connection):
         target.flush()
     rows = target.execute(sa.select(outbox).order_by(outbox.c.position)).all()

@@ -1,0 +1,62 @@
+"""The outbox in the transaction of Django's ORM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Unpack
+
+from penstock.producers.entries import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
+from penstock.producers.handles import JobHandle
+
+if TYPE_CHECKING:
+    from penstock.schemas.jobs import Job
+
+
+class Outbox(BaseOutbox):
+    """Enqueues jobs in the current `transaction.atomic()`, which commits them or rolls them back. Thread-safe.
+
+    Outside of one the connection is in autocommit, and a job is committed at once.
+
+    Arguments:
+        using: the alias of the database that the caller's data is in; None: as the routers say for `OutboxEntry`.
+        others: as for `penstock.producers.outbox.Outbox`.
+    """
+
+    def __init__(self, *, using: str | None = None, **others: Any) -> None:
+        super().__init__(**others)
+        self._using = using
+
+    def enqueue(self, job: Job, *, using: str | None = None, **options: Unpack[Options]) -> JobHandle:
+        """Write one job, with one INSERT, to be sent if and when the transaction is committed.
+
+        Arguments:
+            using: another database than the outbox's own, for this job.
+            options: those of `Producer.enqueue`. Whether a unique job's key is held is decided after the commit: one
+                that is refused then is logged, and its handle tells nothing.
+
+        Returns a handle, whose id is known before the commit.
+
+        Raises:
+            InvalidJob: the job or an option is wrong (also UnknownQueue, PayloadTooLarge, KindError); nothing was
+                written, and the transaction goes on.
+        """
+        return self._write([make_entry(self._preparation, job, options)], using)[0]
+
+    def enqueue_many(self, jobs: Iterable[Job], *, using: str | None = None) -> list[JobHandle]:
+        """Write many, in order. All are checked before the first is written, and all are written or none.
+
+        Raises:
+            As `enqueue`; says which one is wrong, counted from 0.
+        """
+        return self._write(make_entries(self._preparation, jobs), using)
+
+    def _write(self, entries: list[Entry], using: str | None) -> list[JobHandle]:
+        from penstock.producers.contrib.django.models import OutboxEntry  # once the apps are loaded
+
+        rows = []
+        for _, row in entries:
+            rest = dict(row)
+            rows.append(OutboxEntry(job_id=rest.pop("id"), **rest))
+        manager = OutboxEntry._default_manager
+        manager.using(using or self._using).bulk_create(rows)
+        return [JobHandle(one.id, one.kind, target_queue(one), self._ledger) for one, _ in entries]

@@ -1,0 +1,38 @@
+"""`path("penstock/", include("penstock.producers.contrib.django.urls"))`: the stream of a job, and readiness."""
+
+from __future__ import annotations
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
+from django.urls import path
+from django.views.decorators.http import require_GET, require_safe
+
+from penstock.config.errors import InvalidToken
+from penstock.producers.contrib.django.running import async_producer, producer, token_secret
+from penstock.producers.contrib.web import HEADERS, SEEN, async_frames, frames
+from penstock.producers.contrib.web import ready as is_ready
+from penstock.producers.tokens import read_progress_token
+
+
+@require_GET
+def events(request: HttpRequest) -> HttpResponseBase:
+    """The course of the job that `?token=` is for, as Server-Sent Events."""
+    try:
+        job_id = read_progress_token(request.GET.get("token", ""), secret=token_secret())
+    except InvalidToken as error:
+        return JsonResponse({"detail": str(error)}, status=403)
+    if request.headers.get("last-event-id") == SEEN:
+        return HttpResponse(status=204)
+    if isinstance(request, ASGIRequest):
+        return StreamingHttpResponse(async_frames(async_producer().handle(job_id)), headers=HEADERS)
+    return StreamingHttpResponse(frames(producer().handle(job_id)), headers=HEADERS)
+
+
+@require_safe
+def ready(request: HttpRequest) -> JsonResponse:
+    """200 while the broker answers, else 503."""
+    status, body = is_ready(producer())
+    return JsonResponse(body, status=status)
+
+
+urlpatterns = [path("events", events, name="penstock-events"), path("ready", ready, name="penstock-ready")]

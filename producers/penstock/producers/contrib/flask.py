@@ -1,0 +1,75 @@
+"""Flask: a `Producer` for the life of the process, the stream of a job's progress, readiness, traces.
+
+penstock = Penstock(app)      # or Penstock() and penstock.init_app(app)
+penstock.producer.enqueue(…)
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
+
+from penstock.config.errors import ConfigError, InvalidToken
+from penstock.producers import Producer
+from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, TracesWsgi, frames, open_producer, ready
+from penstock.producers.tokens import progress_token, read_progress_token
+
+
+class Penstock:
+    """An extension; one may serve several applications, each with a producer of its own.
+
+    Tokens for browsers are signed with PENSTOCK_TOKEN_SECRET of the application's config, else with its SECRET_KEY.
+
+    Arguments:
+        producer: None: one as `penstock.toml` and the environment say when an application is initialised.
+        url_prefix: of its routes, `/events` and `/ready`.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+
+    def __init__(
+        self, app: Flask | None = None, *, producer: Producer | None = None, url_prefix: str = "/penstock"
+    ) -> None:
+        self._given, self._url_prefix = producer, url_prefix
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        app.extensions["penstock"] = open_producer(self._given)
+        routes = Blueprint("penstock", __name__, url_prefix=self._url_prefix)
+        routes.add_url_rule("/events", view_func=self._events, endpoint="events")
+        routes.add_url_rule("/ready", view_func=self._ready, endpoint="ready")
+        app.register_blueprint(routes)
+        app.wsgi_app = TracesWsgi(app.wsgi_app)  # type: ignore[method-assign]
+
+    @property
+    def producer(self) -> Producer:
+        """Of the current application."""
+        producer: Producer = current_app.extensions["penstock"]
+        return producer
+
+    def events_path(self, handle: AnyHandle, expires_in: timedelta = timedelta(hours=1)) -> str:
+        """The path of the stream of a job's progress, with a token for it, to hand to a browser."""
+        return url_for("penstock.events", token=progress_token(handle.id, secret=_secret(), expires_in=expires_in))
+
+    def _events(self) -> Response | tuple[Response, int]:
+        try:
+            job_id = read_progress_token(request.args.get("token", ""), secret=_secret())
+        except InvalidToken as error:
+            return jsonify(detail=str(error)), 403
+        if request.headers.get("last-event-id") == SEEN:
+            return Response(status=204)
+        return Response(frames(self.producer.handle(job_id)), headers=HEADERS)
+
+    def _ready(self) -> tuple[Response, int]:
+        status, body = ready(self.producer)
+        return jsonify(body), status
+
+
+def _secret() -> str:
+    secret = current_app.config.get("PENSTOCK_TOKEN_SECRET") or current_app.secret_key
+    if not secret:
+        raise ConfigError("tokens for browsers are signed with PENSTOCK_TOKEN_SECRET or SECRET_KEY; set one")
+    return secret if isinstance(secret, str) else secret.hex()

@@ -1,0 +1,78 @@
+"""Pyramid: a `Producer` for the life of the process, the stream of a job's progress, readiness, traces.
+
+    settings = {"penstock.secret": …}      # or in the .ini file
+    config.include("penstock.producers.contrib.pyramid", route_prefix="/penstock")
+
+    request.penstock.enqueue(…)
+
+`penstock.producer` among the settings is a producer to use, in place of one as `penstock.toml` and the environment say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.response import Response
+
+from penstock.config.errors import ConfigError, InvalidToken
+from penstock.producers import Producer
+from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, frames, open_producer, ready
+from penstock.producers.tokens import progress_token, read_progress_token
+from penstock.producers.traces import traced
+
+
+def includeme(config: Configurator) -> None:
+    """Raises ConfigError: a setting is wrong."""
+    settings = config.get_settings()
+    if not settings.get("penstock.secret"):
+        raise ConfigError("set penstock.secret, which tokens for browsers are signed with, among Pyramid's settings")
+    producer = open_producer(settings.get("penstock.producer"))
+
+    def penstock(_request: Request) -> Producer:
+        return producer
+
+    config.add_request_method(penstock, reify=True)
+    config.add_route("penstock_events", "/events")
+    config.add_route("penstock_ready", "/ready")
+    config.add_view(_events, route_name="penstock_events", request_method="GET")
+    config.add_view(_ready, route_name="penstock_ready", request_method="GET", renderer="json")
+    config.add_tween(f"{__name__}.traces")
+
+
+def events_path(request: Request, handle: AnyHandle, expires_in: timedelta = timedelta(hours=1)) -> str:
+    """The path of the stream of a job's progress, with a token for it, to hand to a browser."""
+    token = progress_token(handle.id, secret=_secret(request), expires_in=expires_in)
+    return str(request.route_path("penstock_events", _query={"token": token}))
+
+
+def traces(handler: Callable[[Request], Response], _registry: Any) -> Callable[[Request], Response]:
+    """A tween: jobs that a request enqueues carry its trace."""
+
+    def tween(request: Request) -> Response:
+        with traced(request.headers.get("traceparent")):
+            return handler(request)
+
+    return tween
+
+
+def _events(request: Request) -> Response:
+    try:
+        job_id = read_progress_token(request.GET.get("token", ""), secret=_secret(request))
+    except InvalidToken as error:
+        return Response(json_body={"detail": str(error)}, status=403)
+    if request.headers.get("last-event-id") == SEEN:
+        return Response(status=204)
+    return Response(app_iter=frames(request.penstock.handle(job_id)), headerlist=list(HEADERS.items()))
+
+
+def _ready(request: Request) -> dict[str, str]:
+    request.response.status_code, body = ready(request.penstock)
+    return body
+
+
+def _secret(request: Request) -> str:
+    return str(request.registry.settings["penstock.secret"])

@@ -1,0 +1,137 @@
+"""What the modules for web frameworks share: a job's course as Server-Sent Events, and whether the broker answers."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, WaitTimeout, WatchClosed
+from penstock.producers import AsyncJobHandle, AsyncProducer, JobHandle, Producer
+from penstock.producers.traces import traced
+
+if TYPE_CHECKING:
+    from penstock.producers.records import JobStatus
+
+log = logging.getLogger("penstock.producers")
+
+AnyHandle = JobHandle | AsyncJobHandle
+"""What a token is made for."""
+
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would gather the frames
+}
+SEEN = "end"
+"""A `Last-Event-ID` by which a browser says that it has seen the end. Answered with 204, it stops asking."""
+KEEP_ALIVE_SECONDS = 15.0
+"""Silence after which something is sent: proxies cut what is silent, and only by sending a server notices who left."""
+_BEGIN, _KEEP_ALIVE = b"retry: 3000\n\n", b": still here\n\n"
+_ENDED = (WatchClosed, LedgerUnavailable)
+"""What ends a stream before its job has ended. The browser comes back by itself."""
+
+
+def frames(handle: JobHandle) -> Iterator[bytes]:
+    """A job's course until its end, as Server-Sent Events: `status` for each state or progress, `end` for the last.
+
+    Their data is a JSON object with `id`, `state`, `attempt` and `progress` (null, or `done`, `total`, `note`). Results
+    and errors are not for every eye and stay out.
+    """
+    yield _BEGIN
+    last = b""
+    while True:
+        try:
+            for status in handle.watch(KEEP_ALIVE_SECONDS):
+                if (frame := _frame(status)) != last:
+                    last = frame
+                    yield frame
+            return
+        except WaitTimeout:
+            yield _KEEP_ALIVE
+        except _ENDED as error:
+            log.info("a stream of job %s ends: %s", handle.id, error)
+            return
+
+
+async def async_frames(handle: AsyncJobHandle) -> AsyncGenerator[bytes, None]:
+    """See `frames`."""
+    yield _BEGIN
+    last = b""
+    while True:
+        watch: Any = handle.watch(KEEP_ALIVE_SECONDS)
+        try:
+            async with aclosing(watch):
+                async for status in watch:
+                    if (frame := _frame(status)) != last:
+                        last = frame
+                        yield frame
+            return
+        except WaitTimeout:
+            yield _KEEP_ALIVE
+        except _ENDED as error:
+            log.info("a stream of job %s ends: %s", handle.id, error)
+            return
+
+
+def _frame(status: JobStatus) -> bytes:
+    progress = status.progress
+    data = {
+        "id": status.id,
+        "state": status.state,
+        "attempt": status.attempt,
+        "progress": progress and {"done": progress.done, "total": progress.total, "note": progress.note},
+    }
+    event = f"event: end\nid: {SEEN}" if status.final else "event: status"
+    return f"{event}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def ready(producer: Producer) -> tuple[int, dict[str, str]]:
+    """Status and body of a readiness route: 503 while the broker does not answer. Why not is logged, not told."""
+    try:
+        producer.ping()
+    except BrokerUnavailable as error:
+        return _unready(error)
+    return _READY
+
+
+async def async_ready(producer: AsyncProducer) -> tuple[int, dict[str, str]]:
+    """See `ready`."""
+    try:
+        await producer.ping()
+    except BrokerUnavailable as error:
+        return _unready(error)
+    return _READY
+
+
+_READY = (200, {"broker": "ok"})
+
+
+def _unready(error: BrokerUnavailable) -> tuple[int, dict[str, str]]:
+    log.warning("not ready: %s", error)
+    return 503, {"broker": "unavailable"}
+
+
+def open_producer(given: Producer | None = None) -> Producer:
+    """A producer for the life of a WSGI process, which has no hook for its end but this: closed at exit.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    producer = given or Producer.from_settings()
+    atexit.register(producer.close)
+    return producer
+
+
+class TracesWsgi:
+    """WSGI middleware: jobs that a request enqueues carry its trace."""
+
+    def __init__(self, app: Callable[..., Any]) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        with traced(environ.get("HTTP_TRACEPARENT")):
+            return self._app(environ, start_response)

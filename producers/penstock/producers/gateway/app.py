@@ -1,0 +1,87 @@
+"""The gateway as an ASGI app."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from penstock.config.settings import Settings, load_settings
+from penstock.producers.gateway import events, health, jobs, kinds, openapi, problems, streams, submitting, webhooks
+from penstock.producers.gateway.bodies import BodyLimits
+from penstock.producers.gateway.metrics import Measured
+from penstock.producers.gateway.services import Authenticated, Services
+from penstock.schemas import event_rules
+
+ROUTERS = (
+    submitting.router,
+    jobs.router,
+    streams.router,
+    kinds.router,
+    events.router,
+    webhooks.router,
+    health.router,
+)
+BUILTIN = tuple(f"penstock.schemas.{name}" for name in ("emails", "reports", "syncs", "uploads"))
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The gateway, for the kinds that are imported by now and the built-in ones.
+
+    Arguments:
+        settings: None: as `penstock.toml` and the environment say.
+
+    Raises:
+        ConfigError: a setting is wrong, such as a rule for events whose kind is not imported, or the ledger's driver is
+            missing.
+    """
+    settings = settings or load_settings()
+    for module in BUILTIN:
+        importlib.import_module(module)
+    event_rules.check(settings.events, settings.file)
+    webhooks.check_secrets(settings)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        app.state.services = Services(settings)
+        yield
+        await app.state.services.close()
+
+    # FastAPI's own pages load scripts of others, and its document is open to all.
+    app = FastAPI(
+        title="Penstock",
+        lifespan=life,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.router.routes.append(submitting.SUBMIT)
+    for router in ROUTERS:
+        app.include_router(router)
+
+    written = cache(lambda: openapi.write(app))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def describe(_caller: Authenticated) -> Response:
+        return Response(written(), media_type="application/json")
+
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
+    problems.add_handlers(app)
+    limits = settings.gateway
+    app.add_middleware(BodyLimits, max_bytes=limits.max_body_bytes, timeout_seconds=limits.body_timeout_seconds)
+    if limits.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(limits.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"],
+            expose_headers=["Location", "Retry-After", "Idempotency-Replayed"],
+        )
+    app.add_middleware(Measured)
+    return app

@@ -1,0 +1,100 @@
+"""Bodies of requests: bounded in size and time, and JSON in UTF-8."""
+
+from __future__ import annotations
+
+import asyncio
+from email.message import Message
+
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
+
+from penstock.producers.gateway.problems import Problem, no_json
+
+
+class BodyLimits:
+    """ASGI middleware: whoever reads a body gets a `Problem` for one that is too large (413) or too slow (408)."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_seconds: float) -> None:
+        self._app, self._max_bytes, self._timeout_seconds = app, max_bytes, timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        read, whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+
+        async def limited() -> Event:
+            nonlocal read, whole
+            if whole:  # from here on it only tells that the client has gone
+                return await receive()
+            if not read and (announced := _announced(scope)) and announced > self._max_bytes:
+                raise self._too_large()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await receive()
+            except TimeoutError:
+                detail = f"the body took longer than {self._timeout_seconds:g} s"
+                raise Problem(408, "body-too-slow", detail, headers={"Connection": "close"}) from None
+            read += len(event.get("body", b""))
+            whole = not event.get("more_body", False)
+            if read > self._max_bytes:
+                raise self._too_large()
+            return event
+
+        await self._app(scope, limited, send)
+
+    def _too_large(self) -> Problem:
+        detail = f"the body is over the limit of {self._max_bytes} bytes"
+        return Problem(413, "body-too-large", detail, headers={"Connection": "close"}, limit=self._max_bytes)
+
+
+def _announced(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:20])
+    return 0
+
+
+async def read_json(request: Request) -> bytes:
+    """The body, where it is said to be JSON in UTF-8; it is not parsed. An empty one counts as `{}`.
+
+    Raises:
+        Problem: (415) it is said to be something else; (413, 408) see `BodyLimits`.
+    """
+    said = request.headers.get("content-type")
+    if said not in (None, "application/json"):
+        _check_type(said)
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Problem(415, "wrong-encoding", "the body must not be compressed")
+    body = await request.body()
+    if b"NaN" in body or b"Infinity" in body:  # no JSON, though Python writes it and pydantic reads it
+        try:
+            from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise no_json(str(error)) from None
+    return body or b"{}"
+
+
+def _check_type(said: str | None) -> None:
+    message = Message()
+    message["Content-Type"] = said or ""
+    found = message.get_content_type()
+    if not (found == "application/json" or (found.startswith("application/") and found.endswith("+json"))):
+        raise Problem(
+            415,
+            "wrong-type",
+            "the body must be application/json",
+            headers={"Accept": "application/json"},
+            errors=[{"header": "Content-Type", "detail": "must be application/json"}],
+        )
+    charset = str(message.get_param("charset", "utf-8")).lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise Problem(
+            415,
+            "wrong-charset",
+            "the body must be JSON in UTF-8",
+            errors=[{"header": "Content-Type", "detail": "charset must be utf-8"}],
+        )

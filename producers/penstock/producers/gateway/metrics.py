@@ -1,0 +1,55 @@
+"""What the gateway counts, for Prometheus."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """Of one app, so that a process may have several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "penstock_gateway_request_seconds",
+            "Requests that were answered, and how long that took; of streams, until they began.",
+            ("method", "route", "status"),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.jobs = Counter(
+            "penstock_gateway_jobs", "Jobs that were taken and sent.", ("kind",), registry=self.registry
+        )
+        self.refused = Counter(
+            "penstock_gateway_jobs_refused", "Jobs that were not.", ("problem",), registry=self.registry
+        )
+        self.streams = Gauge("penstock_gateway_streams", "Jobs that clients follow now.", registry=self.registry)
+
+
+class Measured:
+    """ASGI middleware that counts requests by route and status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # The route, not the path: ids would make a series each.
+                route = getattr(scope.get("route"), "path", "none")
+                labels = (scope["method"] if route != "none" else "", route, str(message["status"]))
+                metrics: Metrics = scope["app"].state.services.metrics
+                metrics.requests.labels(*labels).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, measured)

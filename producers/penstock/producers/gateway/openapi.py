@@ -1,0 +1,131 @@
+"""The OpenAPI document: what FastAPI knows of the routes, and an operation for each kind, with its fields' schema."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from penstock.producers.gateway.options import parameters
+from penstock.producers.gateway.problems import MEDIA_TYPE
+from penstock.producers.gateway.submitting import JSON, Accepted, Batch
+from penstock.schemas.kinds import Kind, registry
+
+DESCRIPTION = (
+    "Background jobs over HTTP. Every error is a problem (RFC 9457) whose `type` says what it is; `errors` points at "
+    "what is wrong."
+)
+_REFERENCE = "#/components/schemas/"
+_OPEN = ("/health", "/ready", "/metrics", "/v1/webhooks/{name}")
+"""Paths that ask for no key."""
+
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "description": "`urn:penstock:problem:` and its name."},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["detail"],
+                "properties": {
+                    "detail": {"type": "string"},
+                    "pointer": {"type": "string", "description": "A JSON Pointer into the body."},
+                    "parameter": {"type": "string"},
+                    "header": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+_KEY_HEADER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Of your making: a repeated request with the same one is done once.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x20\x21\x23-\x7e]+$"},
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The document of an app, made anew: kinds may have been imported since."""
+    made = get_openapi(
+        title="Penstock", version=version("penstock"), description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
+    )
+    schemas: dict[str, Any] = made.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = _PROBLEM
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas |= _placed("Accepted", Accepted.model_json_schema(ref_template=_REFERENCE + "{model}"))
+    schemas |= _placed("Batch", Batch.model_json_schema(ref_template=_REFERENCE + "{model}"))
+    many = made["paths"]["/v1/jobs"]["post"]
+    many["requestBody"]["content"][JSON]["schema"] = {"$ref": _REFERENCE + "Batch"}
+    many.setdefault("parameters", []).append(_KEY_HEADER)
+    for kind in registry:
+        made["paths"][f"/v1/jobs/{kind.name}"] = {"post": _operation(kind, schemas)}
+    made["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT of the identity provider."}
+    }
+    for path, operations in made["paths"].items():
+        for operation in operations.values():
+            _complete(path, operation)
+    return made
+
+
+def _operation(kind: Kind, schemas: dict[str, Any]) -> dict[str, Any]:
+    name = component(kind)
+    try:
+        fields = kind.job.model_json_schema(by_alias=True, ref_template=f"{_REFERENCE}{name}.{{model}}")
+    except Exception:  # pydantic has many for types that JSON Schema has no words for
+        fields = {"type": "object"}
+    for model, definition in fields.pop("$defs", {}).items():
+        schemas[f"{name}.{model}"] = definition
+    schemas[name] = fields
+    taken = {"content": {JSON: {"schema": {"$ref": _REFERENCE + "Accepted"}}}}
+    return {
+        "operationId": f"submit.{name}",
+        "tags": ["jobs"],
+        "summary": f"Send {kind.name}",
+        "description": (kind.job.__doc__ or "").strip(),
+        "parameters": [*parameters(), _KEY_HEADER],
+        "requestBody": {
+            "required": any(info.is_required() for info in kind.job.model_fields.values()),
+            "content": {JSON: {"schema": {"$ref": _REFERENCE + name}}},
+        },
+        "responses": {
+            "202": {"description": "The broker has the job.", **taken},
+            "200": {"description": "An earlier job stands for this unique one.", **taken},
+        },
+    }
+
+
+def component(kind: Kind) -> str:
+    """The name of a kind's fields among the schemas."""
+    return kind.name.replace(":", "_")
+
+
+def _placed(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    definitions: dict[str, Any] = schema.pop("$defs", {})
+    return {name: schema, **definitions}
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    """Every operation may be refused, and most ask for a key."""
+    operation["responses"].pop("422", None)
+    operation["responses"]["default"] = {
+        "description": "A problem.",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE + "Problem"}}},
+    }
+    if path not in _OPEN:
+        operation["security"] = [{"bearer": []}]
+
+
+def write(app: FastAPI) -> str:
+    """The document as text."""
+    return json.dumps(document(app), indent=2, ensure_ascii=False)

@@ -1,0 +1,198 @@
+"""Errors as clients see them: problem details, RFC 9457. https://www.rfc-editor.org/rfc/rfc9457"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.responses import Response
+
+from penstock.config.errors import (
+    BrokerUnavailable,
+    DuplicateJob,
+    InvalidJob,
+    InvalidState,
+    InvalidToken,
+    JobNotFound,
+    LedgerUnavailable,
+    NotTracked,
+    PayloadTooLarge,
+    PenstockError,
+    QueueFull,
+    StorageError,
+)
+
+log = logging.getLogger("penstock.gateway")
+
+MEDIA_TYPE = "application/problem+json"
+_TYPES = "urn:penstock:problem:"
+_AGAIN = {"Retry-After": "5"}
+_RENAMED = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""By RFC 9110; Python before 3.13 has the older names."""
+
+
+class Problem(HTTPException):
+    """A request that is refused.
+
+    Arguments:
+        name: of the kind of problem, in kebab-case; the last part of its `type`.
+        detail: what is wrong with this request, and what to do.
+        errors: one for each wrong part: `detail`, and `pointer` (a JSON Pointer into the body), `parameter` (of the
+            query or path) or `header`.
+        members: further members of the problem.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        name: str,
+        detail: str,
+        *,
+        errors: Sequence[Mapping[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(status, detail, headers)
+        self.name, self.errors, self.members = name, errors, members
+
+    def body(self) -> dict[str, Any]:
+        said = {
+            "type": _TYPES + self.name,
+            "title": _phrase(self.status_code),
+            "status": self.status_code,
+            "detail": self.detail,
+        }
+        return said | ({"errors": list(self.errors)} if self.errors else {}) | self.members
+
+    def response(self) -> Response:
+        return Response(to_json(self.body()), self.status_code, self.headers, MEDIA_TYPE)
+
+
+def invalid(error: ValidationError, what: str, *, under: Sequence[str | int] = ()) -> Problem:
+    """The problem of a body that is no JSON (400), or does not fit (422).
+
+    Arguments:
+        what: the body was to be.
+        under: where in the body what was validated stands.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(item["type"] == "json_invalid" for item in found):
+        return no_json(found[0]["msg"])
+    errors = [{"pointer": pointer([*under, *item["loc"]]), "detail": item["msg"]} for item in found]
+    return Problem(422, "invalid-fields", f"the body is no {what}; see errors", errors=errors)
+
+
+def no_json(why: str) -> Problem:
+    return Problem(400, "invalid-json", f"the body cannot be read: {why}", errors=[{"pointer": "#", "detail": why}])
+
+
+def wrong_parameters(found: Iterable[ErrorDetails | Mapping[str, Any]]) -> Problem:
+    """The problem of query parameters that do not fit."""
+    errors = [{"parameter": ".".join(map(str, item["loc"])), "detail": str(item["msg"])} for item in found]
+    return Problem(422, "invalid-parameters", "a query parameter is wrong; see errors", errors=errors)
+
+
+def pointer(path: Iterable[str | int]) -> str:
+    """A JSON Pointer in the form of a URI fragment (RFC 6901, section 6), but not percent-encoded."""
+    return "#" + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def problem_of(error: PenstockError) -> Problem:
+    """An error of ours as a client may see it. What names hosts or settings of ours is logged instead."""
+    match error:
+        case PayloadTooLarge():
+            detail = f"the job is {error.size} bytes, over the limit of {error.limit}"
+            return Problem(413, "job-too-large", detail, limit=error.limit)
+        case InvalidJob():
+            return Problem(422, "invalid-job", str(error))
+        case DuplicateJob():
+            detail = "another job holds its key"
+            return Problem(409, "duplicate-job", detail, existing_id=error.existing_id)
+        case QueueFull():
+            return Problem(503, "queue-full", f"queue {error.queue} is full; try again later", headers=_AGAIN)
+        case JobNotFound():
+            return job_not_found()
+        case InvalidState() | NotTracked():
+            return Problem(409, "wrong-state", str(error))
+        case InvalidToken():
+            return Problem(401, "invalid-token", str(error))
+        case BrokerUnavailable():
+            log.warning("%s", error)
+            return Problem(503, "broker-unavailable", "the broker is not available; try again later", headers=_AGAIN)
+        case LedgerUnavailable():
+            log.warning("%s", error)
+            return Problem(503, "ledger-unavailable", "the ledger is not available; try again later", headers=_AGAIN)
+        case StorageError():
+            log.warning("%s", error)
+            return Problem(503, "storage-unavailable", "the storage is not available; try again later", headers=_AGAIN)
+    log.error("a request failed", exc_info=error)
+    return broken()
+
+
+def job_not_found() -> Problem:
+    return Problem(404, "job-not-found", "there is no such job, or it is not for this caller to see")
+
+
+def broken() -> Problem:
+    return Problem(500, "internal-error", "the gateway failed; its log says why")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Have every error of an app answered as a problem."""
+    app.add_exception_handler(HTTPException, _answer)
+    app.add_exception_handler(RequestValidationError, _answer)
+    app.add_exception_handler(PenstockError, _answer)
+    app.add_exception_handler(ClientDisconnect, _answer)
+    app.add_exception_handler(Exception, _answer)
+
+
+def _phrase(status: int) -> str:
+    return _RENAMED.get(status) or HTTPStatus(status).phrase
+
+
+async def _answer(connection: Request | WebSocket, error: Exception) -> Response:
+    """To a WebSocket that was not accepted yet, too."""
+    return _problem(connection, error).response()
+
+
+def _problem(connection: HTTPConnection, error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case HTTPException():
+            detail = {404: "there is nothing at this path", 405: "the path does not know this method"}
+            text = detail.get(error.status_code, error.detail)
+            return Problem(
+                error.status_code, _phrase(error.status_code).lower().replace(" ", "-"), text, headers=error.headers
+            )
+        case RequestValidationError():
+            return _of_request(error)
+        case PenstockError():
+            return problem_of(error)
+        case ClientDisconnect():
+            return no_json("the connection ended before the body did")
+    return broken()
+
+
+def _of_request(error: RequestValidationError) -> Problem:
+    """What FastAPI found wrong, of routes that declare their parts."""
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
+        return no_json(found[0]["msg"])
+    errors = []
+    for item in found:
+        place, *path = item["loc"]
+        if place == "body":
+            where = {"pointer": pointer(path)}
+        else:
+            where = {"header" if place == "header" else "parameter": ".".join(map(str, path))}
+        errors.append({**where, "detail": str(item["msg"])})
+    return Problem(422, "invalid-request", "a part of the request does not fit; see errors", errors=errors)
