@@ -15,6 +15,7 @@ from penstock.schemas.states import Outcome, State
 from penstock.workers.canvas import Canvas
 from penstock.workers.context import Context
 from penstock.workers.handlers import Handler
+from penstock.workers.hooks import Hooks
 from penstock.workers.ledger.claims import Claim
 from penstock.workers.ledger.endings import Ending
 from penstock.workers.outcomes import (
@@ -48,6 +49,7 @@ class Attempt:
     Attributes:
         stop: set before `task` is cancelled: why.
         canvas: reads what a stock client wants to follow; None where that is nothing.
+        hooks: tell others of its end; None: nobody is to be told.
     """
 
     claim: Claim
@@ -56,6 +58,7 @@ class Attempt:
     task: asyncio.Task[None] | None = None
     stop: Stop | None = None
     canvas: Canvas | None = None
+    hooks: Hooks | None = None
 
 
 async def run_attempt(
@@ -88,11 +91,11 @@ async def run_attempt(
             await _commit(attempt, ending, threads, sessions)
         return ending
     except asyncio.CancelledError:
-        return _stopped(attempt)
+        return stopped(attempt)
     except JobCancelled as error:
         if attempt.stop is None and not retired():
             return _failed(attempt, error)
-        return _stopped(attempt)
+        return stopped(attempt)
     except FenceLost:
         ending = _ending(attempt, Outcome.INTERRUPTED, State.QUEUED)
         ending.recorded = False
@@ -221,10 +224,13 @@ def _succeeded(attempt: Attempt, result: str | None) -> Ending:
     ending.outgoing = attempt.context.outgoing
     if attempt.canvas is not None:
         ending.outgoing = [*ending.outgoing, *attempt.canvas.after_success(attempt.claim.message, result)]
+    if attempt.hooks is not None:
+        ending.outgoing = [*ending.outgoing, *attempt.hooks.after(ending)]
     return ending
 
 
-def _stopped(attempt: Attempt) -> Ending:
+def stopped(attempt: Attempt) -> Ending:
+    """The end of an attempt that was told to stop."""
     if attempt.stop == "cancelled":
         return _ending(attempt, Outcome.CANCELLED, State.CANCELLED)
     if attempt.handler.kind.delivery == "at_most_once":

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from penstock.config.errors import ConfigError, KindError
 from penstock.config.settings import Settings
 from penstock.producers.senders import scheme
+from penstock.schemas.limits import SHARES
 from penstock.workers.handlers import Handler
+from penstock.workers.limits.rules import Rule, Rules, store_url
 
 log = logging.getLogger("penstock.worker")
 
@@ -30,6 +32,10 @@ def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iter
         problems += [_without_ledger(one) for one in mine if _needs_ledger(one)]
         if not problems:
             raise ConfigError("database_url is empty, and a worker keeps its record there; set PENSTOCK_DATABASE_URL")
+    rules, store = Rules(settings), store_url(settings)
+    for one in mine:
+        problems += [_wrong_limit(one, rule, store) for rule in rules.of(one.kind, one.kind.queue)]
+    problems = [problem for problem in problems if problem]
     if scheme(settings.broker_url) == "rabbitmq":
         limit = settings.rabbitmq_consumer_timeout_seconds
         unlimited = []
@@ -62,6 +68,19 @@ def _without_ledger(handler: Handler) -> str:
         f"{handler.source}: kind {kind.name!r} with {asked} needs the ledger, and database_url is empty; "
         "set PENSTOCK_DATABASE_URL"
     )
+
+
+def _wrong_limit(handler: Handler, rule: Rule, store: str | None) -> str:
+    """Why it cannot be kept; empty: it can."""
+    kind, by = handler.kind, rule.limit.by
+    named = f"{handler.source}: kind {kind.name!r} has limit {rule.name!r} ({rule.text})"
+    if store is None:
+        return f"{named}, which is counted in Redis, and there is none; set PENSTOCK_LIMITS_URL to a redis:// URL"
+    if not kind.track:
+        return f"{named}, and what it holds back waits in the ledger; remove track=False, or the kind from that limit"
+    if by is not None and by not in SHARES and by not in kind.job.model_fields:
+        return f"{named}, and no field {by!r}; name one it has, or one of {', '.join(SHARES)}, or leave the kind out"
+    return ""
 
 
 def _too_long(handler: Handler, limit: float) -> str:

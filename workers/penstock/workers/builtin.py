@@ -1,5 +1,5 @@
-"""The four built-in workers. Importing this registers their kinds, handlers and resources (`penstock.handlers`)."""
+"""The built-in workers. Importing this registers their kinds, handlers and resources (`penstock.handlers`)."""
 
-from penstock.workers import emails, reports, syncs, uploads
+from penstock.workers import deliveries, emails, reports, syncs, uploads
 
-__all__ = ["emails", "reports", "syncs", "uploads"]
+__all__ = ["deliveries", "emails", "reports", "syncs", "uploads"]

@@ -17,6 +17,7 @@ from typing import Any
 
 from penstock.config.errors import UndecodableMessage
 from penstock.config.settings import Settings
+from penstock.producers import steps
 from penstock.producers.senders import scheme
 from penstock.schemas.ids import new_id
 from penstock.schemas.jobs import NAME
@@ -28,6 +29,7 @@ from penstock.workers.outcomes import Permanent
 log = logging.getLogger("penstock.executor")
 
 _FOLLOWED = ("callbacks", "errbacks", "chain")
+_OURS = (steps.MARK,)
 _SEVERAL = {"celery.chain": "chain", "celery.group": "group"}
 _REFUSED = {
     "celery.chord": "a chord",
@@ -81,7 +83,7 @@ class Canvas:
             UndecodableMessage: `unsupported`, `undecodable` or `invalid_payload`; the detail names what follows.
         """
         for name, value in embed.items():
-            if value and name not in _FOLLOWED:
+            if value and name not in (*_FOLLOWED, *_OURS):
                 raise _unsupported("a chord" if name == "chord" else repr(name))
         try:
             for name in ("callbacks", "errbacks"):

@@ -32,9 +32,12 @@ from penstock.workers.context import Context
 from penstock.workers.effects import Effects
 from penstock.workers.handlers import Handlers, Mode
 from penstock.workers.handlers import handlers as default_handlers
+from penstock.workers.hooks import Hooks
 from penstock.workers.ledger import deadletters, delays, heartbeats
 from penstock.workers.ledger.claims import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
 from penstock.workers.ledger.endings import Ending
+from penstock.workers.limits.gate import Gate
+from penstock.workers.limits.store import Place
 from penstock.workers.loops import LoopThread, Tasks
 from penstock.workers.observers import Observer, Observers
 from penstock.workers.offload import Offload
@@ -61,6 +64,7 @@ class Executor:
         name: the worker's, under which it holds claims.
         concurrency: attempts running at a time, coroutines, threads and children together.
         pushes: tells those who watch a job; None: they look by themselves.
+        limits: lets claimed jobs in or holds them back; None: none of its kinds has limits, or they don't hold here.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Executor:
         concurrency: int,
         observers: Sequence[Observer] = (),
         pushes: Pushes | None = None,
+        limits: Gate | None = None,
         handlers: Handlers = default_handlers,
         registry: Registry = default_registry,
     ) -> None:
@@ -79,6 +84,7 @@ class Executor:
         self.observers = Observers(observers)
         self._handlers, self._registry = handlers, registry
         self._canvas = Canvas(settings, registry)
+        self._hooks = Hooks(settings) or None
         self._loop = LoopThread(f"{name} loop")
         self._tasks = Tasks(log)
         self._room = Room(concurrency)
@@ -92,6 +98,7 @@ class Executor:
             database, name, self._offload, self._tasks, self.observers, self._results, pushes, self._settled
         )
         self._pushes = pushes
+        self._limits = limits
         self._sessions = Sessions(database, name)
         effects = Effects(database, self._offload, self._tasks, self._loop)
         self._openers: dict[Mode, tuple[Callable[[], Any] | None, Callable[[Context, str], Any]]] = {
@@ -124,6 +131,8 @@ class Executor:
         """Start the loop. Call `submit` only after this."""
         self._loop.start()
         self._beating = self._loop.call(lambda: self._tasks.spawn(self._beat()))
+        if self._limits is not None:
+            self._loop.call(self._limits.start)
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Take deliveries over. Each is settled with its consumer when its outcome is recorded."""
@@ -164,8 +173,9 @@ class Executor:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs: not stopping, and its ledger is there."""
-        return not self._stopping and not self._offload.ledger_away
+        """Whether it takes jobs: not stopping, and its ledger and the store of its limits are there."""
+        limited = self._limits is not None and self._limits.away
+        return not self._stopping and not self._offload.ledger_away and not limited
 
     def drain(self, grace_seconds: float) -> None:
         """Stop: give back what has not started, let the rest finish within the grace, and interrupt what still runs."""
@@ -229,28 +239,33 @@ class Executor:
         heapq.heappush(self._waiting, (_LANE[held.message.priority], next(self._order), held))
 
     def _start_more(self) -> None:
-        if not self._claiming and self._waiting and not self._stopping and self._slots() > 0:
-            self._claiming = True
-            self._tasks.spawn(self._claim_waiting())
-
-    def _slots(self) -> int:
-        return self.concurrency - len(self._running)
-
-    async def _claim_waiting(self) -> None:
+        """Begin what waits as far as slots are free: at once what needs no claim, the rest when it is claimed."""
+        if self._claiming:
+            return
+        self._claiming = True  # what ends at once asks for more, too
+        tracked: list[Held] = []
         try:
-            while self._waiting and not self._stopping and (slots := self._slots()) > 0:
-                count = min(slots, len(self._waiting), BATCH)
-                batch = [heapq.heappop(self._waiting)[2] for _ in range(count)]
-                tracked: list[Held] = []
-                for held in batch:
+            while not tracked and self._waiting and not self._stopping and (slots := self._slots()) > 0:
+                for _ in range(min(slots, len(self._waiting), BATCH)):
+                    held = heapq.heappop(self._waiting)[2]
                     if _is_tracked(held.message):
                         tracked.append(held)
                     else:
                         self._run(held, _untracked(held, self._max_crashes(held.message)))
-                if tracked:
-                    await self._claim(tracked)
+        finally:
+            self._claiming = bool(tracked)
+        if tracked:
+            self._tasks.spawn(self._claim_batch(tracked))
+
+    def _slots(self) -> int:
+        return self.concurrency - len(self._running)
+
+    async def _claim_batch(self, batch: list[Held]) -> None:
+        try:
+            await self._claim(batch)
         finally:
             self._claiming = False
+        self._start_more()
 
     async def _claim(self, batch: list[Held], asked_before: bool = False) -> None:
         wanted = [Wanted(held.message, held.delivery.deliveries > 1, self._max_crashes(held.message)) for held in batch]
@@ -316,15 +331,26 @@ class Executor:
         deadline = None if timeout is None else claimed.started_at + timeout
         session, once = self._openers[handler.mode] if claimed.tracked else (None, None)
         context = Context.of(message, claimed.attempt, deadline, self, session, once, claimed.fence)
-        attempt = Attempt(claimed, handler, context, canvas=None if message.embed is None else self._canvas)
+        canvas = None if message.embed is None else self._canvas
+        attempt = Attempt(claimed, handler, context, canvas=canvas, hooks=self._hooks)
         self._running[message.id] = attempt
         if claimed.quarantine:
             self._finish(held, quarantined(claimed))
         elif message.expires_at is not None and message.expires_at <= claimed.started_at:
             self._finish(held, expired(claimed))
+        elif self._limits is not None and (places := self._limits.places(attempt)):
+            attempt.task = self._tasks.spawn(self._limited(held, attempt, self._limits, places))
         else:
             self.observers.started(claimed)
             attempt.task = self._tasks.spawn(self._attempt(held, attempt))
+
+    async def _limited(self, held: Held, attempt: Attempt, limits: Gate, places: tuple[Place, ...]) -> None:
+        """Run it if its limits let it in, else give it back."""
+        if (ending := await limits.enter(attempt, places)) is not None:
+            self._finish(held, ending)
+        else:
+            self.observers.started(attempt.claim)
+            await self._attempt(held, attempt)
 
     async def _attempt(self, held: Held, attempt: Attempt) -> None:
         ending = await run_attempt(
@@ -337,6 +363,8 @@ class Executor:
         ending.progress = self._progress.pop(held.message.id, None)
         if held.message.embed is not None and ending.state == State.DEAD:
             ending.outgoing = self._canvas.after_death(held.message)
+        if self._hooks is not None and ending.state != State.SUCCEEDED:
+            ending.outgoing = [*ending.outgoing, *self._hooks.after(ending)]
         self._recorder.add(held, ending)
         self._start_more()
 
@@ -345,6 +373,8 @@ class Executor:
             if self._here.get(held.message.id) is held:
                 del self._here[held.message.id]
                 self._behind_are_next(held.message.id)
+        if self._limits is not None:
+            self._limits.settled([held.message.id for held in done])
         self._room.give(len(done))
 
     def _behind_are_next(self, job_id: str) -> None:
@@ -406,6 +436,8 @@ class Executor:
             await asyncio.sleep(0.02)
         self._beating.cancel()
         await self._tasks.join()
+        if self._limits is not None:
+            await self._limits.close()
         for closing in (self._resources.close(), self._sessions.close()):
             try:
                 await closing

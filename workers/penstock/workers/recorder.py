@@ -96,7 +96,10 @@ class Recorder:
                 if ending.result_ref is not None:
                     self._tasks.spawn(self._results.drop(ending))
                 continue
-            self._observers.ended(ending)
+            if ending.waits_for is None:
+                self._observers.ended(ending)
+            else:
+                self._observers.refused(ending.claim.message, "limited")
         if done:
             await self._offload.ack([held.delivery for held in done])
             self._settled(done)

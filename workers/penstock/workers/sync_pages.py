@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.builtin import SyncSettings
+from penstock.schemas.paths import find
 from penstock.workers.outcomes import Permanent, Retry, Snooze
 from penstock.workers.retry_after import retry_after
 from penstock.workers.sync_tables import Position
@@ -155,18 +156,6 @@ class Pages:
             return f"{self._where}: HTTP {response.status_code} to another place; set `url` to it if it is right"
         said = " ".join(body[:500].decode("utf-8", "replace").split())[:200]
         return f"{self._where}: HTTP {response.status_code}" + (f": {said}" if said else "")
-
-
-def find(document: Any, path: str) -> Any:
-    """What stands at a dotted path, such as `meta.next` or `rows.0.id`; the document for an empty one; else None."""
-    for key in path.split(".") if path else ():
-        if isinstance(document, Mapping):
-            document = document.get(key)
-        elif isinstance(document, list) and key.isdecimal() and int(key) < len(document):
-            document = document[int(key)]
-        else:
-            return None
-    return document
 
 
 def _spelled(params: Mapping[str, str | int | float | bool]) -> dict[str, str]:

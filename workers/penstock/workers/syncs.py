@@ -13,12 +13,13 @@ from typing import Any
 from penstock.config.builtin import SyncSettings
 from penstock.config.settings import Settings
 from penstock.config.values import read_value
+from penstock.schemas.paths import find
 from penstock.schemas.syncs import RunSync, SyncFinished
 from penstock.workers.context import Context
 from penstock.workers.databases import Databases
 from penstock.workers.handlers import handles
 from penstock.workers.outcomes import Permanent, Retry, Snooze
-from penstock.workers.sync_pages import Page, Pages, StaleCursor, find
+from penstock.workers.sync_pages import Page, Pages, StaleCursor
 from penstock.workers.sync_tables import MAX_ID, Position, PositionMoved, SyncTable
 
 

@@ -19,6 +19,7 @@ from penstock.config.errors import JobFailed, KindError, WaitTimeout
 from penstock.config.settings import Settings
 from penstock.producers.records import cancel
 from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.storage import make_storage
 from penstock.producers.testing import Ran
 from penstock.producers.unique import enter
 from penstock.schemas.database import Database
@@ -27,15 +28,16 @@ from penstock.schemas.states import Outcome, State
 from penstock.schemas.tables import dead_letters, jobs
 from penstock.schemas.wire import Message, decode
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.dispatcher.cron import next_time
 from penstock.workers.dispatcher.rules import Schedule, read_schedules
-from penstock.workers.dispatcher.schedules import choose
 from penstock.workers.executor import Executor
 from penstock.workers.handlers import Handler, Handlers, handlers
 from penstock.workers.ledger.claims import Claim
 from penstock.workers.ledger.delays import envelope_of
 from penstock.workers.ledger.endings import Ending
 from penstock.workers.resources import override
+from penstock.workers.workflows.advancing import Mover
+from penstock.workers.workflows.definition import definitions
+from penstock.workers.workflows.workflow import Starter
 
 T = TypeVar("T")
 
@@ -53,6 +55,8 @@ class Runner:
     def __init__(self, settings: Settings, database: Database, opened_at: datetime) -> None:
         self._settings, self._database = settings, database
         self._overrides = ExitStack()
+        self._overrides.enter_context(override(Starter, Starter(database)))
+        self._mover = Mover(database, lambda: make_storage(settings.storage_url), settings.max_payload_bytes)
         rules = [rule for rule in read_schedules(settings) if rule.job is not None]
         self._schedules = [_Firing(rule, opened_at) for rule in rules]
 
@@ -77,6 +81,7 @@ class Runner:
         run: _Run | None = None
         try:
             for _ in range(limit):
+                self._move_workflows()
                 if (row := self._next(kinds, travelled_at)) is None:
                     return
                 if raising:
@@ -92,6 +97,10 @@ class Runner:
         finally:
             if run is not None:
                 run.close()
+
+    def _move_workflows(self) -> None:
+        while definitions and (due := self._mover.due()[0]):
+            self._mover.advance(due)
 
     def _next(self, kinds: frozenset[str], travelled_at: datetime | None) -> Any:
         lane = sa.case({name: number for number, name in enumerate(PRIORITIES)}, value=jobs.c.priority)
@@ -116,24 +125,28 @@ class _Firing:
     """A schedule, and when it fires next."""
 
     def __init__(self, rule: Schedule, opened_at: datetime) -> None:
-        self._rule = rule
-        self._next = next_time(rule.settings.cron, rule.settings.timezone, opened_at)
+        assert rule.times is not None
+        assert rule.settings is not None
+        self._rule, self._times, self._overlap = rule, rule.times, rule.settings.overlap
+        self._next = rule.times.next(opened_at)
         self._last: str | None = None
 
     def fire(self, database: Database, reached: datetime, connection: sa.Connection) -> None:
         """Enter the jobs of the times until then, as a dispatcher does that was away while the test travelled."""
         if self._next is None or self._next > reached:
             return
-        times, self._next = choose(self._rule, self._next, reached)
-        for _ in times:
+        times, self._next = self._times.choose(self._next, reached)
+        one_waits = False
+        for time in times:
             select = sa.select(jobs.c.state).where(jobs.c.id == self._last)
             state = connection.execute(select).scalar() if self._last else None
             unfinished = state is not None and not State(state).final
-            if unfinished and self._rule.settings.overlap == "skip":
+            if unfinished and (self._overlap == "skip" or (self._overlap == "queue" and one_waits)):
                 continue
-            if unfinished and self._rule.settings.overlap == "replace":
+            one_waits = unfinished
+            if unfinished and self._overlap == "replace":
                 cancel(connection, database, str(self._last))
-            [answer] = enter(connection, database, [self._rule.envelope(_now())], _now())
+            [answer] = enter(connection, database, [self._rule.envelope(_now(), time)], _now())
             self._last = answer.job_id
             _send(connection, [answer.job_id])
 

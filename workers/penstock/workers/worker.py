@@ -18,9 +18,11 @@ from penstock.workers.executor import Executor
 from penstock.workers.handlers import handlers
 from penstock.workers.intake import Intake
 from penstock.workers.ledger import heartbeats
+from penstock.workers.limits.gate import open_gate
 from penstock.workers.observers import Observer
 from penstock.workers.pushes import Pushes
 from penstock.workers.runners import children
+from penstock.workers.workflows.definition import check_workflows
 
 log = logging.getLogger("penstock.worker")
 
@@ -56,6 +58,7 @@ class Worker:
         consumer: Consumer | None = None,
     ) -> None:
         handlers.check()
+        check_workflows()
         queues = sorted(set(queues))
         if consumer is None:
             check_settings(handlers, settings, queues)
@@ -85,6 +88,7 @@ class Worker:
             concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
             observers=observers,
             pushes=self._pushes,
+            limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
         )
         self.intake = Intake(self.consumer, self.executor)
 

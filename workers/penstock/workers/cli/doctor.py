@@ -46,6 +46,7 @@ def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
     check("config", config)
     check("handlers", lambda: _handlers(imports or [], settings))
     if settings is not None:
+        check("schedules", lambda: _schedules(settings))
         check("broker", lambda: _broker(settings))
         check("ledger", lambda: _ledger(settings))
         check("storage", lambda: _storage(settings))
@@ -53,7 +54,7 @@ def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
         print_json(checks)
     else:
         for one in checks:
-            typer.echo(f"{'ok   ' if one['ok'] else 'WRONG'}  {one['check']:<8}  {one['detail']}")
+            typer.echo(f"{'ok   ' if one['ok'] else 'WRONG'}  {one['check']:<9}  {one['detail']}")
     if not all(one["ok"] for one in checks):
         raise typer.Exit(FAILED)
 
@@ -68,6 +69,16 @@ def _handlers(imports: list[str], settings: Any) -> str:
     if settings is not None:
         check_settings(handlers, settings, registry.queues())
     return f"{len(list(handlers))} kinds: {', '.join(handler.kind.name for handler in handlers)}"
+
+
+def _schedules(settings: Any) -> str:
+    from penstock.config.errors import ConfigError
+    from penstock.workers.dispatcher.rules import read_schedules
+
+    found = read_schedules(settings)
+    if wrong := [rule.error for rule in found if rule.error is not None]:
+        raise ConfigError("; ".join(wrong))
+    return f"{len(found)} in penstock.toml and the code"
 
 
 def _broker(settings: Any) -> str:

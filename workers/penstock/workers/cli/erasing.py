@@ -82,6 +82,8 @@ def _said(done: Erasure, verb: str) -> str:
     if counts["tombstones"]:
         parts[0] += f" ({counts['tombstones']} leave an empty row)"
     parts += [f"{counts[name]} {name}" for name in ("attempts", "effects", "dead letters", "keys") if counts[name]]
+    if counts["outbox"]:
+        parts.append(f"{counts['outbox']} in the outbox")
     if counts["results"]:
         parts.append(f"the stored results of {counts['results']}")
     if done.running:

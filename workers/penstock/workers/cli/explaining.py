@@ -36,6 +36,7 @@ def explain(
     from penstock.schemas.kinds import registry
     from penstock.workers.brokers.places import open_places
     from penstock.workers.ledger import explaining
+    from penstock.workers.limits import open_store
 
     if (job_id is None) == (key is None):
         raise typer.BadParameter("give the id of a job, or --key")
@@ -45,18 +46,23 @@ def explain(
     settings = open_settings()
     timeout = settings.broker_timeout_seconds
     places = open_places(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
+    limits = open_store(settings)
     found: list[Explanation]
     try:
         with open_ledger(settings) as database:
             if job_id is not None:
                 queues = registry.queues() | set(settings.queues)
-                found = [explaining.explain(database, job_id, places, lease=settings.lease, queues=queues)]
+                found = [
+                    explaining.explain(database, job_id, places, lease=settings.lease, queues=queues, limits=limits)
+                ]
             else:
                 found = explaining.explain_key(
                     database, key or "", places, kind=kind, tenant=tenant, lease=settings.lease
                 )
     finally:
         places.close()
+        if limits is not None:
+            limits.close()
     if as_json:
         shown = [asdict(one) for one in found]
         print_json(shown if job_id is None else shown[0])

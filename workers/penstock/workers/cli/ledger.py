@@ -64,21 +64,23 @@ def prune(
 
 @app.command("stats")
 def show_stats(as_json: AsJson = False) -> None:
-    """Say how large each table is, how many jobs each state has, and when the next of them are pruned."""
+    """Say how large each table and outbox is, how many jobs each state has, and when the next of them are pruned."""
     from penstock.workers.ledger import stats
 
     settings = open_settings()
     with open_ledger(settings) as database:
         tables = [asdict(one) for one in stats.tables(database)]
         states = [asdict(one) for one in stats.states(database, settings.retention)]
+        outboxes = [asdict(one) for one in stats.outboxes(database, settings.outbox_urls)]
     if as_json:
-        print_json({"tables": tables, "states": states})
+        print_json({"tables": tables, "states": states, "outboxes": outboxes})
         return
     people = [table | {"size": _size(table["bytes"])} for table in tables]
     print_rows(people, ("table", "rows", "size"), as_json=False, empty="no tables")
     for state in states:
         state["kept"] = _kept(state)
     print_rows(states, ("state", "jobs", "oldest", "kept", "next_prune"), as_json=False, empty="no jobs")
+    print_rows(outboxes, ("outbox", "jobs", "lag_seconds", "trouble"), as_json=False, empty="no outbox")
 
 
 def _size(count: int | None) -> str | None:

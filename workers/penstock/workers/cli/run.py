@@ -65,7 +65,7 @@ def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
 def up(
     folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("var"), imports: Imports = None
 ) -> None:
-    """Start everything on this machine: a Redis, the workers, the dispatcher, Flower. Ctrl-C stops it."""
+    """Start everything on this machine: a Redis, workers, dispatcher, gateway and Flower. Ctrl-C stops it."""
     from penstock.workers.up.command import run_up
 
     raise typer.Exit(run_up(folder=folder, imports=tuple(imports or ())))

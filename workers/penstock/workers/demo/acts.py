@@ -25,6 +25,7 @@ from penstock.workers.demo import checks
 from penstock.workers.demo.checks import CheckFailed, expect
 from penstock.workers.demo.customers_api import PAGE, RECORDS
 from penstock.workers.demo.mails import DELAY, GONE, LATER, Mails, welcome
+from penstock.workers.demo.nightly import OFFICE, Nightly
 from penstock.workers.demo.show import Row, Show
 from penstock.workers.demo.stage import EVERY_SECONDS, PDF, PHOTO, Stage
 from penstock.workers.demo.work import Work, follow
@@ -81,6 +82,8 @@ class Acts:
         changed = self._stage.api.change(CHANGED)
         self._show.line(f"the server takes {GONE} now, and {CHANGED} of {RECORDS:,} records have changed in the API")
         sync = self._producer.enqueue(RunSync(sync="customers"))
+        files = f"file://{self._stage.folder}/storage"
+        nightly = self._producer.enqueue(Nightly(orders=f"{self._stage.folder}/orders.db", files=files), delay=DELAY)
         return self._follow(
             Work("replayed mail", [self._refused], self._mails.check_replayed, MAILS, since=replayed_at),
             Work(
@@ -89,6 +92,7 @@ class Acts:
                 lambda results: self._check_second_sync(changed, results[0]),
                 CUSTOMERS,
             ),
+            Work("workflow: sync, reports, mail", [nightly], self._check_nightly, "penstock workflows show"),
         )
 
     def schedule(self) -> Row:
@@ -147,6 +151,13 @@ class Acts:
         )
         checks.check_customers(self._stage)
         return f"{result['fetched']} records, those that changed"
+
+    def _check_nightly(self, results: Sequence[dict[str, Any]]) -> str:
+        mails = self._stage.mailbox.received(OFFICE)
+        expect(len(mails) == 1, f"the office got {len(mails)} mails")
+        expect(mails[0].message["Message-ID"] == results[0]["message_id"], "the mail is not that of the last step")
+        count = checks.check_links(self._stage, mails[0].message)
+        return f"{count} reports linked in 1 mail"
 
     def _check_dead(self, _results: Sequence[Any]) -> str:
         assert self._refused is not None

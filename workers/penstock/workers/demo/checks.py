@@ -12,7 +12,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
+from email.message import EmailMessage
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
@@ -80,6 +83,20 @@ def check_towns(stage: Stage, result: dict[str, Any]) -> None:
     rows = list(csv.reader(io.StringIO(read(stage, result["key"]).decode("utf-8"), newline="")))[1:]
     expect(sum(int(row[1]) for row in rows) == ROWS, "the scheduled report does not count every order")
     expect(sum(int(row[2]) for row in rows) == stage.order_cents, "the scheduled report's sums are wrong")
+
+
+def check_links(stage: Stage, message: EmailMessage) -> int:
+    """Each link in a mail leads to a report, and all of them together hold every order. Returns how many there are."""
+    body = message.get_body(("plain",))
+    text = body.get_content() if body is not None else ""
+    links = re.findall(r"file://(/\S+)", text)
+    rows = 0
+    for link in links:
+        path = Path(unquote(link))
+        expect(path.is_relative_to(stage.folder), f"a link leads to {path}")
+        rows += len(list(csv.reader(io.StringIO(path.read_text("utf-8"), newline="")))) - 1
+    expect(rows == ROWS, f"the linked reports hold {rows:,} of {ROWS:,} orders")
+    return len(links)
 
 
 def check_customers(stage: Stage) -> None:

@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("penstock.toml")
 LEASE_SECONDS = 5.0
 """Shorter than the default of 15, so that nobody waits long for a killed worker's job."""
 PHOTO, PDF = "incoming/valley.jpg", "incoming/delivery-note.pdf"
-IMPORTS = ("penstock.workers.demo.jobs",)
+IMPORTS = ("penstock.workers.demo.jobs", "penstock.workers.demo.nightly")
 EVERY_SECONDS = 5
 """Between two firings of the demo's schedule."""
 
@@ -74,7 +74,8 @@ def set_stage(folder: Path) -> Iterator[Stage]:
         config.write_text(_config(folder, api, mailbox), "utf-8")
         with _own_environment() as environment:
             settings = load_settings(config)
-            layout = plan(settings, folder, IMPORTS, config=config, environment=environment, flower_port=free_port())
+            ports = {"flower_port": free_port(), "gateway_port": free_port()}
+            layout = plan(settings, folder, IMPORTS, config=config, environment=environment, **ports)
             yield Stage(layout, storage, api, mailbox, uploads, cents)
     finally:
         mailbox.stop()

@@ -26,6 +26,8 @@ class Poller(ABC):
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
+        self.news = threading.Event()
+        """Set by whoever knows that there is something to do: ends the pause."""
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._failing: str | None = None
 
@@ -45,6 +47,7 @@ class Poller(ABC):
     def stop(self) -> None:
         """Ask it to end after this round."""
         self.stopping.set()
+        self.news.set()
         self.wake()
 
     def join(self, timeout_seconds: float) -> bool:
@@ -66,7 +69,8 @@ class Poller(ABC):
                 log.warning("%s: works again", self.name)
             self._failing, back_off = None, 0.0
             if not busy:
-                self.stopping.wait(self.interval_seconds)
+                self.news.wait(self.interval_seconds)
+                self.news.clear()
         try:
             self.close()
         except PenstockError as error:

@@ -1,71 +1,41 @@
-"""A schedule as the file has it, checked: whether its rule, zone, kind and payload are good."""
+"""The schedules of penstock.toml and of the code that is imported here, checked."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from functools import partial
 
-from pydantic import ValidationError
-
-from penstock.config.errors import ConfigError, UndecodableMessage
-from penstock.config.settings import ScheduleSettings, Settings
-from penstock.config.toml import TomlFile, find_config
-from penstock.schemas.jobs import Job
-from penstock.schemas.kinds import registry
-from penstock.schemas.wire import Envelope, encode, explain
-from penstock.workers.dispatcher.cron import fire_times
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """One schedule.
-
-    Attributes:
-        rule: its definition as JSON, which tells an old definition in the ledger from this one.
-        job: what each firing sends; None if it is wrong.
-        error: why it cannot fire, with file and line.
-    """
-
-    name: str
-    settings: ScheduleSettings
-    rule: str
-    job: Job | None
-    error: str | None
-
-    def envelope(self, now: datetime) -> Envelope:
-        """A new job of this schedule's."""
-        assert self.job is not None
-        expires_in = self.job.kind().expires_in
-        return encode(self.job, sent_at=now, expires_at=now + expires_in if expires_in else None)
+from penstock.config.errors import ConfigError
+from penstock.config.schedules import read_entry
+from penstock.config.settings import Settings
+from penstock.config.toml import TomlFile
+from penstock.producers.schedule_rules import Schedule as Schedule
+from penstock.producers.schedule_rules import check
+from penstock.schemas.schedules import Declared, declared
 
 
 def read_schedules(settings: Settings) -> list[Schedule]:
-    """Every schedule of the file, by name. A wrong one carries its error; the others are not touched by it."""
-    return [_read(name, one) for name, one in sorted(settings.schedules.items())]
+    """Every schedule, by name. A wrong one carries its error; the others are not touched by it.
+
+    Of the file and the code, the file has the last word about a name.
+    """
+    found = {name: _declared(one) for name, one in declared.items()}
+    for name, entry in settings.schedules.items():
+        found[name] = check(name, entry, partial(_where, settings, name))
+    return [found[name] for name in sorted(found)]
 
 
-def _read(name: str, one: ScheduleSettings) -> Schedule:
-    rule = json.dumps(one.model_dump(mode="json"), sort_keys=True)
+def _declared(one: Declared) -> Schedule:
+    def where(_keys: Sequence[str]) -> str:
+        return f"{one.where}: schedule {one.name!r}"
+
+    return check(one.name, read_entry(one.values), where, source="code", module=one.module)
+
+
+def _where(settings: Settings, name: str, keys: Sequence[str]) -> str:
+    """Where it stands. The file is read again, and only for a wrong one: settings keep no lines."""
     try:
-        fire_times(one.cron, one.timezone, datetime.now(UTC))
-        kind = registry[one.kind]
-        job = kind.job.model_validate_json(json.dumps(one.payload, default=str))  # TOML has dates of its own
-    except ConfigError as error:
-        return Schedule(name, one, rule, None, f"{_where(name, 'cron')}: {error}")
-    except UndecodableMessage as error:
-        hint = "import its module: penstock dispatcher --import …"
-        return Schedule(name, one, rule, None, f"{_where(name, 'kind')}: {error.detail}; {hint}")
-    except ValidationError as error:
-        return Schedule(name, one, rule, None, f"{_where(name, 'payload')}: {explain(error)}")
-    return Schedule(name, one, rule, job, None)
-
-
-def _where(name: str, key: str) -> str:
-    """Where it stands, read again only for a wrong one: settings keep no lines."""
-    try:
-        found = find_config()
-        file = TomlFile.read(found) if found else TomlFile.empty()
-        return f"{file.where(['schedules', name, key])}: schedule {name!r}"
-    except ConfigError:
+        file = TomlFile.read(settings.file) if settings.file else TomlFile.empty()
+        return f"{file.where(['schedules', name, *keys])}: schedule {name!r}"
+    except (ConfigError, OSError):
         return f"schedule {name!r}"

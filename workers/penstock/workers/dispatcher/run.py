@@ -17,14 +17,15 @@ from penstock.workers.brokers import open_consumer
 from penstock.workers.brokers.lanes import open_lanes
 from penstock.workers.dispatcher.due import DueJobs, Rescue
 from penstock.workers.dispatcher.intake import Intake
+from penstock.workers.dispatcher.limits import Limits
 from penstock.workers.dispatcher.outbox import open_outboxes
 from penstock.workers.dispatcher.pollers import Poller, log
 from penstock.workers.dispatcher.presence import Presence
 from penstock.workers.dispatcher.resend import LostJobs
 from penstock.workers.dispatcher.retention import Retention
-from penstock.workers.dispatcher.rules import read_schedules
 from penstock.workers.dispatcher.schedules import Schedules
 from penstock.workers.dispatcher.stock import StockClients
+from penstock.workers.workflows.poller import Workflows
 
 STOP_SECONDS = 10.0
 """The longest wait for a round under way, such as a send to a broker that does not answer."""
@@ -49,11 +50,14 @@ class Dispatcher:
         )
         lanes = open_lanes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
         lost = LostJobs(self._database, lanes, settings.lease)
+        due = DueJobs(self._database, sender, after=lost.begun)
         self.services: list[Poller] = [
             Intake(self._database, consumer),
-            DueJobs(self._database, sender, after=lost.begun),
+            due,
+            *Limits.open(settings, self._database),
             *open_outboxes(settings, self._database, after=lost.begun),
-            Schedules(self._database, read_schedules(settings)),
+            Schedules(self._database, settings, due.news),
+            Workflows(settings, self._database, pushed=True),
             Rescue(self._database, settings.lease),
             lost,
             Retention(settings, self._database),

@@ -1,192 +1,215 @@
 """Fires schedules. However many dispatchers run, each time of a schedule makes one job.
 
-A time is *missed* when, by the time a dispatcher looks, it is over a minute late or the schedule's next time has come
-too. `misfire` says what becomes of missed times: `skip` drops them, `once` makes up for all of them with one job, `all`
-makes a job of each (which needs `overlap = "allow"` to be more than one).
+What fires are the rows of the ledger, so that all dispatchers agree whatever file they were started with. `enter` makes
+them those of the file and of the code; `firing` makes their jobs.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import time
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from itertools import islice, takewhile
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.config.errors import InvalidState, JobNotFound
-from penstock.producers.records import request_cancel
-from penstock.producers.unique import enter as enter_jobs
+from penstock.config.errors import ConfigError
+from penstock.config.settings import Settings, load_settings
+from penstock.producers.schedule_rules import Schedule, is_name, of_row
+from penstock.producers.schedules import first_time, row_of
+from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
-from penstock.schemas.states import State
-from penstock.schemas.tables import firings, jobs, schedules
-from penstock.workers.dispatcher.cron import fire_times, next_time
+from penstock.schemas.tables import schedules
+from penstock.schemas.times import EPOCH
+from penstock.workers.dispatcher.firing import BATCH, fire, release, waiting
 from penstock.workers.dispatcher.pollers import Poller, log
-from penstock.workers.dispatcher.rules import Schedule
+from penstock.workers.dispatcher.rules import read_schedules
 
-TOLERANCE = timedelta(minutes=1)
-_MOST_AT_ONCE = 500
-"""Missed times made up for in one round; the rest follow in the next."""
+_LOOK_SECONDS = 0.5
+"""Between two looks whether the file has changed, or a job has ended that another one waits for."""
+_AHEAD = timedelta(seconds=30)
+"""Schedules due within that time are read, and their next times worked out, before it comes."""
+_READ_AT_ONCE = 50
+_MOST_KEPT = 100_000
+_PAUSE_SECONDS = 0.1
+_TIMING = ("cron", "every", "anchor", "at", "timezone", "calendar", "closed")
 
 
 class Schedules(Poller):
-    name = "schedules"
-    interval_seconds = 0.1
+    """Fires what is due, in the ledger's time.
 
-    def __init__(self, database: Database, rules: Sequence[Schedule]) -> None:
+    Arguments:
+        settings: the file they were read from is watched; what changes there takes effect at once.
+        news: set when there are new jobs to be sent.
+    """
+
+    name = "schedules"
+
+    def __init__(self, database: Database, settings: Settings, news: threading.Event | None = None) -> None:
         super().__init__()
-        self._database = database
-        self._rules = {rule.name: rule for rule in rules}
+        self._database, self._news = database, news or threading.Event()
+        self._file = _File(settings)
         self._entered = False
+        self._looked = 0.0
+        self._known: dict[tuple[str, str], Schedule] = {}
+        self._unfit = 0
+        """How many of those cannot be fired here."""
+        self._ready = (EPOCH, "")
+        """Up to which due time, and name, schedules have been read."""
 
     def work(self) -> bool:
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            if self._file.has_changed():
+                self._entered = False
+            if names := waiting(self._database):
+                release(self._database, names, self._read)
+                self._news.set()
         if not self._entered:
-            enter(self._database, list(self._rules.values()))
+            enter(self._database, read_schedules(self._file.settings))
             self._entered = True
-        more = [fire(self._database, self._rules[name]) for name in self._due()]
-        return any(more)
+        began = time.monotonic()
+        now, rows = self._database.read(self._look)
+        due = [self._read(row) for row in rows if row.due_at <= now]
+        good = [one for one in due if one.job is not None]
+        more = bool(good) and fire(self._database, *good)
+        if good:
+            self._news.set()
+        if not due:
+            self._get_ready(now)
+        self.interval_seconds = max(_pause(now, rows) - (time.monotonic() - began), 0.0)
+        return more or len(good) >= BATCH
 
-    def _due(self) -> list[str]:
-        if not self._rules:
-            return []
-        select = sa.select(schedules.c.name).where(schedules.c.next_at <= datetime.now(UTC))
-        names = self._database.read(lambda connection: list(connection.scalars(select)))
-        return [name for name in names if name in self._rules and self._rules[name].job is not None]
+    def _look(self, connection: sa.Connection) -> tuple[datetime, list[Any]]:
+        """The time, and the rows due by then or soon after, of which this dispatcher can fire some."""
+        now: datetime = connection.execute(sa.select(from_now())).scalar_one()
+        columns = (schedules.c[name] for name in ("name", "rule", "source", "module", "due_at"))
+        select = sa.select(*columns).where(schedules.c.due_at <= now + timedelta(seconds=_PAUSE_SECONDS))
+        # Those of kinds that are not imported here stay due, for other dispatchers.
+        return now, list(connection.execute(select.order_by(schedules.c.due_at).limit(BATCH + self._unfit)))
+
+    def _get_ready(self, now: datetime) -> None:
+        """Read some of what is due soon, so that it need not be when its time has come."""
+        due, name = schedules.c.due_at, schedules.c.name
+        at, last = max(self._ready, (now, ""))
+        further = (due >= at, due <= now + _AHEAD, sa.or_(due > at, name > last))
+        select = sa.select(schedules).where(*further).order_by(due, name).limit(_READ_AT_ONCE)
+        for row in self._database.read(lambda connection: connection.execute(select).all()):
+            schedule = self._read(row)
+            if schedule.times is not None and row.next_at is not None:
+                schedule.times.next(row.next_at)
+            self._ready = (row.due_at, row.name)
+
+    def _read(self, row: Any) -> Schedule:
+        key = (row.name, row.rule)
+        if key not in self._known:
+            if len(self._known) >= _MOST_KEPT:
+                self._known.clear()
+                self._unfit = 0
+            self._known[key] = schedule = of_row(row)
+            if schedule.error is not None:
+                self._unfit += 1
+                log.error("%s; it does not fire here", schedule.error)
+        return self._known[key]
+
+
+def _pause(now: datetime, rows: Sequence[Any]) -> float:
+    """Until the first row that is due soon, in seconds."""
+    coming = [row.due_at for row in rows if row.due_at > now]
+    return float((min(coming) - now).total_seconds()) if coming else _PAUSE_SECONDS
+
+
+class _File:
+    """The file that settings were read from, watched."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stamp: tuple[int, ...] | None = None  # it may have changed since it was read
+
+    def has_changed(self) -> bool:
+        """Whether there are other settings now. What cannot be read changes nothing."""
+        if (stamp := _stamp(self.settings.file)) == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            self.settings = load_settings(self.settings.file)
+        except ConfigError as error:
+            log.error("schedules stay as they are: %s", error)
+            return False
+        return True
+
+
+def _stamp(file: Path | None) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(file) if file is not None else None
+    except OSError:
+        found = None
+    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def enter(database: Database, rules: Sequence[Schedule]) -> None:
-    """Make the ledger's schedules those of the file. One that is as it was keeps its next time, so that times which
-    passed while nobody was up count as missed; a new or changed one starts from now."""
-    now = datetime.now(UTC)
+    """Make the ledger's schedules those of the file and the code; those made at run time stay.
+
+    One whose times are as they were keeps its next one, so that times which passed while nobody was up count as missed;
+    a new or changed one starts from now. A paused one stays so. One of the code goes when a dispatcher that imports its
+    module has it no more.
+    """
     for rule in rules:
         if rule.error is not None:
             log.error("%s; it does not fire, the others do", rule.error)
+    rules = [rule for rule in rules if is_name(rule.name)]
+    select = sa.select(schedules).order_by(schedules.c.name)
 
     def write(connection: sa.Connection) -> None:
-        known = {row.name: row for row in connection.execute(database.locked(sa.select(schedules)))}
-        gone = [name for name in known if name not in {rule.name for rule in rules}]
-        if gone:
-            connection.execute(sa.delete(schedules).where(schedules.c.name.in_(gone)))
-        for rule in rules:
-            row = known.get(rule.name)
-            first = None if rule.error else next_time(rule.settings.cron, rule.settings.timezone, now)
-            if row is None:
-                entry = {"name": rule.name, "rule": rule.rule, "next_at": first, "error": rule.error}
-                connection.execute(database.insert_ignore(schedules), [entry])
-            else:
-                # Kept even with an error: another dispatcher may have imported what this one lacks, and fire it.
-                kept = row.rule == rule.rule and row.next_at is not None
-                change = {"rule": rule.rule, "next_at": row.next_at if kept else first, "error": rule.error}
-                connection.execute(sa.update(schedules).where(schedules.c.name == rule.name).values(**change))
+        gone, entries = _differences(connection, database.locked(select), rules)
+        for start in range(0, len(gone), BATCH):
+            connection.execute(sa.delete(schedules).where(schedules.c.name.in_(gone[start : start + BATCH])))
+        if entries:
+            connection.execute(database.upsert(schedules, keep=_KEPT), entries)
 
-    database.write(write)
+    # Looked at without locks first: mostly a dispatcher that starts finds all as it should be.
+    if any(database.read(lambda connection: _differences(connection, select, rules))):
+        database.write(write)
 
 
-def fire(database: Database, rule: Schedule) -> bool:
-    """Make the jobs of a schedule's due times. Whether more of its times are due already.
-
-    A time is entered in `penstock_firings`, whose key lets it in once, in the transaction that makes its job.
-    """
-    if rule.settings.overlap == "replace":
-        # Before the firing, in a transaction of its own. A crash between leaves the time due, and the next round fires.
-        _cancel_last(database, rule)
-
-    def write(connection: sa.Connection) -> tuple[list[dict[str, Any]], bool]:
-        # Another dispatcher that is at this schedule is not waited for. One with a newer file has changed the rule.
-        select = sa.select(schedules).where(schedules.c.name == rule.name, schedules.c.rule == rule.rule)
-        row = connection.execute(database.locked(select, skip=True)).first()
-        now = datetime.now(UTC)
-        if row is None or row.next_at is None or row.next_at > now:
-            return [], False
-        fired, next_at = choose(rule, row.next_at, now)
-        if not fired:
-            log.warning("schedule %s: missed since %s; misfire is skip", rule.name, row.next_at)
-        last, made = row.last_job_id, []
-        for time in fired:
-            last, entry = _enter_firing(connection, database, rule, time, last, now)
-            made.append(entry)
-        change = {"next_at": next_at, "last_at": fired[-1] if fired else row.last_at, "last_job_id": last}
-        connection.execute(sa.update(schedules).where(schedules.c.name == rule.name).values(**change))
-        return made, next_at is not None and next_at <= now
-
-    made, more = database.write(write)
-    for entry in made:
-        if entry["skipped"]:
-            log.warning("schedule %s: %s is skipped: %s", rule.name, entry["fire_at"], entry["skipped"])
-        else:
-            log.info("schedule %s: job %s for %s", rule.name, entry["job_id"], entry["fire_at"])
-    return more
+def _differences(
+    connection: sa.Connection, select: sa.Select[Any], rules: Sequence[Schedule]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of rows that are gone, and the rows that are new or changed."""
+    now: datetime = connection.execute(sa.select(from_now())).scalar_one()
+    known = {row.name: row for row in connection.execute(select)}
+    names = {rule.name for rule in rules}
+    gone = [row.name for row in known.values() if row.name not in names and _is_ours(row)]
+    entries = [_entry(rule, known.get(rule.name), now) for rule in rules]
+    return gone, [one for one in entries if one is not None]
 
 
-def choose(rule: Schedule, first: datetime, now: datetime) -> tuple[list[datetime], datetime | None]:
-    """Which due times make a job, and the next time to look at."""
-    cron, zone, misfire = rule.settings.cron, rule.settings.timezone, rule.settings.misfire
-    if misfire == "all":
-        times = [first, *takewhile(lambda time: time <= now, islice(fire_times(cron, zone, first), _MOST_AT_ONCE - 1))]
-        return times, next_time(cron, zone, times[-1])
-    newest = _newest(cron, zone, first, now)
-    following = next_time(cron, zone, newest)
-    if misfire == "skip" and now - newest > TOLERANCE:
-        return [], following
-    return [newest], following
+_KEPT = ("last_at", "last_job_id", "waiting_at", "paused_at")
 
 
-def _newest(cron: str, zone: str, first: datetime, now: datetime) -> datetime:
-    """The latest time until now. Looked for from near to far, so that a year away does not mean a million steps."""
-    for reach in (timedelta(minutes=2), timedelta(hours=2), timedelta(days=2), timedelta(days=64)):
-        if now - reach > first:
-            times = list(takewhile(lambda time: time <= now, fire_times(cron, zone, now - reach)))
-            if times:
-                return times[-1]
-    return [first, *takewhile(lambda time: time <= now, fire_times(cron, zone, first))][-1]
+def _is_ours(row: Any) -> bool:
+    """Whether a row that this dispatcher has no rule for is gone, and not just unknown here."""
+    return row.source == "file" or (row.source == "code" and row.module in sys.modules)
 
 
-def _enter_firing(
-    connection: sa.Connection, database: Database, rule: Schedule, time: datetime, last: str | None, now: datetime
-) -> tuple[str | None, dict[str, Any]]:
-    """Enter one time and its job. Returns the last job's id from now on, and the entry."""
-    envelope = rule.envelope(now)
-    running = rule.settings.overlap == "skip" and _is_unfinished(connection, last)
-    entry = {
-        "schedule": rule.name,
-        "fire_at": time,
-        "job_id": None if running else envelope.id,
-        "fired_at": now,
-        "skipped": "overlap" if running else None,
-    }
-    entered = connection.execute(database.insert_ignore(firings), entry)
-    if entered.rowcount == 0:
-        return last, entry | {"skipped": "fired before"}
-    if running:
-        return last, entry
-    [answer] = enter_jobs(connection, database, [envelope], now)
-    if answer.created:
-        return envelope.id, entry
-    # Of a unique kind whose key is held: that job stands for this time.
-    change = {"job_id": answer.job_id, "skipped": "unique"}
-    mine = sa.and_(firings.c.schedule == rule.name, firings.c.fire_at == time)
-    connection.execute(sa.update(firings).where(mine).values(**change))
-    return last, entry | change
+def _entry(rule: Schedule, row: Any, now: datetime) -> dict[str, Any] | None:
+    """The row of a rule; None: it is as it should be."""
+    if row is None:
+        return row_of(rule, first_time(rule, now))
+    # Even if it is wrong here: another dispatcher may have imported what this one lacks, and fire it.
+    goes_on = row.next_at is not None and rule.times is not None
+    if goes_on and (row.rule == rule.rule or _timing(of_row(row)) == _timing(rule)):
+        entry = row_of(rule, row.next_at)
+    else:
+        entry = row_of(rule, first_time(rule, now))
+    if row.paused_at is not None:
+        entry["due_at"] = None
+    return None if all(getattr(row, name) == value for name, value in entry.items()) else entry
 
 
-def _is_unfinished(connection: sa.Connection, job_id: str | None) -> bool:
-    """A job without a row, as of a kind that keeps only failures, counts as finished."""
-    state = connection.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id)).scalar() if job_id else None
-    return state is not None and not State(state).final
-
-
-def _cancel_last(database: Database, rule: Schedule) -> None:
-    select = sa.select(schedules).where(schedules.c.name == rule.name, schedules.c.rule == rule.rule)
-    row = database.read(lambda connection: connection.execute(select).first())
-    now = datetime.now(UTC)
-    if row is None or row.last_job_id is None or row.next_at is None or row.next_at > now:
-        return
-    if choose(rule, row.next_at, now)[0]:
-        with suppress(InvalidState, JobNotFound):  # it has ended
-            request_cancel(database, row.last_job_id)
-
-
-def recorded(database: Database) -> dict[str, Any]:
-    """The ledger's row of each schedule, by name."""
-    return database.read(lambda connection: {row.name: row for row in connection.execute(sa.select(schedules))})
+def _timing(rule: Schedule) -> list[Any]:
+    return [getattr(rule.settings, name, None) for name in _TIMING]

@@ -26,11 +26,11 @@ from penstock.schemas.states import FINAL, State
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.dispatcher.due import DueJobs, Rescue
 from penstock.workers.dispatcher.intake import Intake
-from penstock.workers.dispatcher.rules import read_schedules
 from penstock.workers.dispatcher.schedules import Schedules
 from penstock.workers.ledger import queries
 from penstock.workers.ledger.upgrade import upgrade
 from penstock.workers.worker import Worker
+from penstock.workers.workflows.poller import Workflows
 
 
 class Inline:
@@ -75,7 +75,8 @@ class Inline:
         self._services = [
             Intake(self.database, self._consumers[1]),
             DueJobs(self.database, self.broker),
-            Schedules(self.database, read_schedules(settings)),
+            Schedules(self.database, settings),
+            Workflows(settings, self.database),
             Rescue(self.database, settings.lease),
         ]
 

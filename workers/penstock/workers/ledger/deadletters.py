@@ -15,6 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidJob, JobNotFound, UndecodableMessage
+from penstock.producers import steps
 from penstock.producers.waiting import Row
 from penstock.schemas.database import Database
 from penstock.schemas.ids import new_id
@@ -83,6 +84,7 @@ def _add(
             change = {"state": State.DEAD, "finished_at": now, "due_at": None, "error": letter["detail"]}
             if state is not None:
                 connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**change))
+                steps.stopped(connection, database, [job_id])
             elif letter["kind"] is not None:
                 connection.execute(database.insert_ignore(jobs), [_row_of(envelope, now) | change])
     connection.execute(database.upsert(dead_letters), [letter])

@@ -10,10 +10,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.producers import steps
 from penstock.producers.unique import enter
 from penstock.schemas.clock import seconds_from_now
 from penstock.schemas.database import Database
-from penstock.schemas.states import WAITING, Outcome, State
+from penstock.schemas.states import FINAL, WAITING, Outcome, State
 from penstock.schemas.tables import UtcDateTime, attempts, dead_letters, jobs
 from penstock.schemas.wire import Envelope
 from penstock.workers.ledger import waits
@@ -108,6 +109,11 @@ def write_endings(
         database.execute_many(connection, database.insert_ignore(attempts), rows)
     if dead := [_dead_row(ending) for ending in accepted if ending.state == State.DEAD]:
         connection.execute(database.upsert(dead_letters), dead)
+    # Only a step's job has a mark beside its fields.
+    if of_steps := [
+        one.claim.message for one in accepted if one.claim.message.embed is not None and one.state in FINAL
+    ]:
+        steps.ended(connection, database, [one.id for one in of_steps if one.embed and steps.MARK in one.embed])
     if outgoing := [envelope for ending in accepted for envelope in ending.outgoing]:
         # Last, so that a job which has just ended here does not hold the key of the next one.
         for envelope, answer in zip(outgoing, enter(connection, database, outgoing, datetime.now(UTC)), strict=True):

@@ -21,7 +21,17 @@ from penstock.producers.records import UNSEEN
 from penstock.producers.storage import Storage
 from penstock.schemas.database import Database
 from penstock.schemas.states import FINAL, State
-from penstock.schemas.tables import attempts, cancelled_keys, dead_letters, effects, jobs, unique_keys
+from penstock.schemas.tables import (
+    attempts,
+    cancelled_keys,
+    dead_letters,
+    effects,
+    jobs,
+    outbox,
+    steps,
+    unique_keys,
+    workflows,
+)
 from penstock.schemas.tables import audit as log
 from penstock.schemas.wire import HEADER
 from penstock.workers.ledger import audit
@@ -30,7 +40,18 @@ from penstock.workers.ledger.retention import STORED_BY, delete_jobs, delete_res
 FIELDS = ("id", "key", "tenant")
 """What jobs can be chosen by."""
 
-COUNTED = ("jobs", "tombstones", "attempts", "effects", "dead letters", "results", "keys")
+COUNTED = (
+    "jobs",
+    "tombstones",
+    "attempts",
+    "effects",
+    "dead letters",
+    "workflows",
+    "steps",
+    "results",
+    "keys",
+    "outbox",
+)
 
 BATCH = 500
 _JUST_NOW = timedelta(hours=1)
@@ -43,7 +64,7 @@ class Erasure:
 
     Attributes:
         counts: of COUNTED. `jobs` are deleted, `tombstones` emptied; `results` are jobs whose results were looked for
-            in the storage.
+            in the storage; `outbox` are rows there, of jobs that were not sent yet.
         running, failed: ids of jobs that are left: they run, or their stored result could not be deleted.
     """
 
@@ -75,6 +96,7 @@ def erase(
         raise ValueError(f"choose the jobs to erase by {', '.join(FIELDS)}")
     done = Erasure()
     if dry_run:
+        _outboxed(database, where, done)
         for rows in _pages(database, where):
             _count(database, rows, done)
         _letters(database, where, done, dry_run=True)
@@ -83,6 +105,7 @@ def erase(
     # First, so that an erasure that is cut short is on record too; counted up by each step.
     detail = {"where": {name: hashed(value) for name, value in where.items()}}
     line = database.write(lambda connection: audit.write(connection, actor=actor, act="erase", count=0, detail=detail))
+    _outboxed(database, where, done, line)  # before the jobs: what is sent meanwhile is on record by then
     for rows in _pages(database, where):
         _erase(database, rows, open_storage, line, done)
     _letters(database, where, done)
@@ -132,6 +155,8 @@ _PARTS = (
     ("attempts", attempts.c.job_id),
     ("effects", effects.c.job_id),
     ("dead letters", dead_letters.c.id),
+    ("workflows", workflows.c.id),
+    ("steps", steps.c.workflow_id),
 )
 
 
@@ -202,6 +227,42 @@ def _letters(database: Database, where: Mapping[str, str], done: Erasure, *, dry
         if len(rows) < BATCH:
             return
         after = rows[-1].id
+
+
+def _outboxed(database: Database, where: Mapping[str, str], done: Erasure, line: str | None = None) -> None:
+    """What was committed to the outbox of this database and has not left it.
+
+    Arguments:
+        line: of the audit log; None: only count.
+    """
+    after = 0
+    chosen = [outbox.c[name] == where[name] for name in ("id", "key") if name in where]
+    columns = [outbox.c[name] for name in ("position", "id", "key", "headers")]
+    while True:
+        select = sa.select(*columns).where(*chosen, outbox.c.position > after).order_by(outbox.c.position).limit(BATCH)
+        rows = _read(database, select)
+        meant = [row.position for row in rows if _is_meant_there(row, where)]
+
+        def write(connection: sa.Connection, meant: Sequence[int] = meant) -> None:
+            connection.execute(sa.delete(outbox).where(outbox.c.position.in_(meant)))
+            connection.execute(sa.update(log).where(log.c.id == line).values(count=log.c.count + len(meant)))
+
+        if meant and line is not None:
+            database.write(write)
+        done.counts["outbox"] += len(meant)
+        if len(rows) < BATCH:
+            return
+        after = rows[-1].position
+
+
+def _is_meant_there(row: Any, where: Mapping[str, str]) -> bool:
+    said = {"id": row.id, "key": row.key}
+    if "tenant" in where:
+        try:
+            said["tenant"] = json.loads(row.headers)[HEADER].get("tenant")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False  # headers that nobody can read name none
+    return all(said[name] == value for name, value in where.items())
 
 
 def _is_meant(row: Any, where: Mapping[str, str]) -> bool:

@@ -6,21 +6,10 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from penstock.producers import keys, records
+from penstock.producers import keys
+from penstock.producers.orders import cancel as cancel
 from penstock.schemas.database import Database
-from penstock.schemas.states import State
 from penstock.workers.ledger import audit
-
-
-def cancel(database: Database, job_id: str, *, actor: str, kind: str | None = None) -> State:
-    """`records.request_cancel`, audited."""
-
-    def write(connection: sa.Connection) -> State:
-        state = records.cancel(connection, database, job_id, kind=kind)
-        audit.write(connection, actor=actor, act="cancel", subject=job_id)
-        return state
-
-    return database.write(write)
 
 
 def cancel_key(

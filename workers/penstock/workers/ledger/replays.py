@@ -10,18 +10,20 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound, PenstockError, UndecodableMessage
-from penstock.producers.records import UNSEEN
+from penstock.producers import orders
+from penstock.producers.orders import JUDGED, REVIVED, check_state
+from penstock.producers.orders import close as _close
 from penstock.producers.waiting import Row
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
-from penstock.schemas.states import State
+from penstock.schemas.states import FINAL, State
 from penstock.schemas.tables import dead_letters, jobs
 from penstock.schemas.wire import HEADER, Envelope, decode, encode
 from penstock.workers.ledger import audit, heartbeats
@@ -32,26 +34,7 @@ from penstock.workers.ledger.history import keep_success
 BATCH = 250
 """Letters in a transaction. Raw ones and edited ones hold up to 256 KiB each while it lasts."""
 
-_REVIVED: Row = {
-    "state": State.SCHEDULED,
-    "failures": 0,
-    "crashes": 0,
-    "worker": None,
-    "cancel_requested": False,
-    "expires_at": None,  # who replays it wants it to run now, however old it is
-    "started_at": None,
-    "finished_at": None,
-    "result": None,
-    "result_ref": None,
-    "error": None,
-    "progress_done": None,
-    "progress_total": None,
-    "progress_note": None,
-}
-"""What becomes of a job that is tried again. Its fence stays: what an earlier worker may still write is refused, and
-copies of earlier sendings are too."""
-
-_LATER = sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(due_at=sa.bindparam("b_due_at"), **_REVIVED)
+_LATER = sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(due_at=sa.bindparam("b_due_at"), **REVIVED)
 _ANEW = _LATER.values(**{name: sa.bindparam(f"b_{name}") for name in CONTENT})
 
 
@@ -145,23 +128,21 @@ def discard(
 
 
 def revive(connection: sa.Connection, database: Database, job_id: str, states: Sequence[State]) -> State:
-    """Turn a job that ended into a waiting one, due now; its letter counts as replayed. Returns the state it was in.
+    """`orders.revive`, also of a job that succeeded, whose attempt is then kept."""
+    if State.SUCCEEDED in states:
+        keep_success(connection, job_id)  # nothing, unless that is its state
+    return orders.revive(connection, database, job_id, states)
 
-    Arguments:
-        states: those it may be in.
 
-    Raises:
-        JobNotFound: it is not recorded. InvalidState: it is in another state, or its message was never seen.
-    """
-    row = connection.execute(database.locked(sa.select(*_JOB).where(jobs.c.id == job_id))).first()
-    if row is None:
-        raise JobNotFound(f"no job with the id {job_id} is recorded in the ledger")
-    _check_state(row, states)
-    if row.state == State.SUCCEEDED:
-        keep_success(connection, job_id)
-    connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(due_at=from_now(), **_REVIVED))
-    _close(connection, database, [job_id], "replayed_at")
-    return State(row.state)
+def revive_all(
+    connection: sa.Connection, database: Database, ids: Sequence[str], after: timedelta = timedelta()
+) -> None:
+    """Turn those of these jobs that ended without success, or are workflows, into waiting ones; due after this."""
+    if ids:
+        ended = jobs.c.state.in_(sorted(FINAL if after else FINAL - {State.SUCCEEDED}))
+        mine = sa.and_(database.among(jobs.c.id, ids), ended)
+        connection.execute(sa.update(jobs).where(mine).values(due_at=from_now(after), **REVIVED))
+        _close(connection, database, ids, "replayed_at")
 
 
 _LETTER = (
@@ -171,7 +152,6 @@ _LETTER = (
     dead_letters.c.replayed_at,
     dead_letters.c.discarded_at,
 )
-_JOB = (jobs.c.id, jobs.c.state, (jobs.c.payload == UNSEEN).label("unseen"))
 
 
 @dataclass(frozen=True)
@@ -206,7 +186,7 @@ class _Planner:
 
     def _plan(self, connection: sa.Connection, ids: Sequence[str], done: int, *, lock: bool) -> list[_Planned]:
         columns = [jobs.c[name] for name in CONTENT] if self.edit else [jobs.c.kind, jobs.c.queue]
-        found = _by_id(connection, self.database, sa.select(*_JOB, *columns), jobs.c.id, ids, lock)
+        found = _by_id(connection, self.database, sa.select(*JUDGED, *columns), jobs.c.id, ids, lock)
         letter = sa.select(*_LETTER, dead_letters.c.headers, dead_letters.c.raw)
         letters = _by_id(connection, self.database, letter, dead_letters.c.id, ids, lock)
         due = self._due_times(done)
@@ -272,7 +252,7 @@ def _plan_one(
     else:
         fresh = None
     if job is not None:
-        _check_state(job, (State.DEAD,), read_anew=fresh is not None)
+        check_state(job, (State.DEAD,), read_anew=fresh is not None)
         if fresh is None and edit:
             fresh = edited_row(job, edit)
     source = fresh or {"kind": job.kind, "queue": job.queue}
@@ -304,13 +284,6 @@ def _check_open(letter_id: str, letter: Any, discarded_too: bool) -> None:
         )
 
 
-def _check_state(job: Any, states: Sequence[State], *, read_anew: bool = False) -> None:
-    if job.unseen and not read_anew:
-        raise InvalidState(f"job {job.id} was cancelled before its message was seen; enqueue it anew")
-    if job.state not in states:
-        raise InvalidState(f"job {job.id} is {job.state}; only one that is {' or '.join(states)} can be tried again")
-
-
 def _check_all_fit(verdicts: Sequence[Verdict]) -> None:
     unfit = [verdict for verdict in verdicts if isinstance(verdict.problem, InvalidJob)]
     if unfit:
@@ -334,7 +307,7 @@ def _revive_all(connection: sa.Connection, database: Database, planned: Sequence
     times = {row["b_due_at"] for row in later}
     if len(times) == 1:
         mine = database.among(jobs.c.id, [row["b_id"] for row in later])
-        connection.execute(sa.update(jobs).where(mine).values(due_at=times.pop(), **_REVIVED))
+        connection.execute(sa.update(jobs).where(mine).values(due_at=times.pop(), **REVIVED))
     elif later:
         database.execute_many(connection, _LATER, later)
     if changed:
@@ -342,12 +315,6 @@ def _revive_all(connection: sa.Connection, database: Database, planned: Sequence
     if new:
         connection.execute(database.insert(jobs), new)
     _close(connection, database, [one.verdict.id for one in planned], "replayed_at")
-
-
-def _close(connection: sa.Connection, database: Database, ids: Sequence[str], how: str) -> None:
-    if ids:
-        mine = sa.and_(database.among(dead_letters.c.id, ids), dead_letters.c.replayed_at.is_(None))
-        connection.execute(sa.update(dead_letters).where(mine).values({how: datetime.now(UTC)}))
 
 
 def _read_again(letter: Any, known: Mapping[str, str], edit: Mapping[str, Any] | None) -> Row:

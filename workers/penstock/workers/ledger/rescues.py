@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.producers import steps
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.states import State
@@ -90,6 +91,7 @@ def _bury(connection: sa.Connection, database: Database, row: Any, reason: str, 
     now = datetime.now(UTC)
     change = {"state": State.DEAD, "finished_at": now, "error": error, "worker": None, "fence": row.fence + 1}
     connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(crashes=row.crashes + 1, **change))
+    steps.stopped(connection, database, [row.id])
     connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, error)])
     letter = {
         "id": row.id,

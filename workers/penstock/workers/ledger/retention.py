@@ -32,8 +32,11 @@ from penstock.schemas.tables import (
     effects,
     firings,
     jobs,
+    limit_waits,
+    steps,
     unique_keys,
     workers,
+    workflows,
 )
 
 log = logging.getLogger("penstock.retention")
@@ -103,7 +106,7 @@ class Pruning:
             if until is not None:
                 page = page.where(jobs.c.id < until)
             rows = self._read(page)
-            over = [row for row in rows if self._is_over(row)]
+            over = self._unheld([row for row in rows if self._is_over(row)])
             yield Counter(row.state for row in over) if self._dry_run else self._delete_jobs(over)
             if len(rows) < BATCH:
                 return
@@ -112,6 +115,12 @@ class Pruning:
     def _is_over(self, row: Any) -> bool:
         before = self._before.get(row.state)
         return before is not None and (row.finished_at or row.enqueued_at) < before
+
+    def _unheld(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Without the jobs of workflows that are still on record: a later step, or a retry, needs their results."""
+        mine = self._database.among(steps.c.job_id, [row.id for row in rows])
+        held = {row.job_id for row in self._read(sa.select(steps.c.job_id).where(mine))} if rows else set()
+        return [row for row in rows if row.id not in held]
 
     def _delete_jobs(self, rows: Sequence[Any]) -> Counts:
         kept = delete_results(rows, self._open_storage)
@@ -140,7 +149,8 @@ class Pruning:
         select = sa.select(*columns).join(dead_letters, letter.id == jobs.c.id).where(*over).order_by(jobs.c.id)
         while True:
             rows = self._read(select.where(jobs.c.id > after).limit(BATCH))
-            yield Counter(row.state for row in rows) if self._dry_run else self._delete_jobs(rows)
+            free = self._unheld(rows)
+            yield Counter(row.state for row in free) if self._dry_run else self._delete_jobs(free)
             if len(rows) < BATCH:
                 return
             after = rows[-1].id
@@ -248,7 +258,10 @@ def delete_jobs(connection: sa.Connection, database: Database, ids: Sequence[str
         for table, column in (
             (attempts, attempts.c.job_id),
             (effects, effects.c.job_id),
+            (limit_waits, limit_waits.c.job_id),
             (dead_letters, dead_letters.c.id),
+            (steps, steps.c.workflow_id),
+            (workflows, workflows.c.id),
             (jobs, jobs.c.id),
         ):
             connection.execute(sa.delete(table).where(database.among(column, ids)))

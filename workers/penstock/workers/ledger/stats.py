@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from penstock.config.errors import LedgerUnavailable
 from penstock.config.retention import RetentionSettings
+from penstock.config.settings import redact_url
+from penstock.producers.backlog import backlog
 from penstock.schemas.database import Database
 from penstock.schemas.states import FINAL, State
 from penstock.schemas.tables import jobs, metadata
@@ -40,6 +44,23 @@ class StateStats:
     next_prune: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxStats:
+    """One outbox.
+
+    Attributes:
+        outbox: the URL of its database, without the password.
+        jobs: committed and not sent; None where it cannot be asked.
+        lag_seconds: how long the first of them has been there.
+        trouble: why it cannot be asked.
+    """
+
+    outbox: str
+    jobs: int | None
+    lag_seconds: float | None
+    trouble: str | None = None
+
+
 def tables(database: Database) -> list[TableStats]:
     """Every table of the ledger. Counts rows, which takes a while where there are many millions."""
 
@@ -66,6 +87,22 @@ def states(database: Database, retention: RetentionSettings) -> list[StateStats]
         kept: timedelta | None = getattr(retention, state.value) if state in FINAL else None
         over = row.ended + kept if row is not None and kept is not None and row.ended is not None else None
         found.append(StateStats(state, row.jobs if row else 0, row.oldest if row else None, kept, over))
+    return found
+
+
+def outboxes(database: Database, urls: Iterable[str]) -> list[OutboxStats]:
+    """The outbox in the ledger's database, and those at these URLs."""
+    found = []
+    for url in dict.fromkeys((database.url, *urls)):
+        other = database if url == database.url else Database(url)
+        try:
+            there = backlog(other)
+            found.append(OutboxStats(redact_url(url), there.jobs, round(there.lag.total_seconds(), 3)))
+        except LedgerUnavailable as error:
+            found.append(OutboxStats(redact_url(url), None, None, str(error)))
+        finally:
+            if other is not database:
+                other.close()
     return found
 
 

@@ -58,6 +58,7 @@ def overview(layout: Layout) -> list[str]:
     workers = queues_by_engine(settings).items()
     rows = [
         ("Flower", f"{layout.flower_url}  user {user}, password {password}"),
+        ("gateway", f"{layout.gateway_url}  Authorization: Bearer, with the key in {_short(layout.gateway_key)}"),
         *((f"worker {engine}", f"queues {', '.join(queues)}") for engine, queues in workers),
         ("broker", redact_url(settings.broker_url)),
         ("ledger", redact_url(settings.database_url)),

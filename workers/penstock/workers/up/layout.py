@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings
+from penstock.producers import api_keys
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.kinds import registry
@@ -27,6 +29,8 @@ from penstock.workers.flower import USER as FLOWER_USER
 from penstock.workers.up.ports import (
     FLOWER_PORT,
     FLOWER_VARIABLE,
+    GATEWAY_PORT,
+    GATEWAY_VARIABLE,
     REDIS_VARIABLE,
     asked_port,
     is_free,
@@ -49,7 +53,7 @@ _FLOWER = (
     "sys.exit(run_flower(port=int(sys.argv[1]), folder=pathlib.Path(sys.argv[2])))",
 )
 
-WORKERS, DISPATCHER, FLOWER, REDIS = range(4)
+GATEWAY, WORKERS, DISPATCHER, FLOWER, REDIS = range(5)
 """The stages of stopping, the first one first."""
 
 
@@ -63,6 +67,7 @@ class Layout:
         environment: of every service.
         redis_port: of the Redis to start; None where a broker is configured.
         flower_auth: `user:password`.
+        gateway_port: `gateway_key` is the file with the key to it.
     """
 
     folder: Path
@@ -71,6 +76,7 @@ class Layout:
     redis_port: int | None
     flower_port: int
     flower_auth: str
+    gateway_port: int
     imports: tuple[str, ...] = ()
 
     @property
@@ -80,6 +86,14 @@ class Layout:
     @property
     def flower_url(self) -> str:
         return f"http://127.0.0.1:{self.flower_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway_port}"
+
+    @property
+    def gateway_key(self) -> Path:
+        return self.folder / "gateway.key"
 
     @property
     def environment_file(self) -> Path:
@@ -94,6 +108,7 @@ def plan(
     config: Path | None = None,
     environment: Mapping[str, str] | None = None,
     flower_port: int | None = None,
+    gateway_port: int | None = None,
 ) -> Layout:
     """Fill in what is not configured: a Redis on a free port, and the rest as files in the folder.
 
@@ -101,6 +116,7 @@ def plan(
         config: the penstock.toml that the services shall read.
         environment: theirs, before ours is added; None: this process's.
         flower_port: None: as `PENSTOCK_FLOWER_PORT` says, else 5555.
+        gateway_port: None: as `PENSTOCK_GATEWAY_PORT` says, else 8480.
 
     Raises:
         PortInUse: names the port, and what to do.
@@ -114,20 +130,25 @@ def plan(
         "storage_url": f"file:{folder}/storage",
         "smtp_url": f"maildir:{folder}/mail",
     }
+    if settings.token_secret is None:
+        defaults["token_secret"] = _kept_secret(folder / "token.secret")
     settings = settings.model_copy(update={name: url for name, url in defaults.items() if name not in given})
     if flower_port is None:
         flower_port = need_free("Flower", asked_port(FLOWER_VARIABLE) or FLOWER_PORT, FLOWER_VARIABLE)
+    if gateway_port is None:
+        gateway_port = need_free("the gateway", asked_port(GATEWAY_VARIABLE) or GATEWAY_PORT, GATEWAY_VARIABLE)
     base = dict(os.environ if environment is None else environment)
-    auth = base.get(BASIC_AUTH) or f"{FLOWER_USER}:{_flower_password(folder)}"
-    ours = {f"PENSTOCK_{name.upper()}": str(getattr(settings, name)) for name in URLS}
+    auth = base.get(BASIC_AUTH) or f"{FLOWER_USER}:{_kept_secret(folder / 'flower.password')}"
+    ours = {f"PENSTOCK_{name.upper()}": str(getattr(settings, name)) for name in (*URLS, "token_secret")}
     if config is not None:
         ours["PENSTOCK_CONFIG"] = str(config.resolve())
-    return Layout(folder, settings, {**base, **ours, BASIC_AUTH: auth}, redis_port, flower_port, auth, tuple(imports))
+    environment = {**base, **ours, BASIC_AUTH: auth}
+    return Layout(folder, settings, environment, redis_port, flower_port, auth, gateway_port, tuple(imports))
 
 
 def write_environment(layout: Layout) -> None:
     """Write `penstock.env`, which a shell can source to use these services from another terminal."""
-    names = [f"PENSTOCK_{name.upper()}" for name in URLS]
+    names = [f"PENSTOCK_{name.upper()}" for name in (*URLS, "token_secret")]
     names += ["PENSTOCK_CONFIG"] if "PENSTOCK_CONFIG" in layout.environment else []
     lines = [f"export {name}={shlex.quote(layout.environment[name])}\n" for name in names]
     _write_private(layout.environment_file, "".join(lines))
@@ -170,6 +191,10 @@ def services(layout: Layout, database: Database) -> list[Service]:
     def answers(_child: Child) -> bool:
         return http_answers(layout.flower_port)
 
+    def opens(_child: Child) -> bool:
+        return http_answers(layout.gateway_port)
+
+    _keep_key(layout.gateway_key, database)
     workers = [
         service(
             f"worker-{engine}", WORKERS, consumes, "worker", "--engine", engine, "--queues", ",".join(queues), *imports
@@ -178,6 +203,7 @@ def services(layout: Layout, database: Database) -> list[Service]:
     ]
     flower = [*_FLOWER, str(layout.flower_port), str(layout.folder / "flower")]
     return [
+        service("gateway", GATEWAY, opens, "gateway", "--port", str(layout.gateway_port), *imports),
         *workers,
         service("dispatcher", DISPATCHER, dispatches, "dispatcher", *imports),
         Service("flower", flower, FLOWER, answers, layout.environment),
@@ -225,17 +251,28 @@ def _redis_port(folder: Path) -> int:
     return free_port()
 
 
-def _flower_password(folder: Path) -> str:
+def _kept_secret(path: Path) -> str:
     """The one of the last time, or a new one."""
-    path = folder / "flower.password"
+    if kept := _kept(path):
+        return kept
+    secret = secrets.token_urlsafe(12)
+    _write_private(path, f"{secret}\n")
+    return secret
+
+
+def _keep_key(path: Path, database: Database) -> None:
+    """See to it that the file holds a key to the gateway, for all kinds."""
+    key = api_keys.find(database, _kept(path))
+    if key is None or not key.holds(datetime.now(UTC)):
+        text, _made = api_keys.add(database, "penstock up")
+        _write_private(path, f"{text}\n")
+
+
+def _kept(path: Path) -> str:
     try:
-        if password := path.read_text("utf-8").strip():
-            return password
+        return path.read_text("utf-8").strip()
     except OSError:
-        pass
-    password = secrets.token_urlsafe(12)
-    _write_private(path, f"{password}\n")
-    return password
+        return ""
 
 
 def _write_private(path: Path, text: str) -> None:

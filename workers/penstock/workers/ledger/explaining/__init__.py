@@ -23,11 +23,14 @@ from penstock.workers.brokers.places import Places
 from penstock.workers.ledger.explaining.cases import Case
 from penstock.workers.ledger.explaining.cases import Explanation as Explanation
 from penstock.workers.ledger.explaining.ended import dead, ended, letter
+from penstock.workers.ledger.explaining.limited import held_back
+from penstock.workers.ledger.explaining.outboxed import outboxed
 from penstock.workers.ledger.explaining.queued import queued
 from penstock.workers.ledger.explaining.running import runs
 from penstock.workers.ledger.explaining.unknown import unknown
 from penstock.workers.ledger.explaining.waiting import waits
 from penstock.workers.ledger.explaining.words import present
+from penstock.workers.limits.store import LimitStore
 
 LEASE = timedelta(seconds=15)
 
@@ -39,6 +42,7 @@ def explain(
     *,
     lease: timedelta = LEASE,
     queues: Iterable[str] = (),
+    limits: LimitStore | None = None,
 ) -> Explanation:
     """Explain one job.
 
@@ -46,13 +50,14 @@ def explain(
         places: to ask the broker with; None: what it would know is left out.
         lease: the setting.
         queues: where to look for a job that the ledger does not know, beside those of living workers.
+        limits: says who has the places that it waits for; None: that is left out.
 
     Raises:
         LedgerUnavailable: the database cannot be reached. A broker that cannot is said in the facts.
     """
     case = Case.read(database, job_id, lease)
     for _ in range(3):
-        explanation = _explain(case, places, queues)
+        explanation = _explain(case, places, queues, database, limits)
         before, case = case, Case.read(database, job_id, lease)
         if before.stands_as(case):
             break  # else it moved on while the broker was asked, and what was found there is no longer so
@@ -89,10 +94,16 @@ def explain_key(
     return [_of_key(row, explain(database, row.job_id, places, lease=lease), now) for row in rows]
 
 
-def _explain(case: Case, places: Places | None, queues: Iterable[str]) -> Explanation:
+def _explain(
+    case: Case, places: Places | None, queues: Iterable[str], database: Database, limits: LimitStore | None
+) -> Explanation:
     if case.job is None:
-        return letter(case) if case.letter is not None else unknown(case, places, queues)
+        if case.letter is not None:
+            return letter(case)
+        return outboxed(case) if case.outbox is not None else unknown(case, places, queues)
     match State(case.job.state):
+        case State.SCHEDULED if case.limit is not None:
+            explanation = held_back(case, *case.limit, database, limits)
         case State.SCHEDULED | State.RETRYING:
             explanation = waits(case)
         case State.QUEUED:

@@ -13,8 +13,8 @@ from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.kinds import Kind, registry
 from penstock.schemas.states import WAITING, State
-from penstock.schemas.tables import attempts, dead_letters, jobs, unique_keys
-from penstock.workers.ledger import roster
+from penstock.schemas.tables import attempts, dead_letters, jobs, outbox, unique_keys
+from penstock.workers.ledger import roster, waits
 from penstock.workers.ledger.roster import Member, Roster
 
 COUNTED = 10_000
@@ -47,10 +47,12 @@ class Case:
         now: on the database's clock.
         job: its row, without what it carries.
         letter: its dead letter.
+        outbox: its row there, with how many are before it (`earlier`), and before it of its key (`of_its_key`).
         last: its last attempt that did not succeed.
         holder: the worker that has it.
         key: the row of the unique key that it took.
         earlier: jobs that are due before it, up to a limit.
+        limit: the slot of a limit that it waits for, and how many wait before it, up to a limit.
         dispatcher, consumer: the last dispatcher, and the last worker of its queue, seen where none lives.
     """
 
@@ -60,10 +62,12 @@ class Case:
     roster: Roster
     job: Any = None
     letter: Any = None
+    outbox: Any = None
     last: Any = None
     holder: Member | None = None
     key: Any = None
     earlier: int = 0
+    limit: tuple[str, int] | None = None
     dispatcher: Member | None = None
     consumer: Member | None = None
 
@@ -82,6 +86,7 @@ class Case:
         if job is None or job.state == State.DEAD:
             more["letter"] = connection.execute(sa.select(*_LETTER).where(dead_letters.c.id == job_id)).first()
         if job is None:
+            more["outbox"] = _outboxed(connection, job_id)
             return cls(job_id, lease, now, living, **more)
         ran = sa.select(*_ATTEMPT).where(attempts.c.job_id == job_id).order_by(attempts.c.fence.desc())
         more["last"] = connection.execute(ran.limit(1)).first()
@@ -91,6 +96,8 @@ class Case:
             more["consumer"] = roster.last_consumer(connection, job.queue)
         if job.state in WAITING and job.due_at is not None and job.due_at < now:
             more["earlier"] = _earlier(connection, job)
+        if job.state == State.SCHEDULED:
+            more["limit"] = waits.waiting(connection, job_id, COUNTED + 1)
         if job.key is not None:
             took = sa.select(unique_keys).where(unique_keys.c.key == job.key, unique_keys.c.job_id == job_id)
             more["key"] = connection.execute(took).first()
@@ -126,6 +133,16 @@ class Case:
 def _earlier(connection: sa.Connection, job: Any) -> int:
     found = sa.select(jobs.c.id).where(jobs.c.state == job.state, jobs.c.due_at < job.due_at).limit(COUNTED + 1)
     return int(connection.execute(sa.select(sa.func.count()).select_from(found.subquery())).scalar_one())
+
+
+def _outboxed(connection: sa.Connection, job_id: str) -> Any:
+    before = outbox.alias()
+    count = sa.select(sa.func.count()).where(before.c.position < outbox.c.position)
+    earlier = count.scalar_subquery().label("earlier")
+    of_its_key = count.where(before.c.key == outbox.c.key).scalar_subquery().label("of_its_key")
+    columns = [outbox.c[name] for name in ("kind", "queue", "priority", "key", "created_at", "taken_until")]
+    select = sa.select(*columns, earlier, of_its_key).where(outbox.c.id == job_id)
+    return connection.execute(select.order_by(outbox.c.position).limit(1)).first()
 
 
 _JOB_COLUMNS = (

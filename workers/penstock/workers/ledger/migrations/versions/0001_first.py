@@ -13,6 +13,20 @@ down_revision = None
 
 def upgrade() -> None:
     op.create_table(
+        "penstock_api_keys",
+        sa.Column("id", sa.String(16)),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("kinds", sa.Text()),
+        sa.Column("queues", sa.Text()),
+        sa.Column("tenants", sa.Text()),
+        sa.Column("requests_per_second", sa.Float()),
+        sa.Column("created_at", UtcDateTime(), nullable=False),
+        sa.Column("expires_at", UtcDateTime()),
+        sa.Column("revoked_at", UtcDateTime()),
+        sa.PrimaryKeyConstraint("id", name="pk_penstock_api_keys"),
+    )
+    op.create_table(
         "penstock_audit",
         sa.Column("id", sa.String(128)),
         sa.Column("at", UtcDateTime(), nullable=False),
@@ -97,6 +111,7 @@ def upgrade() -> None:
         "penstock_firings",
         sa.Column("schedule", sa.String(128)),
         sa.Column("fire_at", UtcDateTime()),
+        sa.Column("cause", sa.String(16), nullable=False),
         sa.Column("job_id", sa.String(128)),
         sa.Column("fired_at", UtcDateTime(), nullable=False),
         sa.Column("skipped", sa.String(32)),
@@ -137,37 +152,55 @@ def upgrade() -> None:
     )
     op.create_index("ix_penstock_jobs_key", "penstock_jobs", ["key"])
     op.create_index("ix_penstock_jobs_state_due_at", "penstock_jobs", ["state", "due_at"])
+    if not sa.inspect(op.get_bind()).has_table("penstock_outbox"):  # an application's may be here already
+        _create_outbox()
     op.create_table(
-        "penstock_outbox",
-        sa.Column("position", sa.BigInteger().with_variant(sa.Integer(), "sqlite")),
-        sa.Column("id", sa.String(128), nullable=False),
-        sa.Column("kind", sa.String(128), nullable=False),
-        sa.Column("queue", sa.String(128), nullable=False),
-        sa.Column("priority", sa.String(8), nullable=False),
-        sa.Column("key", sa.String(255)),
-        sa.Column("track", sa.Boolean(), nullable=False),
-        sa.Column("policy", sa.Text()),
-        sa.Column("headers", LongText, nullable=False),
-        sa.Column("body", LongBytes, nullable=False),
-        sa.Column("created_at", UtcDateTime(), nullable=False),
-        sa.Column("taken_by", sa.String(36)),
-        sa.Column("taken_until", UtcDateTime()),
-        sa.PrimaryKeyConstraint("position", name="pk_penstock_outbox"),
+        "penstock_requests",
+        sa.Column("id", sa.String(64)),
+        sa.Column("fingerprint", sa.String(64), nullable=False),
+        sa.Column("job_ids", LongText, nullable=False),
+        sa.Column("begun_at", UtcDateTime(), nullable=False),
+        sa.Column("status", sa.Integer()),
+        sa.Column("answer", LongText),
+        sa.PrimaryKeyConstraint("id", name="pk_penstock_requests"),
     )
-    op.create_index("ix_penstock_outbox_key_position", "penstock_outbox", ["key", "position"])
-    if op.get_context().dialect.name == "postgresql":
-        for statement in OUTBOX_TRIGGER:
-            op.execute(statement)
+    op.create_index("ix_penstock_requests_begun_at", "penstock_requests", ["begun_at"])
     op.create_table(
         "penstock_schedules",
         sa.Column("name", sa.String(128)),
-        sa.Column("rule", sa.Text(), nullable=False),
+        sa.Column("source", sa.String(8), nullable=False),
+        sa.Column("module", sa.String(255)),
+        sa.Column("rule", LongText, nullable=False),
         sa.Column("next_at", UtcDateTime()),
+        sa.Column("due_at", UtcDateTime()),
         sa.Column("last_at", UtcDateTime()),
         sa.Column("last_job_id", sa.String(128)),
+        sa.Column("waiting_at", UtcDateTime()),
+        sa.Column("paused_at", UtcDateTime()),
         sa.Column("error", sa.Text()),
         sa.PrimaryKeyConstraint("name", name="pk_penstock_schedules"),
     )
+    op.create_index("ix_penstock_schedules_due_at", "penstock_schedules", ["due_at"])
+    op.create_index("ix_penstock_schedules_waiting_at", "penstock_schedules", ["waiting_at"])
+    op.create_table(
+        "penstock_steps",
+        sa.Column("workflow_id", sa.String(128)),
+        sa.Column("number", sa.Integer(), autoincrement=False),
+        sa.Column("step", sa.String(128)),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("job_id", sa.String(128)),
+        sa.Column("members", sa.Integer()),
+        sa.Column("done", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("due_at", UtcDateTime()),
+        sa.Column("started_at", UtcDateTime()),
+        sa.Column("finished_at", UtcDateTime()),
+        sa.Column("error", sa.Text()),
+        sa.Column("result", LongText),
+        sa.PrimaryKeyConstraint("workflow_id", "number", "step", name="pk_penstock_steps"),
+    )
+    op.create_index("ix_penstock_steps_due_at", "penstock_steps", ["due_at"])
+    op.create_index("ix_penstock_steps_job_id", "penstock_steps", ["job_id"])
     op.create_table(
         "penstock_unique_keys",
         sa.Column("id", sa.String(64)),
@@ -195,13 +228,66 @@ def upgrade() -> None:
         sa.Column("ended", sa.String(32)),
         sa.PrimaryKeyConstraint("name", name="pk_penstock_workers"),
     )
+    op.create_table(
+        "penstock_workflows",
+        sa.Column("id", sa.String(128)),
+        sa.Column("kind", sa.String(128), nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("definition", sa.String(32), nullable=False),
+        sa.Column("graph", LongText, nullable=False),
+        sa.Column("ends_as", sa.String(16)),
+        sa.Column("undo", sa.Boolean(), nullable=False),
+        sa.Column("started_at", UtcDateTime(), nullable=False),
+        sa.Column("finished_at", UtcDateTime()),
+        sa.Column("error", sa.Text()),
+        sa.PrimaryKeyConstraint("id", name="pk_penstock_workflows"),
+    )
+    op.create_index("ix_penstock_workflows_state_id", "penstock_workflows", ["state", "id"])
+
+
+def _create_outbox() -> None:
+    op.create_table(
+        "penstock_limit_waits",
+        sa.Column("job_id", sa.String(128)),
+        sa.Column("slot", sa.String(255), nullable=False),
+        sa.Column("enqueued_at", UtcDateTime(), nullable=False),
+        sa.Column("due_at", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", name="pk_penstock_limit_waits"),
+    )
+    columns = ["slot", "enqueued_at", "job_id"]
+    op.create_index(f"ix_penstock_limit_waits_{'_'.join(columns)}", "penstock_limit_waits", columns)
+    op.create_table(
+        "penstock_outbox",
+        sa.Column("position", sa.BigInteger().with_variant(sa.Integer(), "sqlite")),
+        sa.Column("id", sa.String(128), nullable=False),
+        sa.Column("kind", sa.String(128), nullable=False),
+        sa.Column("queue", sa.String(128), nullable=False),
+        sa.Column("priority", sa.String(8), nullable=False),
+        sa.Column("key", sa.String(255)),
+        sa.Column("track", sa.Boolean(), nullable=False),
+        sa.Column("policy", sa.Text()),
+        sa.Column("headers", LongText, nullable=False),
+        sa.Column("body", LongBytes, nullable=False),
+        sa.Column("created_at", UtcDateTime(), nullable=False),
+        sa.Column("taken_by", sa.String(36)),
+        sa.Column("taken_until", UtcDateTime()),
+        sa.PrimaryKeyConstraint("position", name="pk_penstock_outbox"),
+    )
+    op.create_index("ix_penstock_outbox_key_position", "penstock_outbox", ["key", "position"])
+    if op.get_context().dialect.name == "postgresql":
+        for statement in OUTBOX_TRIGGER:
+            op.execute(statement)
 
 
 def downgrade() -> None:
+    op.drop_table("penstock_workflows")
     op.drop_table("penstock_workers")
     op.drop_table("penstock_unique_keys")
+    op.drop_table("penstock_steps")
     op.drop_table("penstock_schedules")
+    op.drop_table("penstock_requests")
     op.drop_table("penstock_outbox")
+    op.drop_table("penstock_limit_waits")
     if op.get_context().dialect.name == "postgresql":
         op.execute("DROP FUNCTION penstock_outbox_notify()")
     op.drop_table("penstock_jobs")
@@ -212,3 +298,4 @@ def downgrade() -> None:
     op.drop_table("penstock_audit_subjects")
     op.drop_table("penstock_audit")
     op.drop_table("penstock_attempts")
+    op.drop_table("penstock_api_keys")

@@ -1,0 +1,133 @@
+"""`penstock gateway`: the HTTP door, and the keys to it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penstock.config.errors import ConfigError
+from penstock.workers.cli.opened import open_ledger, open_settings
+from penstock.workers.cli.options import AsJson, Imports, LogLevel, duration, rate
+from penstock.workers.cli.output import print_json, print_rows
+from penstock.workers.discovery import discover
+
+app = typer.Typer()
+keys = typer.Typer(no_args_is_help=True)
+app.add_typer(keys, name="keys", help="See, make and revoke API keys.")
+
+
+@app.callback(invoke_without_command=True)
+def gateway(
+    context: typer.Context,
+    address: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8480,
+    imports: Imports = None,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Run the gateway until SIGTERM or Ctrl-C. It knows the kinds of the modules that it imports."""
+    if context.invoked_subcommand is not None:
+        return
+    from penstock.config.logging import setup_logging
+
+    setup_logging(log_level)
+    settings = open_settings()
+    discover(imports or ())
+    raise typer.Exit(_load("serving").run_gateway(settings, address=address, port=port))
+
+
+@app.command("openapi")
+def write_openapi(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")] = None,
+    imports: Imports = None,
+) -> None:
+    """Write the OpenAPI document, with an operation for each kind: for the generators of clients."""
+    discover(imports or ())
+    text = _load("openapi").write(_load("app").create_app(open_settings()))
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(text + "\n", "utf-8")
+        typer.echo(f"{output}: written", err=True)
+
+
+Patterns = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Only for this one, such as invoice.*; may be repeated.")
+]
+
+
+@keys.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Whose it is, for lists and the audit log.")],
+    kind: Patterns = None,
+    queue: Patterns = None,
+    tenant: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only for this tenant's jobs; may be repeated.")
+    ] = None,
+    per_second: Annotated[
+        float | None,
+        typer.Option("--rate", parser=rate, metavar="N/UNIT", help="How many requests: 50/s, 600/m, 1000/h."),
+    ] = None,
+    expires_in: Annotated[
+        timedelta | None, typer.Option(parser=duration, metavar="DURATION", help="How long it holds: 12h, 90d.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, for the only time: it is kept as a hash."""
+    from penstock.producers import api_keys
+
+    if not name.strip() or len(name) > 200:
+        raise typer.BadParameter("the name must have 1 to 200 characters")
+    expires_at = None if expires_in is None else datetime.now(UTC) + expires_in
+    with open_ledger() as database:
+        text, made = api_keys.add(
+            database,
+            name.strip(),
+            kinds=kind or (),
+            queues=queue or (),
+            tenants=tenant or (),
+            requests_per_second=per_second,
+            expires_at=expires_at,
+        )
+    if as_json:
+        print_json({"key": text, **asdict(made)})
+        return
+    typer.echo(text)
+    typer.echo(f"key {made.id} of {made.name}; it is not shown again", err=True)
+
+
+@keys.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List the keys, the newest first."""
+    from penstock.producers import api_keys
+
+    with open_ledger() as database:
+        found = api_keys.every(database)
+    now = datetime.now(UTC)
+    rows: list[dict[str, Any]] = [asdict(one) | {"holds": one.holds(now)} for one in found]
+    if not as_json:
+        for row in rows:
+            row |= {scope: ", ".join(row[scope]) if row[scope] else "all" for scope in ("kinds", "queues", "tenants")}
+    columns = ("id", "name", "kinds", "queues", "tenants", "requests_per_second", "expires_at", "revoked_at")
+    print_rows(rows, columns, as_json=as_json, empty="no keys; make one with penstock gateway keys add NAME")
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As keys list shows it.")]) -> None:
+    """End a key. Gateways notice within seconds."""
+    from penstock.producers import api_keys
+
+    with open_ledger() as database:
+        revoked = api_keys.revoke(database, key_id)
+    typer.echo(f"key {revoked.id} of {revoked.name} is revoked")
+
+
+def _load(module: str) -> Any:
+    try:
+        return importlib.import_module(f"penstock.producers.gateway.{module}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the gateway's libraries are not installed ({error}); install penstock[gateway]") from error

@@ -1,0 +1,138 @@
+"""`penstock workflows`."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+import typer
+
+from penstock.schemas.workflows import WorkflowState
+from penstock.workers.cli import enqueue
+from penstock.workers.cli.actors import Actor
+from penstock.workers.cli.opened import open_ledger
+from penstock.workers.cli.options import AsJson, Imports, Limit
+from penstock.workers.cli.output import print_json, print_rows
+from penstock.workers.discovery import discover
+
+app = typer.Typer(no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The workflow: the id of its job.")]
+_LATE = timedelta(seconds=15)
+
+
+@app.command("list")
+def list_workflows(
+    state: Annotated[WorkflowState | None, typer.Option(help="Only those in this state.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only those of this kind.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List workflows, newest first."""
+    from penstock.workers.workflows import orders
+
+    with open_ledger() as database:
+        found = orders.find(database, state=state, kind=kind, limit=limit)
+    columns = ("id", "kind", "state", "done", "steps", "started_at", "finished_at", "error")
+    print_rows([row._asdict() for row in found], columns, as_json=as_json, empty="no workflows")
+
+
+@app.command()
+def show(
+    workflow_id: Id,
+    format: Annotated[
+        Literal["tree", "mermaid", "json"], typer.Option(help="tree, mermaid (for Markdown) or json.")
+    ] = "tree",
+    as_json: AsJson = False,
+) -> None:
+    """Draw one workflow: its steps, where they are, and how long they took."""
+    from penstock.workers.workflows import drawing, orders
+
+    with open_ledger() as database:
+        shown = orders.show(database, workflow_id)
+    if as_json or format == "json":
+        print_json(drawing.as_json(shown))
+        return
+    typer.echo("\n".join(drawing.mermaid(shown) if format == "mermaid" else drawing.tree(shown)))
+    if shown.overdue is not None and shown.now - shown.overdue > _LATE:
+        typer.echo(
+            f"penstock: no dispatcher has moved it on since {shown.overdue:%Y-%m-%d %H:%M:%SZ}; one must be up that "
+            f"has imported what defines {shown.row.kind}: penstock dispatcher --import …",
+            err=True,
+        )
+
+
+# To start a workflow is to enqueue its job, with all options there are for that.
+app.command("start", help="Start one: as penstock enqueue, of a workflow's kind.")(enqueue.enqueue)
+
+
+@app.command()
+def signal(
+    workflow_id: Id,
+    step: Annotated[str, typer.Argument(help="The step that waits, or will.")],
+    answer: Annotated[str, typer.Argument(metavar="JSON", help="The answer; - reads it from stdin.")],
+    imports: Imports = None,
+    actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
+) -> None:
+    """Answer a step that waits for an event or an approval."""
+    from penstock.workers.workflows import orders
+
+    value = _read(answer, "JSON")
+    discover(imports or ())
+    with open_ledger() as database:
+        orders.signal(database, workflow_id, step, value, actor=actor)
+    typer.echo(f"{workflow_id} {step} is answered")
+
+
+@app.command()
+def retry(
+    workflow_id: Id,
+    from_step: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="Begin this step and all that follow it anew.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Begin all over, with the definition of now.")] = False,
+    edit: Annotated[
+        str | None,
+        typer.Option("--input", metavar="JSON", help='Fields of its input to set, as {"field": value}; - reads them.'),
+    ] = None,
+    imports: Imports = None,
+    actor: Actor = None,  # type: ignore[assignment]
+) -> None:
+    """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
+    from penstock.workers.workflows import orders
+
+    if everything and from_step is not None:
+        raise typer.BadParameter("give --from or --all")
+    fields = None if edit is None else _read(edit, "--input")
+    if fields is not None and not isinstance(fields, dict):
+        raise typer.BadParameter('write the fields to set as {"field": value}', param_hint="--input")
+    discover(imports or ())
+    with open_ledger() as database:
+        names = orders.retry(
+            database, workflow_id, actor=actor, from_step=from_step, everything=everything, edit=fields
+        )
+    typer.echo(f"{workflow_id} goes on: {', '.join(names) or 'nothing was left to do'}")
+
+
+@app.command()
+def cancel(
+    workflow_id: Id,
+    compensate: Annotated[
+        bool, typer.Option("--compensate/--no-compensate", help="Whether what was done is undone.")
+    ] = True,
+    actor: Actor = None,  # type: ignore[assignment]
+) -> None:
+    """Cancel a workflow: what waits of it now, what runs through its workers."""
+    from penstock.workers.workflows import orders
+
+    with open_ledger() as database:
+        orders.cancel(database, workflow_id, actor=actor, undo=compensate)
+    typer.echo(f"{workflow_id} is asked to stop")
+
+
+def _read(text: str, where: str) -> Any:
+    try:
+        return json.loads(typer.get_text_stream("stdin").read() if text == "-" else text)
+    except ValueError as error:
+        raise typer.BadParameter(f"no JSON: {error}", param_hint=where) from None

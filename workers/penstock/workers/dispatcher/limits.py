@@ -1,0 +1,64 @@
+"""Wakes jobs that a limit has held back, when it lets them in: the oldest first, and no more than may run."""
+
+from __future__ import annotations
+
+import time
+
+from penstock.config.settings import Settings
+from penstock.producers.senders import Sender, open_sender
+from penstock.schemas.database import Database
+from penstock.workers.dispatcher.pollers import Poller
+from penstock.workers.ledger import waits
+from penstock.workers.ledger.delays import send_due
+from penstock.workers.limits import open_store
+from penstock.workers.limits.store import Free, LimitStore
+
+_SLOTS = 100
+"""Looked at in one round."""
+_MOST = 500
+"""Jobs of one slot that are woken in one round."""
+_SEARCH_SECONDS = 5.0
+"""How often the ledger is searched for who waits: Redis may have lost it, or was away when it was to be told."""
+
+
+class Limits(Poller):
+    """Looks every 30 ms, for a place that nobody uses is throughput lost; and sends what it wakes by itself."""
+
+    name = "limits"
+    interval_seconds = 0.03
+
+    def __init__(self, database: Database, store: LimitStore, sender: Sender) -> None:
+        super().__init__()
+        self._database, self._store, self._sender = database, store, sender
+        self._search_at = 0.0
+
+    @classmethod
+    def open(cls, settings: Settings, database: Database) -> list[Limits]:
+        """The service, where there is a store; else nothing."""
+        store = open_store(settings)
+        if store is None:
+            return []
+        timeout = settings.broker_timeout_seconds
+        sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
+        return [cls(database, store, sender)]
+
+    def work(self) -> bool:
+        if time.monotonic() >= self._search_at:
+            self._store.expect(waits.slots(self._database))
+            self._search_at = time.monotonic() + _SEARCH_SECONDS
+        found = self._store.take(_SLOTS)
+        if sum(map(self._wake, found)):
+            send_due(self._database, self._sender)
+        return len(found) == _SLOTS
+
+    def close(self) -> None:
+        self._sender.close()
+        self._store.close()
+
+    def _wake(self, free: Free) -> int:
+        """How many are due now."""
+        turn = waits.turn(self._database, free.slot, min(free.count, _MOST))
+        # Places first: a job that comes to a worker before its place is kept would be held back again.
+        self._store.wake(free, turn.job_ids, more=turn.more)
+        waits.wake(self._database, turn)
+        return len(turn.job_ids)

@@ -1,0 +1,84 @@
+"""The dispatcher's service that moves workflows on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.config.settings import Settings
+from penstock.producers.senders import scheme
+from penstock.producers.storage import Storage, make_storage
+from penstock.schemas.database import Database
+from penstock.workers.dispatcher.pollers import Poller, log
+from penstock.workers.pushes import Pushes
+from penstock.workers.workflows.advancing import Mover
+from penstock.workers.workflows.definition import definitions
+
+_AFTER_FAILURE_SECONDS = 30.0
+
+
+class Workflows(Poller):
+    """Moves the workflows that this process knows the classes of, in batches. Where it knows none, it only sleeps.
+
+    Arguments:
+        pushed: tell those who wait for a workflow of its end, where the broker is Redis.
+    """
+
+    name = "workflows"
+    interval_seconds = 0.03
+
+    def __init__(self, settings: Settings, database: Database, *, pushed: bool = False) -> None:
+        super().__init__()
+        self._settings = settings
+        self._pushes: Pushes | None = None
+        if pushed and scheme(settings.broker_url) == "redis":
+            timeout = settings.broker_timeout_seconds
+            self._pushes = Pushes(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
+        self._mover = Mover(database, lambda: self._storage, settings.max_payload_bytes)
+        self._put_off: dict[str, float] = {}
+
+    @cached_property
+    def _storage(self) -> Storage:
+        return make_storage(self._settings.storage_url)
+
+    def work(self) -> bool:
+        if not definitions:
+            self.stopping.wait(1.0)
+            return False
+        now = time.monotonic()
+        self._put_off = {id: until for id, until in self._put_off.items() if until > now}
+        due, more = self._mover.due()
+        ids = [id for id in due if id not in self._put_off]
+        if ids:
+            self._advance(ids)
+        return more and bool(ids)
+
+    def _advance(self, ids: Sequence[str]) -> None:
+        """One that cannot be moved, whatever it is of it that the database or a class does not take, must not keep the
+        others."""
+        try:
+            ended = self._mover.advance(ids)
+            if self._pushes is not None and ended:
+                self._pushes.changed(ended)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            if len(ids) > 1:
+                for id in ids:
+                    self._advance([id])
+                return
+            self._put_off[ids[0]] = time.monotonic() + _AFTER_FAILURE_SECONDS
+            log.error("workflow %s cannot be moved on; trying again later", ids[0], exc_info=error)
+
+    def start(self) -> None:
+        if self._pushes is not None and definitions:
+            self._pushes.start()
+        super().start()
+
+    def close(self) -> None:
+        if self._pushes is not None:
+            self._pushes.close()
+        if "_storage" in self.__dict__:
+            self._storage.close()
