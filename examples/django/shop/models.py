@@ -1,0 +1,11 @@
+"""The shop's own data."""
+
+from django.db import models
+
+
+class Invoice(models.Model):
+    number = models.IntegerField(primary_key=True)
+    customer = models.CharField(max_length=100)
+
+    def __str__(self) -> str:
+        return f"invoice {self.number}"
