@@ -16,7 +16,21 @@ from pathlib import Path
 
 from benchmarks import entrants, venvs
 from benchmarks.entrants import ROOT
-from benchmarks.lines import delays, drain, enqueue, footprint, growth, latency, steps, waiting
+from benchmarks.lines import (
+    delays,
+    drain,
+    enqueue,
+    footprint,
+    gateway,
+    growth,
+    latency,
+    outbox,
+    request,
+    schedules,
+    steps,
+    waiting,
+    workflows,
+)
 from benchmarks.plan import Plan, say
 from benchmarks.running import Servers
 from benchmarks.tables import Table
@@ -33,9 +47,15 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "scaling": footprint.scaling,
     "growth": growth.redis,
     "steps": steps.redis,
+    "way": steps.way,
     "delays": delays.postgres,
+    "schedules": schedules.postgres,
+    "outbox": outbox.postgres,
+    "request": request.redis,
+    "gateway": gateway.redis,
+    "workflows": workflows.postgres,
 }
-ALONE = {"delays", "growth"}
+ALONE = {"delays", "gateway", "growth", "outbox", "request", "schedules", "steps", "way", "workflows"}
 """Lines without peers."""
 
 
@@ -63,7 +83,9 @@ def main() -> int:
         try:
             servers.start(
                 rabbitmq=any("rabbitmq" in name for name in chosen),
-                postgres=bool({"drain-redis", "steps", "delays"} & set(chosen)),
+                postgres=bool(
+                    {"drain-redis", "steps", "way", "delays", "outbox", "schedules", "workflows"} & set(chosen)
+                ),
             )
             for missing in servers.missing:
                 say(f"not measured: {missing}")
