@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import amqp
 import pytest
 from ledgers import set_up, temporary_database
 from servers import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
 
+from penstock.producers.senders.rabbitmq_publisher import connect
 from penstock.schemas.database import Database
 from penstock.workers.up.redis_server import RedisServer
 
@@ -19,7 +22,7 @@ for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and no
     del os.environ[_name]
 
 
-ONCE_MORE = {"chaos", "conformance", "engines", "frameworks", "gateway", "migration", "up"}
+ONCE_MORE = {"chaos", "conformance", "engines", "migration", "up"}
 """Folders of tests that start, kill and freeze whole processes beside servers that others use, too."""
 
 
@@ -63,6 +66,29 @@ def amqp_url(prefix: str) -> Iterator[str]:
     need("RabbitMQ")
     yield AMQP_URL
     delete_rabbitmq(AMQP_URL, prefix)
+
+
+@pytest.fixture
+def celery_delays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For one test at a time. A stock Celery worker that meets a quorum queue declares 28 queues for delays, under
+    names that cannot be changed; they are deleted again, if they were not there before."""
+    need("RabbitMQ")
+    with (tmp_path_factory.getbasetemp().parent / "celery-delays.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection = connect(AMQP_URL, timeout_seconds=10)
+        try:
+            connection.channel().queue_declare("celery_delayed_0", passive=True)
+            theirs = True
+        except amqp.NotFound:
+            theirs = False
+        yield
+        channel = connection.channel()
+        if not theirs:
+            for number in range(28):
+                channel.queue_delete(f"celery_delayed_{number}")
+                channel.exchange_delete(f"celery_delayed_{number}")
+            channel.exchange_delete("celery_delayed_delivery")
+        connection.close()
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def for_pika(url: str) -> str:
 
 
 LANES = ("", ".high", ".low")
-USUAL_QUEUES = ("default", "dispatcher", "emails", "uploads", "reports", "syncs", "q", "a", "b")
+USUAL_QUEUES = ("default", "dispatcher", "emails", "uploads", "reports", "syncs", "webhooks", "q", "a", "b")
 
 
 def delete_rabbitmq(url: str, prefix: str) -> None:

@@ -18,10 +18,13 @@ PENSTOCK = Path(sys.executable).parent / "penstock"
 WAIT = 120.0
 
 
+PORTS = ("PENSTOCK_FLOWER_PORT", "PENSTOCK_GATEWAY_PORT")
+
+
 def environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
     path = f"{PENSTOCK.parent}:{os.environ['PATH']}"
-    return kept | {"PYTHONPATH": str(folder), "PATH": path, "PENSTOCK_FLOWER_PORT": str(free_port())}
+    return kept | {"PYTHONPATH": str(folder), "PATH": path, **{name: str(free_port()) for name in PORTS}}
 
 
 def test_the_ten_lines_run_as_written(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from builtin_servers import Api, Target, ok, run
 
 from penstock.schemas.ids import new_id
+from penstock.schemas.paths import find
 from penstock.workers import Context, Permanent, Retry, Snooze
 from penstock.workers.databases import Databases
-from penstock.workers.sync_pages import find
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -13,9 +13,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from chaos_schedules import one_schedule_round  # noqa: E402
+from chaos_workflows import one_workflow_round  # noqa: E402
 from pairs import PAIRS, ServerMissing, has_postgres, has_rabbitmq, one_round  # noqa: E402
 
 WIPES = 2
+OTHERS = {"schedules": one_schedule_round, "workflows": one_workflow_round}
+"""Rounds of something else than a pair: with a seed, a number of jobs, and a folder."""
 
 
 def main() -> int:
@@ -24,21 +28,24 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     failed = False
     for number in range(options.rounds):
-        for pair in PAIRS if options.pair == "all" else (options.pair,):
+        for pair in (*PAIRS, *OTHERS) if options.pair == "all" else (options.pair,):
             folder = Path(tempfile.mkdtemp(prefix="penstock-chaos-"))
             print(f"{pair}, {options.ledger or options.database}, seed {seed + number}", flush=True)
+            ledger = {"database": options.database, "ledger_url": options.ledger}
             try:
-                report = one_round(
-                    pair,
-                    seed + number,
-                    options.jobs,
-                    options.seconds,
-                    folder,
-                    database=options.database,
-                    ledger_url=options.ledger,
-                    own_rabbitmq=has_rabbitmq(),
-                    wipes=WIPES if options.wipe else 0,
-                )
+                if pair in OTHERS:
+                    report = OTHERS[pair](seed + number, options.jobs, folder, **ledger)
+                else:
+                    report = one_round(
+                        pair,
+                        seed + number,
+                        options.jobs,
+                        options.seconds,
+                        folder,
+                        **ledger,
+                        own_rabbitmq=has_rabbitmq(),
+                        wipes=WIPES if options.wipe else 0,
+                    )
             except ServerMissing as missing:
                 print(f"  skipped: {missing}")
                 continue
@@ -63,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1,000 jobs in 15 s with SQLite, unless told otherwise")
     parser.add_argument("--jobs", type=int, default=None, help="jobs a round; 10,000 if not given")
     parser.add_argument("--seconds", type=float, default=None, help="how long things break in a round; 60 if not given")
-    parser.add_argument("--pair", default="all", choices=("all", *PAIRS))
+    parser.add_argument("--pair", default="all", choices=("all", *PAIRS, *OTHERS))
     parser.add_argument(
         "--database",
         default=None,

@@ -43,7 +43,7 @@ def test_the_doctor_names_what_is_wrong(penstock: Run, monkeypatch: pytest.Monke
     assert {one["check"] for one in sick.json if not one["ok"]} == {"ledger"}
     penstock("db", "upgrade")
     well = penstock("doctor")
-    assert (well.code, len(well.out.splitlines())) == (0, 5)
+    assert (well.code, len(well.out.splitlines())) == (0, 6)
     monkeypatch.setenv("PENSTOCK_BROKER_URL", "redis://:s3cret@127.0.0.1:1/0")
     monkeypatch.setenv("PENSTOCK_STORAGE_URL", "file:/proc/nowhere")
     monkeypatch.setenv("PENSTOCK_BROKER_TIMEOUT_SECONDS", "0.5")
@@ -109,22 +109,6 @@ def test_waiting_for_a_job_that_nobody_runs_ends_with_the_timeout(penstock: Run,
     result = penstock("enqueue", "ledger.note", "{}", "--wait", "--timeout", "100ms")
     assert result.code == 1
     assert "queued" in result.err
-
-
-def test_schedules_are_listed_with_their_next_times(penstock: Run, workplace: Path, ledger: Database) -> None:
-    assert penstock("schedules", "list", "--json").json == []
-    (workplace / "penstock.toml").write_text(
-        '[schedules.good]\nkind = "ledger.note"\ncron = "30 2 * * *"\ntimezone = "Europe/Berlin"\n'
-        '[schedules.bad]\nkind = "no.such"\ncron = "* * * * *"\n'
-    )
-    rows = {row["name"]: row for row in penstock("schedules", "list", "--json").json}
-    assert rows["good"]["error"] is None
-    assert "penstock.toml:6" in rows["bad"]["error"]
-    times = penstock("schedules", "next", "good", "-n", "3", "--json").json
-    assert len(times) == 3
-    assert all("T02:30:00" in one["at"] or "T03:00:00" in one["at"] for one in times)
-    assert penstock("schedules", "next").code == 0
-    assert penstock("schedules", "next", "none").code == 2
 
 
 def test_the_schemas_of_kinds_are_exported(penstock: Run, workplace: Path) -> None:

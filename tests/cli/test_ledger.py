@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import sqlalchemy as sa
 from ledgers import Note, change, claimed, end, message, row_of
 
+from penstock.producers.outbox import Outbox, create_outbox
 from penstock.producers.results import write_result
 from penstock.producers.storage import make_storage
 from penstock.schemas import Outcome
 from penstock.schemas.database import Database
 from penstock.schemas.ids import first_id
-from penstock.schemas.tables import jobs
+from penstock.schemas.tables import jobs, outbox
 from penstock.workers.ledger import audit
 
 Run = Callable[..., Any]
@@ -47,6 +49,28 @@ def test_the_file_says_how_long(penstock: Run, ledger: Database, workplace: Path
     (workplace / "penstock.toml").write_text('[retention]\nsucceeded = "2h"\n')
     ended(ledger, age=timedelta(hours=3))
     assert penstock("db", "prune", "--json").json["counts"] == {"succeeded": 1}
+
+
+def test_stats_show_how_much_waits_in_each_outbox(
+    penstock: Run, ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, away = f"sqlite:///{tmp_path / 'shop.db'}", "postgresql+psycopg://u:hidden@127.0.0.1:9/shop"
+    engine = sa.create_engine(shop)
+    create_outbox(engine)
+    with engine.begin() as connection:
+        for _ in range(2):
+            Outbox().enqueue(connection, Note())
+        connection.execute(sa.update(outbox).values(created_at=datetime.now(UTC) - timedelta(hours=1)))
+    engine.dispose()
+    monkeypatch.setenv("PENSTOCK_OUTBOX_URLS", json.dumps([shop, away]))
+    found = penstock("db", "stats", "--json").json["outboxes"]
+    assert [row["jobs"] for row in found] == [0, 2, None]
+    assert found[0]["lag_seconds"] == 0
+    assert 3500 < found[1]["lag_seconds"] < 7200
+    assert "is not available" in found[2]["trouble"]
+    shown = penstock("db", "stats").out
+    assert "lag seconds" in shown
+    assert "hidden" not in shown + json.dumps(found)
 
 
 def test_stats_show_tables_and_states(penstock: Run, ledger: Database) -> None:

@@ -335,7 +335,9 @@ def test_workers_whose_clocks_are_five_minutes_off_run_nothing_twice(
             site.producer.enqueue(slow, id=first.id)
         site.producer.enqueue_many(marks(file, 100, seconds=0.05))
         # All but `most`, which may end before or after: what still runs when a worker is killed may run again.
-        until(lambda: site.states()["succeeded"] >= (103 if most.status().state == "succeeded" else 102), "all of these")
+        until(
+            lambda: site.states()["succeeded"] >= (103 if most.status().state == "succeeded" else 102), "all of these"
+        )
         assert delayed.status().state == first.status().state == "succeeded"
 
         # And one that is written ahead of time would keep its jobs for minutes after its worker has died.

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import amqp
 import dramatiq
 import kombu.pools
 import pytest
@@ -179,34 +178,16 @@ def test_a_chain_goes_on_when_workers_are_killed_on_its_way(own_stack: Stack, tm
     assert done == sorted(done)
 
 
-@pytest.fixture
-def tidy_amqp_url(amqp_url: str) -> Iterator[str]:
-    """A Celery worker that meets a quorum queue declares 28 queues for delays, under names that cannot be changed. They
-    are deleted again, if they were not there before."""
-    connection = connect(amqp_url, timeout_seconds=10)
-    try:
-        connection.channel().queue_declare("celery_delayed_0", passive=True)
-        theirs = True
-    except amqp.NotFound:
-        theirs = False
-    yield amqp_url
-    channel = connection.channel()
-    for number in range(0 if theirs else 28):
-        channel.queue_delete(f"celery_delayed_{number}")
-        channel.exchange_delete(f"celery_delayed_{number}")
-    if not theirs:
-        channel.exchange_delete("celery_delayed_delivery")
-    connection.close()
-
-
-def test_a_stock_celery_worker_runs_what_our_producer_sends(tidy_amqp_url: str, prefix: str, tmp_path: Path) -> None:
+def test_a_stock_celery_worker_runs_what_our_producer_sends(
+    amqp_url: str, celery_delays: None, prefix: str, tmp_path: Path
+) -> None:
     """Over RabbitMQ: Redis Streams are nothing that Celery reads."""
     file = tmp_path / "theirs"
-    with Producer(tidy_amqp_url, prefix=prefix) as producer:
+    with Producer(amqp_url, prefix=prefix) as producer:
         producer.enqueue_many([Append(file=str(file), text=str(number)) for number in range(3)])
     command = [sys.executable, "-m", "celery", "-A", "stock_worker", "worker", "--pool", "solo"]
-    command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    env = os.environ | {"STOCK_BROKER": tidy_amqp_url, "STOCK_QUEUE": f"{prefix}.theirs", "PYTHONPATH": str(HERE)}
+    command += ["--without-gossip", "--without-mingle", "--without-heartbeat", "-n", f"{prefix}@%h"]
+    env = os.environ | {"STOCK_BROKER": amqp_url, "STOCK_QUEUE": f"{prefix}.theirs", "PYTHONPATH": str(HERE)}
     with (tmp_path / "worker.log").open("wb") as log:
         worker = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log)
     try:

@@ -1,23 +1,37 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime, timedelta
+import time as clock
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, claimed, end, row_of
+from ledgers import Note, claimed, end, row_of, set_up
 
-from penstock.config.settings import ScheduleSettings, Settings
-from penstock.schemas import Outcome, State
+from penstock.config.errors import ConfigError, InvalidState, ScheduleNotFound
+from penstock.config.settings import ScheduleSettings, Settings, load_settings
+from penstock.producers import schedules as acts
+from penstock.producers.schedules import recorded
+from penstock.schemas import Job, Outcome, State
 from penstock.schemas.database import Database
+from penstock.schemas.schedules import Declared, declared
 from penstock.schemas.tables import firings, jobs, schedules
 from penstock.schemas.wire import decode
+from penstock.workers.dispatcher.firing import fire, release, waiting
 from penstock.workers.dispatcher.rules import Schedule, read_schedules
-from penstock.workers.dispatcher.schedules import enter, fire, recorded
+from penstock.workers.dispatcher.schedules import Schedules, enter
 from penstock.workers.ledger.delays import envelope_of
 
+
+class Daily(Job, kind="ledger.daily", queue="notes"):
+    day: date | None = None
+    moment: datetime | None = None
+
+
+DAILY = {"kind": "ledger.daily", "cron": "0 0 * * *"}
 HOURLY = {"kind": "ledger.note", "cron": "0 * * * *", "payload": {"text": "tick"}}
 
 
@@ -30,9 +44,8 @@ def overdue(ledger: Database, name: str, **ago: float) -> datetime:
     """Put a schedule's next time into the past, to a full hour, and return it."""
     now = datetime.now(UTC)
     time = (now - timedelta(**ago)).replace(minute=0, second=0, microsecond=0) if ago else now
-    ledger.write(
-        lambda connection: connection.execute(sa.update(schedules).where(schedules.c.name == name).values(next_at=time))
-    )
+    change = sa.update(schedules).where(schedules.c.name == name).values(next_at=time, due_at=time)
+    ledger.write(lambda connection: connection.execute(change))
     return time
 
 
@@ -42,6 +55,20 @@ def fired(ledger: Database) -> list[Any]:
 
 def job_ids(ledger: Database) -> list[str]:
     return ledger.read(lambda connection: list(connection.scalars(sa.select(jobs.c.id).order_by(jobs.c.id))))
+
+
+@pytest.fixture
+def sqlite_ledger(sqlite_url: str) -> Iterator[Database]:
+    database = Database(set_up(sqlite_url))
+    yield database
+    database.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = clock.monotonic() + 60
+    while not condition():
+        assert clock.monotonic() < deadline
+        clock.sleep(0.02)
 
 
 def full_hour(time: datetime) -> datetime:
@@ -73,10 +100,11 @@ def test_what_is_wrong_with_a_schedule_is_kept_and_the_others_go_on(
         '[schedules.nobody]\nkind = "no.such"\ncron = "0 * * * *"\n'
         '[schedules.payload]\nkind = "ledger.login"\ncron = "0 * * * *"\npayload = { password = "s3cret" }\n'
         '[schedules.rule]\nkind = "ledger.note"\ncron = "99 * * * *"\n'
+        '[schedules.zone]\nkind = "ledger.note"\ncron = "0 * * * *"\ntimezone = "Mars/Base"\n'
+        '[schedules.never]\nkind = "ledger.note"\ncron = "0 0 25 12 *"\ncalendar = "DE"\nclosed = "skip"\n'
+        '[schedules.field]\nkind = "ledger.note"\ncron = "0 * * * *"\ntime_field = "when"\n'
     )
     monkeypatch.setenv("PENSTOCK_CONFIG", str(file))
-    from penstock.config.settings import load_settings
-
     read = read_schedules(load_settings())
     enter(ledger, read)
     kept = recorded(ledger)
@@ -88,7 +116,21 @@ def test_what_is_wrong_with_a_schedule_is_kept_and_the_others_go_on(
     assert "user: Field required" in kept["payload"].error
     assert "s3cret" not in kept["payload"].error
     assert f"{file}:13" in kept["rule"].error
-    assert [kept[name].next_at for name in ("nobody", "payload", "rule")] == [None] * 3
+    assert f"{file}:17: schedule 'zone': timezone: unknown time zone" in kept["zone"].error
+    assert f"{file}:20: schedule 'never'" in kept["never"].error
+    assert "never fires" in kept["never"].error
+    assert f"{file}:26" in kept["field"].error
+    assert "has no field 'when'" in kept["field"].error
+    wrong = ("nobody", "payload", "rule", "zone", "never", "field")
+    assert [(kept[name].next_at, kept[name].due_at) for name in wrong] == [(None, None)] * 6
+
+
+def test_a_name_that_the_ledger_cannot_keep_does_not_stop_the_others(ledger: Database) -> None:
+    names = ("x" * 129, " ", "a\0b", "good")
+    read = rules(**dict.fromkeys(names, HOURLY))
+    assert {rule.name for rule in read if rule.error and "a name has 1 to 128" in rule.error} == set(names[:3])
+    enter(ledger, read)
+    assert list(recorded(ledger)) == ["good"]
 
 
 def test_a_schedule_that_left_the_file_is_removed_and_a_changed_one_starts_anew(ledger: Database) -> None:
@@ -158,6 +200,21 @@ def test_with_all_more_missed_times_than_one_round_makes_follow_in_the_next(ledg
     assert datetime.now(UTC) - times[-1] < timedelta(minutes=2)
 
 
+def test_what_many_schedules_have_missed_is_made_up_for_in_rounds(ledger: Database) -> None:
+    often = HOURLY | {"cron": "* * * * *", "misfire": "all", "overlap": "allow"}
+    three = rules(**dict.fromkeys("abc", often))
+    enter(ledger, three)
+    first = {rule.name: overdue(ledger, rule.name, hours=10) for rule in three}
+    assert fire(ledger, *three)
+    assert 1000 <= len(fired(ledger)) <= 1500
+    while fire(ledger, *three):
+        pass
+    for name, begin in first.items():
+        times = [entry.fire_at for entry in fired(ledger) if entry.schedule == name]
+        assert times == [begin + timedelta(minutes=number) for number in range(len(times))]
+        assert recorded(ledger)[name].next_at > datetime.now(UTC) - timedelta(minutes=1)
+
+
 def test_while_the_last_job_is_unfinished_a_time_is_skipped(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
     enter(ledger, [rule])
@@ -217,3 +274,250 @@ def test_several_dispatchers_fire_a_time_once(ledger_url: str) -> None:
     assert {entry.schedule for entry in entries} == {rule.name for rule in read}
     assert all(entry.skipped is None for entry in entries)
     database.close()
+
+
+def tick(ledger: Database, rule: Schedule) -> Any:
+    """Let a time of a schedule come; returns its firing."""
+    time = overdue(ledger, rule.name)
+    fire(ledger, rule)
+    return next(entry for entry in fired(ledger) if entry.fire_at == time)
+
+
+def finish(ledger: Database, job_id: str) -> None:
+    end(ledger, claimed(ledger, decode(envelope_of(row_of(ledger, job_id)))), Outcome.SUCCEEDED)
+
+
+def test_with_queue_one_job_waits_for_the_last_to_end(ledger: Database) -> None:
+    [rule] = rules(hourly=HOURLY | {"overlap": "queue"})
+    enter(ledger, [rule])
+    first, second, third = (tick(ledger, rule) for _ in range(3))
+    assert (first.skipped, second.skipped, third.skipped) == (None, "waits", "overlap")
+    assert recorded(ledger)["hourly"].waiting_at == second.fire_at
+    assert (waiting(ledger), len(job_ids(ledger))) == ([], 1)
+    finish(ledger, first.job_id)
+    assert waiting(ledger) == ["hourly"]
+    for _ in range(2):
+        release(ledger, ["hourly"], lambda row: rule)
+    _, again, _ = fired(ledger)
+    assert (again.fire_at, again.skipped) == (second.fire_at, None)
+    assert job_ids(ledger) == [first.job_id, again.job_id]
+    row = recorded(ledger)["hourly"]
+    assert (row.waiting_at, row.last_job_id) == (None, again.job_id)
+    # The next time finds it running; and a time that comes before anybody has looked lets the waiting one go first.
+    fourth = tick(ledger, rule)
+    assert fourth.skipped == "waits"
+    finish(ledger, again.job_id)
+    fifth = tick(ledger, rule)
+    assert fifth.skipped == "waits"
+    assert len(job_ids(ledger)) == 3
+    assert recorded(ledger)["hourly"].waiting_at == fifth.fire_at
+
+
+def test_of_several_missed_times_replace_makes_one_job(ledger: Database) -> None:
+    [rule] = rules(hourly=HOURLY | {"overlap": "replace", "misfire": "all"})
+    enter(ledger, [rule])
+    overdue(ledger, "hourly", hours=3)
+    fire(ledger, rule)
+    *skipped, last = fired(ledger)
+    assert {entry.skipped for entry in skipped} == {"overlap"}
+    assert job_ids(ledger) == [last.job_id]
+
+
+def test_what_is_older_than_the_window_is_not_made_up_for(ledger: Database) -> None:
+    [rule] = rules(daily=HOURLY | {"cron": "@yearly", "catch_up": "2h"})
+    enter(ledger, [rule])
+    overdue(ledger, "daily", hours=5)
+    assert not fire(ledger, rule)
+    assert (fired(ledger), recorded(ledger)["daily"].next_at > datetime.now(UTC)) == ([], True)
+
+
+def test_jitter_puts_off_the_firing_and_not_the_time(ledger: Database) -> None:
+    [rule] = rules(hourly=HOURLY | {"jitter": "30m"})
+    enter(ledger, [rule])
+    assert timedelta() < rule.offset < timedelta(minutes=30)
+    row = recorded(ledger)["hourly"]
+    assert (row.next_at.minute, row.due_at - row.next_at) == (0, rule.offset)
+    time = overdue(ledger, "hourly")
+    fire(ledger, rule)
+    assert fired(ledger) == []
+    change = sa.update(schedules).values(next_at=time - rule.offset)
+    ledger.write(lambda connection: connection.execute(change))
+    fire(ledger, rule)
+    assert [entry.fire_at for entry in fired(ledger)] == [time - rule.offset]
+
+
+def test_the_time_a_job_is_for_goes_into_its_field(ledger: Database) -> None:
+    [day, moment] = rules(
+        day=DAILY | {"time_field": "day", "timezone": "Asia/Tokyo"}, moment=DAILY | {"time_field": "moment"}
+    )
+    enter(ledger, [day, moment])
+    time = datetime(2026, 3, 20, 23, 30, tzinfo=UTC)
+    for name in ("day", "moment"):
+        acts.backfill(ledger, name, time - timedelta(days=1), time, actor="test")
+    payloads = [decode(envelope_of(row_of(ledger, entry.job_id))).job for entry in fired(ledger)]
+    assert payloads == [Daily(moment=datetime(2026, 3, 20, tzinfo=UTC)), Daily(day=date(2026, 3, 21))]
+
+
+def test_a_paused_schedule_makes_no_jobs_and_goes_on_from_now(ledger: Database) -> None:
+    [rule] = rules(hourly=HOURLY)
+    enter(ledger, [rule])
+    acts.pause(ledger, "hourly", actor="test")
+    overdue(ledger, "hourly", hours=3)
+    fire(ledger, rule)
+    enter(ledger, [rule])  # a dispatcher that starts does not wake it
+    enter(ledger, rules(hourly=HOURLY | {"cron": "5 * * * *"}))
+    row = recorded(ledger)["hourly"]
+    assert (fired(ledger), row.due_at, row.paused_at is not None) == ([], None, True)
+    with pytest.raises(InvalidState, match="is paused since"):
+        acts.pause(ledger, "hourly", actor="test")
+    next_at = acts.resume(ledger, "hourly", actor="test")
+    row = recorded(ledger)["hourly"]
+    assert next_at == row.next_at == row.due_at
+    assert (row.next_at > datetime.now(UTC), row.next_at.minute, row.paused_at) == (True, 5, None)
+    with pytest.raises(InvalidState, match="is not paused"):
+        acts.resume(ledger, "hourly", actor="test")
+
+
+def test_a_run_now_counts_as_the_last_job(ledger: Database) -> None:
+    [rule] = rules(hourly=HOURLY)
+    enter(ledger, [rule])
+    before = recorded(ledger)["hourly"]
+    job_id = acts.run(ledger, "hourly", actor="test")
+    row = recorded(ledger)["hourly"]
+    assert (row.last_job_id, row.next_at) == (job_id, before.next_at)
+    assert tick(ledger, rule).skipped == "overlap"
+    assert [entry.cause for entry in fired(ledger)] == ["run", "time"]
+    with pytest.raises(ScheduleNotFound):
+        acts.run(ledger, "none", actor="test")
+
+
+def test_a_backfill_makes_what_is_missing_and_nothing_twice(ledger: Database) -> None:
+    [rule] = rules(hourly=HOURLY)
+    enter(ledger, [rule])
+    [made, _] = (tick(ledger, rule) for _ in range(2))
+    last = full_hour(datetime.now(UTC))
+    begin = last - timedelta(hours=1200)
+    ledger.write(lambda connection: connection.execute(sa.delete(firings)))
+    ledger.write(
+        lambda connection: connection.execute(
+            sa.insert(firings),
+            [
+                {"schedule": "hourly", "fire_at": last - timedelta(hours=hours), "job_id": job_id, "fired_at": last,
+                 "skipped": why}
+                for hours, job_id, why in ((3, made.job_id, None), (2, None, "overlap"))
+            ],
+        )
+    )  # fmt: skip
+    done = acts.backfill(ledger, "hourly", begin, last, actor="test")
+    assert [one.time for one in done] == [begin + timedelta(hours=hours) for hours in range(1200)]
+    assert [one.skipped for one in done].count(None) == 1199
+    assert (done[-3].job_id, done[-3].skipped) == (made.job_id, "fired")
+    assert len(job_ids(ledger)) == 1200
+    assert {one.skipped for one in acts.backfill(ledger, "hourly", begin, last, actor="test")} == {"fired"}
+    assert len(job_ids(ledger)) == 1200
+    assert [entry.skipped for entry in fired(ledger)] == [None] * 1200
+
+
+def test_one_made_at_run_time_fires_and_stays(ledger: Database) -> None:
+    made = acts.add(ledger, "made", HOURLY, actor="test")
+    with pytest.raises(InvalidState, match="there is a schedule 'made' already"):
+        acts.add(ledger, "made", HOURLY, actor="test")
+    with pytest.raises(ConfigError, match=r"schedule 'wrong': .*bad minute"):
+        acts.add(ledger, "wrong", HOURLY | {"cron": "99 * * * *"}, actor="test")
+    enter(ledger, [])
+    assert tick(ledger, made).job_id in job_ids(ledger)
+    # The file takes its name over.
+    enter(ledger, rules(made=HOURLY | {"cron": "30 * * * *"}))
+    row = recorded(ledger)["made"]
+    assert (row.source, row.next_at.minute) == ("file", 30)
+    with pytest.raises(InvalidState, match=r"stands in penstock\.toml"):
+        acts.remove(ledger, "made", actor="test")
+    enter(ledger, [])
+    assert recorded(ledger) == {}
+
+
+def test_one_of_the_code_goes_only_when_its_module_has_it_no_more(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, module in (("here", __name__), ("elsewhere", "no.such.module")):
+        monkeypatch.setitem(declared, name, Declared(name, module, f"{__file__}:1", HOURLY))
+    both = rules()
+    assert [(rule.name, rule.source) for rule in both] == [("elsewhere", "code"), ("here", "code")]
+    enter(ledger, both)
+    enter(ledger, [])
+    assert list(recorded(ledger)) == ["elsewhere"]
+    acts.remove(ledger, "elsewhere", actor="test")
+    # Of a name that both have, the file has the last word.
+    [here] = [rule for rule in rules(here=HOURLY | {"cron": "@daily"}) if rule.name == "here"]
+    assert (here.source, here.settings and here.settings.cron) == ("file", "@daily")
+
+
+def test_a_kind_that_is_not_imported_here_is_left_to_other_dispatchers(ledger: Database) -> None:
+    [rule] = rules(a=HOURLY)
+    enter(ledger, [rule])
+    time = overdue(ledger, "a")
+    ledger.write(
+        lambda connection: connection.execute(sa.update(schedules).values(rule=rule.rule.replace("note", "no")))
+    )
+    service = Schedules(ledger, Settings())
+    service._entered = True
+    assert not service.work()
+    assert (fired(ledger), recorded(ledger)["a"].due_at) == ([], time)
+
+
+def test_more_than_a_batch_is_fired_in_rounds(ledger: Database) -> None:
+    many = rules(**{f"s{number}": HOURLY for number in range(1100)})
+    enter(ledger, many)
+    now = datetime.now(UTC)
+    ledger.write(lambda connection: connection.execute(sa.update(schedules).values(next_at=now, due_at=now)))
+    service = Schedules(ledger, Settings())
+    service._entered = True
+    assert [service.work() for _ in range(3)] == [True, True, False]
+    assert len(fired(ledger)) == len(job_ids(ledger)) == 1100
+    assert {row.next_at for row in recorded(ledger).values()} == {full_hour(now) + timedelta(hours=1)}
+
+
+def test_a_time_that_another_has_entered_is_not_fired_again(ledger: Database) -> None:
+    [rule] = rules(hourly=HOURLY | {"overlap": "allow"})
+    enter(ledger, [rule])
+    time = overdue(ledger, "hourly", hours=2)
+    fire(ledger, rule)
+    count = len(job_ids(ledger))
+    # As if its row had been restored from a copy of before.
+    change = sa.update(schedules).values(next_at=time, due_at=time)
+    ledger.write(lambda connection: connection.execute(change))
+    fire(ledger, rule)
+    assert len(job_ids(ledger)) == len(fired(ledger)) == count
+    assert recorded(ledger)["hourly"].next_at > datetime.now(UTC)
+
+
+def test_a_change_of_the_file_takes_effect_without_a_restart(sqlite_ledger: Database, tmp_path: Path) -> None:
+    ledger, file = sqlite_ledger, tmp_path / "penstock.toml"
+    often = 'kind = "ledger.note"\ncron = "* * * * * *"\noverlap = "allow"\n'
+
+    def count(name: str) -> int:
+        return sum(entry.schedule == name for entry in fired(ledger))
+
+    file.write_text(f"[schedules.a]\n{often}")
+    service = Schedules(ledger, load_settings(file))
+    service.start()
+    try:
+        until(lambda: count("a") >= 1)
+        file.write_text(f"[schedules.b]\n{often}[schedules.bad]\nkind = 3\n")
+        until(lambda: count("b") >= 2)
+        assert list(recorded(ledger)) == ["b", "bad"]
+        # What cannot be read as a whole changes nothing.
+        file.write_text("[schedules.c\n")
+        seen = count("b")
+        until(lambda: count("b") >= seen + 2)
+        file.unlink()
+        file.write_text(f"[schedules.c]\n{often}")
+        until(lambda: count("c") >= 1)
+        acts.add(ledger, "made", {"kind": "ledger.note", "every": "1s", "overlap": "allow"}, actor="test")
+        until(lambda: count("made") >= 2)
+    finally:
+        service.stop()
+        assert service.join(60)
+    times = [entry.fire_at for entry in fired(ledger) if entry.schedule == "c"]
+    assert times == sorted(set(times))
+    assert all(time.microsecond == 0 for time in times)

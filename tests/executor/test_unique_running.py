@@ -22,8 +22,9 @@ from penstock.schemas.database import Database
 from penstock.schemas.tables import firings, jobs, schedules
 from penstock.workers import Context, handles
 from penstock.workers.brokers.memory import MemoryConsumer
+from penstock.workers.dispatcher.firing import fire
 from penstock.workers.dispatcher.rules import read_schedules
-from penstock.workers.dispatcher.schedules import enter, fire
+from penstock.workers.dispatcher.schedules import enter
 from penstock.workers.engines.inline import Inline
 from penstock.workers.ledger.upgrade import upgrade
 from penstock.workers.worker import Worker

@@ -12,11 +12,12 @@ import pytest
 import sqlalchemy as sa
 from ledgers import Login, Note, attempts_of, change, claim_one, claimed, end, letter_of, message, row_of
 
+from penstock.producers.outbox import Outbox
 from penstock.producers.results import write_result
 from penstock.producers.storage import Storage, make_storage
 from penstock.schemas import Outcome, State
 from penstock.schemas.database import Database
-from penstock.schemas.tables import cancelled_keys, effects, metadata, unique_keys
+from penstock.schemas.tables import cancelled_keys, effects, metadata, outbox, unique_keys
 from penstock.schemas.wire import Envelope, Message, encode
 from penstock.workers.ledger import audit, deadletters, delays, erasing
 from penstock.workers.ledger.erasing import Erasure
@@ -98,6 +99,25 @@ def test_what_may_still_be_on_its_way_leaves_an_empty_row_that_refuses_it(ledger
     delays.schedule(ledger, [waiting])  # the dispatcher takes it in once more
     assert getattr(claim_one(ledger, just), "reason", None) == "cancelled"
     assert NAME not in everything(ledger)
+
+
+def test_what_waits_in_the_outbox_is_never_sent(ledger: Database, storage: Storage) -> None:
+    out = Outbox()
+
+    def write(connection: sa.Connection) -> None:
+        out.enqueue(connection, Login(user=NAME), key=NAME, tenant="acme")
+        out.enqueue(connection, Login(user=NAME), key=NAME, tenant="globex")
+        out.enqueue(connection, Login(user="Eve"), key=NAME.upper(), tenant="globex")
+        broken = {"kind": "a.kind", "queue": "notes", "priority": "normal", "key": NAME, "track": True, "body": b""}
+        connection.execute(sa.insert(outbox).values(id="b", headers="no JSON", created_at=LONG_AGO, **broken))
+
+    ledger.write(write)
+    assert erase(ledger, storage, True, key=NAME).counts["outbox"] == 3
+    assert erase(ledger, storage, key=NAME, tenant="acme").counts["outbox"] == 1
+    assert erase(ledger, storage, key=NAME).counts["outbox"] == 2
+    assert NAME not in everything(ledger)
+    assert erase(ledger, storage, tenant="globex").counts["outbox"] == 1
+    assert [line.count for line in audit.find(ledger, acts=["erase"])] == [1, 2, 1]
 
 
 def test_what_runs_is_left_and_named(ledger: Database, storage: Storage) -> None:

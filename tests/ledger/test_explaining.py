@@ -12,11 +12,12 @@ import sqlalchemy as sa
 from ledgers import LEASE, Login, Note, Pay, Ring, change, claimed, end, message
 
 from penstock.producers import Producer
+from penstock.producers.outbox import Outbox
 from penstock.producers.records import request_cancel
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, State
 from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, unique_keys, workers
+from penstock.schemas.tables import jobs, outbox, unique_keys, workers
 from penstock.schemas.wire import Envelope, Message, decode, encode
 from penstock.workers.brokers.places import MemoryPlaces, Place
 from penstock.workers.ledger import deadletters, delays, heartbeats, resending
@@ -481,6 +482,32 @@ def test_a_job_that_no_worker_has_seen_is_found_in_the_broker(ledger: Database) 
     found = explain(ledger, second.id, places)
     assert "at position 2 (1 live worker)" in found.because
     assert (found.facts["queue"], found.facts["position"]) == ("notes", 2)
+
+
+def test_a_job_in_the_outbox(ledger: Database) -> None:
+    def write(connection: sa.Connection) -> list[str]:
+        first = [Outbox().enqueue(connection, Note(), key="k"), Outbox().enqueue(connection, Note())]
+        return [handle.id for handle in (*first, Outbox().enqueue(connection, Note(), key="k"))]
+
+    first, _, last = ledger.write(write)
+    found = explain(ledger, last)
+    assert found.because.startswith("it waits in the outbox, written 20")
+    assert "no dispatcher lives to send it (none was ever seen)" in found.because
+    assert "penstock dispatcher" in str(found.advice)
+    dispatcher(ledger)
+    found = explain(ledger, last)
+    assert found.because.endswith(", behind 1 of its key, whose order is kept")
+    assert "the dispatcher's log says so" in str(found.advice)
+    assert (found.state, found.facts["kind"], found.facts["queue"], found.facts["key"]) == (
+        None,
+        "ledger.note",
+        "notes",
+        "k",
+    )
+    taken = sa.update(outbox).where(outbox.c.id == first).values(taken_until=datetime.now(UTC) + MINUTE)
+    ledger.write(lambda connection: connection.execute(taken))
+    found = explain(ledger, first)
+    assert (found.because.split("; ")[1], found.advice) == ("a dispatcher is sending it", None)
 
 
 def test_a_delayed_job_on_its_way_to_the_ledger(ledger: Database) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from pydantic import ConfigDict
 from sqlalchemy.orm import Session
 
 from penstock.config.errors import (
@@ -92,6 +93,7 @@ class Unhandled(Job, kind="kit.unhandled", queue="kit"): ...
 
 
 class Lossy(Job, kind="kit.lossy", queue="kit"):
+    model_config = ConfigDict(allow_inf_nan=True)
     value: float
 
 

@@ -54,6 +54,15 @@ def test_a_job_is_frozen_and_refuses_unknown_and_wrong_fields() -> None:
         Pay(order="seven")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_that_json_has_not_is_refused(value: float) -> None:
+    class Weighed(Job, kind="t.weighed"):
+        weight: float
+
+    with pytest.raises(ValidationError, match="finite"):
+        Weighed(weight=value)
+
+
 def test_two_classes_with_one_kind_or_alias_are_refused() -> None:
     class First(Job, kind="t.one", aliases=("t.old",)): ...
 

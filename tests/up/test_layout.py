@@ -16,6 +16,10 @@ from penstock.workers.up.ports import PortInUse, is_free
 from penstock.workers.up.redis_server import free_port
 
 
+def ports() -> dict[str, int]:
+    return {"flower_port": free_port(), "gateway_port": free_port()}
+
+
 def test_the_built_in_queues_are_work_for_both_engines_unless_the_file_says_otherwise() -> None:
     nothing = Settings()
     assert [engine_of(nothing, name) for name in ("uploads", "reports", "emails", "syncs", "default")] == [
@@ -36,7 +40,7 @@ def test_the_built_in_queues_are_work_for_both_engines_unless_the_file_says_othe
 
 
 def test_what_is_not_configured_lies_in_the_folder(tmp_path: Path) -> None:
-    made = plan(Settings(), tmp_path, environment={}, flower_port=free_port())
+    made = plan(Settings(), tmp_path, environment={}, **ports())
     assert made.settings.broker_url == f"redis://127.0.0.1:{made.redis_port}/0"
     assert made.settings.database_url == f"sqlite:///{tmp_path}/penstock.db"
     assert made.settings.storage_url == f"file:{tmp_path}/storage"
@@ -45,7 +49,7 @@ def test_what_is_not_configured_lies_in_the_folder(tmp_path: Path) -> None:
 
 def test_what_is_configured_is_used_and_no_redis_is_started(tmp_path: Path) -> None:
     given = Settings(broker_url="amqp://mq.example.com", smtp_url="smtp://mail.example.com")
-    made = plan(given, tmp_path, environment={}, flower_port=free_port())
+    made = plan(given, tmp_path, environment={}, **ports())
     assert made.redis_port is None
     assert made.environment["PENSTOCK_BROKER_URL"] == "amqp://mq.example.com"
     assert made.environment["PENSTOCK_SMTP_URL"] == "smtp://mail.example.com"
@@ -53,21 +57,21 @@ def test_what_is_configured_is_used_and_no_redis_is_started(tmp_path: Path) -> N
 
 
 def test_the_login_of_flower_stays_the_same_and_is_for_its_owner_only(tmp_path: Path) -> None:
-    logins = {plan(Settings(), tmp_path, environment={}, flower_port=free_port()).flower_auth for _ in range(2)}
+    logins = {plan(Settings(), tmp_path, environment={}, **ports()).flower_auth for _ in range(2)}
     assert len(logins) == 1
     assert stat.S_IMODE((tmp_path / "flower.password").stat().st_mode) == 0o600
     given = {layout.BASIC_AUTH: "ada:secret"}
-    assert plan(Settings(), tmp_path, environment=given, flower_port=free_port()).flower_auth == "ada:secret"
+    assert plan(Settings(), tmp_path, environment=given, **ports()).flower_auth == "ada:secret"
 
 
 def test_redis_takes_the_port_of_the_last_time_if_it_is_free(tmp_path: Path) -> None:
-    first = plan(Settings(), tmp_path, environment={}, flower_port=free_port())
+    first = plan(Settings(), tmp_path, environment={}, **ports())
     write_environment(first)
     assert stat.S_IMODE(first.environment_file.stat().st_mode) == 0o600
     assert first.redis_port is not None
-    assert plan(Settings(), tmp_path, environment={}, flower_port=free_port()).redis_port == first.redis_port
+    assert plan(Settings(), tmp_path, environment={}, **ports()).redis_port == first.redis_port
     with socket.create_server(("127.0.0.1", first.redis_port)):
-        assert plan(Settings(), tmp_path, environment={}, flower_port=free_port()).redis_port != first.redis_port
+        assert plan(Settings(), tmp_path, environment={}, **ports()).redis_port != first.redis_port
 
 
 @pytest.mark.parametrize("text", ["0", "70000", "redis", ""])

@@ -93,7 +93,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def start(*words: str, folder: str = "var", cwd: Path | None = None, **variables: str) -> Up:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "FLOWER_"))}
-        environment = {**kept, "PENSTOCK_FLOWER_PORT": str(free_port()), **variables}
+        ports = {name: str(free_port()) for name in ("PENSTOCK_FLOWER_PORT", "PENSTOCK_GATEWAY_PORT")}
+        environment = {**kept, **ports, **variables}
         started.append(Up(tmp_path / folder, environment, *words, cwd=cwd))
         return started[-1]
 
@@ -122,12 +123,19 @@ def flower_status(up: Up, login: str | None) -> int:
         return error.code
 
 
+def kinds_of_gateway(up: Up, key: str) -> set[str]:
+    url = f"http://127.0.0.1:{up.environment['PENSTOCK_GATEWAY_PORT']}/v1/kinds"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return {kind["kind"] for kind in json.load(answer)["kinds"]}
+
+
 def test_with_nothing_configured_everything_runs_takes_jobs_and_is_stopped_by_ctrl_c(
     start: Start, tmp_path: Path
 ) -> None:
     up = start("--import", "acme.handlers", cwd=EXAMPLE)
     up.wait_ready()
-    assert set(up.pids) == {"redis", "worker-celery", "worker-dramatiq", "dispatcher", "flower"}
+    assert set(up.pids) == {"redis", "worker-celery", "worker-dramatiq", "dispatcher", "gateway", "flower"}
     assert all(alive(pid) for pid in up.pids.values())
     assert re.search(r"worker celery +queues .*emails.*syncs", up.text)
     assert re.search(r"worker dramatiq +queues .*reports.*uploads", up.text)
@@ -135,6 +143,9 @@ def test_with_nothing_configured_everything_runs_takes_jobs_and_is_stopped_by_ct
     assert login is not None
     assert flower_status(up, None) == 401
     assert flower_status(up, f"{login[1]}:{login[2]}") == 200
+
+    key = (up.folder / "gateway.key").read_text().strip()
+    assert kinds_of_gateway(up, key) >= {"invoice.write", "email.send"}
 
     environment = sourced(up)
     words = [
@@ -155,11 +166,13 @@ def test_with_nothing_configured_everything_runs_takes_jobs_and_is_stopped_by_ct
     assert up.end(signal.SIGINT) == 0
     assert not any(alive(pid) for pid in pids.values())
     order = [name for name in re.findall(r"(\S+) has stopped$", up.text, re.MULTILINE) if name != "all"]
-    assert set(order[:2]) == {"worker-celery", "worker-dramatiq"}
-    assert order[2:] == ["dispatcher", "flower", "redis"]
+    assert order[0] == "gateway"
+    assert set(order[1:3]) == {"worker-celery", "worker-dramatiq"}
+    assert order[3:] == ["dispatcher", "flower", "redis"]
     assert sorted(path.name for path in (up.folder / "log").iterdir()) == [
         "dispatcher.log",
         "flower.log",
+        "gateway.log",
         "redis.log",
         "worker-celery.log",
         "worker-dramatiq.log",

@@ -1,0 +1,288 @@
+"""Webhooks to others: signed, tried again, told of by the ends of jobs, and never sent into private networks."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from certificates import Authority
+from ledgers import set_up
+
+from penstock.config.errors import JobFailed
+from penstock.config.events import HookSettings
+from penstock.config.settings import Settings
+from penstock.producers.producer import Producer
+from penstock.producers.testing import testing
+from penstock.schemas import Job, RetryPolicy
+from penstock.schemas.deliveries import DeliverWebhook
+from penstock.schemas.signatures import verify_standard
+from penstock.workers import Context, Discard, Permanent, deliveries, handles
+from penstock.workers.engines.inline import Inline
+from penstock.workers.outbound import is_public, post, resolve
+
+assert deliveries  # imported for its handler
+WAIT = 60.0
+SECRETS = ("whsec_c2VjcmV0", "an older one")
+LOOPBACK = ("127.0.0.0/8",)
+
+
+class Greet(Job, kind="hooked.greet", queue="hooked", retry=RetryPolicy(max_attempts=1)):
+    name: str
+    how: str = "return"
+
+
+@handles(Greet)
+def greet(job: Greet, ctx: Context) -> Any:
+    match job.how:
+        case "raise":
+            raise ValueError("no greeting")
+        case "discard":
+            return Discard("nobody there")
+        case "session":
+            assert ctx.session is not None
+    return f"hello {job.name}"
+
+
+class Quiet(Job, kind="hooked.quiet", queue="hooked", track=False): ...
+
+
+@handles(Quiet)
+async def quiet(job: Quiet) -> None: ...
+
+
+class Receiver:
+    """Answers with these statuses, one after the other and then 204, and keeps what it got."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.statuses: list[int] = []
+        self.got: list[tuple[str, dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+                self.send_response(receiver.statuses.pop(0) if receiver.statuses else 204)
+                self.send_header("Retry-After", "0")
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"http://localhost:{self._server.server_port}/hook"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def told(self) -> list[dict[str, Any]]:
+        """The bodies, each signed with every secret and under its own id."""
+        for _, headers, body in self.got:
+            for secret in SECRETS:
+                verify_standard(headers, body, [secret], now=time.time(), tolerance=300)
+        return [json.loads(body) for _, _, body in self.got]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def start(tmp_path: Path, receiver: Receiver) -> Iterator[Callable[..., Producer]]:
+    """Run jobs here, with a hook to the receiver."""
+    running: list[Inline] = []
+
+    def start(**hook: Any) -> Producer:
+        options = {"url": receiver.url, "secret": SECRETS, "allow_networks": LOOPBACK, **hook}
+        settings = Settings(
+            database_url=set_up(f"sqlite:///{tmp_path}/ledger.db"),
+            storage_url=f"file:{tmp_path}/storage",
+            hooks={"shop": HookSettings(**options)},
+        )
+        running.append(Inline(settings, queues=["hooked", "webhooks"]).start())
+        return running[-1].producer
+
+    yield start
+    for engine in running:
+        engine.stop()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.005)
+
+
+def hook(**fields: Any) -> DeliverWebhook:
+    values = {"hook": "shop", "type": "shop.opened", "occurred_at": "2026-01-31T12:00:00Z", **fields}
+    return DeliverWebhook.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [("return", "succeeded"), ("session", "succeeded"), ("discard", "discarded"), ("raise", "dead")],
+)
+def test_the_end_of_a_job_is_told(start: Callable[..., Producer], receiver: Receiver, how: str, state: str) -> None:
+    producer = start(include=("result", "error"))
+    job = producer.enqueue(Greet(name="Ada", how=how), key="k", tenant="acme")
+    until(lambda: receiver.got)
+    [told] = receiver.told()
+    assert told["type"] == f"job.{state}"
+    data = told["data"]
+    assert (data["id"], data["kind"], data["state"], data["key"], data["tenant"]) == (
+        job.id,
+        "hooked.greet",
+        state,
+        "k",
+        "acme",
+    )
+    assert data.get("result") == ("hello Ada" if state == "succeeded" else None)
+    assert ("no greeting" in data.get("error", "")) == (state == "dead")
+    assert told["timestamp"] == data["finished_at"]
+
+
+def test_only_what_was_asked_for_is_told(start: Callable[..., Producer], receiver: Receiver) -> None:
+    producer = start(kinds=("hooked.quiet", "hooked.g*"), states=("succeeded",))
+    producer.enqueue(Greet(name="Ada", how="raise"))
+    producer.enqueue(Greet(name="Ada"))
+    producer.enqueue(Quiet())
+    until(lambda: len(receiver.got) == 2)
+    told = receiver.told()
+    assert {one["data"]["kind"] for one in told} == {"hooked.greet", "hooked.quiet"}
+    assert not any("result" in one["data"] for one in told)
+
+
+def test_a_delivery_is_tried_again_under_the_same_id(start: Callable[..., Producer], receiver: Receiver) -> None:
+    receiver.statuses = [302]
+    sent = start().enqueue(hook(data={"at": "9"}))
+    assert sent.result(WAIT) == {"status": 204}
+    assert [headers["webhook-id"] for _, headers, _ in receiver.got] == [sent.id, sent.id]
+    assert [path for path, _, _ in receiver.got] == ["/hook", "/hook"]  # a redirect is not followed
+    assert receiver.told()[0] == {"type": "shop.opened", "timestamp": "2026-01-31T12:00:00+00:00", "data": {"at": "9"}}
+
+
+def test_a_receiver_that_is_gone_ends_it(start: Callable[..., Producer], receiver: Receiver) -> None:
+    receiver.statuses = [410]
+    assert start().enqueue(hook()).wait(WAIT).state == "discarded"
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "says"),
+    [
+        ({"allow_networks": ()}, {}, "not public"),
+        ({}, {"hook": "nobody"}, "no hook 'nobody'"),
+        ({}, {"url": "http://attacker.example"}, "address of its own"),
+        ({"url": None}, {}, "where to"),
+        ({"url": None, "allow_networks": ()}, {"url": "http://0x7f.1:1/"}, "127.0.0.1"),
+        ({"url": None}, {"url": "http://[::1/"}, "no URL"),
+    ],
+)
+def test_what_must_not_be_sent_is_a_dead_letter_at_once(
+    start: Callable[..., Producer], receiver: Receiver, options: dict[str, Any], fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(JobFailed, match="dead") as raised:
+        start(**options).enqueue(hook(**fields)).result(WAIT)
+    assert says in str(raised.value)
+    assert receiver.got == []
+
+
+def test_a_hook_without_an_address_sends_where_the_job_says(start: Callable[..., Producer], receiver: Receiver) -> None:
+    producer = start(url=None)
+    assert producer.enqueue(hook(url=receiver.url)).result(WAIT) == {"status": 204}
+    assert producer.enqueue(Greet(name="Ada")).result(WAIT) == "hello Ada"
+    assert len(receiver.told()) == 1
+
+
+def test_the_testing_kit_tells_nobody(receiver: Receiver) -> None:
+    settings = Settings(hooks={"shop": HookSettings(url=receiver.url, secret="s", allow_networks=LOOPBACK)})
+    with testing(settings) as kit:
+        Producer("redis://127.0.0.1:1/0").enqueue(Greet(name="Ada"))
+        assert [one.result for one in kit.drain()] == ["hello Ada"]
+        kit.refute_enqueued()
+    assert receiver.got == []
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("64:ff9b::5db8:d822", True),
+        *((one, False) for one in ("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254")),
+        *((one, False) for one in ("0.0.0.0", "100.64.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1")),
+        *((one, False) for one in ("fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::")),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, public: bool) -> None:
+    assert is_public(ipaddress.ip_address(address)) is public
+
+
+def test_the_address_that_was_looked_at_is_the_one_connected_to(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of names that says something else when it is asked again changes nothing."""
+    asked: list[str] = []
+
+    async def answer(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        assert len(asked) == 1, "resolved a second time"
+        return [(None, None, None, "", ("10.0.0.1", port)), (None, None, None, "", ("127.0.0.1", port))]
+
+    async def run() -> int:
+        monkeypatch.setattr(asyncio.get_running_loop().__class__, "getaddrinfo", answer, raising=True)
+        url = receiver.url.replace("localhost", "shop.example")
+        allowed = [ipaddress.ip_network("127.0.0.0/8")]
+        return (await post(url, b"{}", {}, allowed=allowed, timeout_seconds=WAIT)).status_code
+
+    assert asyncio.run(run()) == 204
+    assert asked == ["shop.example"]
+    assert receiver.got[0][1]["host"].startswith("shop.example:")
+
+
+def test_a_certificate_is_checked_for_the_name_and_not_for_the_address(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    issued = authority.issue("server", "DNS:localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.file, issued.key)
+    receiver = Receiver(context)
+    trusted = ssl.create_default_context(cafile=str(authority.file))
+    allowed = [ipaddress.ip_network("127.0.0.0/8")]
+
+    def send(host: str) -> int:
+        url = receiver.url.replace("http://localhost", f"https://{host}")
+        request = post(url, b"{}", {}, allowed=allowed, timeout_seconds=WAIT, verify=trusted)
+        return asyncio.run(request).status_code
+
+    try:
+        assert send("localhost") == 204
+        with pytest.raises(httpx.ConnectError, match="certificate"):
+            send("127.0.0.1")
+    finally:
+        receiver.stop()
+
+
+def test_a_host_with_private_addresses_only_is_refused() -> None:
+    with pytest.raises(Permanent, match=r"localhost is .*not public"):
+        asyncio.run(resolve("localhost", 80))

@@ -1,0 +1,26 @@
+"""A small round of schedules. `make chaos` runs one of 2,000 firings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from ledgers import temporary_database
+from servers import POSTGRES_URL, need
+
+sys.path.append(str(Path(__file__).parent))
+
+from chaos_schedules import schedule_round
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_each_time_fires_once_whatever_becomes_of_the_dispatchers(redis_url: str, prefix: str, tmp_path: Path) -> None:
+    need("PostgreSQL")
+    with temporary_database(POSTGRES_URL) as url:
+        report = schedule_round(tmp_path, 7, count=300, database_url=url, broker_url=redis_url, prefix=prefix, kills=3)
+    print("\n".join(report.lines()))
+    assert report.faults == []
+    assert report.firings >= 300
+    assert report.kills > 0

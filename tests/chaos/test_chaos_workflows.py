@@ -1,0 +1,22 @@
+"""A small round of workflows. `make chaos` runs one of ten thousand steps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from chaos_workflows import one_workflow_round
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_every_step_of_a_workflow_happens_once_on_both_engines_whatever_is_killed(tmp_path: Path) -> None:
+    report = one_workflow_round(7, 200, tmp_path, seconds=8)
+    print("\n".join(report.lines()))
+    assert report.faults == []
+    assert report.steps == 200
+    assert report.broken["kill_dispatcher"] > 0

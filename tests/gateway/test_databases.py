@@ -1,0 +1,42 @@
+"""What the gateway keeps in the ledger's database, on the servers; all other tests use SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from ledgers import set_up, temporary_database
+from servers import SERVERS, need
+
+from penstock.producers import api_keys
+from penstock.producers.gateway.problems import Problem
+from penstock.producers.gateway.repeats import Repeats
+from penstock.schemas.database import Database
+
+
+@pytest.mark.parametrize("server", ["PostgreSQL", "MariaDB"])
+def test_keys_and_repeated_requests_are_kept(server: str) -> None:
+    need(server)
+    with temporary_database(SERVERS[server]) as url:
+        database = Database(set_up(url))
+        expires_at = datetime.now(UTC) + timedelta(hours=1)
+        text, made = api_keys.add(database, "shop", kinds=["invoice.*"], tenants=["acme"], expires_at=expires_at)
+        assert api_keys.find(database, text) == made
+        assert api_keys.every(database) == [made]
+        assert not api_keys.revoke(database, made.id).holds(datetime.now(UTC))
+
+        async def ask() -> None:
+            repeats = Repeats(database)
+            first = await repeats.begin("key:1", "one", [b"a"], ["x"])
+            with pytest.raises(Problem, match="under way"):
+                await repeats.begin("key:1", "one", [b"a"], ["y"])
+            await repeats.cut_off(first)
+            assert (await repeats.begin("key:1", "one", [b"a"], ["y"])).job_ids == ["x"]
+            await repeats.end(first, 202, b"{}")
+            assert (await repeats.begin("key:1", "one", [b"a"], ["y"])).answer == (202, b"{}")
+            with pytest.raises(Problem, match="another request"):
+                await repeats.begin("key:1", "one", [b"b"], ["y"])
+
+        asyncio.run(ask())
+        database.close()

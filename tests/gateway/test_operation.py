@@ -1,0 +1,221 @@
+"""Probes, metrics, CORS, the OpenAPI document, and the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gateways import INVOICE, Gateway, Open, problem
+from jsonschema import Draft202012Validator
+
+from penstock.config.errors import ConfigError
+from penstock.config.gateway import GatewaySettings
+from penstock.config.settings import load_settings
+from penstock.producers import api_keys
+from penstock.workers.up.redis_server import free_port
+
+
+def test_it_lives_and_is_ready(gateway: Gateway) -> None:
+    assert gateway.client.get("/health").json() == {"status": "ok"}
+    assert gateway.client.get("/ready").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "name"),
+    [
+        ("broker_url", "redis://127.0.0.1:1/0", "broker-unavailable"),
+        ("database_url", "postgresql+psycopg://nobody@127.0.0.1:1/none", "ledger-unavailable"),
+        ("database_url", "sqlite://", "ledger-unavailable"),  # no tables there
+    ],
+)
+def test_it_lives_and_is_not_ready_without_broker_or_ledger(
+    gateway: Gateway, open_gateway: Open, setting: str, url: str, name: str
+) -> None:
+    away = open_gateway(gateway.settings.model_copy(update={setting: url}))
+    assert away.client.get("/health").status_code == 200
+    problem(away.client.get("/ready"), 503, name)
+
+
+def test_it_counts_requests_and_jobs(open_gateway: Open) -> None:
+    gateway = open_gateway()
+    key = gateway.key()
+    for number in range(3):
+        gateway.client.post("/v1/jobs/gateway.invoice", json={**INVOICE, "number": number}, headers=key)
+    gateway.client.get("/nothing/at/all")
+    text = gateway.client.get("/metrics").text
+    assert 'penstock_gateway_jobs_total{kind="gateway.invoice"} 3.0' in text
+    assert 'penstock_gateway_request_seconds_count{method="POST",route="/v1/jobs/{kind}",status="202"} 3.0' in text
+    assert 'route="none",status="404"} 1.0' in text
+    assert "/nothing" not in text
+
+
+def test_pages_of_other_origins_are_kept_out_unless_they_are_listed(gateway: Gateway, open_gateway: Open) -> None:
+    asked = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
+    closed = gateway.client.options("/v1/jobs", headers=asked)
+    assert "access-control-allow-origin" not in closed.headers
+    open_ = open_gateway(cors_origins=["https://app.example.com"])
+    listed = open_.client.options("/v1/jobs", headers=asked)
+    assert listed.headers["access-control-allow-origin"] == "https://app.example.com"
+    other = open_.client.options("/v1/jobs", headers={**asked, "Origin": "https://evil.example.com"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_document_has_an_operation_for_each_kind(gateway: Gateway) -> None:
+    problem(gateway.client.get("/openapi.json"), 401, "unauthenticated")
+    document = gateway.client.get("/openapi.json", headers=gateway.key()).json()
+    operation = document["paths"]["/v1/jobs/gateway.invoice"]["post"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schema = {"$ref": reference, "components": document["components"]}
+    checked = Draft202012Validator(schema)
+    assert checked.is_valid({**INVOICE, "lines": [{"article": "x", "count": 1}]})
+    assert not checked.is_valid({**INVOICE, "lines": [{"article": "x"}]})
+    assert {"name": "delay", "in": "query"}.items() <= operation["parameters"][0].items()
+    for name in references(document):
+        assert name in document["components"]["schemas"], f"{name} is referred to and not there"
+
+
+def references(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        found = {node["$ref"].rpartition("/")[2]} if isinstance(node.get("$ref"), str) else set()
+        return found.union(*map(references, node.values()))
+    return set().union(*map(references, node)) if isinstance(node, list) else set()
+
+
+def test_kinds_are_listed_with_their_schemas(gateway: Gateway) -> None:
+    kinds = {kind["kind"]: kind for kind in gateway.client.get("/v1/kinds", headers=gateway.key()).json()["kinds"]}
+    assert {"gateway.invoice", "email.send", "report.build", "sync.run", "upload.process"} <= set(kinds)
+    invoice = kinds["gateway.invoice"]
+    assert (invoice["queue"], invoice["version"], invoice["aliases"]) == ("invoices", 1, ["gateway.bill"])
+    assert invoice["schema"]["properties"]["number"]["type"] == "integer"
+    assert gateway.client.get("/v1/kinds/gateway.bill", headers=gateway.key()).json() == invoice
+    problem(gateway.client.get("/v1/kinds/no.such", headers=gateway.key()), 404, "unknown-kind")
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("[gateway]\nmax_bodies = 1", "gateway.max_bodies: unknown setting"),
+        ('[gateway]\ncors_origins = ["*"]', "is no origin"),
+        ('[gateway]\ncors_origins = ["https://a.example.com/path"]', "is no origin"),
+        ('[gateway.jwt]\njwks_url = "file:///etc/passwd"\nissuer = "a"\naudience = "b"', "is no http"),
+        ('[gateway.jwt]\njwks_url = "https://a"\nissuer = "a"\naudience = "b"\nalgorithms = ["HS256"]', "HS256"),
+        ('token_secret = "short"', "token_secret"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, toml: str, said: str) -> None:
+    file = tmp_path / "penstock.toml"
+    file.write_text(toml)
+    with pytest.raises(ConfigError, match=str(file)) as error:
+        load_settings(file)
+    assert said in str(error.value)
+
+
+def test_the_settings_are_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "penstock.toml"
+    file.write_text("[gateway]\nmax_batch = 7\n")
+    assert load_settings(file).gateway == GatewaySettings(max_batch=7)
+
+
+def test_the_process_serves_the_kinds_that_it_imports_and_stops_in_order(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "shop_jobs.py").write_text(
+        "from penstock.schemas import Job\nclass Order(Job, kind='shop.order'):\n    number: int\n"
+    )
+    settings = gateway.settings
+    environment = os.environ | {
+        "PENSTOCK_BROKER_URL": settings.broker_url,
+        "PENSTOCK_DATABASE_URL": settings.database_url,
+        "PENSTOCK_STORAGE_URL": settings.storage_url,
+        "PENSTOCK_PREFIX": settings.prefix,
+    }
+    port = free_port()
+    words = ["gateway", "--port", str(port), "--import", "shop_jobs"]
+    code = "from penstock.workers.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                _wait_for(client, process)
+                key = gateway.key()
+                answer = client.post("/v1/jobs/shop.order", json={"number": 1}, headers=key)
+                assert answer.status_code == 202
+                with client.stream("GET", answer.headers["location"] + "/events", headers=key) as stream:
+                    lines = stream.iter_lines()
+                    while not next(lines).startswith("data: "):
+                        pass
+                    process.send_signal(signal.SIGTERM)
+                    assert not [line for line in lines if line.startswith("event: end")]
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def _wait_for(client: httpx.Client, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if client.get("/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "the gateway does not answer"
+        time.sleep(0.05)
+
+
+def test_a_process_with_a_wrong_setting_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from penstock.workers.cli import app
+
+    monkeypatch.setenv("PENSTOCK_BROKER_URL", "kafka://127.0.0.1")
+    result = CliRunner().invoke(app, ["gateway"])
+    assert result.exit_code == 2
+    assert "broker URL with scheme 'kafka'" in result.stderr
+
+
+def test_the_document_can_be_written_without_a_server(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from penstock.workers.cli import app
+
+    result = CliRunner().invoke(app, ["gateway", "openapi", "-o", str(tmp_path / "openapi.json")])
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "openapi.json").read_text())
+    assert "/v1/jobs/email.send" in document["paths"]
+
+
+def test_keys_are_made_listed_and_revoked(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from penstock.workers.cli import app
+
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", gateway.settings.database_url)
+    add = ["gateway", "keys", "add", "shop", "--kind", "gateway.*", "--tenant", "acme", "--rate", "60/m", "--json"]
+    made = json.loads(CliRunner().invoke(app, [*add, "--expires-in", "1h"]).stdout)
+    assert (made["kinds"], made["tenants"], made["queues"]) == (["gateway.*"], ["acme"], None)
+    assert made["requests_per_second"] == 1.0
+    found = api_keys.find(gateway.database, made["key"])
+    assert found is not None
+    assert found.expires_at is not None
+    answer = gateway.client.post(
+        "/v1/jobs/gateway.invoice", json=INVOICE, headers={"Authorization": f"Bearer {made['key']}"}
+    )
+    assert answer.status_code == 202
+    listed = CliRunner().invoke(app, ["gateway", "keys", "list"]).stdout
+    assert made["id"] in listed
+    assert made["key"] not in listed
+    assert CliRunner().invoke(app, ["gateway", "keys", "revoke", made["id"]]).exit_code == 0
+    [row] = json.loads(CliRunner().invoke(app, ["gateway", "keys", "list", "--json"]).stdout)
+    assert (row["holds"], row["id"]) == (False, made["id"])
+    assert CliRunner().invoke(app, ["gateway", "keys", "revoke", "nonsense"]).exit_code == 1

@@ -1,0 +1,96 @@
+"""Coroutines that enqueue at a time are sent together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from ledgers import Note
+
+from penstock.config.errors import BrokerUnavailable
+from penstock.producers import AsyncProducer
+from penstock.schemas.wire import Envelope
+
+
+class Sender:
+    """Notes what it is given; each call waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.error: Exception | None = None
+
+    async def send(self, envelopes: Sequence[Envelope]) -> None:
+        self.calls.append([envelope.queue for envelope in envelopes])
+        self.begun.set()
+        await self.go_on.wait()
+        if self.error is not None:
+            raise self.error
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def gathering(sender: Sender, **max_lengths: int) -> AsyncProducer:
+    producer = AsyncProducer("redis://127.0.0.1:1/0", sender=sender, max_lengths=max_lengths, queues=["full"])
+    producer.gather()
+    return producer
+
+
+async def send_many(sender: Sender, producer: AsyncProducer, count: int) -> list[object]:
+    first = asyncio.create_task(producer.enqueue(Note()))
+    await sender.begun.wait()
+    others = [asyncio.create_task(producer.enqueue(Note())) for _ in range(count)]
+    await asyncio.sleep(0)
+    sender.go_on.set()
+    return await asyncio.gather(first, *others, return_exceptions=True)
+
+
+def test_what_comes_while_one_is_sent_goes_together_after_it() -> None:
+    async def run() -> None:
+        sender = Sender()
+        handles = await send_many(sender, gathering(sender), 20)
+        assert [len(call) for call in sender.calls] == [1, 20]
+        assert len({handle.id for handle in handles}) == 21  # type: ignore[attr-defined]
+
+    asyncio.run(run())
+
+
+def test_each_is_told_that_they_were_not_sent_and_the_next_one_is_sent() -> None:
+    async def run() -> None:
+        sender = Sender()
+        sender.error = BrokerUnavailable("away")
+        producer = gathering(sender)
+        assert {type(answer) for answer in await send_many(sender, producer, 3)} == {BrokerUnavailable}
+        sender.error = None
+        assert (await producer.enqueue(Note())).queue == "notes"
+
+    asyncio.run(run())
+
+
+def test_who_stops_waiting_does_not_disturb_the_others() -> None:
+    async def run() -> None:
+        sender = Sender()
+        producer = gathering(sender)
+        first, second = (asyncio.create_task(producer.enqueue(Note())) for _ in range(2))
+        await sender.begun.wait()
+        first.cancel()
+        sender.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (await second).queue == "notes"
+
+    asyncio.run(run())
+
+
+def test_a_queue_with_a_limit_is_sent_to_alone() -> None:
+    async def run() -> None:
+        sender = Sender()
+        sender.go_on.set()
+        producer = gathering(sender, full=1)
+        await asyncio.gather(producer.enqueue(Note(), queue="full"), producer.enqueue(Note()), producer.enqueue(Note()))
+        assert sorted(sender.calls) == [["full"], ["notes", "notes"]]
+
+    asyncio.run(run())

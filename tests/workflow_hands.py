@@ -1,0 +1,96 @@
+"""Workflows by hand: what dispatchers and workers do to them, one thing at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+import workflow_jobs as acme
+
+from penstock.producers.unique import enter
+from penstock.schemas import Job, Outcome, State
+from penstock.schemas.clock import from_now
+from penstock.schemas.database import Database
+from penstock.schemas.tables import jobs
+from penstock.schemas.wire import decode, encode
+from penstock.workers.ledger.claims import Claim, Wanted, claim
+from penstock.workers.ledger.delays import envelope_of
+from penstock.workers.ledger.endings import Ending, record
+from penstock.workers.workflows import orders, starting
+from penstock.workers.workflows.advancing import Mover
+from penstock.workers.workflows.definition import definitions
+from penstock.workers.workflows.rows import PARKED
+
+
+def no_storage() -> Any:
+    raise AssertionError("no result is so large")
+
+
+def mover(ledger: Database) -> Mover:
+    return Mover(ledger, no_storage, 1_000_000)
+
+
+def start(ledger: Database, job: Job) -> str:
+    """A workflow as its handler leaves it: entered, and its own job at rest."""
+    envelope = encode(job)
+    definition = definitions[job.kind().name]
+
+    def write(connection: sa.Connection) -> None:
+        enter(connection, ledger, [envelope], datetime.now(UTC))
+        starting.start(connection, ledger, envelope.id, definition)
+        mine = sa.update(jobs).where(jobs.c.id == envelope.id)
+        connection.execute(mine.values(due_at=from_now(PARKED)))
+
+    ledger.write(write)
+    return envelope.id
+
+
+def waiting(ledger: Database) -> list[Any]:
+    """What a dispatcher would send."""
+    due = (jobs.c.state == State.SCHEDULED, jobs.c.due_at < datetime.now(UTC) + timedelta(days=1))
+    return ledger.read(lambda connection: list(connection.execute(sa.select(jobs).where(*due).order_by(jobs.c.id))))
+
+
+def run(ledger: Database, rows: list[Any], worker: str, results: Callable[[Any], Any], **how: Any) -> int:
+    """Claim these jobs and record their ends, as a worker does. Returns how many it was given."""
+    messages = [decode(envelope_of(row)) for row in rows]
+    given = claim(ledger, [Wanted(message, False, 3) for message in messages], worker=worker)
+    ends = [_ending(one, results, **how) for one in given if isinstance(one, Claim)]
+    return sum(record(ledger, ends, worker=worker)) if ends else 0
+
+
+def _ending(one: Claim, results: Callable[[Any], Any], outcome: Outcome = Outcome.SUCCEEDED) -> Ending:
+    states = {Outcome.SUCCEEDED: State.SUCCEEDED, Outcome.DEAD: State.DEAD}
+    end = Ending(one, outcome, states[outcome], datetime.now(UTC))
+    if outcome == Outcome.SUCCEEDED:
+        end.result = json.dumps(results(one.message.job))
+    else:
+        end.error = "it failed"
+    return end
+
+
+def result(job: Any) -> Any:
+    match job:
+        case acme.SyncOrders():
+            return {"rows": 1, "regions": job.regions}
+        case acme.BuildReport():
+            return {"region": job.region, "link": job.region}
+        case _:
+            return "done"
+
+
+def move(ledger: Database) -> None:
+    while due := mover(ledger).due()[0]:
+        mover(ledger).advance(due)
+
+
+def rows_of(ledger: Database, workflow_id: str) -> dict[str, Any]:
+    return orders.show(ledger, workflow_id).steps
+
+
+def count(ledger: Database, kind: str) -> int:
+    select = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.kind == kind)
+    return ledger.read(lambda connection: int(connection.execute(select).scalar_one()))

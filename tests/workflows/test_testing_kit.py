@@ -1,0 +1,60 @@
+"""Workflows in the tests of an app: driven by the testing kit, without any server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+import workflow_jobs as acme
+
+from penstock.config.settings import Settings
+from penstock.producers import Producer
+from penstock.producers.testing import testing
+
+
+@pytest.fixture(autouse=True)
+def _nothing_done() -> Iterator[None]:
+    acme.done.clear()
+    acme.broken.clear()
+    yield
+    acme.broken.clear()
+
+
+def test_drain_runs_a_workflow_to_its_end() -> None:
+    with testing() as penstock, Producer("redis://nowhere") as producer:
+        handle = producer.enqueue(acme.Nightly(regions=["north", "south"]))
+        ran = penstock.drain()
+        assert [one.job.kind().name for one in ran] == ["wf.nightly", "wf.sync", "wf.report", "wf.report", "wf.mail"]
+        assert handle.result() == "sent 2"
+
+
+def test_a_step_sleeps_until_the_test_travels() -> None:
+    with testing() as penstock, Producer("redis://nowhere") as producer:
+        handle = producer.enqueue(acme.Reminding(seconds=3 * 86_400.0))
+        penstock.drain()
+        assert acme.done == ["mail welcome"]
+        penstock.travel(timedelta(days=3))
+        penstock.drain()
+        assert acme.done == ["mail welcome", "mail remember"]
+        assert handle.status().state == "succeeded"
+
+
+def test_what_a_step_raises_is_raised_by_drain_and_compensated_after_it() -> None:
+    acme.broken.add("car")
+    with testing() as penstock, Producer("redis://nowhere") as producer:
+        handle = producer.enqueue(acme.Trip())
+        with pytest.raises(ValueError, match="no car left"):
+            penstock.drain()
+        penstock.travel(timedelta(hours=1))
+        penstock.drain(raising=False)
+        assert acme.done[-2:] == ["release hotel-1", "release flight-1"]
+        assert handle.status().state == "dead"
+
+
+def test_a_schedule_starts_a_workflow() -> None:
+    rule = {"kind": "wf.nightly", "cron": "0 3 * * *", "payload": {"regions": ["north"]}}
+    with testing(Settings.model_validate({"schedules": {"nightly": rule}})) as penstock:
+        penstock.travel(timedelta(days=1))
+        ran = penstock.drain()
+        assert [one.job.kind().name for one in ran] == ["wf.nightly", "wf.sync", "wf.report", "wf.mail"]
