@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import amqp
 import pytest
 from ledgers import set_up, temporary_database
+from polling import until
 from servers import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
 
 from penstock.producers.senders.rabbitmq_publisher import connect
@@ -52,6 +54,11 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
+
+
+@pytest.fixture
+def poll() -> Callable[..., Any]:
+    return until
 
 
 @pytest.fixture

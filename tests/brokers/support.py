@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from penstock.schemas.kinds import Priority
@@ -16,15 +15,6 @@ PATIENCE_SECONDS = 60.0
 def envelope(id: str = "1", queue: str = "emails", priority: Priority = "normal", **headers: Any) -> Envelope:
     body = b'[[],{"id":"%b"},null]' % id.encode()
     return Envelope(queue, priority, {"lang": "py", "task": "email.send", "id": id, **headers}, body)
-
-
-def eventually(condition: Callable[[], Any], what: str = "the condition") -> Any:
-    """The first true value of the condition."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.01)
-    return value
 
 
 def fetch(consumer: Consumer, count: int, limit: int = 100) -> list[Delivery]:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+from polling import until
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError, QueueFull
 from penstock.producers.senders import Sender, open_async_sender, open_sender, rabbitmq, redis_connections
 from penstock.workers.brokers import Consumer, open_consumer
@@ -36,7 +37,7 @@ def test_what_is_acknowledged_is_gone(sender: Sender, consumer: Consumer) -> Non
     sender.send([envelope(str(i)) for i in range(5)])
     consumer.ack(fetch(consumer, 5))
     assert consumer.fetch(10, 0.3) == []
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 0}, "an empty queue")
+    until(lambda: sender.depths(["emails"]) == {"emails": 0}, "an empty queue")
 
 
 def test_a_lane_keeps_its_order(sender: Sender, consumer: Consumer) -> None:
@@ -47,7 +48,7 @@ def test_a_lane_keeps_its_order(sender: Sender, consumer: Consumer) -> None:
 
 def test_higher_lanes_come_first(sender: Sender, consumer: Consumer) -> None:
     sender.send([envelope("l", priority="low"), envelope("n"), envelope("h", priority="high")])
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 3})
+    until(lambda: sender.depths(["emails"]) == {"emails": 3})
     found = fetch(consumer, 3)
     assert ids(found) == ["h", "n", "l"]
     assert [delivery.envelope.priority for delivery in found] == ["high", "normal", "low"]
@@ -120,7 +121,7 @@ def test_acknowledging_out_of_order_settles_each_once(sender: Sender, consumer: 
     again = fetch(consumer, 3)
     assert sorted(ids(again)) == ["5", "6", "8"]
     consumer.ack(again)
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 0})
+    until(lambda: sender.depths(["emails"]) == {"emails": 0})
 
 
 def test_unsettled_deliveries_of_a_closed_consumer_go_to_another(
@@ -206,7 +207,7 @@ def test_ten_thousand_in_batches_arrive_exactly_once(
     for thread in threads:
         thread.join()
     assert sorted(map(int, seen)) == list(range(10_000))
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 0})
+    until(lambda: sender.depths(["emails"]) == {"emails": 0})
 
 
 def test_many_threads_may_share_a_sender(sender: Sender, consumer: Consumer) -> None:
@@ -234,7 +235,7 @@ def test_acknowledging_from_other_threads_is_safe(sender: Sender, consumer: Cons
         threads[-1].start()
     for thread in threads:
         thread.join()
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 0})
+    until(lambda: sender.depths(["emails"]) == {"emails": 0})
     assert consumer.fetch(10, 0.2) == []
 
 
@@ -265,7 +266,7 @@ def test_a_full_queue_refuses_and_nothing_is_sent(broker_url: str, make_sender: 
     with pytest.raises(QueueFull) as caught:
         sender.send([envelope("c"), envelope("d")])
     assert (caught.value.queue, caught.value.max_length) == ("emails", 3)
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 2})
+    until(lambda: sender.depths(["emails"]) == {"emails": 2})
     sender.send([envelope("other", queue="reports"), envelope("c")])
     with pytest.raises(QueueFull):
         sender.send([envelope("d")])
@@ -288,7 +289,7 @@ def test_a_queue_that_was_full_takes_jobs_again_once_some_are_done(
             return False
         return True
 
-    eventually(sent)
+    until(sent)
 
 
 def test_a_connection_idle_for_long_is_replaced(

@@ -8,8 +8,9 @@ from typing import Any
 import amqp
 import pytest
 from ledgers import letters
+from polling import until
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.config.errors import UndecodableMessage
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq import dead_name, lane_name
@@ -76,7 +77,7 @@ def test_one_among_ours_is_delivered_and_can_be_kept(
     [letter] = letters(ledger)
     assert letter.raw == b"\xffbody"
     consumer.ack(found)
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 0})
+    until(lambda: sender.depths(["emails"]) == {"emails": 0})
 
 
 def test_properties_that_cannot_be_read_are_kept(
@@ -108,7 +109,7 @@ def test_one_among_the_dead_letters_does_not_block_them(
     channel.basic_publish(message(properties), exchange=dead_name(prefix), routing_key=b"caf\xe9")
     channel.basic_publish(good, exchange=dead_name(prefix), routing_key=lane_name(prefix, "emails", "normal"))
     drained: list[Delivery] = []
-    eventually(lambda: drained.extend(consumer.drain_dead(10)) or len(drained) == 2)
+    until(lambda: drained.extend(consumer.drain_dead(10)) or len(drained) == 2)
     assert ids(drained)[1] == "good"
     assert drained[0].raw == b"\xffbody"
     assert all(bury_dropped(ledger, delivery.envelope, delivery.raw, "dropped") for delivery in drained)
@@ -146,7 +147,7 @@ def test_one_in_a_stock_clients_queue_does_not_block_the_intake(
     def route(envelope: Envelope, raw: bytes) -> None:
         routed.append((envelope, raw))
 
-    eventually(lambda: intake.take(10, route) or len(routed) == 2)
+    until(lambda: intake.take(10, route) or len(routed) == 2)
     intake.close()
     assert [raw for _, raw in routed] == [b"\xffbody", b"[]"]
     assert routed[1][0].headers == CELERYS

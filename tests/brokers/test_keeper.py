@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from polling import until
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.producers.senders import Sender
 from penstock.producers.senders.redis import lane_keys
 from penstock.workers.brokers import Consumer
@@ -128,7 +129,7 @@ def test_the_keeper_ends_with_its_worker_however_that_ends(
     killed = greedy(redis_url, 600)
     assert runs(killed.keeper_pid)
     killed.process.kill()
-    eventually(lambda: not runs(killed.keeper_pid))
+    until(lambda: not runs(killed.keeper_pid))
     make_sender(redis_url).send([envelope("b")])
     closed = greedy(redis_url, 0)
     assert closed.line() == "done"
@@ -144,7 +145,7 @@ def test_a_keeper_that_dies_is_replaced(redis_url: str) -> None:
     first = keeper.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: (keeper.renewed(), keeper.pid != first)[1])
+    until(lambda: (keeper.renewed(), keeper.pid != first)[1])
     assert keeper.pid is not None
     keeper.close()
     assert keeper.pid is None

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from polling import until
 
-from brokers.support import envelope, eventually, fetch
+from brokers.support import envelope, fetch
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq import lane_name
@@ -35,11 +36,11 @@ def lanes(broker_url: str, prefix: str) -> Iterator[Lanes]:
 def test_a_lane_that_is_missing_or_empty_holds_nothing(lanes: Lanes, sender: Sender, consumer: Consumer) -> None:
     assert lanes.oldest([("never-declared", "normal"), NORMAL]) == {("never-declared", "normal"): NONE, NORMAL: NONE}
     sender.send([envelope("1")])
-    eventually(lambda: lanes.oldest([NORMAL])[NORMAL] != NONE, "the job")
+    until(lambda: lanes.oldest([NORMAL])[NORMAL] != NONE, "the job")
     found = lanes.oldest([HIGH, NORMAL, LOW])
     assert (found[HIGH], found[LOW]) == (NONE, NONE)
     consumer.ack(fetch(consumer, 1))
-    eventually(lambda: lanes.oldest([NORMAL]) == {NORMAL: NONE}, "the end of the job")
+    until(lambda: lanes.oldest([NORMAL]) == {NORMAL: NONE}, "the end of the job")
     assert lanes.oldest([]) == {}
 
 
@@ -55,7 +56,7 @@ def test_redis_tells_the_age_of_the_oldest_and_counts_what_workers_hold(
 
     sender.send([envelope("1")])
     [first] = fetch(consumer, 1)
-    eventually(lambda: age() > timedelta(milliseconds=300))
+    until(lambda: age() > timedelta(milliseconds=300))
     sender.send([envelope("2")])
     assert age() > timedelta(milliseconds=300), "the first is with a worker"
     before = age()
@@ -69,7 +70,7 @@ def test_rabbitmq_cannot_tell_while_something_is_ready_and_an_emptied_queue_show
 ) -> None:
     lanes = open_lanes(amqp_url, prefix=prefix)
     make_sender(amqp_url).send([envelope("1")])
-    eventually(lambda: lanes.oldest([NORMAL]) == {NORMAL: None})
+    until(lambda: lanes.oldest([NORMAL]) == {NORMAL: None})
     connection = connect(amqp_url, timeout_seconds=10)
     connection.channel().queue_delete(lane_name(prefix, "emails", "normal"))
     connection.close()

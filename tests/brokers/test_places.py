@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 from ledgers import Note, claimed, message
+from polling import until
 
-from brokers.support import envelope, eventually, fetch
+from brokers.support import envelope, fetch
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
 from penstock.producers.senders.memory import MemoryBroker
@@ -65,7 +66,7 @@ def test_redis_counts_what_waits_before_it_and_in_higher_lanes(
     consumer.release([first])
     assert in_redis.find("0", "emails", "normal") == Place(True, 6, 4)
     consumer.ack([high])
-    eventually(lambda: in_redis.find("h", "emails", "high") == Place(False, 6), "the end of it")
+    until(lambda: in_redis.find("h", "emails", "high") == Place(False, 6), "the end of it")
     assert in_redis.find("3", "emails", "low") == Place(False, 6)
     assert in_redis.find("9", "emails", "normal") == Place(False, 6)
 
@@ -120,12 +121,12 @@ def test_rabbitmq_tells_how_many_are_ahead_at_most(
     asked = open_places(amqp_url, prefix=prefix)
     sender = make_sender(amqp_url)
     sender.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
-    eventually(lambda: asked.find("2", "emails", "normal") == Place(None, 3, 2, exact=False), "three that wait")
+    until(lambda: asked.find("2", "emails", "normal") == Place(None, 3, 2, exact=False), "three that wait")
     assert asked.find("h", "emails", "high") == Place(None, 3, 0, exact=False)
     assert asked.find("l", "emails", "low") == Place(False, 3), "nobody consumes the lane, and it is empty"
     consumer = make_consumer(amqp_url)
     fetch(consumer, 3)
-    eventually(lambda: asked.find("2", "emails", "normal") == Place(None, 0), "all in the worker's hands")
+    until(lambda: asked.find("2", "emails", "normal") == Place(None, 0), "all in the worker's hands")
 
 
 def test_the_broker_in_memory_tells_the_same() -> None:
@@ -171,14 +172,14 @@ def test_a_sent_job_is_explained_by_its_broker(
         return explain(ledger, last.id, found).because
 
     at_most = "" if exact else " at most"
-    eventually(lambda: because() == f"it waits in queue 'notes' at position 3{at_most} (1 live worker)", "its place")
+    until(lambda: because() == f"it waits in queue 'notes' at position 3{at_most} (1 live worker)", "its place")
     consumer = make_consumer(broker_url, "notes", name="w1")
     deliveries = fetch(consumer, 3)
     said = "worker w1 has fetched it" if exact else "nothing waits in its lane of queue 'notes'"
-    eventually(lambda: said in because(), "its worker")
+    until(lambda: said in because(), "its worker")
     consumer.ack(deliveries)
     if exact:
-        eventually(lambda: "the broker does not have it; dispatcher d1 sends it again" in because(), "its loss")
+        until(lambda: "the broker does not have it; dispatcher d1 sends it again" in because(), "its loss")
 
 
 def test_an_unrecorded_job_is_looked_for_in_every_queue(
@@ -195,7 +196,7 @@ def test_an_unrecorded_job_is_looked_for_in_every_queue(
         lost = explain(ledger, encode(Note()).id, found, queues=["emails"])
         assert "nor has the broker (queues dispatcher, emails, notes)" in lost.because
     else:
-        eventually(lambda: explain(ledger, job.id, found).facts.get("waiting") == {"notes": 1}, "the job")
+        until(lambda: explain(ledger, job.id, found).facts.get("waiting") == {"notes": 1}, "the job")
         assert "either it waits in the broker" in explain(ledger, job.id, found).because
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from polling import until
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq import lane_name, lane_of
@@ -33,7 +34,7 @@ def test_a_sender_reconnects_after_its_connection_was_cut(amqp_url: str, make_se
     sender.send([envelope("a")])
     cut(sender._publisher.connection)
     sender.send([envelope("b"), envelope("c")])
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 3})
+    until(lambda: sender.depths(["emails"]) == {"emails": 3})
 
 
 def test_what_a_queue_refuses_for_a_moment_is_published_again_until_it_is_taken(
@@ -71,7 +72,7 @@ def test_what_a_queue_refuses_for_a_moment_is_published_again_until_it_is_taken(
     thread.start()
     try:
         send(sent[10:], 30)
-        eventually(lambda: set(taken) >= {one.id for one in sent[10:]})
+        until(lambda: set(taken) >= {one.id for one in sent[10:]})
     finally:
         stop.set()
         thread.join()
@@ -95,7 +96,7 @@ def test_a_lost_connection_gives_the_deliveries_back_and_settling_them_is_harmle
     consumer.ack(old)
     consumer.release(old)
     consumer.ack(again)
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 0})
+    until(lambda: sender.depths(["emails"]) == {"emails": 0})
     assert consumer.fetch(1, 0.2) == []
 
 
@@ -135,7 +136,7 @@ def test_a_queue_deleted_under_a_sender_is_made_again(amqp_url: str, prefix: str
     connection.channel().queue_delete(lane_name(prefix, "emails", "normal"))
     connection.close()
     sender.send([envelope(str(i)) for i in range(5)])
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 5})
+    until(lambda: sender.depths(["emails"]) == {"emails": 5})
 
 
 def test_a_queue_deleted_under_a_consumer_shows_as_a_lost_connection(

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from polling import until
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq import dead_name, lane_name
@@ -46,7 +47,7 @@ def test_a_lane_without_a_leader_does_not_stop_the_others_and_is_consumed_when_i
     # What was in hand stayed there: looking after the lane costs the others nothing.
     assert ids(found) == ["stuck"]
     consumer.ack(held)
-    eventually(lambda: sender.depths(["reports"]) == {"reports": 0})
+    until(lambda: sender.depths(["reports"]) == {"reports": 0})
     assert consumer.fetch(10, 0.2) == []
 
 
@@ -77,11 +78,11 @@ def test_a_queue_of_dead_letters_without_a_leader_does_not_stop_the_rest(
     held = fetch(consumer, 1)
     assert consumer.drain_dead(10) == []
     consumer.ack(held)
-    eventually(lambda: sender.depths(["emails"]) == {"emails": 0})
+    until(lambda: sender.depths(["emails"]) == {"emails": 0})
     node.start_queue(dead)
     publish_dead(node, prefix, "gone")
     drained: list[Delivery] = []
-    eventually(lambda: drained.extend(consumer.drain_dead(10)) or drained)
+    until(lambda: drained.extend(consumer.drain_dead(10)) or drained)
     assert ids(drained) == ["gone"]
     consumer.ack(drained)
 
@@ -109,7 +110,7 @@ def test_a_consumer_none_of_whose_lanes_has_a_leader_says_so(
             consumer.open()
             return []
 
-    assert ids(eventually(fetched)) == ["a"]
+    assert ids(until(fetched)) == ["a"]
     for thread in threads:
         thread.join()
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import redis
+from polling import until
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
 from penstock.producers.senders.redis import AsyncRedisSender, lane_key, lane_keys
@@ -230,7 +231,7 @@ def test_consumers_that_have_long_been_gone_are_forgotten_unless_they_hold_somet
     client.xgroup_createconsumer(key, "workers", "gone")
     client.xreadgroup("workers", "crashed", {key: ">"})
     monkeypatch.setattr(consumers, "_FORGET_CONSUMERS_MS", 50)
-    eventually(lambda: min(c["idle"] for c in client.xinfo_consumers(key, "workers")) > 50)
+    until(lambda: min(c["idle"] for c in client.xinfo_consumers(key, "workers")) > 50)
     make_consumer(redis_url, name="new")
     assert [consumer["name"] for consumer in client.xinfo_consumers(key, "workers")] == [b"crashed"]
 
@@ -293,7 +294,7 @@ def test_a_restart_of_redis_loses_nothing_and_late_acknowledgements_arrive(
     sender.send([envelope("after")])
     assert ids(fetch(consumer, 1)) == ["after"]
     with redis.Redis.from_url(own_server.url) as client:
-        eventually(lambda: client.xlen(lane_key(prefix, "emails", "normal")) == 1, "the late acknowledgement")
+        until(lambda: client.xlen(lane_key(prefix, "emails", "normal")) == 1, "the late acknowledgement")
 
 
 def test_redis_flushed_under_a_running_consumer_goes_on(

@@ -9,10 +9,17 @@ ROOT = Path(__file__).parents[2]
 SINCE = {
     **dict.fromkeys(["EVAL", "PUBLISH", "TIME"], "2.6"),
     **dict.fromkeys(["DEL", "EXEC", "EXISTS", "EXPIRE", "GET", "INFO", "MULTI", "PING", "SET", "SUBSCRIBE"], "1.0"),
-    **dict.fromkeys(["AUTH", "LLEN", "LRANGE", "LREM", "SELECT"], "1.0"),
-    **dict.fromkeys(["HDEL", "HMGET", "UNSUBSCRIBE", "ZADD", "ZREM", "ZREMRANGEBYSCORE", "ZSCORE"], "2.0"),
+    **dict.fromkeys(["AUTH", "LLEN", "LRANGE", "LREM", "SADD", "SELECT"], "1.0"),
+    **dict.fromkeys(["ZCARD", "ZRANGE"], "1.2"),
+    **dict.fromkeys(
+        ["HDEL", "HGET", "HGETALL", "HMGET", "UNSUBSCRIBE", "ZADD", "ZREM", "ZREMRANGEBYSCORE", "ZSCORE"], "2.0"
+    ),
     **dict.fromkeys(["CLIENT ID", "CLIENT UNBLOCK"], "5.0"),
     "SENTINEL GET-MASTER-ADDR-BY-NAME": "2.8",
+    "ZRANGEBYSCORE": "1.0",
+    "PEXPIRE": "2.6",
+    "SCAN": "2.8",
+    "HSET": "4.0",  # of several fields; of one, 2.0
     "LPOS": "6.0",
     **dict.fromkeys(["XACK", "XADD", "XCLAIM", "XDEL", "XGROUP CREATE", "XGROUP DELCONSUMER"], "5.0"),
     **dict.fromkeys(["XINFO CONSUMERS", "XINFO GROUPS", "XLEN", "XRANGE", "XREADGROUP"], "5.0"),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import redis
+from polling import until
 from redis_sentinels import RedisSentinels
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender, open_async_sender, open_sender
 from penstock.producers.senders.redis_sentinels import Sentinels
@@ -41,11 +42,11 @@ def test_a_planned_failover_is_followed_by_senders_and_consumers(
         await asynchronous.send([envelope("b")])
         assert sorted(ids(fetch(consumer, 2))) == ["a", "b"]
         with redis.Redis(port=sentinels.ports[0]) as client:
-            eventually(lambda: client.execute_command("SENTINEL", "FAILOVER", "penstock"))
+            until(lambda: client.execute_command("SENTINEL", "FAILOVER", "penstock"))
         sentinels.wait_for_promotion()
 
         with redis.Redis(port=sentinels.master.port) as client:
-            eventually(lambda: client.info("replication")["role"] == "slave", "a first master that is a replica")
+            until(lambda: client.info("replication")["role"] == "slave", "a first master that is a replica")
         with_patience(lambda: sender.send([envelope("c")]))
         await asynchronous.send([envelope("d")])
         await asynchronous.close()
@@ -62,7 +63,7 @@ def test_a_planned_failover_is_followed_by_senders_and_consumers(
         return {"c", "d"} <= set(ids(found))
 
     found: list[object] = []
-    eventually(fetched)
+    until(fetched)
     with redis.Redis(port=sentinels.replica.port) as client:
         assert client.info("replication")["role"] == "master"
         consumer.ack(found)  # type: ignore[arg-type]
@@ -76,7 +77,7 @@ def with_patience(do: Callable[[], object]) -> None:
             return False
         return True
 
-    eventually(done)
+    until(done)
 
 
 def test_a_keeper_follows_too(sentinels: RedisSentinels, prefix: str) -> None:
@@ -133,13 +134,13 @@ def test_celerys_remote_control_follows_too(sentinels: RedisSentinels) -> None:
 
 @pytest.fixture
 def cluster_node(tmp_path: Path) -> Iterator[str]:
-    port = eventually(lambda: (found := free_port()) < 55_000 and found)  # its other port is 10,000 above
+    port = until(lambda: (found := free_port()) < 55_000 and found)  # its other port is 10,000 above
     command = [*redis_command(tmp_path, port, tmp_path / "log"), "--cluster-enabled", "yes"]
     process = subprocess.Popen(command, start_new_session=True)
-    eventually(lambda: redis_answers(port))
+    until(lambda: redis_answers(port))
     with redis.Redis(port=port) as client:
         client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        eventually(lambda: "ok" in str(client.execute_command("CLUSTER", "INFO")).split("cluster_state", 1)[1][:8])
+        until(lambda: "ok" in str(client.execute_command("CLUSTER", "INFO")).split("cluster_state", 1)[1][:8])
     yield f"redis://127.0.0.1:{port}/0"
     process.kill()
     process.wait()

@@ -12,8 +12,9 @@ import kombu.pools
 import pytest
 import redis
 from celery import Celery
+from polling import until
 
-from brokers.support import eventually, fetch, ids
+from brokers.support import fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders.rabbitmq_publisher import connect
 from penstock.schemas.wire import Envelope
@@ -73,7 +74,7 @@ def test_a_stock_clients_message_arrives_whole(
         return to_emails(found, raw)
 
     intake = make_intake()
-    eventually(lambda: intake.take(100, route) == 1)
+    until(lambda: intake.take(100, route) == 1)
     [delivery] = fetch(consumer, 1)
     found = delivery.envelope
     assert (found.id, found.kind, found.priority) == (sent.id, "x.y", "normal")
@@ -95,7 +96,7 @@ def test_order_is_kept_and_the_limit_respected(
         taken.append(intake.take(10, to_emails))
         return sum(taken) == 25
 
-    eventually(take)
+    until(take)
     assert max(taken) == 10
     assert ids(fetch(consumer, 25)) == sent
 
@@ -107,7 +108,7 @@ def test_a_priority_of_its_own_chooses_another_lane(
     app.send_task("x.other", queue=stock_queue, priority=6)
     intake = make_intake()
     taken: list[int] = []
-    eventually(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == 2)
+    until(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == 2)
     lanes = {delivery.envelope.kind: delivery.envelope.priority for delivery in fetch(consumer, 2)}
     assert lanes == {"x.usual": "normal", "x.other": "low" if broker_url.startswith("redis") else "high"}
 
@@ -117,7 +118,7 @@ def test_what_the_router_takes_care_of_is_removed_and_not_sent(
 ) -> None:
     app.send_task("x.y", queue=stock_queue)
     intake = make_intake()
-    eventually(lambda: intake.take(10, lambda found, raw: None) == 1)
+    until(lambda: intake.take(10, lambda found, raw: None) == 1)
     assert intake.take(10, to_emails) == 0
     assert consumer.fetch(1, 0.2) == []
 
@@ -137,8 +138,8 @@ def test_an_error_of_the_router_leaves_the_message_where_it_is(
             return False
         return True
 
-    eventually(fails)
-    eventually(lambda: intake.take(10, to_emails) == 1)
+    until(fails)
+    until(lambda: intake.take(10, to_emails) == 1)
     assert ids(fetch(consumer, 1)) == [sent.id]
 
 

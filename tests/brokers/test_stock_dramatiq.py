@@ -12,9 +12,10 @@ import pytest
 import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
+from polling import until
 from servers import for_pika
 
-from brokers.support import eventually, fetch, ids
+from brokers.support import fetch, ids
 from penstock.schemas.wire import Envelope
 from penstock.workers.brokers import Consumer
 from penstock.workers.brokers.stock import StockIntake, open_stock_intake
@@ -71,7 +72,7 @@ def to_emails(found: Envelope, raw: bytes) -> Envelope:
 
 def taking(intake: StockIntake, count: int) -> None:
     taken: list[int] = []
-    eventually(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == count)
+    until(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == count)
 
 
 def test_messages_arrive_whole_and_in_order(
@@ -96,7 +97,7 @@ def test_what_the_router_takes_care_of_is_removed(send: Send, make_intake: Calla
     def route(found: Envelope, raw: bytes) -> None:
         seen.append((found.queue, found.kind))
 
-    eventually(lambda: intake.take(10, route) == 1)
+    until(lambda: intake.take(10, route) == 1)
     assert intake.take(10, route) == 0
     assert len(seen) == 1
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority, Certificate
+from polling import until
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 
-from brokers.support import envelope, eventually, fetch, ids
+from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender, open_async_sender, open_sender
 from penstock.workers import kombus
@@ -72,7 +73,7 @@ def site(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    eventually(lambda: process.poll() is not None or (log.exists() and "Ready to accept" in log.read_text()))
+    until(lambda: process.poll() is not None or (log.exists() and "Ready to accept" in log.read_text()))
     if process.poll() is not None:
         assert process.stderr is not None
         process.stderr.close()

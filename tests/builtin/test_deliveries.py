@@ -17,6 +17,7 @@ import httpx
 import pytest
 from certificates import Authority
 from ledgers import set_up
+from polling import until
 
 from penstock.config.errors import JobFailed
 from penstock.config.events import HookSettings
@@ -125,13 +126,6 @@ def start(tmp_path: Path, receiver: Receiver) -> Iterator[Callable[..., Producer
     yield start
     for engine in running:
         engine.stop()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 def hook(**fields: Any) -> DeliverWebhook:

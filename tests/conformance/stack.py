@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ HERE = Path(__file__).parent
 PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
 WAIT = 90.0
 """Seconds to wait for what takes milliseconds to seconds on an idle machine."""
-
-
-def until(condition: Callable[[], Any], what: str = "it") -> Any:
-    """Poll until the condition holds and return its value."""
-    deadline = time.monotonic() + WAIT
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.02)
-    return value
 
 
 class Stack:

@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import acme
-from stack import WAIT, Stack, lines, until
+from polling import until
+from stack import WAIT, Stack, lines
 
 
 def test_higher_priorities_run_first(own_stack: Stack, tmp_path: Path) -> None:

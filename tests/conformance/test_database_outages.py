@@ -14,7 +14,8 @@ import outage_jobs
 import pytest
 import sqlalchemy as sa
 from database_servers import MariadbServer, PostgresServer
-from stack import PAIRS, lines, until
+from polling import until
+from stack import PAIRS, lines
 from test_outages import Site, make_site, marks
 
 from penstock.schemas.tables import attempts, dead_letters, jobs

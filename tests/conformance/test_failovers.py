@@ -8,8 +8,9 @@ from pathlib import Path
 import acme
 import outage_jobs
 import pytest
+from polling import until
 from redis_sentinels import RedisSentinels
-from stack import WAIT, lines, until
+from stack import WAIT, lines
 from test_outages import Site, make_site, marks
 
 from penstock.workers.up.redis_server import RedisServer

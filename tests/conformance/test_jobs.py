@@ -9,7 +9,8 @@ from pathlib import Path
 
 import acme
 import pytest
-from stack import PAIRS, WAIT, Stack, lines, until
+from polling import until
+from stack import PAIRS, WAIT, Stack, lines
 
 from penstock.config.errors import PayloadTooLarge
 from penstock.producers.records import Progress

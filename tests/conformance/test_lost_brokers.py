@@ -14,8 +14,8 @@ import pytest
 import redis
 from acme import Add
 from outage_jobs import Effect
+from polling import until
 from servers import AMQP_URL, delete_rabbitmq, need
-from stack import until
 from test_outages import Site
 
 from penstock.producers.senders.rabbitmq import lane_name

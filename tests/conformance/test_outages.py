@@ -20,10 +20,11 @@ import outage_jobs
 import pytest
 import sqlalchemy as sa
 from ledgers import temporary_database
+from polling import until
 from proxy import Proxy
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from servers import AMQP_URL, POSTGRES_URL, delete_rabbitmq, need
-from stack import PAIRS, WAIT, Stack, lines, until
+from stack import PAIRS, WAIT, Stack, lines
 
 from penstock.schemas.tables import jobs, workers
 from penstock.workers.up.redis_server import RedisServer

@@ -13,9 +13,10 @@ import promise_jobs
 import pytest
 import sqlalchemy as sa
 from ledgers import temporary_database
+from polling import until
 from promise_jobs import Charge, ChargeAsync, Gated, Most, Pointed, Store, StoreAsync
 from servers import MARIADB_URL, POSTGRES_URL, need
-from stack import WAIT, Stack, lines, until
+from stack import WAIT, Stack, lines
 
 from penstock.producers import JobHandle
 from penstock.schemas.tables import jobs

@@ -17,8 +17,9 @@ import pytest
 from celery import Celery, Signature, chain, group
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
+from polling import until
 from servers import for_pika
-from stack import PAIRS, WAIT, Stack, lines, until
+from stack import PAIRS, WAIT, Stack, lines
 
 from penstock.producers import Producer
 from penstock.producers.senders.rabbitmq_publisher import connect

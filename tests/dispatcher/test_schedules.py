@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import threading
-import time as clock
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from ledgers import Note, claimed, end, row_of, set_up
+from polling import until
 
 from penstock.config.errors import ConfigError, InvalidState, ScheduleNotFound
 from penstock.config.settings import ScheduleSettings, Settings, load_settings
@@ -62,13 +62,6 @@ def sqlite_ledger(sqlite_url: str) -> Iterator[Database]:
     database = Database(set_up(sqlite_url))
     yield database
     database.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = clock.monotonic() + 60
-    while not condition():
-        assert clock.monotonic() < deadline
-        clock.sleep(0.02)
 
 
 def full_hour(time: datetime) -> datetime:

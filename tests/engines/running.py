@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import celery
 from engine_jobs import Add
+from polling import until
 
 from penstock.config.settings import Settings
 from penstock.producers import Producer
@@ -25,15 +25,6 @@ HERE = Path(__file__).parent
 T = TypeVar("T")
 GENEROUS_SECONDS = 60.0
 PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
-
-
-def until(condition: Callable[[], T | None], what: str = "it") -> T:
-    """Poll until the condition returns something true, and return that."""
-    deadline = time.monotonic() + GENEROUS_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.05)
-    return value
 
 
 class Running:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from engine_jobs import Add, Break, End, Sleep
-from running import Running, until
+from polling import until
+from running import Running
 
 from penstock.schemas.wire import decode, encode
 from penstock.workers.event_messages import fields_text

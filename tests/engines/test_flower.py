@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from engine_jobs import Add, Break
-from running import Running, until
+from polling import until
+from running import Running
 
 from penstock.config.errors import ConfigError
 from penstock.workers.flower import run_flower

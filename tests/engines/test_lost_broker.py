@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from engine_jobs import Add, Sleep
 from kombu.clocks import LamportClock
-from running import Running, running, until
+from polling import until
+from running import Running, running
 
 from penstock.schemas.states import State
 from penstock.schemas.wire import decode, encode

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from engine_jobs import OTHER_QUEUE, QUEUE, Add, Aside, Sleep
-from running import Running, until
+from polling import until
+from running import Running
 
 from penstock.config.errors import JobFailed
 from penstock.schemas.states import State

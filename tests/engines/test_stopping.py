@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 
 from engine_jobs import Sleep
-from running import Running, until
+from polling import until
+from running import Running
 
 from penstock.schemas.states import State
 

@@ -6,13 +6,14 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from polling import until
 from pydantic import BaseModel
 
 from penstock.config.settings import Settings
@@ -248,13 +249,6 @@ class Bench:
     def idle(self) -> bool:
         waiting = self.broker.depths(["ex"])["ex"]
         return not waiting and not any(worker.consumer.unsettled for worker in self.workers)  # type: ignore[attr-defined]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+
+from polling import until
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.workers.brokers import Delivery
@@ -34,13 +35,6 @@ class Sink:
         return 1
 
     def submit(self, deliveries: Sequence[Delivery]) -> None: ...
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_a_broker_that_opens_and_hands_out_nothing_is_not_consumed() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from ledgers import change, claimed, end, message, row_of
+from polling import until
 
 from penstock.config.errors import ObjectNotFound, StorageError
 from penstock.config.settings import Settings
@@ -48,13 +48,6 @@ taking_over: list[Callable[[str], None]] = []
 def stolen(job: Stolen, ctx: Context) -> str:
     taking_over[-1](ctx.job_id)
     return "x" * 5000
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 @pytest.fixture

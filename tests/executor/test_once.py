@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from polling import until
 
 from penstock.config.settings import Settings
 from penstock.schemas import Job, RetryPolicy
@@ -210,13 +210,6 @@ def inline(tmp_path: Path) -> Iterator[Inline]:
 @pytest.fixture
 def bank_file(tmp_path: Path) -> Path:
     return tmp_path / "bank"
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 def lines(file: Path) -> list[str]:

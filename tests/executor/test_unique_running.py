@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from polling import until
 
 from penstock.config.errors import DuplicateJob
 from penstock.config.settings import ScheduleSettings, Settings
@@ -119,13 +120,6 @@ def inline() -> Iterator[Inline]:
     with Inline(queues=["ur"]) as penstock:
         yield penstock
         open_gate.set()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 def of_kind(database: Database, kind: str) -> list[Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from polling import until
 
 from penstock.config.settings import Settings
 from penstock.producers import JobHandle, Producer
@@ -111,15 +112,6 @@ async def both(job: Both) -> None:
 @handles(Free)
 async def free(job: Free) -> None:
     await Pages.book.note(job, "free")
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until the condition holds and return its value."""
-    deadline = time.monotonic() + WAIT
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.01)
-    return value
 
 
 class Site:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from limit_site import Both, Call, Free, One, Paced, Rare, Site, until
+from limit_site import Both, Call, Free, One, Paced, Rare, Site
+from polling import until
 from typer.testing import CliRunner
 
 from penstock.config.settings import LimitSettings

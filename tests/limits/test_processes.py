@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from limit_jobs import Noted
-from limit_site import until
+from polling import until
 
 from penstock.config.settings import Settings
 from penstock.producers import Producer

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conformance.stack import WAIT, Stack, lines, until
+from conformance.stack import WAIT, Stack, lines
+from polling import until
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 from ledgers import claimed, end, message
+from polling import until
 from pydantic import BaseModel, ConfigDict
 
 from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTimeout, WatchClosed
@@ -83,14 +83,6 @@ async def play(job: Play, ctx: Context) -> Any:
 
 @runs(Blind)
 async def blind(job: Blind) -> None: ...
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
-    return value
 
 
 @pytest.fixture

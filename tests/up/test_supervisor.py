@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from polling import until
 
 from penstock.config.errors import PenstockError
 from penstock.workers.up.guard import alive
 from penstock.workers.up.lock import FolderInUse, folder_lock
 from penstock.workers.up.processes import Child, Service
 from penstock.workers.up.supervisor import Supervisor
-from up.support import until
 
 STEADY = """
 import signal, sys, time

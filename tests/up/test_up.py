@@ -20,10 +20,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from polling import until
 
 from penstock.workers.up.guard import alive
 from penstock.workers.up.redis_server import RedisServer, free_port
-from up.support import until
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "acme"
 PENSTOCK = [sys.executable, "-c", "from penstock.workers.cli import main; main()"]
@@ -62,7 +62,7 @@ class Up:
         return {name: int(pid) for name, pid in re.findall(r"(\S+) is ready \(pid (\d+)\)", self.text)}
 
     def wait_ready(self) -> None:
-        until(lambda: "Ctrl-C stops everything." in self.text or self.process.poll() is not None, 240)
+        until(lambda: "Ctrl-C stops everything." in self.text or self.process.poll() is not None, seconds=240)
         assert self.process.poll() is None, self.text
 
     def end(self, number: int) -> int:
@@ -211,14 +211,14 @@ def test_one_killed_with_sigkill_leaves_no_process_and_its_folder_can_be_used_ag
 
     def starts_again() -> bool:
         again = start()
-        until(lambda: "Ctrl-C stops everything." in again.text or again.process.poll() is not None, 240)
+        until(lambda: "Ctrl-C stops everything." in again.text or again.process.poll() is not None, seconds=240)
         if again.process.poll() is None:
             assert sourced(again)["PENSTOCK_BROKER_URL"] == redis_url, "the port should be that of the last time"
             return again.end(signal.SIGINT) == 0
         assert "was killed, and what it had started is still being stopped" in again.text
         return False
 
-    until(starts_again, 120)
+    until(starts_again, seconds=120)
 
 
 def test_a_worker_that_dies_is_restarted_and_a_configured_broker_is_used(
@@ -247,7 +247,7 @@ def test_a_redis_that_is_killed_comes_back_with_its_jobs_and_the_workers_go_on(s
     until(lambda: up.pids["redis"] != first)
     words = ["enqueue", "invoice.write", json.dumps({"number": 8, "customer": "Grace"}), "--import", "acme.handlers"]
     subprocess.run([*PENSTOCK, *words], cwd=EXAMPLE, env=sourced(up), check=True, capture_output=True)
-    until(lambda: (up.folder / "storage" / "invoices" / "8.txt").exists(), 120)
+    until(lambda: (up.folder / "storage" / "invoices" / "8.txt").exists(), seconds=120)
     assert up.end(signal.SIGTERM) == 0
 
 
@@ -289,7 +289,7 @@ def test_a_job_that_kills_its_workers_is_quarantined_with_what_is_known_of_their
         with closing(sqlite3.connect(up.folder / "penstock.db", timeout=30)) as ledger:
             return [f"{row[0]}: {row[1]}" for row in ledger.execute("SELECT reason, detail FROM penstock_dead_letters")]
 
-    until(letters, 120)
+    until(letters, seconds=120)
     [letter] = letters()
     host = re.escape(socket.gethostname())
     known = rf"host {host}, pid \d+; ended with SIGKILL; peak memory (\d+) MiB"
