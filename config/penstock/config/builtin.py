@@ -7,11 +7,10 @@ from email.headerregistry import Address
 from email.utils import parseaddr
 from typing import Any, Literal
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penstock.config.values import ValueType, read_value
+from penstock.config.values import TimeZone, ValueType, read_value
 
 MEGABYTE = 1024 * 1024
 _IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
@@ -121,7 +120,7 @@ class ReportSettings(_Section):
     """None: the ledger's."""
     title: str | None = None
     """The name of the sheet, and in the mail; None: the report's name."""
-    timezone: str = "UTC"
+    timezone: TimeZone = "UTC"
     """For `today` and `yesterday`, and for times in a sheet, which can hold no zone."""
     count: bool = True
     """Count the rows first, for the progress; costs a second run of the query."""
@@ -134,15 +133,6 @@ class ReportSettings(_Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return _expanded(value)
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except Exception as error:
-            raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
-        return value
 
     @model_validator(mode="after")
     def _parameters_match(self) -> ReportSettings:

@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from penstock.config.values import TimeZone
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 
@@ -55,7 +57,7 @@ class ScheduleSettings(BaseModel):
     """One of the times of `every`; without an offset in `timezone`. 1970-01-01T00:00Z if not given."""
     at: datetime | None = None
     """The only time; without an offset in `timezone`."""
-    timezone: str = "UTC"
+    timezone: TimeZone = "UTC"
     calendar: str | None = None
     """Whose holidays: a country (`DE`), a part of it (`DE-BY`), or a market (`NYSE`, `ECB`)."""
     closed: Literal["skip", "before", "after"] | None = None
@@ -83,15 +85,6 @@ class ScheduleSettings(BaseModel):
             return f"every {duration_text(self.every)}"
         rule = str(self.cron) if self.cron is not None else f"at {self.at}"
         return rule if self.closed is None else f"{rule}, closed days of {self.calendar}: {self.closed}"
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except Exception as error:
-            raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
-        return value
 
     @field_validator("every")
     @classmethod

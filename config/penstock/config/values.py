@@ -1,12 +1,13 @@
-"""The types that a report's parameters and a sync's columns are declared with, and the reading of values."""
+"""The types of a report's parameters and a sync's columns, the reading of values, and time zones."""
 
 from __future__ import annotations
 
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 ValueType = Literal["str", "int", "float", "decimal", "date", "datetime", "bool"]
 
@@ -21,6 +22,18 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "bool": TypeAdapter(bool),
 }
 _EXAMPLES = {"date": " such as 2026-01-31", "datetime": " such as 2026-01-31T12:00:00Z", "bool": ", true or false"}
+
+
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except Exception as error:
+        raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
+"""An IANA time zone that is known here."""
 
 
 def read_value(value: object, type: ValueType) -> Any:
