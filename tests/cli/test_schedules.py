@@ -9,6 +9,7 @@ import pytest
 from ledgers import row_of
 
 from penstock.config.settings import load_settings
+from penstock.schemas import Job, registry
 from penstock.schemas.database import Database
 from penstock.workers.dispatcher.rules import read_schedules
 from penstock.workers.dispatcher.schedules import enter
@@ -85,6 +86,17 @@ def test_one_is_made_shown_run_paused_resumed_and_removed(penstock: Run, ledger:
     acts = [(act.act, act.subject) for act in audit.find(ledger, subject="nightly")]
     assert acts == [(act, "nightly") for act in ("remove", "resume", "pause", "run", "add")]
     assert [act.actor for act in audit.find(ledger, actor="ada")] == ["ada"]
+
+
+def test_one_whose_kind_only_dispatchers_import_is_not_called_wrong(penstock: Run, ledger: Database) -> None:
+    class Theirs(Job, kind="schedules.theirs"): ...
+
+    try:
+        assert penstock("schedules", "add", "theirs", "--kind", "schedules.theirs", "--every", "1h").code == 0
+    finally:
+        registry.discard(Theirs.kind())
+    shown = penstock("schedules", "show", "theirs", "--json").json
+    assert (shown["state"], shown["error"]) == ("active", None)
 
 
 def test_a_span_is_backfilled_in_the_zone_of_the_schedule(penstock: Run, ledger: Database) -> None:

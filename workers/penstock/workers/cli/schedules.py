@@ -301,7 +301,9 @@ def _one(settings: Settings, name: str) -> tuple[Schedule, Any]:
 
 def _fields(schedule: Schedule, row: Any) -> dict[str, Any]:
     settings = schedule.settings
-    error = schedule.error or (row.error if row is not None and row.rule == schedule.rule else None)
+    # A dispatcher has read it, which may have imported what this process lacks.
+    fires = row is not None and row.rule == schedule.rule and row.error is None
+    error = None if fires else schedule.error or (row.error if row is not None else None)
     next_at = row.next_at if row is not None else None
     if row is None and schedule.times is not None:
         next_at = schedule.times.next(datetime.now(UTC))
