@@ -7,17 +7,21 @@ import hmac
 import json
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 from gateways import SECRET, Gateway, problem
 from ledgers import set_up
 
-from penstock.config.errors import ConfigError
+from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.config.events import EventRule, WebhookSettings
 from penstock.config.settings import Settings
 from penstock.producers.gateway import create_app
+from penstock.producers.producer import AsyncProducer
 from penstock.schemas.signatures import sign
 from penstock.workers.up.redis_server import RedisServer
 
@@ -149,13 +153,11 @@ def test_what_is_no_event_is_refused_by_name(
     assert said["errors"][0]["attribute"] == attribute
 
 
-def test_a_standard_webhook_is_believed_once(gateway: Gateway) -> None:
+def test_a_standard_webhook_is_believed(gateway: Gateway) -> None:
     body = json.dumps({"type": "order.paid", "order": {"number": 9, "email": "ada@example.com"}}).encode()
     wrapped = json.dumps({"type": "shop.pushed", "what": "it"}).encode()
     headers = sign("whsec_c2VjcmV0", new(), int(time.time()), wrapped)
-    answers = [gateway.client.post("/v1/webhooks/shop", content=wrapped, headers=headers) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [202, 202]
-    assert answers[0].json() == answers[1].json()
+    assert gateway.client.post("/v1/webhooks/shop", content=wrapped, headers=headers).status_code == 202
     [sent] = gateway.sent("trees")
     assert (sent["payload"]["data"]["what"], sent["penstock"]["tenant"]) == ("it", "acme")
 
@@ -191,6 +193,99 @@ def test_stripes_webhook_is_believed(gateway: Gateway) -> None:
     assert gateway.client.post("/v1/webhooks/stripe", content=body, headers=headers).status_code == 202
     assert len(gateway.sent("trees")) == 1
     problem(gateway.client.post("/v1/webhooks/stripe", content=body + b" ", headers=headers), 401, "wrong-signature")
+
+
+def signed_standard(body: bytes, number: str, at: int) -> dict[str, str]:
+    return sign("whsec_c2VjcmV0", number, at, body)
+
+
+def signed_stripe(body: bytes, number: str, at: int) -> dict[str, str]:
+    signature = hmac.new(b"secret", f"{at}.".encode() + body, hashlib.sha256).hexdigest()
+    return {"Stripe-Signature": f"t={at},v1={signature}"}
+
+
+def signed_github(body: bytes, number: str, at: int) -> dict[str, str]:
+    signature = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
+    return {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Event": "push", "X-GitHub-Delivery": number}
+
+
+Signed = Callable[[bytes, str, int], dict[str, str]]
+SIGNED = pytest.mark.parametrize(
+    ("name", "signed"), [("shop", signed_standard), ("stripe", signed_stripe), ("github", signed_github)]
+)
+
+
+def pushed() -> bytes:
+    return json.dumps({"id": new(), "type": "shop.pushed"}).encode()
+
+
+@SIGNED
+def test_a_replay_is_refused(gateway: Gateway, name: str, signed: Signed) -> None:
+    body, path = pushed(), f"/v1/webhooks/{name}"
+    headers = signed(body, new(), int(time.time()))
+    assert gateway.client.post(path, content=body, headers=headers).status_code == 202
+    for _ in range(2):
+        problem(gateway.client.post(path, content=body, headers=headers), 409, "replayed")
+    assert len(gateway.sent("trees")) == 1
+    other = pushed()
+    answer = gateway.client.post(path, content=other, headers=signed(other, new(), int(time.time())))
+    assert answer.status_code == 202
+    assert len(gateway.sent("trees")) == 2
+
+
+@pytest.mark.parametrize("changed", ["v1=00,{}", "{},v1=00", "{},v0=1"])
+def test_a_replay_is_refused_whatever_stands_around_its_signature(gateway: Gateway, changed: str) -> None:
+    body = pushed()
+    headers = signed_stripe(body, "", int(time.time()))
+    assert gateway.client.post("/v1/webhooks/stripe", content=body, headers=headers).status_code == 202
+    headers = {name: changed.format(value) for name, value in headers.items()}
+    problem(gateway.client.post("/v1/webhooks/stripe", content=body, headers=headers), 409, "replayed")
+
+
+@pytest.mark.parametrize(("name", "signed"), [("shop", signed_standard), ("stripe", signed_stripe)])
+def test_a_sender_that_tries_again_is_answered_as_the_first_time(gateway: Gateway, name: str, signed: Signed) -> None:
+    body, number, now = pushed(), new(), int(time.time())
+    tries = [signed(body, number, at) for at in (now - 2, now - 1, now)]
+    answers = [gateway.client.post(f"/v1/webhooks/{name}", content=body, headers=headers) for headers in tries]
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert [answer.json() for answer in answers] == [answers[0].json()] * 3
+    assert len(gateway.sent("trees")) == 1
+    for headers in tries:  # each of them was a message
+        problem(gateway.client.post(f"/v1/webhooks/{name}", content=body, headers=headers), 409, "replayed")
+
+
+@SIGNED
+def test_a_message_that_was_not_taken_may_come_again(
+    gateway: Gateway, name: str, signed: Signed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, path = pushed(), f"/v1/webhooks/{name}"
+    headers = signed(body, new(), int(time.time()))
+
+    async def away(*_arguments: Any) -> Any:
+        raise BrokerUnavailable("not there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AsyncProducer, "enqueue_each", away)
+        problem(gateway.client.post(path, content=body, headers=headers), 503, "broker-unavailable")
+    assert gateway.sent("trees") == []
+    assert gateway.client.post(path, content=body, headers=headers).status_code == 202
+    problem(gateway.client.post(path, content=body, headers=headers), 409, "replayed")
+    assert len(gateway.sent("trees")) == 1
+
+
+@SIGNED
+def test_of_copies_at_one_moment_one_is_taken(gateway: Gateway, name: str, signed: Signed) -> None:
+    body, copies = pushed(), 4
+    headers, together = signed(body, new(), int(time.time())), Barrier(copies)
+
+    def post(_number: int) -> Any:
+        together.wait(60)
+        return gateway.client.post(f"/v1/webhooks/{name}", content=body, headers=headers)
+
+    with ThreadPoolExecutor(copies) as pool:
+        answers = list(pool.map(post, range(copies)))
+    assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409]
+    assert len(gateway.sent("trees")) == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/webhooks/minio"])

@@ -14,6 +14,8 @@ from penstock.config.values import TimeZone
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 
+_LONGEST = timedelta(days=36_525)
+
 TOLERANCE = timedelta(minutes=1)
 """A time is missed when nobody has fired it for longer than this."""
 
@@ -98,6 +100,8 @@ class ScheduleSettings(BaseModel):
     def _not_too_short(cls, value: timedelta | None) -> timedelta | None:
         if value is not None and value < TOLERANCE:
             raise ValueError("1m is the least: a time is missed when it is as late as that")
+        if value is not None and value > _LONGEST:
+            raise ValueError("a hundred years are the most; leave it out for as old as it likes")
         return value
 
     @field_validator("jitter")

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from penstock.config.errors import ConfigError, InvalidState, ScheduleNotFound
 from penstock.producers import audit
@@ -20,6 +21,7 @@ from penstock.producers.unique import enter as enter_jobs
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.tables import firings, jobs, schedules
+from penstock.schemas.wire import explain
 
 T = TypeVar("T")
 
@@ -145,7 +147,7 @@ def run(database: Database, name: str, *, actor: str) -> str:
         The job's id; of a unique kind whose key is held, that of the job that holds it.
 
     Raises:
-        ScheduleNotFound; ConfigError: the schedule is wrong, or its kind is not imported here.
+        ScheduleNotFound; ConfigError: the schedule is wrong, its kind is not imported here, or refuses the time.
     """
 
     def act(connection: sa.Connection, row: Any) -> str:
@@ -175,8 +177,8 @@ def backfill(
     after a crash or by mistake, makes only what is missing.
 
     Raises:
-        ScheduleNotFound; ConfigError: the schedule is wrong, its kind is not imported here, the span is empty or ends
-            in the future, or has more than `limit` times.
+        ScheduleNotFound; ConfigError: the schedule is wrong, its kind is not imported here or refuses a time, the span
+            is empty or ends in the future, or has more than `limit` times.
     """
     row = find(database, name)
     schedule = _good(row)
@@ -243,7 +245,10 @@ def _make(
     """Make the jobs of times that have none. The schedule's row is locked."""
     done = _fired(connection, schedule.name, times)
     wanted = [time for time in times if time not in done]
-    envelopes = [schedule.envelope(now, time) for time in wanted]
+    try:
+        envelopes = [schedule.envelope(now, time) for time in wanted]
+    except ValidationError as error:
+        raise ConfigError(f"schedule {schedule.name!r}: its kind refuses that time: {explain(error)}") from None
     made = dict(zip(wanted, enter_jobs(connection, database, envelopes, now), strict=True)) if wanted else {}
     answers = []
     for time in times:

@@ -57,12 +57,16 @@ def verify_github(headers: Headers, body: bytes, secrets: Iterable[str]) -> None
 
 def verify_stripe(headers: Headers, body: bytes, secrets: Iterable[str], *, now: float, tolerance: float) -> None:
     """`Stripe-Signature: t=…,v1=…`, or several `v1`. Raises WrongSignature, as `verify_standard`."""
-    parts = [part.strip().partition("=") for part in _header(headers, "stripe-signature").split(",")]
-    timestamp = next((value for name, _, value in parts if name == "t"), "")
-    given = [_hex(value) for name, _, value in parts if name == "v1"]
+    timestamp = stripe_time(headers)
+    given = [_hex(value) for name, value in _stripe_parts(headers) if name == "v1"]
     signed = timestamp.encode() + b"." + body
     _check(given, [_hmac(secret.encode(), signed) for secret in secrets])
     _check_time(timestamp, now, tolerance)
+
+
+def stripe_time(headers: Headers) -> str:
+    """The time that Stripe signs; empty if there is none. Raises WrongSignature: there is no signature."""
+    return next((value for name, value in _stripe_parts(headers) if name == "t"), "")
 
 
 def verify_bearer(headers: Headers, secrets: Iterable[str]) -> None:
@@ -71,6 +75,11 @@ def verify_bearer(headers: Headers, secrets: Iterable[str]) -> None:
     scheme, _, rest = text.partition(" ")
     given = rest.strip() if scheme.lower() == "bearer" else text
     _check([given.encode()], [secret.encode() for secret in secrets])
+
+
+def _stripe_parts(headers: Headers) -> list[tuple[str, str]]:
+    parts = [part.strip().partition("=") for part in _header(headers, "stripe-signature").split(",")]
+    return [(name, value) for name, _, value in parts]
 
 
 def _standard(secret: str, id: str, timestamp: str, body: bytes) -> bytes:

@@ -44,9 +44,15 @@ class Times:
             at = localized(settings.at, settings.zone)
             return iter([at] if at > after else [])
         assert settings.every is not None
-        every, first = settings.every, (after - self._anchor) // settings.every + 1
+        return self._steps(settings.every, after)
+
+    def _steps(self, every: timedelta, after: datetime) -> Iterator[datetime]:
         # Counted from the anchor each time: nothing adds up.
-        return (self._anchor + number * every for number in count(first))
+        for number in count((after - self._anchor) // every + 1):
+            try:
+                yield self._anchor + number * every
+            except OverflowError:  # after the year 9999
+                return
 
     def next(self, after: datetime) -> datetime | None:
         """The first of `after`; the last answer is kept, so that it may be asked for ahead of time."""

@@ -66,6 +66,27 @@ def read(
             return [_event(id=data.get("id", digest), source=source, type=data.get("type", name), data=data)]
 
 
+def message(settings: WebhookSettings, headers: Mapping[str, str], body: bytes) -> str | None:
+    """A hash that a request shares with its replays only: of what is signed, so that nobody who lacks the secret can
+    change it. A sender that tries again signs anew, with another time. None: the scheme signs nothing.
+
+    GitHub signs no time, and its number of the delivery, which stays in a redelivery, stands beside the signature.
+
+    Arguments:
+        headers, body: of a request that `read` has believed.
+    """
+    match settings.scheme:
+        case "standard":
+            said = f"{headers[signatures.ID]}.{headers[signatures.TIMESTAMP]}"
+        case "github":
+            said = headers.get("x-github-delivery", "")
+        case "stripe":
+            said = signatures.stripe_time(headers)
+        case "bearer":
+            return None
+    return hashlib.sha256(said.encode() + b"." + body).hexdigest()
+
+
 def s3(document: Mapping[str, Any], storage_url: str) -> Iterator[Event]:
     """The events of a notification of S3, or of a store that speaks like it; of a test none.
 

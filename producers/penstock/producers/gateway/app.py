@@ -12,7 +12,18 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from penstock.config.settings import Settings, load_settings
-from penstock.producers.gateway import events, health, jobs, kinds, openapi, problems, streams, submitting, webhooks
+from penstock.producers.gateway import (
+    events,
+    health,
+    jobs,
+    kinds,
+    openapi,
+    problems,
+    schedules,
+    streams,
+    submitting,
+    webhooks,
+)
 from penstock.producers.gateway.bodies import BodyLimits
 from penstock.producers.gateway.metrics import Measured
 from penstock.producers.gateway.services import Authenticated, Services
@@ -23,6 +34,7 @@ ROUTERS = (
     jobs.router,
     streams.router,
     kinds.router,
+    schedules.router,
     events.router,
     webhooks.router,
     health.router,
@@ -79,7 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(limits.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"],
             expose_headers=["Location", "Retry-After", "Idempotency-Replayed"],
         )

@@ -27,6 +27,7 @@ from penstock.config.errors import (
     PayloadTooLarge,
     PenstockError,
     QueueFull,
+    ScheduleNotFound,
     StorageError,
 )
 
@@ -120,6 +121,8 @@ def problem_of(error: PenstockError) -> Problem:
             return Problem(503, "queue-full", f"queue {error.queue} is full; try again later", headers=_AGAIN)
         case JobNotFound():
             return job_not_found()
+        case ScheduleNotFound():
+            return schedule_not_found()
         case InvalidState() | NotTracked():
             return Problem(409, "wrong-state", str(error))
         case InvalidToken():
@@ -139,6 +142,10 @@ def problem_of(error: PenstockError) -> Problem:
 
 def job_not_found() -> Problem:
     return Problem(404, "job-not-found", "there is no such job, or it is not for this caller to see")
+
+
+def schedule_not_found() -> Problem:
+    return Problem(404, "schedule-not-found", "there is no such schedule, or it is not for this caller to see")
 
 
 def broken() -> Problem:

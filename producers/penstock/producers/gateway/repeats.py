@@ -106,7 +106,7 @@ class Repeats:
             if found.status is not None:
                 return Repeat(one, ids, (found.status, found.answer.encode()))
             if now - found.begun_at < UNDER_WAY:
-                detail = "the request with this Idempotency-Key is under way; try again"
+                detail = "this request is under way already; try again"
                 raise Problem(409, "under-way", detail, headers={"Retry-After": "1"})
             connection.execute(sa.update(requests).where(requests.c.id == one).values(begun_at=now))
             return Repeat(one, ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
@@ -11,10 +12,11 @@ from starlette.responses import Response
 from penstock.config.errors import ConfigError, InvalidEvent, WrongSignature
 from penstock.config.settings import Settings
 from penstock.producers.gateway.callers import Caller
-from penstock.producers.gateway.events import EventsAnswer, refused, respond, take
+from penstock.producers.gateway.events import EventAnswer, EventsAnswer, refused, respond, take
 from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.services import Here
+from penstock.producers.gateway.services import Here, Services
 from penstock.schemas import signatures, webhooks
+from penstock.schemas.cloudevents import Event
 
 router = APIRouter(tags=["events"])
 
@@ -32,7 +34,8 @@ def check_secrets(settings: Settings) -> None:
 
 @router.post("/v1/webhooks/{name}", operation_id="sendWebhook", status_code=202, response_model=EventsAnswer)
 async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Request, here: Here) -> Response:
-    """Take a webhook of a sender that penstock.toml names. One that comes again makes no further job."""
+    """Take a webhook of a sender that penstock.toml names. An event that comes again makes no further job, and the very
+    same signed request is refused (409)."""
     if (settings := here.settings.webhooks.get(name)) is None:
         raise Problem(404, "unknown-webhook", f"no webhook is named {name!r}; penstock.toml lists them")
     caller = Caller(
@@ -55,4 +58,21 @@ async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Reque
     except InvalidEvent as error:
         raise refused(error) from None
     here.count(caller, max(len(events), 1))
-    return respond([await take(event, caller, here) for event in events])
+    if (message := webhooks.message(settings, request.headers, body)) is None:
+        return respond([await take(event, caller, here) for event in events])
+    return respond(await _take_once(message, events, caller, here))
+
+
+async def _take_once(message: str, events: Sequence[Event], caller: Caller, here: Services) -> list[EventAnswer]:
+    """Raises Problem (409): this message was taken before, or is being taken. One that was not may come again."""
+    repeat = await here.repeats.begin(caller.id, message, [b"message"], [])
+    if repeat.answer is not None:
+        here.metrics.refused.labels("replayed").inc()
+        raise Problem(409, "replayed", "this very message was taken already; nothing was done now")
+    try:
+        answers = [await take(event, caller, here) for event in events]
+    except BaseException:
+        await here.repeats.forget(repeat)  # what jobs it has made so far stand under its events
+        raise
+    await here.repeats.end(repeat, 202, b"")
+    return answers
