@@ -117,7 +117,7 @@ def _fan_out(plan: Plan, size: int) -> tuple[float, float]:
             time.sleep(0.01)
         began = _one(database, head.where(steps.c.number == 0))
         seconds = time.time() - began.timestamp()
-        _wait(database, 2)
+        _wait(database, 2, size / 200)
         return seconds, (_cpu(running) - before) / size * 1e6
 
 
@@ -134,13 +134,13 @@ def _one(database: Database, select: sa.Select[tuple[object]]):  # type: ignore[
     return database.read(lambda connection: connection.execute(select).scalar())
 
 
-def _wait(database: Database, count: int) -> None:
-    """Until so many workflows have succeeded."""
+def _wait(database: Database, count: int, seconds: float = 0.0) -> None:
+    """Until so many workflows have succeeded; `seconds` more than usual may pass between two."""
     select = sa.select(sa.func.count()).select_from(workflows).where(workflows.c.state == "succeeded")
     before, deadline = 0, time.monotonic() + STALL_SECONDS
     while (done := _one(database, select)) < count:
         if done > before:
             before, deadline = done, time.monotonic() + STALL_SECONDS
-        if time.monotonic() > deadline + count / 200:
+        if time.monotonic() > deadline + seconds + count / 200:
             raise BenchError(f"{done} of {count} workflows have ended")
         time.sleep(0.02)

@@ -28,7 +28,7 @@ from penstock.schemas.wire import encode
 from penstock.workers.ledger import erasing
 from penstock.workers.ledger.retention import Pruning
 from penstock.workers.workflows import orders
-from penstock.workers.workflows.advancing import Mover
+from penstock.workers.workflows.advancing import Moved, Mover
 from penstock.workers.workflows.definition import definitions
 
 MEMBERS = 200
@@ -42,18 +42,18 @@ class Crash(Exception):
 class Dying(Mover):
     """A mover that dies in the middle of every other transaction."""
 
-    def advance(self, ids: Any) -> list[str]:
+    def advance(self, ids: Any, *, reserve: bool = False) -> Moved:
         if random.random() < 0.5:
             from penstock.workers.workflows.advancing import _Batch
 
             def work(connection: sa.Connection) -> None:
-                _Batch(self, connection).advance(ids)
+                _Batch(self, connection, reserve).advance(ids)
                 raise Crash("before the commit")
 
             with pytest.raises(Crash):
                 self.database.write(work)
-            return []
-        return super().advance(ids)
+            return Moved([], [], datetime.now(UTC), due=False)
+        return super().advance(ids, reserve=reserve)
 
 
 def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(ledger: Database) -> None:

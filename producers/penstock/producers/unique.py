@@ -41,15 +41,22 @@ class Admission:
 
 
 def enter(
-    connection: sa.Connection, database: Database, envelopes: Iterable[Envelope], now: datetime
+    connection: sa.Connection,
+    database: Database,
+    envelopes: Iterable[Envelope],
+    now: datetime,
+    reserved: datetime | None = None,
 ) -> list[Admission]:
     """Enter jobs in a transaction of the caller's, for the dispatcher to send; each unique one if its key allows it.
 
     One without a key, as a stock client sends it, is not asked for any.
+
+    Arguments:
+        reserved: until when those that are not unique are kept for the caller, who sends them after the transaction.
     """
     envelopes = list(envelopes)
     asked = [(envelope, policy) for envelope in envelopes if (policy := _policy(envelope)) is not None]
-    rows = [waiting_row(envelope) for envelope in envelopes if _policy(envelope) is None]
+    rows = [waiting_row(envelope, reserved) for envelope in envelopes if _policy(envelope) is None]
     if rows:
         database.execute_many(connection, database.insert_ignore(jobs), rows)
     entered = (Admission(row["id"], row["queue"], True) for row in rows)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from functools import partial
 from types import FrameType
 
 from penstock.config.settings import Settings, redact_url
@@ -26,6 +27,7 @@ from penstock.workers.dispatcher.retention import Retention
 from penstock.workers.dispatcher.schedules import Schedules
 from penstock.workers.dispatcher.stock import StockClients
 from penstock.workers.workflows.poller import Workflows
+from penstock.workers.workflows.sending import Sending
 
 STOP_SECONDS = 10.0
 """The longest wait for a round under way, such as a send to a broker that does not answer."""
@@ -45,19 +47,20 @@ class Dispatcher:
             lease_seconds=settings.lease_seconds,
         )
         # Without the queues' max_length: what is due was accepted long ago, and a producer's limit is not for it.
-        sender = open_sender(
-            settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
+        open_own = partial(
+            open_sender, settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
         )
         lanes = open_lanes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
         lost = LostJobs(self._database, lanes, settings.lease)
-        due = DueJobs(self._database, sender, after=lost.begun)
+        due = DueJobs(self._database, open_own(), after=lost.begun)
+        sending = Sending(self._database, open_own(), due.news, lost.begun)
         self.services: list[Poller] = [
             Intake(self._database, consumer),
             due,
             *Limits.open(settings, self._database),
             *open_outboxes(settings, self._database, after=lost.begun),
             Schedules(self._database, settings, due.news),
-            Workflows(settings, self._database, pushed=True),
+            Workflows(settings, self._database, pushed=True, sending=sending),
             Rescue(self._database, settings.lease),
             lost,
             Retention(settings, self._database),

@@ -22,6 +22,7 @@ from penstock.producers import steps as notes
 from penstock.producers.results import StoredResult
 from penstock.producers.storage import Storage
 from penstock.producers.unique import enter
+from penstock.producers.waiting import RESERVED
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.kinds import registry
@@ -45,6 +46,7 @@ from penstock.workers.workflows.statements import (
     WRITE,
     WRITE_DUE,
     WRITE_MEMBER,
+    WRITE_OWN,
     WRITE_WORKFLOW,
     head_row,
     step_key,
@@ -53,6 +55,8 @@ from penstock.workers.workflows.statements import (
 
 BATCH = 2000
 """Rows of steps that are looked at in one transaction."""
+_MOST_RESERVED = 20_000
+"""While the caller sends more than these, other workflows would have to wait."""
 _SOON = timedelta(milliseconds=200)
 _BORROWED = timedelta(seconds=2)
 """How often a job is looked at that stands for a step's own, unique one: nobody tells of its end."""
@@ -78,27 +82,47 @@ class Mover:
         found = self.database.read(lambda connection: connection.scalars(select.limit(BATCH)).all())
         return sorted(set(found)), len(found) == BATCH
 
-    def advance(self, ids: Sequence[str]) -> list[str]:
-        """Move these on; those that another dispatcher has at the moment are left to it. Returns those that ended.
+    def advance(self, ids: Sequence[str], *, reserve: bool = False) -> Moved:
+        """Move these on; those that another dispatcher has at the moment are left to it.
+
+        Arguments:
+            reserve: the new jobs for the caller, who sends them, instead of letting them be due at once.
 
         Raises:
             LedgerUnavailable: nothing was written; and whatever the database does not take of one of them.
         """
-        return self.database.write(lambda connection: _Batch(self, connection).advance(ids))
+        return self.database.write(lambda connection: _Batch(self, connection, reserve).advance(ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What came of it.
+
+    Attributes:
+        ended: ids of workflows that have.
+        sending: jobs that are reserved, `until` then.
+        due: whether there are new jobs that are not.
+    """
+
+    ended: list[str]
+    sending: list[Envelope]
+    until: datetime
+    due: bool
 
 
 class _Batch:
     """One transaction."""
 
-    def __init__(self, mover: Mover, connection: sa.Connection) -> None:
+    def __init__(self, mover: Mover, connection: sa.Connection, reserve: bool) -> None:
         self._mover, self._database, self._connection = mover, mover.database, connection
+        self._reserve = reserve
         self._members: list[dict[str, Any]] = []
         self._again: list[dict[str, Any]] = []
         self._new: list[dict[str, Any]] = []
         self._outgoing: list[tuple[Run, str, int, Envelope]] = []
         self._owns: dict[str, Any] = {}
 
-    def advance(self, ids: Sequence[str]) -> list[str]:
+    def advance(self, ids: Sequence[str]) -> Moved:
         self._now = self._connection.execute(sa.select(from_now())).scalar_one()
         runs = self._read(ids)
         self._take_in(runs)
@@ -110,21 +134,24 @@ class _Batch:
             # A step that was skipped, or compensated at once, may let another begin.
             active = [run for run in active if run.ready() or run.next_undo()]
         self._write(list(runs.values()))
-        return [run.id for run in runs.values() if run.finished]
+        made = [envelope for *_, envelope in self._outgoing]
+        sending = [one for one in made if self._reserve and registry[one.kind].unique is None]
+        ended = [run.id for run in runs.values() if run.finished]
+        return Moved(ended, sending, self._until, len(sending) < len(made))
 
     # Reading.
 
     def _read(self, ids: Sequence[str]) -> dict[str, Run]:
         mine = self._database.among(workflows.c.id, ids)
         select = self._database.locked(WORKFLOWS.where(mine).order_by(workflows.c.id), skip=True)
-        rows = {row.id: row for row in self._connection.execute(select)}
+        rows = {row.id: row for row in self._connection.execute(select).all()}
         if not rows:
             return {}
-        self._owns = {row.id: row for row in self._connection.execute(self._of(OWN, jobs.c.id, list(rows)))}
+        self._owns = {row.id: row for row in self._connection.execute(self._of(OWN, jobs.c.id, list(rows))).all()}
         heads: dict[str, dict[str, Row]] = defaultdict(dict)
         of_step = self._of(HEADS, steps.c.workflow_id, list(rows)).where(steps.c.number == 0)
-        for row in self._connection.execute(of_step):
-            heads[row.workflow_id][row.step] = Row(*row[1:], seen_due_at=row.due_at)  # type: ignore[misc]
+        for workflow_id, step, *values in self._connection.execute(of_step).all():
+            heads[workflow_id][step] = Row(step, *values)
         runs = {}
         for id, row in rows.items():
             definition = definitions.get(row.kind)
@@ -196,7 +223,7 @@ class _Batch:
         ids = [row.job_id for row in due if row.job_id is not None]
         found = {}
         if ids:
-            found = {row.id: row for row in self._connection.execute(self._of(ENDED, jobs.c.id, ids))}
+            found = {row.id: row for row in self._connection.execute(self._of(ENDED, jobs.c.id, ids)).all()}
         for row in due:
             run = runs[row.workflow_id]
             if row.job_id is None:
@@ -280,7 +307,7 @@ class _Batch:
             elif row.job_id is not None and row.state == StepState.SUCCEEDED:
                 single[row.job_id].append(key)
         if single:
-            for job in self._connection.execute(self._of(RESULT, jobs.c.id, list(single))):
+            for job in self._connection.execute(self._of(RESULT, jobs.c.id, list(single))).all():
                 for key in single[job.id]:
                     found[key] = self._text(job)
         return found
@@ -288,7 +315,7 @@ class _Batch:
     def _results_of_members(self, workflow_id: str, step: str) -> str:
         mine = (steps.c.workflow_id == workflow_id, steps.c.number > 0, steps.c.step == step)
         joined = RESULT.select_from(steps.join(jobs, jobs.c.id == steps.c.job_id)).order_by(steps.c.number)
-        done = self._connection.execute(joined.where(*mine, jobs.c.state == State.SUCCEEDED))
+        done = self._connection.execute(joined.where(*mine, jobs.c.state == State.SUCCEEDED)).all()
         return "[" + ",".join(self._text(job) for job in done) + "]"
 
     def _text(self, job: Any) -> str:
@@ -300,10 +327,9 @@ class _Batch:
 
     def _write(self, runs: Sequence[Run]) -> None:
         self._send()
+        self._finish([run for run in runs if run.finished])
         for run in runs:
-            if run.finished:
-                self._finish(run)
-            elif run.reopened:
+            if run.reopened and not run.finished:
                 revive_all(self._connection, self._database, [run.id], after=PARKED)
         rows = [head_row(run, row) for run in runs for row in run.rows.values() if row.changed]
         for statement, changes in ((WRITE, rows), (WRITE_MEMBER, self._members), (WRITE_DUE, self._again)):
@@ -321,7 +347,9 @@ class _Batch:
         if not self._outgoing:
             return
         envelopes = [envelope for *_, envelope in self._outgoing]
-        answers = enter(self._connection, self._database, envelopes, datetime.now(UTC))
+        self._reserve = self._reserve and len(envelopes) <= _MOST_RESERVED
+        until = self._until if self._reserve else None
+        answers = enter(self._connection, self._database, envelopes, datetime.now(UTC), until)
         for (run, name, number, _), answer in zip(self._outgoing, answers, strict=True):
             due_at = self._now + (LOOK_AGAIN if answer.created else _BORROWED)
             if number == 0:
@@ -330,42 +358,66 @@ class _Batch:
                 sent = {"state": StepState.RUNNING, "job_id": answer.job_id, "due_at": due_at}
                 self._new.append(fresh_row(run.id, name, number) | sent)
 
-    def _finish(self, run: Run) -> None:
-        """End the workflow's own job with it. One that has not come to rest yet, since its start is just being
+    @property
+    def _until(self) -> datetime:
+        """When the new jobs' reservation ends: writing them takes its time, too."""
+        return self._now + RESERVED + timedelta(milliseconds=len(self._outgoing))
+
+    def _finish(self, runs: Sequence[Run]) -> None:
+        """End the workflows' own jobs with them. One that has not come to rest yet, since its start is just being
         recorded, is waited for."""
-        if run.own not in FINAL and run.own not in WAITING:
-            run.finished = run.changed = False
-            first = next(iter(run.rows.values()))
-            first.due_at, first.changed = self._now + _SOON, True
-            return
-        if run.own in WAITING:
-            self._end_own_job(run)
+        for run in runs:
+            if run.own not in FINAL and run.own not in WAITING:
+                run.finished = run.changed = False
+                first = next(iter(run.rows.values()))
+                first.due_at, first.changed = self._now + _SOON, True
+        ending = [run for run in runs if run.finished and run.own in WAITING]
+        succeeded = [run for run in ending if run.state == WorkflowState.SUCCEEDED]
+        if succeeded:
+            now, results = datetime.now(UTC), self._results_of(succeeded)
+            changes = [{"b_id": run.id, "b_finished_at": now} | results.get(run.id, _NO_RESULT) for run in succeeded]
+            self._database.execute_many(self._connection, WRITE_OWN, changes)
+        for run in ending:
+            if run.state != WorkflowState.SUCCEEDED:
+                self._end_own_job(run)
+        # Steps of other workflows.
+        notes.ended(
+            self._connection, self._database, [one.id for one in ending if self._owns[one.id].embed is not None]
+        )
 
     def _end_own_job(self, run: Run) -> None:
+        """Of a workflow that has not succeeded."""
         now = datetime.now(UTC)
-        change: dict[str, Any] = {"finished_at": now, "due_at": None, "error": None}
-        match run.state:
-            case WorkflowState.SUCCEEDED:
-                change |= {"state": State.SUCCEEDED} | self._result_of(run)
-            case WorkflowState.CANCELLED:
-                change |= {"state": State.CANCELLED}
-            case _:
-                change |= {"state": State.DEAD, "error": run.error}
-                letter = _letter(run, self._owns[run.id].queue, now)
-                self._connection.execute(self._database.upsert(dead_letters), [letter])
+        change: dict[str, Any] = {"finished_at": now, "due_at": None, "error": None, "state": State.CANCELLED}
+        if run.state != WorkflowState.CANCELLED:
+            change |= {"state": State.DEAD, "error": run.error}
+            letter = _letter(run, self._owns[run.id].queue, now)
+            self._connection.execute(self._database.upsert(dead_letters), [letter])
         self._connection.execute(sa.update(jobs).where(jobs.c.id == run.id).values(**change))
-        if self._owns[run.id].embed is not None:
-            notes.ended(self._connection, self._database, [run.id])  # a step of another workflow
 
-    def _result_of(self, run: Run) -> dict[str, str | None]:
-        last = run.definition.last
-        row = None if last is None else run.rows[last.name]
-        if last is None or row is None or row.state != StepState.SUCCEEDED:
-            return {"result": None}
-        if row.members is None and row.job_id is not None:
-            job = self._connection.execute(RESULT.where(jobs.c.id == row.job_id)).first()
-            return {"result": None} if job is None else {"result": job.result, "result_ref": job.result_ref}
-        return {"result": self._results([(run, last.name)])[run.id, last.name]}
+    def _results_of(self, runs: Sequence[Run]) -> dict[str, dict[str, str | None]]:
+        """The results of workflows that have succeeded: those of their last steps, by the ids of the workflows."""
+        found: dict[str, dict[str, str | None]] = {}
+        taken: dict[str, str] = {}
+        for run in runs:
+            row = None if (last := run.definition.last) is None else run.rows[last.name]
+            if row is None or row.state != StepState.SUCCEEDED:
+                continue
+            if row.members is None and row.job_id is not None:
+                taken[run.id] = row.job_id
+            else:
+                result = self._results([(run, row.step)])[run.id, row.step]
+                found[run.id] = {"b_result": result, "b_result_ref": None}
+        if taken:
+            select = self._of(RESULT, jobs.c.id, list(taken.values()))
+            done = {job.id: job for job in self._connection.execute(select).all()}
+            for id, job_id in taken.items():
+                if (job := done.get(job_id)) is not None:
+                    found[id] = {"b_result": job.result, "b_result_ref": job.result_ref}
+        return found
+
+
+_NO_RESULT: dict[str, str | None] = {"b_result": None, "b_result_ref": None}
 
 
 def _letter(run: Run, queue: str, now: datetime) -> dict[str, Any]:

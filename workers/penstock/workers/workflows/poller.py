@@ -15,7 +15,11 @@ from penstock.workers.dispatcher.pollers import Poller, log
 from penstock.workers.pushes import Pushes
 from penstock.workers.workflows.advancing import Mover
 from penstock.workers.workflows.definition import definitions
+from penstock.workers.workflows.sending import Sending
 
+_IDLE_SECONDS = 0.03
+_BUSY_SECONDS = 0.01
+"""After a round that moved some: the next ends are near."""
 _AFTER_FAILURE_SECONDS = 30.0
 
 
@@ -24,14 +28,17 @@ class Workflows(Poller):
 
     Arguments:
         pushed: tell those who wait for a workflow of its end, where the broker is Redis.
+        sending: of the steps' jobs; None: all are left to the service of due jobs.
     """
 
     name = "workflows"
-    interval_seconds = 0.03
+    interval_seconds = _IDLE_SECONDS
 
-    def __init__(self, settings: Settings, database: Database, *, pushed: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, *, pushed: bool = False, sending: Sending | None = None
+    ) -> None:
         super().__init__()
-        self._settings = settings
+        self._settings, self._sending = settings, sending
         self._pushes: Pushes | None = None
         if pushed and scheme(settings.broker_url) == "redis":
             timeout = settings.broker_timeout_seconds
@@ -53,15 +60,15 @@ class Workflows(Poller):
         ids = [id for id in due if id not in self._put_off]
         if ids:
             self._advance(ids)
+        self.interval_seconds = _BUSY_SECONDS if ids else _IDLE_SECONDS
         return more and bool(ids)
 
     def _advance(self, ids: Sequence[str]) -> None:
         """One that cannot be moved, whatever it is of it that the database or a class does not take, must not keep the
         others."""
+        sending = self._sending if self._sending is not None and self._sending.is_possible else None
         try:
-            ended = self._mover.advance(ids)
-            if self._pushes is not None and ended:
-                self._pushes.changed(ended)
+            moved = self._mover.advance(ids, reserve=sending is not None)
         except LedgerUnavailable:
             raise
         except Exception as error:
@@ -71,6 +78,13 @@ class Workflows(Poller):
                 return
             self._put_off[ids[0]] = time.monotonic() + _AFTER_FAILURE_SECONDS
             log.error("workflow %s cannot be moved on; trying again later", ids[0], exc_info=error)
+            return
+        if self._pushes is not None and moved.ended:
+            self._pushes.changed(moved.ended)
+        if sending is not None:
+            sending.send(moved.sending, moved.until)
+        if self._sending is not None and moved.due:
+            self._sending.news.set()
 
     def start(self) -> None:
         if self._pushes is not None and definitions:
@@ -80,5 +94,7 @@ class Workflows(Poller):
     def close(self) -> None:
         if self._pushes is not None:
             self._pushes.close()
+        if self._sending is not None:
+            self._sending.close()
         if "_storage" in self.__dict__:
             self._storage.close()

@@ -54,8 +54,11 @@ class Row:
     finished_at: datetime | None
     error: str | None
     result: str | None
-    seen_due_at: datetime | None = None
     changed: bool = False
+    seen_due_at: datetime | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen_due_at = self.due_at
 
     def end(self, state: StepState, now: datetime, error: str | None = None) -> None:
         self.state, self.finished_at, self.error = state, now, error and error[:2000]

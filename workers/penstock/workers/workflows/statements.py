@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.schemas.states import State
 from penstock.schemas.tables import jobs, steps, workflows
 from penstock.workers.workflows.running import Row, Run
 
@@ -62,6 +63,18 @@ WRITE_WORKFLOW = (
     sa.update(workflows)
     .where(workflows.c.id == sa.bindparam("b_id"))
     .values({name: sa.bindparam(f"b_{name}", type_=workflows.c[name].type) for name in _WORKFLOW})
+)
+WRITE_OWN = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("b_id"))
+    .values(
+        state=State.SUCCEEDED,
+        due_at=None,
+        error=None,
+        **{
+            name: sa.bindparam(f"b_{name}", type_=jobs.c[name].type) for name in ("finished_at", "result", "result_ref")
+        },
+    )
 )
 
 

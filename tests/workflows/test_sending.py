@@ -1,0 +1,83 @@
+"""The dispatcher sends what it has just written itself, and nothing is lost or early where that goes wrong."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import workflow_jobs as acme
+from workflow_hands import mover, start
+
+from penstock.producers.senders.memory import MemoryBroker
+from penstock.schemas.clock import from_now
+from penstock.schemas.database import Database
+from penstock.schemas.tables import jobs
+from penstock.workers.ledger.delays import send_due
+from penstock.workers.workflows.advancing import Moved
+from penstock.workers.workflows.sending import Sending
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker()
+
+
+@pytest.fixture
+def sending(ledger: Database, broker: MemoryBroker) -> Sending:
+    begun = threading.Event()
+    sending = Sending(ledger, broker, threading.Event(), begun)
+    assert not sending.is_possible
+    begun.set()
+    return sending
+
+
+def advance(ledger: Database) -> Moved:
+    return mover(ledger).advance(mover(ledger).due()[0], reserve=True)
+
+
+def row(ledger: Database, kind: str) -> Any:
+    return ledger.read(lambda connection: connection.execute(sa.select(jobs).where(jobs.c.kind == kind)).one())
+
+
+def test_a_new_job_is_sent_and_marked_without_being_due(
+    ledger: Database, broker: MemoryBroker, sending: Sending
+) -> None:
+    start(ledger, acme.Nightly(regions=["north"]))
+    moved = advance(ledger)
+    assert ([one.kind for one in moved.sending], moved.due) == (["wf.sync"], False)
+    assert send_due(ledger, broker) == 0
+    sending.send(moved.sending, moved.until)
+    assert [one.id for one in broker.sent] == [row(ledger, "wf.sync").id]
+    assert row(ledger, "wf.sync").state == "queued"
+    assert sending.is_possible
+    assert not sending.news.is_set()
+
+
+def test_a_job_whose_dispatcher_died_before_sending_it_is_due_when_its_reservation_ends(ledger: Database) -> None:
+    start(ledger, acme.Nightly(regions=["north"]))
+    moved = advance(ledger)
+    assert (row(ledger, "wf.sync").state, row(ledger, "wf.sync").due_at) == ("scheduled", moved.until)
+    now = ledger.read(lambda connection: connection.execute(sa.select(from_now())).scalar_one())
+    assert moved.until < now + timedelta(seconds=20)
+
+
+def test_what_the_broker_does_not_take_is_due_at_once(ledger: Database, broker: MemoryBroker, sending: Sending) -> None:
+    start(ledger, acme.Nightly(regions=["north"]))
+    moved = advance(ledger)
+    broker.down = True
+    sending.send(moved.sending, moved.until)
+    assert not sending.is_possible  # for a while it is left to the service of due jobs
+    assert sending.news.is_set()
+    broker.down = False
+    assert send_due(ledger, broker) == 1
+    assert [one.kind for one in broker.sent] == ["wf.sync"]
+
+
+def test_a_unique_job_is_left_to_the_service_of_due_jobs(ledger: Database, broker: MemoryBroker) -> None:
+    start(ledger, acme.Only(what="x"))
+    moved = advance(ledger)
+    assert (moved.sending, moved.due) == ([], True)
+    assert send_due(ledger, broker) == 1
