@@ -13,12 +13,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from chaos_outbox import one_outbox_round  # noqa: E402
 from chaos_schedules import one_schedule_round  # noqa: E402
 from chaos_workflows import one_workflow_round  # noqa: E402
 from pairs import PAIRS, ServerMissing, has_postgres, has_rabbitmq, one_round  # noqa: E402
 
 WIPES = 2
-OTHERS = {"schedules": one_schedule_round, "workflows": one_workflow_round}
+OTHERS = {"schedules": one_schedule_round, "workflows": one_workflow_round, "outbox": one_outbox_round}
 """Rounds of something else than a pair: with a seed, a number of jobs, and a folder."""
 
 
