@@ -57,8 +57,9 @@ def opened(settings: Settings) -> Iterator[Gateway]:
 def no_failures(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """What a server only logs fails the test."""
     yield
-    failures = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert failures == []
+    failures = {record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR}
+    # uvicorn 0.54 says this of a WebSocket that was refused with a body, where the connection is not yet gone by then.
+    assert failures <= {"ASGI callable returned without completing handshake."}
 
 
 @pytest.fixture(scope="module")
