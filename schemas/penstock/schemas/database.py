@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -37,6 +38,8 @@ POSTGRES_ARGUMENTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+_PING_AFTER_SECONDS = 1.0
+"""A connection that was used a shorter time ago is taken to be alive."""
 _TRIES = 8
 _SQLITE_BUSY_SECONDS = 10
 
@@ -61,7 +64,8 @@ class Database:
         self.engine = _engine(url, pool_size)
         self.dialect = self.engine.dialect.name
         # SQLite has one writer. Waiting for it here, in turn, is fair; SQLite's own busy handler polls.
-        self._writer: Any = threading.Lock() if self.dialect == "sqlite" else None
+        self._writer: Any = threading.Lock() if self.dialect == "sqlite" else nullcontext()
+        self._batches = self.engine.execution_options(penstock_batch=True)
         self._statements: dict[tuple[str, str], Any] = {}
         self._bulks: dict[Any, _Bulk | _Joined | _Grouped] = {}
         self._selects: dict[Any, sa.Select[Any]] = {}
@@ -74,11 +78,7 @@ class Database:
         """
         for tries in range(1, _TRIES + 1):
             try:
-                if self._writer is None:
-                    with self.engine.begin() as connection:
-                        self._tune_transaction(connection)
-                        return work(connection)
-                with self._writer, self.engine.begin() as connection:
+                with self._writer, self._batches.begin() as connection:
                     return work(connection)
             except IntegrityError:
                 # Another process inserted the same row first; `work` reads it the next time.
@@ -91,11 +91,6 @@ class Database:
                 raise LedgerUnavailable(f"the ledger at {redact_url(self.url)} is not available: {error}") from error
             time.sleep(random.uniform(0, 0.01 * 2**tries))
         raise AssertionError("unreachable")
-
-    def _tune_transaction(self, connection: sa.Connection) -> None:
-        # Until PostgreSQL has first analyzed a new table, it reads all of it to find a batch's few hundred ids.
-        if self.dialect == "postgresql":
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` without a transaction of its own.
@@ -336,7 +331,7 @@ def _engine(url: str, pool_size: int) -> sa.Engine:
         raise ConfigError(f"database_url {redact_url(url)!r} is no database URL: {error}") from error
     # Payloads stay out of error messages, and so out of logs.
     hidden: dict[str, Any] = {"hide_parameters": True}
-    options = hidden | {"pool_size": pool_size, "max_overflow": pool_size, "pool_pre_ping": True}
+    options = hidden | {"pool_size": pool_size, "max_overflow": pool_size}
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -344,7 +339,8 @@ def _engine(url: str, pool_size: int) -> sa.Engine:
         else:
             options = hidden | {"poolclass": sa.pool.StaticPool, "connect_args": {"check_same_thread": False}}
     elif parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg":
-        options["connect_args"] = POSTGRES_ARGUMENTS
+        # BEGIN is ours, below.
+        options |= {"connect_args": POSTGRES_ARGUMENTS, "isolation_level": "AUTOCOMMIT"}
     elif parsed.get_backend_name() in ("mysql", "mariadb"):
         # Read committed: with MySQL's default, SELECT … FOR UPDATE also locks the gaps and claims deadlock.
         options |= {"isolation_level": "READ COMMITTED", "connect_args": {"connect_timeout": 5}}
@@ -356,7 +352,41 @@ def _engine(url: str, pool_size: int) -> sa.Engine:
             "install penstock[postgres] or penstock[mysql]"
         ) from error
     tune(engine)
+    if engine.dialect.name != "sqlite":
+        _ping_idle(engine)
+    if "isolation_level" in options and engine.dialect.name == "postgresql":
+        _begin_at_once(engine)
     return engine
+
+
+def _ping_idle(engine: sa.Engine) -> None:
+    """SQLAlchemy's `pool_pre_ping`, without a round trip for each transaction of those that follow one another."""
+
+    @event.listens_for(engine, "checkin")
+    def on_checkin(_connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", time.monotonic()) < _PING_AFTER_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except Exception as error:
+            raise sa.exc.InvalidatePoolError from error  # it connects anew
+
+
+def _begin_at_once(engine: sa.Engine) -> None:
+    """On PostgreSQL: BEGIN and what a transaction is to have in one round trip; psycopg takes one each."""
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("penstock_batch"):
+            # Until PostgreSQL has first analyzed a new table, it reads all of it to find a batch's few hundred ids.
+            connection.exec_driver_sql("BEGIN; SET LOCAL enable_seqscan = off")
+        elif "isolation_level" not in options:  # given: psycopg begins it, or there is to be none
+            connection.exec_driver_sql("BEGIN")
 
 
 def tune(engine: sa.Engine) -> None:

@@ -1,0 +1,64 @@
+"""Connections to the ledger: one that died while nobody used it is replaced, and a transaction is one."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from penstock.schemas import database as database_module
+from penstock.schemas.database import Database
+from penstock.schemas.tables import audit_subjects
+
+_WHO = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT connection_id()"}
+_END = {"postgresql": "SELECT pg_terminate_backend({})", "mysql": "KILL {}"}
+
+
+def _number(connection: sa.Connection) -> int:
+    number: int = connection.exec_driver_sql(_WHO[connection.dialect.name]).scalar_one()
+    return number
+
+
+def _entered(subject: str) -> sa.Insert:
+    return sa.insert(audit_subjects).values(subject=subject, audit_id="1")
+
+
+def _subjects(ledger: Database) -> list[str]:
+    return sorted(ledger.read(lambda connection: connection.scalars(sa.select(audit_subjects.c.subject)).all()))
+
+
+@pytest.mark.parametrize(
+    "ledger_url",
+    [pytest.param("postgres", marks=pytest.mark.postgres), pytest.param("mariadb", marks=pytest.mark.mariadb)],
+    indirect=True,
+)
+def test_a_connection_that_died_idle_is_replaced(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_PING_AFTER_SECONDS", 0.0)
+    before = ledger.write(_number)
+    other = Database(ledger.url)
+    other.write(lambda connection: connection.exec_driver_sql(_END[ledger.dialect].format(before)))
+    other.close()
+    assert ledger.write(_number) != before
+    assert ledger.read(_number) != before
+
+
+def test_what_fails_leaves_nothing(ledger: Database) -> None:
+    def fail(connection: sa.Connection) -> None:
+        connection.execute(_entered("half"))
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        ledger.write(fail)
+    assert _subjects(ledger) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"isolation_level": "SERIALIZABLE"}])
+def test_a_session_of_the_engine_is_a_transaction(ledger: Database, options: dict[str, str]) -> None:
+    with Session(ledger.engine) as session:
+        session.connection(execution_options=options).execute(_entered("first"))
+        session.rollback()
+        session.connection(execution_options=options).execute(_entered("second"))
+        session.commit()
+    assert _subjects(ledger) == ["second"]
+    ledger.write(lambda connection: connection.execute(_entered("third")))
+    assert _subjects(ledger) == ["second", "third"]
