@@ -34,7 +34,8 @@ BUFFER = 20_000
 _BATCH = 100
 """Events in one message."""
 _BATCHES = 50
-_LINGER_SECONDS = 0.05
+_LINGER_SECONDS = 0.5
+"""Monitors see an event so much later. Each message takes the interpreter from the jobs for a millisecond."""
 _LONGEST_PAUSE = 10.0
 _TIMEOUT: dict[str, dict[str, Any]] = {"redis": {"socket_timeout": kombus.CONNECT_SECONDS}, "rabbitmq": {}}
 
@@ -61,7 +62,8 @@ class Events:
         self._buffer: deque[tuple[What, Any, float]] = deque(maxlen=BUFFER)
         self._unsent: list[Fields] = []
         self._wake = threading.Event()
-        self._awake = self._stopping = self._beat_asked = False
+        self._stopping = threading.Event()
+        self._awake = self._beat_asked = False
         self._thread = threading.Thread(target=self._run, name="penstock events", daemon=True)
         self._common: Fields = {"hostname": hostname, "pid": os.getpid()}
         self._connection: Any = None
@@ -107,7 +109,7 @@ class Events:
 
     def stop(self) -> None:
         """Send what is left and that the worker is offline, if the broker takes it without delay."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         self._thread.join(2 * kombus.CONNECT_SECONDS)
 
@@ -120,10 +122,10 @@ class Events:
 
     def _run(self) -> None:
         pause, next_beat = 0.2, 0.0
-        while not self._stopping:
+        while not self._stopping.is_set():
             self._wake.wait(max(next_beat - time.monotonic(), 0))
-            if self._awake and not self._stopping:
-                time.sleep(_LINGER_SECONDS)  # so that more go in one message
+            if self._awake and len(self._buffer) < _BATCH:
+                self._stopping.wait(_LINGER_SECONDS)  # so that more go in one message
             self._wake.clear()
             self._awake = False
             try:
@@ -140,14 +142,9 @@ class Events:
                 self._say_dropped()
             except Exception as error:  # whatever a transport raises: events must never harm the jobs
                 self._disconnect(error)
-                self._wait_for_stop(pause)
+                self._stopping.wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
         self._say_goodbye()
-
-    def _wait_for_stop(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stopping and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.1))
 
     def _connect(self) -> None:
         from kombu.entity import Exchange

@@ -17,6 +17,9 @@ log = logging.getLogger("penstock.intake")
 _WAIT_SECONDS = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _STALE_SECONDS = 10.0
+_FEW, _TURN_SECONDS = 8, 0.0002
+"""After so few deliveries the queue is empty: the executor's loop has the interpreter to itself for a moment, so that a
+lone job begins before the intake asks for the next."""
 
 
 class Sink(Protocol):
@@ -83,3 +86,5 @@ class Intake:
                 self._pause = _FIRST_PAUSE
             if deliveries:
                 self._sink.submit(deliveries)
+                if len(deliveries) < min(room, _FEW):
+                    self._stopping.wait(_TURN_SECONDS)
