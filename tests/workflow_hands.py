@@ -11,6 +11,8 @@ import sqlalchemy as sa
 import workflow_jobs as acme
 
 from penstock.producers.unique import enter
+from penstock.producers.workflows import orders
+from penstock.producers.workflows.rows import PARKED
 from penstock.schemas import Job, Outcome, State
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
@@ -19,10 +21,9 @@ from penstock.schemas.wire import decode, encode
 from penstock.workers.ledger.claims import Claim, Wanted, claim
 from penstock.workers.ledger.delays import envelope_of
 from penstock.workers.ledger.endings import Ending, record
-from penstock.workers.workflows import orders, starting
+from penstock.workers.workflows import starting
 from penstock.workers.workflows.advancing import Mover
 from penstock.workers.workflows.definition import definitions
-from penstock.workers.workflows.rows import PARKED
 
 
 def no_storage() -> Any:
@@ -33,9 +34,9 @@ def mover(ledger: Database) -> Mover:
     return Mover(ledger, no_storage, 1_000_000)
 
 
-def start(ledger: Database, job: Job) -> str:
+def start(ledger: Database, job: Job, **options: Any) -> str:
     """A workflow as its handler leaves it: entered, and its own job at rest."""
-    envelope = encode(job)
+    envelope = encode(job, **options)
     definition = definitions[job.kind().name]
 
     def write(connection: sa.Connection) -> None:

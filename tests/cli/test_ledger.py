@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from ledgers import Note, change, claimed, end, message, row_of
 
+from penstock.producers import audit
 from penstock.producers.outbox import Outbox, create_outbox
 from penstock.producers.results import write_result
 from penstock.producers.storage import make_storage
@@ -19,7 +20,6 @@ from penstock.schemas import Outcome
 from penstock.schemas.database import Database
 from penstock.schemas.ids import first_id
 from penstock.schemas.tables import jobs, outbox
-from penstock.workers.ledger import audit
 
 Run = Callable[..., Any]
 DAY = timedelta(days=1)

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from ledgers import Login, Note, attempts_of, change, claim_one, claimed, end, letter_of, message, row_of
 
+from penstock.producers import audit
 from penstock.producers.outbox import Outbox
 from penstock.producers.results import write_result
 from penstock.producers.storage import Storage, make_storage
@@ -19,7 +20,7 @@ from penstock.schemas import Outcome, State
 from penstock.schemas.database import Database
 from penstock.schemas.tables import cancelled_keys, effects, metadata, outbox, unique_keys
 from penstock.schemas.wire import Envelope, Message, encode
-from penstock.workers.ledger import audit, deadletters, delays, erasing
+from penstock.workers.ledger import deadletters, delays, erasing
 from penstock.workers.ledger.erasing import Erasure
 
 NAME = "ada@example.com"

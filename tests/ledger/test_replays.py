@@ -24,13 +24,14 @@ from ledgers import (
 )
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
+from penstock.producers import audit
 from penstock.producers.records import request_cancel
 from penstock.schemas import Job, Outcome, Sensitive, State, registry, upcasts
 from penstock.schemas.database import Database
 from penstock.schemas.ids import new_id
 from penstock.schemas.tables import dead_letters, jobs, metadata
 from penstock.schemas.wire import Envelope, unique_key
-from penstock.workers.ledger import audit, deadletters, queries, replays, rescues
+from penstock.workers.ledger import deadletters, queries, replays, rescues
 from penstock.workers.ledger.deadletters import Selection
 
 TRACE = 'Traceback (most recent call last):\n  File "/app/acme/{}.py", line 7, in send\nValueError: no\n'

@@ -14,6 +14,7 @@ from ledgers import Note, attempts_of, change, claimed, end, letter_of, message,
 from penstock.config.errors import ObjectNotFound, StorageError
 from penstock.config.retention import RetentionSettings
 from penstock.config.settings import Settings
+from penstock.producers import audit
 from penstock.producers.results import read_result, write_result
 from penstock.producers.storage import Storage, make_storage
 from penstock.schemas import Outcome, State
@@ -22,7 +23,7 @@ from penstock.schemas.ids import first_id, made_at, new_id
 from penstock.schemas.tables import dead_letters, effects, firings, jobs, metadata, unique_keys, workers
 from penstock.schemas.wire import encode
 from penstock.workers.dispatcher import retention as service
-from penstock.workers.ledger import audit, delays, stats
+from penstock.workers.ledger import delays, stats
 from penstock.workers.ledger.retention import BATCH, Pruning
 
 NOW = datetime.now(UTC)

@@ -11,11 +11,12 @@ import workflow_jobs as acme
 from typer.testing import CliRunner
 from workflow_hands import move, result, run, start, waiting
 
+from penstock.producers import audit
+from penstock.producers.workflows import orders
 from penstock.schemas.database import Database
 from penstock.workers.cli import app
-from penstock.workers.ledger import audit
 from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.workflows import drawing, orders
+from penstock.workers.workflows import drawing
 
 
 @pytest.fixture

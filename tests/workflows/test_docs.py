@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from penstock.producers.workflows import orders
 from penstock.schemas.kinds import registry
 from penstock.schemas.tables import jobs
 from penstock.workers.engines.inline import Inline
 from penstock.workers.handlers import handlers
-from penstock.workers.workflows import orders
 from penstock.workers.workflows.definition import definitions
 
 PAGE = Path(__file__).parents[2] / "docs" / "workflows.md"

@@ -20,6 +20,7 @@ from workflow_hands import count, move, mover, no_storage, result, rows_of, run,
 from penstock.config.errors import InvalidState
 from penstock.config.retention import RetentionSettings
 from penstock.producers.unique import enter
+from penstock.producers.workflows import orders
 from penstock.schemas import State
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
@@ -27,7 +28,6 @@ from penstock.schemas.tables import jobs, steps, workflows
 from penstock.schemas.wire import encode
 from penstock.workers.ledger import erasing
 from penstock.workers.ledger.retention import Pruning
-from penstock.workers.workflows import orders
 from penstock.workers.workflows.advancing import Moved, Mover
 from penstock.workers.workflows.definition import definitions
 

@@ -12,9 +12,9 @@ import workflow_jobs as acme
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.producers import JobHandle
+from penstock.producers.workflows import orders
 from penstock.workers.engines.inline import Inline
 from penstock.workers.ledger import deadletters
-from penstock.workers.workflows import orders
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import workflow_jobs as acme
-from workflow_hands import mover, start
+from workflow_hands import move, mover, result, run, start, waiting
 
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.tables import jobs
 from penstock.workers.ledger.delays import send_due
+from penstock.workers.workflows import advancing
 from penstock.workers.workflows.advancing import Moved
 from penstock.workers.workflows.sending import Sending
 
@@ -81,3 +82,16 @@ def test_a_unique_job_is_left_to_the_service_of_due_jobs(ledger: Database, broke
     moved = advance(ledger)
     assert (moved.sending, moved.due) == ([], True)
     assert send_due(ledger, broker) == 1
+
+
+def test_more_jobs_than_are_sent_at_once_are_due(
+    ledger: Database, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advancing, "_MOST_RESERVED", 2)
+    start(ledger, acme.Nightly(regions=["north", "south", "west"]))
+    move(ledger)
+    run(ledger, waiting(ledger), "w1", result)
+    moved = advance(ledger)
+    assert (moved.sending, moved.due) == ([], True)
+    assert send_due(ledger, broker) == 3
+    assert {one.kind for one in broker.sent} == {"wf.report"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from penstock.producers.records import UNSEEN
 from penstock.producers.waiting import Row
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
-from penstock.schemas.states import State
+from penstock.schemas.states import FINAL, State
 from penstock.schemas.tables import dead_letters, jobs
 
 FAILED = (State.DEAD, State.DISCARDED, State.CANCELLED)
@@ -84,6 +84,17 @@ def revive(connection: sa.Connection, database: Database, job_id: str, states: S
     connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(due_at=from_now(), **REVIVED))
     close(connection, database, [job_id], "replayed_at")
     return State(row.state)
+
+
+def revive_all(
+    connection: sa.Connection, database: Database, ids: Sequence[str], after: timedelta = timedelta()
+) -> None:
+    """Turn those of these jobs that ended without success, or are workflows, into waiting ones; due after this."""
+    if ids:
+        ended = jobs.c.state.in_(sorted(FINAL if after else FINAL - {State.SUCCEEDED}))
+        mine = sa.and_(database.among(jobs.c.id, ids), ended)
+        connection.execute(sa.update(jobs).where(mine).values(due_at=from_now(after), **REVIVED))
+        close(connection, database, ids, "replayed_at")
 
 
 def check_state(job: Any, states: Sequence[State], *, read_anew: bool = False) -> None:

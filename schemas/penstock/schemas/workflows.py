@@ -1,8 +1,10 @@
-"""The states of workflows and of their steps."""
+"""The states of workflows and of their steps, and what those see of a workflow's class who run none of its methods."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Protocol
 
 
 class WorkflowState(StrEnum):
@@ -45,3 +47,35 @@ DONE = frozenset({StepState.SUCCEEDED, StepState.SKIPPED})
 """What lets the next steps begin."""
 BROKEN = frozenset({StepState.DEAD, StepState.CANCELLED})
 """What makes the workflow fail."""
+
+
+class StepOutline(Protocol):
+    """What a class says of one step."""
+
+    @property
+    def shape(self) -> str:
+        """What it does: `job`, `jobs`, `wait` or `sleep`."""
+
+    @property
+    def answer(self) -> Any:
+        """The type of what it waits for."""
+
+
+class Outline(Protocol):
+    """What a class says of its steps. A workflow keeps the graph that it began with."""
+
+    @property
+    def steps(self) -> Mapping[str, StepOutline]: ...
+    @property
+    def compensations(self) -> Mapping[str, StepOutline]: ...
+    @property
+    def graph(self) -> str:
+        """As JSON."""
+
+    @property
+    def hash(self) -> str:
+        """Of the graph."""
+
+
+outlines: dict[str, Any] = {}
+"""An `Outline` of each workflow that this process has imported, by kind; Any, as it is more to those who run it."""

@@ -35,7 +35,7 @@ def list_acts(
     as_json: AsJson = False,
 ) -> None:
     """List what operators decided: who, when, what, and to how many. The newest comes first."""
-    from penstock.workers.ledger import audit
+    from penstock.producers import audit
 
     with open_ledger() as database:
         found = audit.find(

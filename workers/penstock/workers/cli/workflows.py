@@ -30,7 +30,7 @@ def list_workflows(
     as_json: AsJson = False,
 ) -> None:
     """List workflows, newest first."""
-    from penstock.workers.workflows import orders
+    from penstock.producers.workflows import orders
 
     with open_ledger() as database:
         found = orders.find(database, state=state, kind=kind, limit=limit)
@@ -47,12 +47,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Draw one workflow: its steps, where they are, and how long they took."""
-    from penstock.workers.workflows import drawing, orders
+    from penstock.producers.workflows import orders
+    from penstock.workers.workflows import drawing
 
     with open_ledger() as database:
         shown = orders.show(database, workflow_id)
     if as_json or format == "json":
-        print_json(drawing.as_json(shown))
+        print_json(shown.as_json())
         return
     typer.echo("\n".join(drawing.mermaid(shown) if format == "mermaid" else drawing.tree(shown)))
     if shown.overdue is not None and shown.now - shown.overdue > _LATE:
@@ -76,7 +77,7 @@ def signal(
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
 ) -> None:
     """Answer a step that waits for an event or an approval."""
-    from penstock.workers.workflows import orders
+    from penstock.producers.workflows import orders
 
     value = _read(answer, "JSON")
     discover(imports or ())
@@ -100,7 +101,7 @@ def retry(
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
     """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
-    from penstock.workers.workflows import orders
+    from penstock.producers.workflows import orders
 
     if everything and from_step is not None:
         raise typer.BadParameter("give --from or --all")
@@ -124,7 +125,7 @@ def cancel(
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
     """Cancel a workflow: what waits of it now, what runs through its workers."""
-    from penstock.workers.workflows import orders
+    from penstock.producers.workflows import orders
 
     with open_ledger() as database:
         orders.cancel(database, workflow_id, actor=actor, undo=compensate)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidJob, JobNotFound, UndecodableMessage
-from penstock.producers import steps
+from penstock.producers import audit, steps
 from penstock.producers.waiting import Row
 from penstock.schemas.database import Database
 from penstock.schemas.ids import new_id
@@ -23,7 +23,7 @@ from penstock.schemas.kinds import registry
 from penstock.schemas.states import State
 from penstock.schemas.tables import dead_letters, jobs
 from penstock.schemas.wire import Envelope, is_id, payload
-from penstock.workers.ledger import audit, replays
+from penstock.workers.ledger import replays
 from penstock.workers.ledger.delays import waiting
 from penstock.workers.ledger.fingerprints import fingerprint
 from penstock.workers.ledger.history import history

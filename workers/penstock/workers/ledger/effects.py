@@ -15,10 +15,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState
+from penstock.producers import audit
 from penstock.schemas.database import Database
 from penstock.schemas.states import State
 from penstock.schemas.tables import effects, jobs
-from penstock.workers.ledger import audit
 from penstock.workers.outcomes import FenceLost
 
 _NAMESPACE = uuid.UUID("6f0e3a52-6f5b-4c57-9a2e-0d3c9d3e8f11")

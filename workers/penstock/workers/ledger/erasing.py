@@ -17,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.producers import audit
 from penstock.producers.records import UNSEEN
 from penstock.producers.storage import Storage
 from penstock.schemas.database import Database
@@ -34,7 +35,6 @@ from penstock.schemas.tables import (
 )
 from penstock.schemas.tables import audit as log
 from penstock.schemas.wire import HEADER
-from penstock.workers.ledger import audit
 from penstock.workers.ledger.retention import STORED_BY, delete_jobs, delete_results, may_have_stored
 
 FIELDS = ("id", "key", "tenant")

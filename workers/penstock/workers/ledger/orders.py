@@ -6,10 +6,9 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from penstock.producers import keys
+from penstock.producers import audit, keys
 from penstock.producers.orders import cancel as cancel
 from penstock.schemas.database import Database
-from penstock.workers.ledger import audit
 
 
 def cancel_key(

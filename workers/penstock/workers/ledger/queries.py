@@ -9,10 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
+from penstock.producers import audit
 from penstock.schemas.database import Database
 from penstock.schemas.states import WAITING, State
 from penstock.schemas.tables import dead_letters, jobs
-from penstock.workers.ledger import audit, replays
+from penstock.workers.ledger import replays
 from penstock.workers.ledger.history import history
 
 LISTED = (

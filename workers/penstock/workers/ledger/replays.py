@@ -17,16 +17,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound, PenstockError, UndecodableMessage
-from penstock.producers import orders
+from penstock.producers import audit, orders
 from penstock.producers.orders import JUDGED, REVIVED, check_state
 from penstock.producers.orders import close as _close
 from penstock.producers.waiting import Row
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
-from penstock.schemas.states import FINAL, State
+from penstock.schemas.states import State
 from penstock.schemas.tables import dead_letters, jobs
 from penstock.schemas.wire import HEADER, Envelope, decode, encode
-from penstock.workers.ledger import audit, heartbeats
+from penstock.workers.ledger import heartbeats
 from penstock.workers.ledger.delays import waiting
 from penstock.workers.ledger.edits import CONTENT, edited_envelope, edited_row, embed_column
 from penstock.workers.ledger.history import keep_success
@@ -132,17 +132,6 @@ def revive(connection: sa.Connection, database: Database, job_id: str, states: S
     if State.SUCCEEDED in states:
         keep_success(connection, job_id)  # nothing, unless that is its state
     return orders.revive(connection, database, job_id, states)
-
-
-def revive_all(
-    connection: sa.Connection, database: Database, ids: Sequence[str], after: timedelta = timedelta()
-) -> None:
-    """Turn those of these jobs that ended without success, or are workflows, into waiting ones; due after this."""
-    if ids:
-        ended = jobs.c.state.in_(sorted(FINAL if after else FINAL - {State.SUCCEEDED}))
-        mine = sa.and_(database.among(jobs.c.id, ids), ended)
-        connection.execute(sa.update(jobs).where(mine).values(due_at=from_now(after), **REVIVED))
-        _close(connection, database, ids, "replayed_at")
 
 
 _LETTER = (

@@ -19,10 +19,13 @@ import sqlalchemy as sa
 
 from penstock.config.errors import PenstockError, UndecodableMessage
 from penstock.producers import steps as notes
+from penstock.producers.orders import revive_all
 from penstock.producers.results import StoredResult
 from penstock.producers.storage import Storage
 from penstock.producers.unique import enter
 from penstock.producers.waiting import RESERVED
+from penstock.producers.workflows import cancelling
+from penstock.producers.workflows.rows import PARKED, fresh_row
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.kinds import registry
@@ -31,10 +34,7 @@ from penstock.schemas.tables import dead_letters, jobs, steps, workflows
 from penstock.schemas.wire import Envelope, encode
 from penstock.schemas.workflows import StepState, WorkflowState
 from penstock.workers.ledger.fingerprints import fingerprint
-from penstock.workers.ledger.replays import revive_all
-from penstock.workers.workflows import cancelling
 from penstock.workers.workflows.definition import Definition, definitions, difference
-from penstock.workers.workflows.rows import PARKED, fresh_row
 from penstock.workers.workflows.running import ENDED_AS, LOOK_AGAIN, Ended, Row, Run
 from penstock.workers.workflows.statements import (
     DUE,

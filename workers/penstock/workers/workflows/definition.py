@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from penstock.config.errors import KindError
 from penstock.schemas.jobs import NAME, Job
+from penstock.schemas.workflows import outlines
 from penstock.workers.handlers import Handlers
 from penstock.workers.handlers import handlers as default_handlers
 from penstock.workers.outcomes import Discard, Retry, Snooze
@@ -171,7 +172,7 @@ def difference(before: str, after: str) -> str:
     return ", ".join(parts) or "in its order"
 
 
-definitions: dict[str, Definition] = {}
+definitions: dict[str, Definition] = outlines
 """The workflows of this process, by kind."""
 
 

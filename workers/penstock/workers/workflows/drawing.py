@@ -1,4 +1,4 @@
-"""A workflow as people see it: a tree in the terminal, Mermaid, JSON."""
+"""A workflow as people see it: a tree in the terminal, or Mermaid."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from penstock.producers.workflows.orders import Shown
 from penstock.schemas.workflows import StepState
-from penstock.workers.workflows.orders import Shown
 
 _MARKS = {
     StepState.PENDING: "·",
@@ -92,20 +92,6 @@ def mermaid(shown: Shown) -> list[str]:
     states = {shown.steps[name].state for name in shown.graph}
     lines += [f"    classDef {state} fill:{colour}" for state, colour in _COLOURS.items() if state in states]
     return lines
-
-
-def as_json(shown: Shown) -> dict[str, Any]:
-    """All of it, without inputs and results."""
-    row: dict[str, Any] = shown.row._asdict()
-    del row["graph"]
-    steps = []
-    for name, one in shown.graph.items():
-        step = shown.steps[name]._asdict()
-        steps.append({"name": name, **one} | {key: step[key] for key in _SHOWN})
-    return row | {"overdue_since": shown.overdue, "steps": steps}
-
-
-_SHOWN = ("state", "job_id", "members", "done", "failed", "started_at", "finished_at", "error")
 
 
 def _has_begun(row: Any) -> bool:

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
+from penstock.producers.workflows import resuming
+from penstock.producers.workflows.rows import fresh_row
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.tables import steps, workflows
 from penstock.schemas.workflows import WorkflowState
-from penstock.workers.workflows import resuming
 from penstock.workers.workflows.definition import Definition
-from penstock.workers.workflows.rows import fresh_row
 
 
 def start(connection: sa.Connection, database: Database, workflow_id: str, definition: Definition) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock.config.errors import KindError
 from penstock.config.settings import Settings
+from penstock.producers.workflows.rows import PARKED
 from penstock.schemas.database import Database
 from penstock.schemas.jobs import Job
 from penstock.workers.context import Context
@@ -15,7 +16,6 @@ from penstock.workers.outcomes import Snooze
 from penstock.workers.resources import provides
 from penstock.workers.workflows import starting
 from penstock.workers.workflows.definition import define, definitions
-from penstock.workers.workflows.rows import PARKED
 
 
 class Workflow(Job):

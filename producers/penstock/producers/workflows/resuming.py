@@ -9,13 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState
+from penstock.producers.orders import revive_all
+from penstock.producers.workflows.rows import PARKED, fresh_row
 from penstock.schemas.clock import from_now
 from penstock.schemas.database import Database
 from penstock.schemas.tables import steps, workflows
-from penstock.schemas.workflows import BROKEN, StepState, WorkflowState
-from penstock.workers.ledger.replays import revive_all
-from penstock.workers.workflows.definition import Definition
-from penstock.workers.workflows.rows import PARKED, fresh_row
+from penstock.schemas.workflows import BROKEN, Outline, StepState, WorkflowState
 
 
 def resume(
@@ -59,7 +58,7 @@ def resume(
     return [name for name in own if name in again or name in broken]
 
 
-def restart(connection: sa.Connection, database: Database, workflow_id: str, definition: Definition) -> list[str]:
+def restart(connection: sa.Connection, database: Database, workflow_id: str, definition: Outline) -> list[str]:
     """Begin all over, with the definition of now."""
     connection.execute(sa.delete(steps).where(steps.c.workflow_id == workflow_id))
     names = [*definition.steps, *definition.compensations]
