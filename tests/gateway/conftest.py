@@ -50,6 +50,7 @@ def opened(settings: Settings) -> Iterator[Gateway]:
         yield Gateway(client, port, database, settings, server.stop)
     server.stop()
     thread.join()
+    server.stop()  # a second signal, when all has ended, harms nothing
     database.close()
 
 

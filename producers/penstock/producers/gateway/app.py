@@ -23,6 +23,7 @@ from penstock.producers.gateway import (
     streams,
     submitting,
     webhooks,
+    workflows,
 )
 from penstock.producers.gateway.bodies import BodyLimits
 from penstock.producers.gateway.metrics import Measured
@@ -35,6 +36,7 @@ ROUTERS = (
     streams.router,
     kinds.router,
     schedules.router,
+    workflows.router,
     events.router,
     webhooks.router,
     health.router,

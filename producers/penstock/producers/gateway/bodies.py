@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from email.message import Message
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
-from penstock.producers.gateway.problems import Problem, no_json
+from penstock.producers.gateway.problems import Problem, invalid, no_json
+
+JSON = "application/json"
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class BodyLimits:
@@ -65,7 +71,7 @@ async def read_json(request: Request) -> bytes:
         Problem: (415) it is said to be something else; (413, 408) see `BodyLimits`.
     """
     said = request.headers.get("content-type")
-    if said not in (None, "application/json"):
+    if said not in (None, JSON):
         _check_type(said)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem(415, "wrong-encoding", "the body must not be compressed")
@@ -78,16 +84,30 @@ async def read_json(request: Request) -> bytes:
     return body or b"{}"
 
 
+async def read_model(request: Request, model: type[_Model], what: str) -> _Model:
+    """The body as one of these, which it is to be; see `read_json`, `invalid`."""
+    body = await read_json(request)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error, what) from None
+
+
+def taken(schema: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
+    """For OpenAPI: what a route that reads its body by itself takes."""
+    return {"requestBody": {"required": required, "content": {JSON: {"schema": schema}}}}
+
+
 def _check_type(said: str | None) -> None:
     message = Message()
     message["Content-Type"] = said or ""
     found = message.get_content_type()
-    if not (found == "application/json" or (found.startswith("application/") and found.endswith("+json"))):
+    if not (found == JSON or (found.startswith("application/") and found.endswith("+json"))):
         raise Problem(
             415,
             "wrong-type",
             "the body must be application/json",
-            headers={"Accept": "application/json"},
+            headers={"Accept": JSON},
             errors=[{"header": "Content-Type", "detail": "must be application/json"}],
         )
     charset = str(message.get_param("charset", "utf-8")).lower()

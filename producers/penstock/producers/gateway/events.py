@@ -12,11 +12,10 @@ from pydantic_core import from_json, to_json
 from starlette.responses import Response
 
 from penstock.config.errors import DuplicateJob, InvalidEvent, PenstockError
-from penstock.producers.gateway.bodies import read_json
+from penstock.producers.gateway.bodies import JSON, read_json
 from penstock.producers.gateway.callers import Caller
 from penstock.producers.gateway.problems import Problem, problem_of
 from penstock.producers.gateway.services import Authenticated, Here, Services
-from penstock.producers.gateway.submitting import JSON
 from penstock.producers.traces import traced
 from penstock.schemas import cloudevents, webhooks
 from penstock.schemas.cloudevents import Event

@@ -9,9 +9,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from penstock.producers.gateway.bodies import JSON
 from penstock.producers.gateway.options import parameters
 from penstock.producers.gateway.problems import MEDIA_TYPE
-from penstock.producers.gateway.submitting import JSON, Accepted, Batch
+from penstock.producers.gateway.submitting import Accepted, Batch
 from penstock.schemas.kinds import Kind, registry
 
 DESCRIPTION = (

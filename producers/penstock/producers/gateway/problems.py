@@ -148,6 +148,10 @@ def schedule_not_found() -> Problem:
     return Problem(404, "schedule-not-found", "there is no such schedule, or it is not for this caller to see")
 
 
+def workflow_not_found() -> Problem:
+    return Problem(404, "workflow-not-found", "there is no such workflow, or it is not for this caller to see")
+
+
 def broken() -> Problem:
     return Problem(500, "internal-error", "the gateway failed; its log says why")
 

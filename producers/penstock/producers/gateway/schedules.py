@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from penstock.config.errors import ConfigError
 from penstock.config.schedules import read_entry
 from penstock.producers import schedules
-from penstock.producers.gateway.bodies import read_json
+from penstock.producers.gateway.bodies import JSON, read_model, taken
 from penstock.producers.gateway.callers import Caller
 from penstock.producers.gateway.problems import Problem, invalid, pointer, schedule_not_found
 from penstock.producers.gateway.schedule_views import (
@@ -33,7 +33,6 @@ from penstock.producers.gateway.schedule_views import (
     view,
 )
 from penstock.producers.gateway.services import Authenticated, Here, Services
-from penstock.producers.gateway.submitting import JSON
 from penstock.producers.schedule_previews import preview_times
 from penstock.producers.schedule_rules import Schedule, check, of_row
 from penstock.schemas.cron import localized
@@ -45,11 +44,6 @@ router = APIRouter(tags=["schedules"])
 Name = Annotated[
     str, Path(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="The schedule's name.")
 ]
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def _taken(model: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": model.model_json_schema()}}}}
 
 
 @router.get("/v1/schedules", operation_id="listSchedules")
@@ -68,11 +62,11 @@ async def list_schedules(caller: Authenticated, here: Here) -> ScheduleList:
     operation_id="addSchedule",
     status_code=201,
     response_model=ScheduleView,
-    openapi_extra=_taken(NewSchedule),
+    openapi_extra=taken(NewSchedule.model_json_schema()),
 )
 async def add_schedule(request: Request, caller: Authenticated, here: Here) -> Response:
     """Make a schedule. It fires from now on."""
-    new = await _read(request, NewSchedule, "schedule")
+    new = await read_model(request, NewSchedule, "schedule")
     kind = registry.find(new.kind)
     if kind is None:
         raise _wrong(pointer(["kind"]), "no kind is named that; GET /v1/kinds lists those there are")
@@ -148,11 +142,11 @@ async def run_schedule(name: Name, caller: Authenticated, here: Here) -> MadeJob
 @router.post(
     "/v1/schedules/{name}/backfill",
     operation_id="backfillSchedule",
-    openapi_extra=_taken(Backfill),
+    openapi_extra=taken(Backfill.model_json_schema()),
 )
 async def backfill_schedule(name: Name, request: Request, caller: Authenticated, here: Here) -> BackfillAnswer:
     """Make a job for each time in a span that has none, up to `max_batch`. They may run beside each other."""
-    asked = await _read(request, Backfill, "span of time")
+    asked = await read_model(request, Backfill, "span of time")
     schedule, _ = await _visible(here, caller, name)
     if schedule.settings is None or schedule.error is not None:
         raise Problem(409, "wrong-state", str(schedule.error))
@@ -176,14 +170,6 @@ async def backfill_schedule(name: Name, request: Request, caller: Authenticated,
 
 def _new(made: Sequence[schedules.Backfilled]) -> int:
     return sum(one.skipped is None for one in made)
-
-
-async def _read(request: Request, model: type[_Model], what: str) -> _Model:
-    body = await read_json(request)
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid(error, what) from None
 
 
 def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> ScheduleView:

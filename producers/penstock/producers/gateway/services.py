@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import Depends
@@ -55,8 +56,9 @@ class Services:
         self.streams = 0
 
     def end_streams(self) -> None:
-        """From any thread, or a signal's handler."""
-        self._loop.call_soon_threadsafe(self.closing.set)
+        """From any thread, or a signal's handler; also when all has ended."""
+        with suppress(RuntimeError):  # its loop is closed
+            self._loop.call_soon_threadsafe(self.closing.set)
 
     async def close(self) -> None:
         self.closing.set()

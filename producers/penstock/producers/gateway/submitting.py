@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from penstock.config.errors import DuplicateJob, InvalidJob, PenstockError, QueueFull
-from penstock.producers.gateway.bodies import read_json
+from penstock.producers.gateway.bodies import JSON, read_json, taken
 from penstock.producers.gateway.callers import Caller
 from penstock.producers.gateway.options import Options, read_options
 from penstock.producers.gateway.problems import Problem, invalid, no_json, problem_of
@@ -23,8 +23,6 @@ from penstock.schemas.jobs import Job
 from penstock.schemas.kinds import Kind, registry
 
 router = APIRouter()
-
-JSON = "application/json"
 
 
 class Accepted(BaseModel):
@@ -112,7 +110,7 @@ SUBMIT = Route("/v1/jobs/{kind}", submit, methods=["POST"], include_in_schema=Fa
     status_code=202,
     response_model=BatchAnswer,
     responses={207: {"model": BatchAnswer, "description": "Some were refused."}},
-    openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": Batch.model_json_schema()}}}},
+    openapi_extra=taken(Batch.model_json_schema()),
 )
 async def submit_many(request: Request, caller: Authenticated, here: Here) -> Response:
     """Send many jobs. Each is checked by itself; one that is refused does not stop the others."""

@@ -1,0 +1,368 @@
+"""Workflows over HTTP: seen, answered, cancelled and retried by callers whose jobs they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import workflow_jobs as acme
+from gateways import Gateway, Open, problem
+from ledgers import set_up, temporary_database
+from servers import SERVERS, need
+from typer.testing import CliRunner
+from workflow_hands import move, result, rows_of, run, start, waiting
+
+from penstock.producers.unique import enter
+from penstock.producers.workflows import orders
+from penstock.schemas import Job, Outcome
+from penstock.schemas.tables import audit, jobs
+from penstock.schemas.wire import encode
+from penstock.schemas.workflows import outlines
+from penstock.workers.cli import app
+
+
+class Client:
+    """Speaks with one key."""
+
+    def __init__(self, gateway: Gateway, **scope: Any) -> None:
+        self._http, self._headers = gateway.client, gateway.key(**scope)
+
+    def get(self, path: str = "", **query: Any) -> Any:
+        return self._http.get(f"/v1/workflows{path}", headers=self._headers, params=query)
+
+    def post(self, path: str, body: Any = None, **query: Any) -> Any:
+        content = None if body is None else json.dumps(body)
+        return self._http.post(f"/v1/workflows{path}", headers=self._headers, content=content, params=query)
+
+    def listed(self, **query: Any) -> list[str]:
+        return [one["id"] for one in self.get(**query).json()["workflows"]]
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Client:
+    return Client(gateway)
+
+
+def begin(gateway: Gateway, job: Job, *, moved: bool = True, **options: Any) -> str:
+    """A workflow whose first steps run."""
+    workflow_id = start(gateway.database, job, **options)
+    if moved:
+        move(gateway.database)
+    return workflow_id
+
+
+def end(gateway: Gateway, outcome: Outcome = Outcome.SUCCEEDED) -> None:
+    """Let what was sent run and end so, and what follows begin."""
+    run(gateway.database, waiting(gateway.database), "w1", result, outcome=outcome)
+    move(gateway.database)
+
+
+def states(shown: Any) -> dict[str, str]:
+    return {one["name"]: one["state"] for one in shown["steps"]}
+
+
+def acts(gateway: Gateway, workflow_id: str) -> list[tuple[str, str, str, Any]]:
+    columns = (audit.c.act, audit.c.actor, audit.c.subject_kind, audit.c.detail)
+    select = sa.select(*columns).where(audit.c.subject == workflow_id).order_by(audit.c.id)
+    rows = gateway.database.read(lambda connection: connection.execute(select).all())
+    return [(*row[:3], json.loads(row.detail)) for row in rows]
+
+
+def test_they_are_listed_by_state_and_kind_a_page_at_a_time(gateway: Gateway, client: Client) -> None:
+    ids = [begin(gateway, acme.Nightly(regions=[])) for _ in range(3)]
+    trip = begin(gateway, acme.Trip(), tenant="acme")
+    end(gateway, Outcome.DEAD)
+    assert client.listed() == [trip, *reversed(ids)]
+    assert client.listed(kind="wf.nightly") == ids[::-1]
+    assert client.listed(state="failed", kind="wf.trip") == [trip]
+    assert client.listed(state="running") == []
+    assert (client.listed(limit=2), client.listed(limit=2, before=ids[2])) == ([trip, ids[2]], [ids[1], ids[0]])
+    [one] = client.get(kind="wf.trip").json()["workflows"]
+    assert {name: one[name] for name in ("state", "queue", "tenant", "done", "steps", "error")} == {
+        "state": "failed",
+        "queue": "wf",
+        "tenant": "acme",
+        "done": 1,
+        "steps": 5,
+        "error": "step flight is dead: it failed",
+    }
+    for wrong in ({"state": "lost"}, {"limit": 0}, {"limit": 1001}, {"before": "\0"}):
+        problem(client.get(**wrong), 422, "invalid-request")
+
+
+def test_one_is_shown_as_the_command_line_shows_it(
+    gateway: Gateway, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", gateway.settings.database_url)
+    for job in (acme.Nightly(regions=["north", "south"]), acme.Trip()):
+        workflow_id = begin(gateway, job, tenant="acme")
+        end(gateway)
+        printed = CliRunner().invoke(app, ["workflows", "show", workflow_id, "--format", "json"]).stdout
+        shown = client.get(f"/{workflow_id}").json()
+        assert _timed(shown) == _timed(json.loads(printed))
+        assert (shown["state"], shown["tenant"], shown["steps"][0]["state"]) == ("running", "acme", "succeeded")
+
+
+def _timed(node: Any) -> Any:
+    """With times as such: one writes `Z` and the other `+00:00`."""
+    if isinstance(node, dict):
+        return {
+            name: datetime.fromisoformat(value) if value and name.endswith(("_at", "_since")) else _timed(value)
+            for name, value in node.items()
+        }
+    return [_timed(one) for one in node] if isinstance(node, list) else node
+
+
+def test_a_step_that_waits_is_answered_once(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Approved())
+    end(gateway)
+    assert states(client.get(f"/{workflow_id}").json())["approval"] == "waiting"
+    path = f"/{workflow_id}/steps/approval/signal"
+    answer = client.post(path, {"approved": True, "by": "Ada"})
+    assert (answer.status_code, answer.json()["state"]) == (200, "running")
+    assert "it is answered" in problem(client.post(path, {"approved": False}), 409, "wrong-state")["detail"]
+    move(gateway.database)
+    assert states(client.get(f"/{workflow_id}").json()) == {
+        "report": "succeeded",
+        "approval": "succeeded",
+        "tell": "running",
+    }
+    [mail] = waiting(gateway.database)
+    assert json.loads(mail.payload)["text"] == "True by Ada"
+    assert acts(gateway, workflow_id) == [("signal", "key test", "workflow", {"step": "approval"})]
+
+
+def test_an_answer_may_come_before_its_step_waits(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Approved(), moved=False)
+    assert client.post(f"/{workflow_id}/steps/approval/signal", {"approved": True}).status_code == 200
+    move(gateway.database)
+    end(gateway)
+    assert states(client.get(f"/{workflow_id}").json())["approval"] == "succeeded"
+
+
+def test_an_answer_that_does_not_fit_is_refused_by_its_place(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Approved())
+    path = f"/{workflow_id}/steps/approval/signal"
+    said = problem(client.post(path, {"approved": "maybe", "by": 1}), 422, "invalid-fields")
+    assert [one["pointer"] for one in said["errors"]] == ["#/approved", "#/by"]
+    assert "maybe" not in json.dumps(said)
+    assert problem(client.post(path, True), 422, "invalid-fields")["errors"][0]["pointer"] == "#"
+    assert problem(client.post(path), 422, "invalid-fields")["errors"][0]["pointer"] == "#/approved"
+    headers = gateway.key() | {"Content-Type": "application/json"}
+    for body in (b"{", b"NaN", b"[" * 10_000, b'"\xff"'):
+        problem(gateway.client.post(f"/v1/workflows{path}", headers=headers, content=body), 400, "invalid-json")
+    assert acts(gateway, workflow_id) == []
+
+
+def test_only_a_step_that_waits_takes_an_answer(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Approved())
+    for step in ("report", "nowhere"):
+        said = problem(client.post(f"/{workflow_id}/steps/{step}/signal", {}), 409, "wrong-state")
+        assert "those that do: approval" in said["detail"]
+    client.post(f"/{workflow_id}/cancel")
+    end(gateway)
+    said = problem(client.post(f"/{workflow_id}/steps/approval/signal", {"approved": True}), 409, "wrong-state")
+    assert "it is cancelled" in said["detail"]
+
+
+def test_what_no_module_imported_here_defines_is_neither_answered_nor_begun_anew(
+    gateway: Gateway, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow_id = begin(gateway, acme.Approved())
+    monkeypatch.delitem(outlines, "wf.approved")
+    said = problem(client.post(f"/{workflow_id}/steps/approval/signal", {"approved": "?"}), 409, "wrong-state")
+    assert "what step 'approval' of workflow 'wf.approved' waits for" in said["detail"]
+    assert client.post(f"/{workflow_id}/cancel").status_code == 200
+    monkeypatch.undo()
+    end(gateway)
+    monkeypatch.delitem(outlines, "wf.approved")
+    said = problem(client.post(f"/{workflow_id}/retry", {"all": True}), 409, "wrong-state")
+    assert "no imported module defines workflow 'wf.approved'" in said["detail"]
+    assert client.post(f"/{workflow_id}/retry").status_code == 200
+
+
+def test_one_is_cancelled_with_or_without_undoing_what_was_done(gateway: Gateway, client: Client) -> None:
+    for compensate, undone in (("true", "compensated"), ("false", "succeeded")):
+        workflow_id = begin(gateway, acme.Trip())
+        end(gateway)
+        asked = client.post(f"/{workflow_id}/cancel", compensate=compensate).json()
+        assert (asked["state"], asked["undo"]) == ("cancelling", compensate == "true")
+        problem(client.post(f"/{workflow_id}/cancel"), 409, "wrong-state")
+        move(gateway.database)
+        end(gateway)
+        shown = client.get(f"/{workflow_id}").json()
+        assert (shown["state"], states(shown)["flight"]) == ("cancelled", undone)
+        problem(client.post(f"/{workflow_id}/cancel"), 409, "wrong-state")
+        assert acts(gateway, workflow_id) == [("cancel", "key test", "workflow", {"undo": compensate == "true"})]
+
+
+def test_one_that_failed_is_taken_up_where_it_did(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
+    problem(client.post(f"/{workflow_id}/retry"), 409, "wrong-state")
+    end(gateway)
+    for _ in range(2):  # attempts
+        end(gateway, Outcome.DEAD)
+    assert client.get(f"/{workflow_id}").json()["state"] == "failed"
+    again = client.post(f"/{workflow_id}/retry").json()
+    assert (again["state"], states(again)) == (
+        "running",
+        {"orders": "succeeded", "report": "running", "tell": "pending"},
+    )
+    assert acts(gateway, workflow_id) == [
+        ("retry", "key test", "workflow", {"was": "failed", "from": None, "all": False, "edited": []})
+    ]
+
+
+def test_one_is_begun_anew_from_a_step_or_all_over_with_another_input(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
+    client.post(f"/{workflow_id}/cancel")
+    end(gateway)
+    again = client.post(f"/{workflow_id}/retry", {"from": "orders", "input": {"regions": ["south"]}}).json()
+    assert states(again) == {"orders": "pending", "report": "pending", "tell": "pending"}
+    move(gateway.database)
+    [job] = [row for row in waiting(gateway.database) if row.kind == "wf.sync"]
+    assert json.loads(job.payload) == {"regions": ["south"]}
+    for _ in range(3):
+        end(gateway)
+    assert client.get(f"/{workflow_id}").json()["state"] == "succeeded"
+    problem(client.post(f"/{workflow_id}/retry"), 409, "wrong-state")
+    assert client.post(f"/{workflow_id}/retry", {"all": True}).json()["state"] == "running"
+    assert [detail["edited"] for act, *_, detail in acts(gateway, workflow_id) if act == "retry"] == [["regions"], []]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"from": "orders", "all": True}, "#"),
+        ({"from": 1}, "#/from"),
+        ({"all": "yes"}, "#/all"),
+        ({"input": []}, "#/input"),
+        ({"input": {"regions": 3}}, "#/input/regions"),
+        ({"input": {"colour": "red"}}, "#/input/colour"),
+        ({"more": 1}, "#/more"),
+        ([], "#"),
+    ],
+)
+def test_a_retry_that_does_not_fit_is_refused_by_its_place(
+    gateway: Gateway, client: Client, body: Any, pointer: str
+) -> None:
+    workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
+    client.post(f"/{workflow_id}/cancel")
+    end(gateway)
+    said = problem(client.post(f"/{workflow_id}/retry", body), 422, "invalid-fields")
+    assert [one["pointer"] for one in said["errors"]] == [pointer]
+    assert client.get(f"/{workflow_id}").json()["state"] == "cancelled"
+
+
+def test_a_retry_from_a_step_that_is_not_there_is_refused(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
+    client.post(f"/{workflow_id}/cancel")
+    end(gateway)
+    said = problem(client.post(f"/{workflow_id}/retry", {"from": "nowhere"}), 409, "wrong-state")
+    assert "it has orders, report, tell" in said["detail"]
+
+
+def everything_of(client: Client, workflow_id: str) -> list[Any]:
+    """What is asked of one workflow."""
+    acts = ("steps/approval/signal", "cancel", "retry")
+    return [client.get(f"/{workflow_id}"), *(client.post(f"/{workflow_id}/{act}", {}) for act in acts)]
+
+
+def test_one_that_is_not_there_is_not_found(gateway: Gateway, client: Client) -> None:
+    envelope = encode(acme.Nightly(regions=[]))  # which no worker has begun
+    gateway.database.write(lambda connection: enter(connection, gateway.database, [envelope], datetime.now(UTC)))
+    for workflow_id in ("nothing", "01a1fa6d-911e-7092-a9f7-1c48600b1702", envelope.id):
+        for answer in everything_of(client, workflow_id):
+            problem(answer, 404, "workflow-not-found")
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        {"kinds": ["wf.nightly"]},
+        {"kinds": ["WF.*"]},
+        {"kinds": ["wf.[b-z]*"]},
+        {"queues": ["wf-*"]},
+        {"tenants": ["other"]},
+        {"tenants": ["ACME"]},
+    ],
+)
+def test_of_others_nothing_is_seen_or_touched(gateway: Gateway, scope: dict[str, Sequence[str]]) -> None:
+    workflow_id = begin(gateway, acme.Approved(), tenant="acme")
+    other = Client(gateway, **scope)
+    assert other.listed() == []
+    for answer in everything_of(other, workflow_id):
+        problem(answer, 404, "workflow-not-found")
+    assert rows_of(gateway.database, workflow_id)["approval"].result is None
+    assert acts(gateway, workflow_id) == []
+    assert Client(gateway, kinds=["wf.*"], queues=["w?"], tenants=["acme"]).listed() == [workflow_id]
+
+
+@pytest.mark.parametrize("scope", ["kinds", "queues", "tenants"])
+def test_an_empty_list_of_a_token_allows_nothing(gateway: Gateway, scope: str) -> None:
+    begin(gateway, acme.Approved(), tenant="acme")
+    assert orders.find(gateway.database, **{scope: ()}) == []  # type: ignore[arg-type]
+
+
+def test_a_tenant_has_its_own(gateway: Gateway, client: Client) -> None:
+    mine, theirs, nobodys = (begin(gateway, acme.Approved(), tenant=one) for one in ("acme", "other", None))
+    tenant = Client(gateway, tenants=["acme"])
+    assert tenant.listed() == [mine]
+    assert client.listed() == [nobodys, theirs, mine]
+    assert tenant.post(f"/{mine}/steps/approval/signal", {"approved": True}).status_code == 200
+    assert tenant.post(f"/{mine}/cancel").json()["state"] == "cancelling"
+    end(gateway)
+    assert tenant.post(f"/{mine}/retry", {"from": "report"}).json()["state"] == "running"
+    assert [act for act, *_ in acts(gateway, mine)] == ["signal", "cancel", "retry"]
+    move(gateway.database)
+    select = sa.select(jobs.c.tenant).where(jobs.c.kind == "wf.report").distinct()
+    found = gateway.database.read(lambda connection: set(connection.execute(select).scalars()))
+    assert found == {"acme", "other", None}
+
+
+def test_a_page_is_full_whatever_a_key_does_not_see(gateway: Gateway) -> None:
+    mine, theirs = [], []
+    for _ in range(4):
+        mine.append(begin(gateway, acme.Approved()))
+        theirs.append(begin(gateway, acme.Branching(rows=1)))
+    key = Client(gateway, kinds=["wf.[ac-z]*"])
+    assert key.listed(limit=3) == mine[:0:-1]
+    assert key.listed(limit=3, before=mine[1]) == [mine[0]]
+    assert Client(gateway, kinds=["wf_%"]).listed() == []
+
+
+def test_one_whose_job_is_gone_is_nobodys(gateway: Gateway, client: Client) -> None:
+    workflow_id = begin(gateway, acme.Approved(), tenant="acme")
+    gateway.database.write(lambda connection: connection.execute(sa.delete(jobs).where(jobs.c.id == workflow_id)))
+    assert client.listed() == [workflow_id]
+    assert client.get(f"/{workflow_id}").json()["tenant"] is None
+    assert Client(gateway, tenants=["acme"]).listed() == []
+
+
+def test_nobody_without_a_key_is_let_in(gateway: Gateway) -> None:
+    problem(gateway.client.get("/v1/workflows"), 401, "unauthenticated")
+    problem(gateway.client.get("/v1/workflows/a"), 401, "unauthenticated")
+    for path in ("cancel", "retry", "steps/approval/signal"):
+        problem(gateway.client.post(f"/v1/workflows/a/{path}", json={}), 401, "unauthenticated")
+
+
+@pytest.mark.parametrize("server", ["PostgreSQL", "MariaDB"])
+def test_they_are_steered_on_every_database(gateway: Gateway, open_gateway: Open, server: str) -> None:
+    need(server)
+    with temporary_database(SERVERS[server]) as url:
+        there = open_gateway(gateway.settings.model_copy(update={"database_url": set_up(url)}))
+        tenant, capitals = Client(there, kinds=["wf.*"], tenants=["acme"]), Client(there, tenants=["ACME"])
+        mine, _theirs = (begin(there, acme.Approved(), tenant=one) for one in ("acme", "other"))
+        assert (tenant.listed(), capitals.listed()) == ([mine], [])
+        assert tenant.post(f"/{mine}/steps/approval/signal", {"approved": True}).status_code == 200
+        assert tenant.post(f"/{mine}/cancel").json()["state"] == "cancelling"
+        end(there)
+        assert tenant.get(f"/{mine}").json()["state"] == "cancelled"
+        assert tenant.post(f"/{mine}/retry", {"all": True}).json()["state"] == "running"
+        assert tenant.listed(state="running", before="z") == [mine]
+        there.stop()
+        there.database.close()
