@@ -68,9 +68,10 @@ def celery(pool: str, concurrency: int, jobs: int = 4000) -> Entrant:
     )
 
 
-def dramatiq(threads: int, jobs: int = 6000) -> Entrant:
+def dramatiq(threads: int, jobs: int = 6000, *, confirms: bool = True) -> Entrant:
     command = ("dramatiq", "benchmarks.apps.dramatiq_app", "-p", "1", "-t", str(threads), "--skip-logging")
-    return Entrant(f"Dramatiq, {threads} threads", "dramatiq_app", NEWEST, command, jobs)
+    environment = {"BENCH_CONFIRMS": "yes" if confirms else ""}
+    return Entrant(f"Dramatiq, {threads} threads", "dramatiq_app", NEWEST, command, jobs, environment)
 
 
 def taskiq(variant: str, tasks: int = 1000, jobs: int = 9000) -> Entrant:

@@ -19,7 +19,9 @@ from benchmarks.ticks import tick
 _middleware = [AgeLimit(), ShutdownNotifications(), Callbacks(), Retries()]
 broker: dramatiq.Broker
 if ON_RABBITMQ:
-    broker = RabbitmqBroker(url=AMQP_URL, confirm_delivery=True, middleware=_middleware)
+    broker = RabbitmqBroker(
+        url=AMQP_URL, confirm_delivery=bool(os.environ.get("BENCH_CONFIRMS")), middleware=_middleware
+    )
 else:
     broker = RedisBroker(url=REDIS_URL, middleware=_middleware)
 dramatiq.set_broker(broker)

@@ -51,27 +51,34 @@ def redis(plan: Plan) -> list[Table]:
     return [single, bulk]
 
 
-def rabbitmq(plan: Plan) -> Table:
-    table = Table("Enqueued one by one, RabbitMQ, each confirmed by the broker", "jobs/s")
-    table.notes.append("Celery does not wait for confirms unless told to; here it is told to, as Dramatiq is")
+def rabbitmq(plan: Plan) -> list[Table]:
+    single = Table("Enqueued one by one, RabbitMQ, each confirmed by the broker", "jobs/s")
+    single.notes.append("Celery does not wait for confirms unless told to; here it is told to, as Dramatiq is")
+    bulk = Table("Enqueued a thousand a call, RabbitMQ, confirmed; beside a loop that is not", "jobs/s")
     if plan.servers.amqp_url is None:
-        table.notes.append("RabbitMQ is not reachable")
-        return table
+        single.notes.append("RabbitMQ is not reachable")
+        return [single, bulk]
+    unconfirmed = who.dramatiq(8, confirms=False)
     names = {
         who.ours("dramatiq"): OURS,
         who.celery("solo", 1): "Celery",
         who.dramatiq(8): "Dramatiq",
+        unconfirmed: "Dramatiq, one by one, without confirms",
         who.taskiq("RabbitMQ"): "Taskiq",
         who.faststream(100): "FastStream",
     }
+    bulk.requirements = [Requirement(OURS + BULK, names[unconfirmed], 1.0)]
     count = plan.jobs(2000)
 
     def measure(entrant: Entrant) -> None:
         with session(plan.servers, entrant, broker="rabbitmq") as running:
+            name, table = names[entrant], bulk if entrant is unconfirmed else single
             sent = running.send("loop", count)
-            table.add(
-                names[entrant], count / sent["seconds"], peer=not entrant.is_ours, cpu=sent["cpu_seconds"] / count * 1e6
-            )
+            table.add(name, count / sent["seconds"], peer=not entrant.is_ours, cpu=sent["cpu_seconds"] / count * 1e6)
+            if entrant.is_ours:
+                many = plan.jobs(20_000, 1000)
+                sent = running.send("many", many)
+                bulk.add(name + BULK, many / sent["seconds"], peer=False, cpu=sent["cpu_seconds"] / many * 1e6)
 
     plan.rounds_of(plan.available(names), measure)
-    return table
+    return [single, bulk]
