@@ -102,10 +102,13 @@ class RabbitmqNode:
         assert done.stdout.strip() == "ok", done.stdout + done.stderr
 
     def _answers(self) -> bool:
-        """Whether it greets an AMQP client: it listens a little before."""
+        """Whether it greets an AMQP client, it listens a little before; and takes those with TLS, a little later."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
                 connection.sendall(b"AMQP\0\0\x09\x01")
-                return bool(connection.recv(1))
+                greeted = bool(connection.recv(1))
+            if self._tls is not None:
+                socket.create_connection(("127.0.0.1", self.tls_port), 1.0).close()
+            return greeted
         except OSError:
             return False

@@ -184,7 +184,7 @@ def test_bytes_that_are_no_message_reach_the_router(raw: bytes, redis_url: str, 
 def test_a_queue_with_consumers_of_its_own_is_left_alone(amqp_url: str, prefix: str) -> None:
     connection = connect(amqp_url, timeout_seconds=10)
     channel = connection.channel()
-    channel.queue_declare(f"{prefix}busy", auto_delete=False)
+    channel.queue_declare(f"{prefix}busy", durable=True, auto_delete=False)
     channel.basic_qos(0, 1, False)
     channel.basic_consume(f"{prefix}busy", callback=lambda message: None)
     intake = open_stock_intake(amqp_url, [f"{prefix}busy"], prefix)

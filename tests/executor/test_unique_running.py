@@ -167,7 +167,8 @@ def test_a_schedule_does_not_fire_a_job_whose_key_is_held(inline: Inline) -> Non
     held = inline.producer.enqueue(Only(n=1))
 
     def due_now(connection: sa.Connection) -> None:
-        connection.execute(sa.update(schedules).values(next_at=datetime.now(UTC)))
+        # SQLite's clock is cut to milliseconds.
+        connection.execute(sa.update(schedules).values(next_at=datetime.now(UTC) - timedelta(milliseconds=10)))
 
     inline.database.write(due_now)
     fire(inline.database, rule)
