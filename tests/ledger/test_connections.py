@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -62,3 +64,25 @@ def test_a_session_of_the_engine_is_a_transaction(ledger: Database, options: dic
     assert _subjects(ledger) == ["second"]
     ledger.write(lambda connection: connection.execute(_entered("third")))
     assert _subjects(ledger) == ["second", "third"]
+
+
+def test_a_connection_in_use_is_closed_when_it_comes_back(ledger_url: str) -> None:
+    database = Database(ledger_url)
+    opened: list[object] = []
+    sa.event.listen(database.engine, "connect", lambda connection, record: opened.append(connection))
+    sa.event.listen(database.engine, "close", lambda connection, record: opened.remove(connection))
+    reading, closed = threading.Event(), threading.Event()
+
+    def read(connection: sa.Connection) -> None:
+        reading.set()
+        assert closed.wait(60)
+        assert connection.scalar(sa.select(1)) == 1
+
+    thread = threading.Thread(target=database.read, args=(read,))
+    thread.start()
+    assert reading.wait(60)
+    assert len(opened) == 1
+    database.close()
+    closed.set()
+    thread.join(60)
+    assert opened == []

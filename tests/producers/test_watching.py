@@ -22,8 +22,10 @@ from pydantic import BaseModel, ConfigDict
 from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTimeout, WatchClosed
 from penstock.config.settings import Settings
 from penstock.producers import AsyncJobHandle, AsyncProducer, Producer, handles, watching
+from penstock.producers.links import LedgerLink
 from penstock.producers.records import Progress
 from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.watching import AsyncWaiter
 from penstock.schemas import Job, Outcome, RetryPolicy
 from penstock.schemas.database import Database
 from penstock.schemas.ids import new_id
@@ -359,6 +361,25 @@ def test_closing_a_producer_ends_its_waits(settings: Settings, either: dict[str,
     with pytest.raises(WaitTimeout, match=r"queued after 0\.01 s"):
         producer.enqueue(Play()).wait(0.01)  # it opens anew
     producer.close()
+
+
+def test_who_waited_does_not_open_what_was_closed_meanwhile(settings: Settings) -> None:
+    link = LedgerLink(settings.database_url)
+    waiter = link.watching().join("id")
+    link.open(waiter)
+    link.close()
+    with pytest.raises(WatchClosed, match="job id"):
+        link.open(waiter)
+    assert link._database is None
+
+    async def left() -> AsyncWaiter:
+        waiter = link.async_watching().join("id")
+        link.async_watching().leave(waiter)
+        return waiter
+
+    with pytest.raises(WatchClosed):
+        link.open(asyncio.run(left()))
+    assert link._database is None
 
 
 def test_closing_an_async_producer_ends_its_waits(settings: Settings) -> None:

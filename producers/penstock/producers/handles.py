@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from penstock.producers.preparation import Duration
     from penstock.producers.records import JobStatus
-    from penstock.producers.watching import AsyncWaiter, Waiter
+    from penstock.producers.watching import AnyWaiter, AsyncWaiter, Waiter
 
 T = TypeVar("T")
 
@@ -86,9 +86,12 @@ class JobHandle:
         Raises:
             LedgerUnavailable: the database cannot be reached.
         """
+        return self._look()
+
+    def _look(self, waiter: AnyWaiter | None = None) -> JobStatus:
         from penstock.producers.records import JobStatus, read_status
 
-        found = read_status(self._ledger.open(), self.id, open_storage=self._ledger.open_storage)
+        found = read_status(self._ledger.open(waiter), self.id, open_storage=self._ledger.open_storage)
         return found or JobStatus(self.id, self.kind, self.queue, State.QUEUED)
 
     def watch(self, timeout: float | None = None) -> Iterator[JobStatus]:
@@ -112,7 +115,7 @@ class JobHandle:
         waiter: Waiter | None = None
         try:
             while True:
-                status = self.status()
+                status = self._look(waiter)
                 if course.is_news(status):
                     yield status
                 if status.final:
@@ -195,12 +198,15 @@ class AsyncJobHandle:
 
     async def status(self) -> JobStatus:
         """See `JobHandle.status`; a large result has been read from the storage."""
+        return await self._status()
+
+    async def _status(self, waiter: AsyncWaiter | None = None) -> JobStatus:
         import asyncio  # a third of the time that importing producers would take
 
-        return await asyncio.to_thread(self._status)
+        return await asyncio.to_thread(self._look, waiter)
 
-    def _status(self) -> JobStatus:
-        status = self._handle.status()
+    def _look(self, waiter: AsyncWaiter | None) -> JobStatus:
+        status = self._handle._look(waiter)
         if status.stored is not None:
             status.stored.fetch()  # here, as `status.result` is read on the loop
         return status
@@ -214,7 +220,7 @@ class AsyncJobHandle:
         waiter: AsyncWaiter | None = None
         try:
             while True:
-                status = await self.status()
+                status = await self._status(waiter)
                 if course.is_news(status):
                     yield status
                 if status.final:

@@ -11,7 +11,7 @@ from penstock.producers.senders import scheme
 
 if TYPE_CHECKING:
     from penstock.producers.storage import Storage
-    from penstock.producers.watching import AsyncWatching, Watching
+    from penstock.producers.watching import AnyWaiter, AsyncWatching, Watching
     from penstock.schemas.database import Database
 
 
@@ -50,9 +50,16 @@ class LedgerLink:
         keep(self._database, self._storage)
         self._start_anew()  # those who watch see to themselves
 
-    def open(self) -> Database:
-        """Raises ConfigError where SQLAlchemy is not installed: enqueueing needs none of it."""
+    def open(self, waiter: AnyWaiter | None = None) -> Database:
+        """The ledger, for whoever asks or for somebody who waits and looks once more.
+
+        Raises:
+            ConfigError: SQLAlchemy is not installed; enqueueing needs none of it.
+            WatchClosed: that wait is over. It would be opened anew, and nobody would close it.
+        """
         with self._lock:
+            if waiter is not None:
+                waiter.check()
             if self._database is None:
                 try:
                     from penstock.schemas.database import Database

@@ -54,7 +54,7 @@ class _Waiter:
 
     Attributes:
         live: pushes reach it; until then, and again after a connection was lost, it must look by itself.
-        closed: its producer was closed.
+        closed: its producer was closed, or nobody waits any more.
     """
 
     def __init__(self, job_id: str, event: Any) -> None:
@@ -65,10 +65,14 @@ class _Waiter:
     def tell(self) -> None:
         self._event.set()
 
-    def _told(self) -> None:
-        self._event.clear()
+    def check(self) -> None:
+        """Raises WatchClosed."""
         if self.closed:
             raise WatchClosed(f"the producer was closed while job {self.job_id} was watched; the job goes on")
+
+    def _told(self) -> None:
+        self._event.clear()
+        self.check()
 
 
 class Waiter(_Waiter):
@@ -95,6 +99,9 @@ class AsyncWaiter(_Waiter):
             async with asyncio.timeout(seconds):
                 await self._event.wait()
         self._told()
+
+
+AnyWaiter = Waiter | AsyncWaiter
 
 
 class _Listener:
@@ -343,7 +350,8 @@ class AsyncWatching:
         return waiter
 
     def leave(self, waiter: AsyncWaiter) -> None:
-        """Where the loop was closed meanwhile there is nothing to do."""
+        """A look that its thread has not begun comes to nothing. Where the loop was closed meanwhile that is all."""
+        waiter.closed = True
         with contextlib.suppress(RuntimeError):
             if here := self._loops.get(asyncio.get_running_loop()):
                 here.remove(waiter)

@@ -189,6 +189,12 @@ class Database:
         return statement if self.dialect == "sqlite" else statement.with_for_update(skip_locked=skip)
 
     def close(self) -> None:
+        """Close the connections; those that another thread still uses, when it is done with them."""
+
+        @event.listens_for(self.engine, "checkin")
+        def on_checkin(_connection: Any, record: Any) -> None:
+            record.close()
+
         self.engine.dispose()
 
     def _wrapped(self, error: DBAPIError) -> Exception:

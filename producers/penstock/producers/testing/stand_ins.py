@@ -68,7 +68,7 @@ class Link(LedgerLink):
         super().__init__()
         self._kit = kit
 
-    def open(self) -> Database:
+    def open(self, waiter: object = None) -> Database:
         return self._kit._open()
 
     def open_storage(self) -> Storage:
