@@ -72,6 +72,7 @@ class Modelled:
         due: of one that waits, whether its time has come.
         untouched: it was put off by a debounce, and no dispatcher has touched it since.
         unread: the row was made by a cancellation, and has no message.
+        named: its row says which worker ran it last; it was not revived, or given up as lost, since then.
         missed: the broker has lost its message.
         gone: it was not on record when that happened, so it may be lost.
         sessions, charges: effects with `ctx.session`, and calls of `ctx.once("charge")`.
@@ -89,6 +90,7 @@ class Modelled:
     failures: int = 0
     crashes: int = 0
     worker: str | None = None
+    named: bool = False
     cancel_requested: bool = False
     due: bool = False
     untouched: bool = False

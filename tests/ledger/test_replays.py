@@ -14,6 +14,7 @@ from ledgers import (
     Login,
     Note,
     change,
+    claim_one,
     claimed,
     end,
     letter_of,
@@ -26,12 +27,14 @@ from ledgers import (
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.producers import audit
 from penstock.producers.records import request_cancel
+from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, Sensitive, State, registry, upcasts
 from penstock.schemas.database import Database
 from penstock.schemas.ids import new_id
 from penstock.schemas.tables import dead_letters, jobs, metadata
-from penstock.schemas.wire import Envelope, unique_key
-from penstock.workers.ledger import deadletters, queries, replays, rescues
+from penstock.schemas.wire import Envelope, decode, unique_key
+from penstock.workers.ledger import deadletters, delays, queries, replays, rescues
+from penstock.workers.ledger.claims import Refusal
 from penstock.workers.ledger.deadletters import Selection
 
 TRACE = 'Traceback (most recent call last):\n  File "/app/acme/{}.py", line 7, in send\nValueError: no\n'
@@ -263,6 +266,23 @@ def test_an_edit_sets_fields_and_the_job_keeps_its_id_and_the_key_follows(ledger
     assert row.key == unique_key(Address(customer=2, to=""))
     [line] = audit.find(ledger)
     assert (line.act, line.subject, line.detail) == ("edit", letter_id, {"edited": ["customer", "iban"]})
+
+
+def test_a_copy_from_before_does_not_run_in_the_place_of_the_edited_job(ledger: Database) -> None:
+    wrong = Address(customer=1, to="nobody")
+    letter_id = die(ledger, wrong)
+    replay(ledger, letter_id, edit={"to": "somebody"})
+    broker = MemoryBroker()
+    assert delays.send_due(ledger, broker) == 1
+    assert row_of(ledger, letter_id).state == State.QUEUED
+    copy = claim_one(ledger, message(wrong, id=letter_id), again=True)
+    assert isinstance(copy, Refusal)
+    assert copy.reason == "duplicate"
+    [[(envelope, _)]] = broker.lanes.values()
+    given = claimed(ledger, decode(envelope))
+    assert given.message.job == Address(customer=1, to="somebody")
+    end(ledger, given, Outcome.INTERRUPTED)  # given back to the broker, which hands out the same message
+    assert claimed(ledger, decode(envelope), worker="w2", again=True).message.job == given.message.job
 
 
 def test_a_key_that_was_given_stays_when_a_field_is_edited(ledger: Database) -> None:

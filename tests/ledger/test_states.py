@@ -246,6 +246,7 @@ class States(RuleBasedStateMachine):
         assert sum(resending.put_back_begun(self.ledger, timedelta(), lane) for lane in lanes) == len(begun)
         for job in begun:
             job.fence, job.crashes = job.fence + 1, job.crashes + 1
+            job.named = False
             if job.cancel_requested:
                 job.end(State.CANCELLED)
                 job.cancel_requested = False
@@ -304,7 +305,7 @@ class States(RuleBasedStateMachine):
         if job.state == State.RUNNING:
             job.crashes += 1
         job.fence, job.state, job.worker, job.due, job.missed = job.fence + 1, State.RUNNING, worker, False, False
-        job.untouched = False
+        job.untouched, job.named = False, True
         assert (answer.fence, answer.attempt) == (job.fence, job.failures + 1)
         assert (answer.failures, answer.crashes) == (job.failures, job.crashes)
         assert answer.quarantine == (job.crashes >= MAX_CRASHES)
@@ -468,7 +469,7 @@ class States(RuleBasedStateMachine):
             queries.retry(self.ledger, job.id, actor="ada", force=True)
         job.wait(due=True)
         job.failures = job.crashes = 0
-        job.cancel_requested = job.letter = False
+        job.cancel_requested = job.letter = job.named = False
         job.revived = True
 
     # What always holds.
@@ -489,6 +490,7 @@ class States(RuleBasedStateMachine):
             real = (row.state, row.fence, row.failures, row.crashes, row.cancel_requested)
             assert real == (job.state, job.fence, job.failures, job.crashes, job.cancel_requested), (job, row)
             assert job.state != State.RUNNING or row.worker == job.worker
+            assert job.state != State.QUEUED or (row.worker is not None) == job.named
             assert (job.id in letters) == job.letter, job
             assert sessions[job.id] == job.sessions, job
         assert rows == {}, "jobs that nobody enqueued"
@@ -616,8 +618,8 @@ class States(RuleBasedStateMachine):
             return "cancelled"
         if job.state in FINAL:
             return "ended"
-        if job.state in WAITING:
-            return "duplicate" if fence < job.fence else "claimed"
+        if fence < job.fence and (job.state in WAITING or (job.state == State.QUEUED and not job.named)):
+            return "duplicate"
         if job.state == State.RUNNING:
             if job.delivery == "at_most_once" or (alive and not redelivered):
                 return "duplicate"

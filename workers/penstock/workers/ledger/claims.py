@@ -184,9 +184,10 @@ def _refuse(one: Wanted, row: Any, leases: dict[str, datetime], worker: str, now
         return Refusal(message, "cancelled")
     if row.state in FINAL:
         return Refusal(message, "ended")
-    if row.state in WAITING and message.fence < row.fence:
+    if message.fence < row.fence and (row.state in WAITING or (row.state == State.QUEUED and row.worker is None)):
         # A copy of an earlier sending. The one that counts carries the fence of now; it may even be here before the
-        # dispatcher's "sent" is committed, so the state alone does not tell.
+        # dispatcher's "sent" is committed, so the state alone does not tell. One that a worker gave back, and which
+        # keeps its name, goes on under the fence with which it was sent.
         return Refusal(message, "duplicate")
     if row.state == State.RUNNING and message.kind.delivery == "at_most_once":
         # It may have run: one that was acknowledged comes again where the acknowledgement was lost. The dispatcher
