@@ -11,8 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from chaos_site import LEASE_SECONDS, SafeRedis, Site
+from chaos_site import LEASE_SECONDS, Site
 from rabbitmq_node import RabbitmqNode
+from safe_redis import SafeRedis
 
 Slots = list[subprocess.Popen[bytes] | None]
 

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from breaking import Breaker
 from chaos_jobs import QUEUE
 from chaos_outbox_backend import ACCOUNTS, ORDERED_QUEUE, Account, Base, Order
-from chaos_site import HERE, Postgres, SafeRedis, Site
+from chaos_site import HERE, Site, running_postgres, running_redis
 
 from penstock.config.errors import PenstockError
 from penstock.producers.outbox import create_outbox
@@ -239,14 +239,10 @@ def one_outbox_round(
     """
     report, began, count = OutboxReport(seed), time.monotonic(), jobs_asked // 2
     with ExitStack() as opened:
-        redis = SafeRedis(folder / "redis")
-        opened.callback(redis.stop)
-        redis.start()
+        redis = opened.enter_context(running_redis(folder))
         postgres = None
         if database == "postgres" and ledger_url is None:
-            postgres = Postgres()
-            opened.callback(postgres.close)
-            postgres.start()
+            postgres = opened.enter_context(running_postgres())
             shop_url = shop_url or _another_database(postgres.url)
         site = OutboxSite(
             folder,

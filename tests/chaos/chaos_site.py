@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from chaos_jobs import EFFECTS, QUEUE
 from database_servers import PostgresServer
 from rabbitmq_node import RabbitmqNode
+from safe_redis import SafeRedis
 
 from penstock.config.errors import PenstockError
 from penstock.config.settings import Settings
@@ -27,22 +29,10 @@ from penstock.schemas.kinds import DISPATCHER_QUEUE, PRIORITIES
 from penstock.schemas.states import FINAL
 from penstock.schemas.tables import dead_letters, jobs
 from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.redis_server import RedisServer
 
 HERE = Path(__file__).parent
 PENSTOCK = Path(sys.executable).parent / "penstock"
 LEASE_SECONDS = 2.0
-
-
-class SafeRedis(RedisServer):
-    """Redis that has on disk what it has confirmed: with `everysec` it may itself lose its last second when killed."""
-
-    def start(self) -> None:
-        super().start()
-        from redis import Redis
-
-        with Redis.from_url(self.url) as client:
-            client.config_set("appendfsync", "always")
 
 
 class Postgres(PostgresServer):
@@ -63,6 +53,26 @@ class Postgres(PostgresServer):
     def kill_postmaster(self) -> None:
         pid = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
         os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def running_redis(folder: Path) -> Iterator[SafeRedis]:
+    server = SafeRedis(folder / "redis")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 class Site:

@@ -14,7 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from breaking import Breaker
 from chaos_jobs import QUEUE
-from chaos_site import Postgres, SafeRedis, Site
+from chaos_site import Site, running_postgres, running_redis
 from chaos_workflow_jobs import OTHER_QUEUE, Part, Summing
 
 from penstock.producers import JobHandle
@@ -65,14 +65,10 @@ def one_workflow_round(
     """
     report, began = WorkflowReport(), time.monotonic()
     with ExitStack() as opened:
-        redis = SafeRedis(folder / "redis")
-        opened.callback(redis.stop)
-        redis.start()
+        redis = opened.enter_context(running_redis(folder))
         postgres = None
         if database == "postgres" and ledger_url is None:
-            postgres = Postgres()
-            opened.callback(postgres.close)
-            postgres.start()
+            postgres = opened.enter_context(running_postgres())
         prefix = f"c{uuid.uuid4().hex[:10]}"
         site = WorkflowSite(
             "celery",

@@ -12,9 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from auditing import Report
-from chaos_site import Postgres, SafeRedis, Site
+from chaos_site import Site, running_postgres, running_redis
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from rounds import run_round
+from safe_redis import SafeRedis
 from servers import AMQP_URL, delete_rabbitmq
 
 from penstock.producers.senders import open_sender
@@ -64,9 +65,7 @@ def one_round(
     with ExitStack() as opened:
         server: SafeRedis | RabbitmqNode | None = None
         if broker == "redis":
-            server = SafeRedis(folder / "redis")
-            opened.callback(server.stop)
-            server.start()
+            server = opened.enter_context(running_redis(folder))
         elif own_rabbitmq:
             server = RabbitmqNode(folder / "rabbitmq")
             opened.callback(server.kill)
@@ -77,9 +76,7 @@ def one_round(
             opened.callback(delete_rabbitmq, AMQP_URL, prefix)
         postgres = None
         if database == "postgres":
-            postgres = Postgres()
-            opened.callback(postgres.close)
-            postgres.start()
+            postgres = opened.enter_context(running_postgres())
         url = AMQP_URL if server is None else server.url
         site = Site(
             engine,

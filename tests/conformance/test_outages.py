@@ -23,11 +23,11 @@ from ledgers import temporary_database
 from polling import until
 from proxy import Proxy
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
+from safe_redis import SafeRedis
 from servers import AMQP_URL, POSTGRES_URL, delete_rabbitmq, need
 from stack import PAIRS, WAIT, Stack, lines
 
 from penstock.schemas.tables import jobs, workers
-from penstock.workers.up.redis_server import RedisServer
 from penstock.workers.worker import Worker
 
 LEASE = 2.0
@@ -114,15 +114,6 @@ def own_broker(pair: tuple[str, str], request: pytest.FixtureRequest, tmp_path: 
     server.start()
     yield server
     server.stop()
-
-
-class SafeRedis(RedisServer):
-    def start(self) -> None:
-        super().start()
-        from redis import Redis
-
-        with Redis.from_url(self.url) as client:
-            client.config_set("appendfsync", "always")
 
 
 @pytest.fixture

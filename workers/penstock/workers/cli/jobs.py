@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from penstock.workers.cli.opened import for_each, open_ledger
 from penstock.workers.cli.options import AsJson, Imports, Limit, duration, moment, past
 from penstock.workers.cli.output import hide, print_fields, print_json, print_rows
 from penstock.workers.discovery import discover
+
+if TYPE_CHECKING:
+    from penstock.schemas.database import Database
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -89,13 +92,12 @@ def retry(
     from penstock.workers.ledger import queries
 
     discover(imports or ())
-    with open_ledger() as database:
 
-        def act(job_id: str) -> str:
-            queries.retry(database, job_id, actor=actor, force=force)
-            return "scheduled"
+    def act(database: Database, job_id: str) -> str:
+        queries.retry(database, job_id, actor=actor, force=force)
+        return "scheduled"
 
-        for_each(ids, act)
+    for_each(ids, act)
 
 
 @app.command()
@@ -118,15 +120,15 @@ def cancel(
 
     _check_chosen(ids, key, tenant)
     discover(imports or ())
+
+    def act(database: Database, job_id: str) -> str:
+        state = orders.cancel(database, job_id, actor=actor, kind=kind)
+        return "is asked to stop" if state == State.RUNNING else str(state)
+
+    if key is None:
+        for_each(ids or (), act)
+        return
     with open_ledger() as database:
-
-        def act(job_id: str) -> str:
-            state = orders.cancel(database, job_id, actor=actor, kind=kind)
-            return "is asked to stop" if state == State.RUNNING else str(state)
-
-        if key is None:
-            for_each(ids or (), act)
-            return
         cancelled = orders.cancel_key(database, key, actor=actor, kind=kind, tenant=tenant)
     _print_done(cancelled, "cancelled or asked to stop")
 
@@ -153,15 +155,15 @@ def reschedule(
         raise typer.BadParameter("give --at or --in")
     due_at = at or datetime.now(UTC) + (after or timedelta())
     discover(imports or ())
+
+    def act(database: Database, job_id: str) -> str:
+        orders.reschedule(database, job_id, due_at, actor=actor)
+        return f"is due at {due_at.isoformat()}"
+
+    if key is None:
+        for_each(ids or (), act)
+        return
     with open_ledger() as database:
-
-        def act(job_id: str) -> str:
-            orders.reschedule(database, job_id, due_at, actor=actor)
-            return f"is due at {due_at.isoformat()}"
-
-        if key is None:
-            for_each(ids or (), act)
-            return
         moved = orders.reschedule_key(database, key, due_at, actor=actor, kind=kind, tenant=tenant)
     _print_done(moved, f"due at {due_at.isoformat()}")
 

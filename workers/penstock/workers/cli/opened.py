@@ -33,18 +33,20 @@ def open_ledger(settings: Settings | None = None) -> Iterator[Database]:
         database.close()
 
 
-def for_each(ids: Sequence[str], act: Callable[[str], str]) -> None:
-    """Do something to each of several jobs, and say what became of it. One that fails does not stop the others.
+def for_each(ids: Sequence[str], act: Callable[[Database, str], str]) -> None:
+    """Do something to each of several of the ledger's, and say what became of it. One that fails does not stop the
+    others.
 
     Raises:
         Exit: (1) when all are done and one failed.
     """
     failed = False
-    for one in ids:
-        try:
-            typer.echo(f"{one} {act(one)}")
-        except PenstockError as error:
-            failed = True
-            typer.echo(f"penstock: {error}", err=True)
+    with open_ledger() as database:
+        for one in ids:
+            try:
+                typer.echo(f"{one} {act(database, one)}")
+            except PenstockError as error:
+                failed = True
+                typer.echo(f"penstock: {error}", err=True)
     if failed:
         raise typer.Exit(FAILED)

@@ -35,6 +35,7 @@ from penstock.workers.discovery import discover
 if TYPE_CHECKING:
     from penstock.config.settings import Settings
     from penstock.producers.schedule_rules import Schedule
+    from penstock.schemas.database import Database
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -182,13 +183,11 @@ def remove(names: Names, actor: Actor = None) -> None:  # type: ignore[assignmen
     """Remove schedules that were made with add. Their jobs stay."""
     from penstock.producers.schedules import remove as remove_schedule
 
-    with open_ledger() as database:
+    def act(database: Database, name: str) -> str:
+        remove_schedule(database, name, actor=actor)
+        return "removed"
 
-        def act(name: str) -> str:
-            remove_schedule(database, name, actor=actor)
-            return "removed"
-
-        for_each(names, act)
+    for_each(names, act)
 
 
 @app.command()
@@ -196,13 +195,11 @@ def pause(names: Names, actor: Actor = None) -> None:  # type: ignore[assignment
     """Let schedules make no jobs until they are resumed."""
     from penstock.producers.schedules import pause as pause_schedule
 
-    with open_ledger() as database:
+    def act(database: Database, name: str) -> str:
+        pause_schedule(database, name, actor=actor)
+        return "paused"
 
-        def act(name: str) -> str:
-            pause_schedule(database, name, actor=actor)
-            return "paused"
-
-        for_each(names, act)
+    for_each(names, act)
 
 
 @app.command()
@@ -210,13 +207,11 @@ def resume(names: Names, actor: Actor = None) -> None:  # type: ignore[assignmen
     """Let paused schedules go on from now. What they would have done meanwhile is not made up for; see backfill."""
     from penstock.producers.schedules import resume as resume_schedule
 
-    with open_ledger() as database:
+    def act(database: Database, name: str) -> str:
+        next_at = resume_schedule(database, name, actor=actor)
+        return f"resumed; next at {next_at.isoformat()}" if next_at is not None else "resumed; it has no next time"
 
-        def act(name: str) -> str:
-            next_at = resume_schedule(database, name, actor=actor)
-            return f"resumed; next at {next_at.isoformat()}" if next_at is not None else "resumed; it has no next time"
-
-        for_each(names, act)
+    for_each(names, act)
 
 
 @app.command()
