@@ -29,7 +29,7 @@ ONCE_MORE = {"chaos", "conformance", "engines", "migration", "up"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These get a second try when a busy machine has upset the first; the summary lists who needed it."""
+    """These get a second try when a busy machine has upset the first; the summary says who needed it, and why."""
     for item in items:
         if item.path.parent.name in ONCE_MORE:
             item.add_marker(pytest.mark.flaky(reruns=1))
