@@ -216,6 +216,7 @@ def test_workers_go_on_when_every_connection_was_cut(
         assert late.wait(WAIT).state == "succeeded"
         assert sorted(lines(file), key=int) == [str(number) for number in range(201)]
     finally:
+        site.stop()  # first: a worker declares its queues anew
         if pair[1] == "rabbitmq":
             delete_rabbitmq(broker_url, site.settings.prefix)
 
