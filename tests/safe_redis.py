@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from redis import Redis
 
 from penstock.workers.up.redis_server import RedisServer
@@ -14,3 +18,13 @@ class SafeRedis(RedisServer):
         super().start()
         with Redis.from_url(self.url) as client:
             client.config_set("appendfsync", "always")
+
+
+@contextmanager
+def running_redis(folder: Path) -> Iterator[SafeRedis]:
+    server = SafeRedis(folder / "redis")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

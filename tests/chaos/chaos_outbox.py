@@ -21,7 +21,8 @@ import sqlalchemy as sa
 from breaking import Breaker
 from chaos_jobs import QUEUE
 from chaos_outbox_backend import ACCOUNTS, ORDERED_QUEUE, Account, Base, Order
-from chaos_site import HERE, Site, running_postgres, running_redis
+from chaos_site import HERE, Site, running_postgres
+from safe_redis import running_redis
 
 from penstock.config.errors import PenstockError
 from penstock.producers.outbox import create_outbox

@@ -56,16 +56,6 @@ class Postgres(PostgresServer):
 
 
 @contextmanager
-def running_redis(folder: Path) -> Iterator[SafeRedis]:
-    server = SafeRedis(folder / "redis")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@contextmanager
 def running_postgres() -> Iterator[Postgres]:
     server = Postgres()
     try:

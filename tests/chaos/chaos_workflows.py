@@ -14,8 +14,9 @@ from pathlib import Path
 import sqlalchemy as sa
 from breaking import Breaker
 from chaos_jobs import QUEUE
-from chaos_site import Site, running_postgres, running_redis
+from chaos_site import Site, running_postgres
 from chaos_workflow_jobs import OTHER_QUEUE, Part, Summing
+from safe_redis import running_redis
 
 from penstock.producers import JobHandle
 from penstock.schemas.tables import jobs, steps, workflows

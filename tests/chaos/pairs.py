@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from auditing import Report
-from chaos_site import Site, running_postgres, running_redis
+from chaos_site import Site, running_postgres
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from rounds import run_round
-from safe_redis import SafeRedis
+from safe_redis import SafeRedis, running_redis
 from servers import AMQP_URL, delete_rabbitmq
 
 from penstock.producers.senders import open_sender

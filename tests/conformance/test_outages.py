@@ -23,7 +23,7 @@ from ledgers import temporary_database
 from polling import until
 from proxy import Proxy
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
-from safe_redis import SafeRedis
+from safe_redis import running_redis
 from servers import AMQP_URL, POSTGRES_URL, delete_rabbitmq, need
 from stack import PAIRS, WAIT, Stack, lines
 
@@ -110,10 +110,8 @@ def own_broker(pair: tuple[str, str], request: pytest.FixtureRequest, tmp_path: 
     if pair[1] == "rabbitmq":
         yield request.getfixturevalue("node")
         return
-    server = SafeRedis(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
+    with running_redis(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

@@ -86,3 +86,11 @@ def test_a_connection_in_use_is_closed_when_it_comes_back(ledger_url: str) -> No
     closed.set()
     thread.join(60)
     assert opened == []
+    used: list[object] = []
+    for _ in range(2):
+        database.read(lambda connection: connection.scalar(sa.select(1)))
+        used += opened
+    assert len(used) == 2, "one that is used again keeps its connection"
+    assert used[0] is used[1]
+    database.close()
+    assert opened == []

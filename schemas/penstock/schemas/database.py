@@ -189,13 +189,13 @@ class Database:
         return statement if self.dialect == "sqlite" else statement.with_for_update(skip_locked=skip)
 
     def close(self) -> None:
-        """Close the connections; those that another thread still uses, when it is done with them."""
+        """Close the connections; those that another thread still uses, when it is done with them.
 
-        @event.listens_for(self.engine, "checkin")
-        def on_checkin(_connection: Any, record: Any) -> None:
-            record.close()
-
-        self.engine.dispose()
+        It may be used again, and connects anew then.
+        """
+        pool = self.engine.pool
+        self.engine.dispose(close=False)  # first: from here on `_close_late` closes what comes back to the old pool
+        pool.dispose()
 
     def _wrapped(self, error: DBAPIError) -> Exception:
         text = str(error.orig).strip().splitlines()[0] if error.orig is not None else str(error)
@@ -358,11 +358,25 @@ def _engine(url: str, pool_size: int) -> sa.Engine:
             "install penstock[postgres] or penstock[mysql]"
         ) from error
     tune(engine)
+    _close_late(engine)
     if engine.dialect.name != "sqlite":
         _ping_idle(engine)
     if "isolation_level" in options and engine.dialect.name == "postgresql":
         _begin_at_once(engine)
     return engine
+
+
+def _close_late(engine: sa.Engine) -> None:
+    """Close a connection that comes back to a pool which its engine has no more; nobody else would."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(_connection: Any, record: Any) -> None:
+        record.info["pool"] = engine.pool
+
+    @event.listens_for(engine, "checkin")
+    def on_checkin(_connection: Any, record: Any) -> None:
+        if record.info.get("pool") is not engine.pool:
+            record.close()
 
 
 def _ping_idle(engine: sa.Engine) -> None:
