@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.ticks import Stamps
 from penstock.config.settings import load_settings
-from penstock.workers import executor as executor_module
-from penstock.workers import worker as worker_module
+from penstock.workers.engines import worker as worker_module
+from penstock.workers.executor import executor as executor_module
 
 
 def timed(costs: Counter[str], step: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +63,7 @@ def steps(count: int, stamps: Stamps) -> dict[str, float]:
     executor_module.decode = timed(costs, "decode", executor_module.decode)
     executor_module.claim = timed(costs, "claim", executor_module.claim)
     executor_module.run_attempt = timed_async(costs, "run", executor_module.run_attempt)
-    recording = sys.modules.get("penstock.workers.recorder", executor_module)
+    recording = sys.modules.get("penstock.workers.executor.recorder", executor_module)
     recording.record = timed(costs, "record", recording.record)  # type: ignore[attr-defined]
     worker = _worker()
     worker.consumer.fetch = timed(costs, "fetch", worker.consumer.fetch)  # type: ignore[method-assign]

@@ -21,9 +21,9 @@ import sqlalchemy as sa
 
 from benchmarks.entrants import ROOT, Entrant
 from benchmarks.ticks import Stamps
-from penstock.schemas.database import Database
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.redis_server import RedisServer
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.workers.local.up.redis_server import RedisServer
 
 POSTGRES_URL = os.environ.get("PENSTOCK_BENCH_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 AMQP_URL = os.environ.get("PENSTOCK_BENCH_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/{vhost}")
@@ -103,7 +103,7 @@ class Servers:
         with redis.Redis.from_url(self.redis.url) as client:
             client.flushall()
         if self._admin is not None:
-            from penstock.schemas.tables import metadata
+            from penstock.ledger.sql.tables import metadata
 
             engine = sa.create_engine(self.postgres_url, poolclass=sa.pool.NullPool)
             with engine.begin() as connection:

@@ -18,15 +18,15 @@ from builtin_tools import settings
 from sqlalchemy import create_engine, text
 
 from penstock.producers.storage import FileStorage
-from penstock.schemas.emails import SendEmail
-from penstock.schemas.ids import new_id
-from penstock.schemas.syncs import RunSync
+from penstock.schemas.builtin.emails import SendEmail
+from penstock.schemas.builtin.syncs import RunSync
+from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
-from penstock.workers.databases import Databases
-from penstock.workers.emails import Templates, send_email
-from penstock.workers.mail import Mailer
-from penstock.workers.syncs import run_sync
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.builtin.databases import Databases
+from penstock.workers.builtin.emails.handler import Templates, send_email
+from penstock.workers.builtin.emails.transport import Mailer
+from penstock.workers.builtin.syncs.handler import run_sync
+from penstock.workers.local.up.redis_server import free_port
 
 Answer = tuple[int, dict[str, str], bytes]
 

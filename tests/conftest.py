@@ -15,9 +15,9 @@ from ledgers import set_up, temporary_database
 from polling import until
 from servers import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
 
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.schemas.database import Database
-from penstock.workers.up.redis_server import RedisServer
+from penstock.ledger.sql.database import Database
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.workers.local.up.redis_server import RedisServer
 
 # What somebody has set for a Penstock of theirs is not for the tests.
 for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and not name.startswith("PENSTOCK_TEST_")]:

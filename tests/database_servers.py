@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up.redis_server import free_port
 
 _START_SECONDS = 120.0
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))

@@ -12,10 +12,10 @@ import redis
 from pydantic import BaseModel, EmailStr, Field
 
 from penstock.config.settings import Settings
-from penstock.producers import api_keys
-from penstock.producers.senders.redis import lane_key
+from penstock.ledger import api_keys
+from penstock.ledger.sql.database import Database
+from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas import Job, Sensitive
-from penstock.schemas.database import Database
 
 SECRET = "the secret of these tests"
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from penstock.config.errors import BrokerUnavailable
+from penstock.ledger.transitions.claim import Claim
 from penstock.schemas import State
-from penstock.schemas.wire import Envelope
-from penstock.workers.ledger.claims import Claim
+from penstock.schemas.wire.codec import Envelope
 
 F = TypeVar("F", bound=Callable[..., None])
 

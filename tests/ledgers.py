@@ -11,15 +11,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.members import heartbeats
+from penstock.ledger.rows.attempts import history
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs, metadata
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
+from penstock.ledger.transitions.outcome import Ending, record
 from penstock.schemas import Job, Outcome, Sensitive, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import dead_letters, jobs, metadata
-from penstock.schemas.wire import Envelope, Message, decode, encode
-from penstock.workers.ledger import heartbeats
-from penstock.workers.ledger.claims import Claim, Refusal, Wanted, claim
-from penstock.workers.ledger.endings import Ending, record
-from penstock.workers.ledger.history import history
-from penstock.workers.ledger.upgrade import upgrade
+from penstock.schemas.wire.codec import Envelope, Message, decode, encode
 
 LEASE = timedelta(seconds=15)
 

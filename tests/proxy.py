@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up.redis_server import free_port
 
 _TURN_SECONDS = 0.05
 

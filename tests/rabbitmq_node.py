@@ -11,7 +11,7 @@ import time
 import uuid
 from pathlib import Path
 
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up.redis_server import free_port
 
 _PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/homebrew/sbin/rabbitmq-server")
 """Before PATH: what Debian puts there is a wrapper that changes the user, who could not write to our folder."""

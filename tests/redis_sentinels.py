@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 
-from penstock.workers.up.redis_server import RedisServer, find_redis_server, free_port, redis_answers
+from penstock.workers.local.up.redis_server import RedisServer, find_redis_server, free_port, redis_answers
 
 MASTER = "penstock"
 _DOWN_MILLISECONDS = 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.local.up.redis_server import RedisServer
 
 
 class SafeRedis(RedisServer):

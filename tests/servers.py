@@ -51,7 +51,7 @@ def delete_rabbitmq(url: str, prefix: str) -> None:
     """Delete every queue whose name starts with the prefix, and the exchange for dead letters."""
     from amqp.exceptions import AMQPError
 
-    from penstock.producers.senders.rabbitmq_publisher import connect
+    from penstock.producers.senders.rabbitmq.publisher import connect
 
     names = _listed(url, prefix)
     if names is None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("config", "schemas", "producers", "workers")
-"""Each may import the ones before it."""
+ROOMS = ("config", "schemas", "ledger", "producers", "workers")
+"""Packages of the namespace. Each may import the ones before it."""
+FOLDER = {room: ROOT / ("schemas" if room == "ledger" else room) / "penstock" / room for room in ROOMS}
+"""Package → its folder; the ledger is the second package of the `schemas` root."""
 
-SOURCES = [path for room in ROOMS for path in (ROOT / room / "penstock").rglob("*.py")]
+SOURCES = [path for folder in FOLDER.values() for path in folder.rglob("*.py")]
 
 
 def imported(path: Path) -> set[str]:
@@ -31,13 +33,13 @@ def imported(path: Path) -> set[str]:
 
 def test_penstock_is_a_namespace_without_an_init_file() -> None:
     assert not list(ROOT.glob("*/penstock/__init__.py"))
-    assert all((ROOT / room / "penstock" / room / "py.typed").exists() for room in ROOMS)
+    assert all((folder / "py.typed").exists() for folder in FOLDER.values())
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
     above = ROOMS[ROOMS.index(room) + 1 :]
-    for path in (ROOT / room / "penstock").rglob("*.py"):
+    for path in FOLDER[room].rglob("*.py"):
         for name in imported(path):
             assert not any(name == f"penstock.{other}" or name.startswith(f"penstock.{other}.") for other in above), (
                 f"{path.relative_to(ROOT)} imports {name}"
@@ -72,6 +74,6 @@ def test_making_a_producer_loads_no_client_before_the_first_connection() -> None
 
 def test_importing_reads_no_environment_and_opens_no_connection() -> None:
     """Settings are read by load_settings() alone; a broken environment must not break an import."""
-    code = "import penstock.workers, penstock.producers, penstock.schemas.tables"
+    code = "import penstock.workers, penstock.producers, penstock.ledger.sql.tables"
     env = {"PATH": "/usr/bin", "PENSTOCK_BROKER_URL": "nonsense", "PENSTOCK_CONFIG": "/nowhere.toml"}
     subprocess.run([sys.executable, "-c", code], check=True, env=env)

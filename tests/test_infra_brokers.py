@@ -19,8 +19,8 @@ import pytest
 from servers import AMQP_URL, need
 
 from penstock.config.settings import Settings
-from penstock.schemas.kinds import DISPATCHER_QUEUE, PRIORITIES
-from penstock.workers.up.redis_server import find_redis_server, free_port
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
+from penstock.workers.local.up.redis_server import find_redis_server, free_port
 
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
@@ -52,7 +52,7 @@ def our_queues() -> list[str]:
 
 
 def test_the_definitions_are_what_the_code_declares() -> None:
-    from penstock.producers.senders.rabbitmq_publisher import declare_dead, declare_lane
+    from penstock.producers.senders.rabbitmq.publisher import declare_dead, declare_lane
 
     definitions = json.loads(DEFINITIONS.read_text())
     channel = RecordingChannel(definitions.pop("vhosts")[0]["name"])
@@ -83,7 +83,7 @@ def own_vhost() -> Iterator[str]:
 
 @pytest.mark.rabbitmq
 def test_a_broker_imports_the_definitions_and_then_takes_the_code_s(own_vhost: str) -> None:
-    from penstock.producers.senders.rabbitmq import RabbitmqSender
+    from penstock.producers.senders.rabbitmq.sender import RabbitmqSender
 
     text = DEFINITIONS.read_text()
     definitions = json.loads(text)

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up.redis_server import free_port
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SHOP, ENQUEUE, TEST = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -10,19 +10,19 @@ from typing import Any
 import sqlalchemy as sa
 import workflow_jobs as acme
 
-from penstock.producers.unique import enter
-from penstock.producers.workflows import orders
-from penstock.producers.workflows.rows import PARKED
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.transitions.claim import Claim, Wanted, claim
+from penstock.ledger.transitions.due import envelope_of
+from penstock.ledger.transitions.enqueue import enter
+from penstock.ledger.transitions.outcome import Ending, record
+from penstock.ledger.workflows import commands
+from penstock.ledger.workflows.rows import PARKED
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.clock import from_now
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs
-from penstock.schemas.wire import decode, encode
-from penstock.workers.ledger.claims import Claim, Wanted, claim
-from penstock.workers.ledger.delays import envelope_of
-from penstock.workers.ledger.endings import Ending, record
-from penstock.workers.workflows import starting
-from penstock.workers.workflows.advancing import Mover
+from penstock.schemas.wire.codec import decode, encode
+from penstock.workers.workflows import start as starting
+from penstock.workers.workflows.advance import Mover
 from penstock.workers.workflows.definition import definitions
 
 
@@ -89,7 +89,7 @@ def move(ledger: Database) -> None:
 
 
 def rows_of(ledger: Database, workflow_id: str) -> dict[str, Any]:
-    return orders.show(ledger, workflow_id).steps
+    return commands.show(ledger, workflow_id).steps
 
 
 def count(ledger: Database, kind: str) -> int:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, EmailStr
 
 from penstock.producers.gateway import create_app
 from penstock.schemas import Job
-from penstock.schemas.ids import new_id
+from penstock.schemas.wire.ids import new_id
 
 
 class Invoice(Job, kind="bench.invoice", queue="q"):

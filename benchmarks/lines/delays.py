@@ -19,14 +19,14 @@ import sqlalchemy as sa
 from benchmarks.plan import Plan, say
 from benchmarks.running import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.transitions.due import keep, waiting
 from penstock.producers.senders import Sender, open_sender
 from penstock.schemas import Job
-from penstock.schemas.database import Database
 from penstock.schemas.states import State
-from penstock.schemas.tables import jobs
-from penstock.schemas.wire import Envelope, encode
-from penstock.workers.dispatcher.due import DueJobs
-from penstock.workers.ledger.delays import keep, waiting
+from penstock.schemas.wire.codec import Envelope, encode
+from penstock.workers.dispatcher.due_jobs import DueJobs
 
 WAITING = 1_000_000
 AT_ONCE = 50_000

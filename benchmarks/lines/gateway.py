@@ -15,11 +15,11 @@ from benchmarks.entrants import OURS, ROOT
 from benchmarks.plan import Plan, say
 from benchmarks.running import STALL_SECONDS, BenchError
 from benchmarks.tables import Requirement, Table
-from penstock.producers import api_keys
-from penstock.schemas.database import Database
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.layout import http_answers
-from penstock.workers.up.redis_server import free_port
+from penstock.ledger import api_keys
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.workers.local.up.layout import http_answers
+from penstock.workers.local.up.redis_server import free_port
 
 COUNT, WARM_UP = 6000, 300
 GATEWAY, BARE = "Penstock, gateway", "FastAPI, a bare route"

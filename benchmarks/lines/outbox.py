@@ -18,12 +18,12 @@ from benchmarks.lines.delays import Reminder, Stamping
 from benchmarks.plan import Plan, say
 from benchmarks.running import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import outbox
 from penstock.producers.outbox import Outbox
 from penstock.producers.senders import open_sender
-from penstock.schemas.database import Database
-from penstock.schemas.tables import outbox
-from penstock.workers.dispatcher.notifications import Notifications
-from penstock.workers.dispatcher.outbox import OutboxRelay
+from penstock.workers.dispatcher.outbox.notifications import Notifications
+from penstock.workers.dispatcher.outbox.relay import OutboxRelay
 
 AT_ONCE = 30_000
 PER_SECOND = 100

@@ -16,7 +16,7 @@ from benchmarks.entrants import OURS, ROOT
 from benchmarks.plan import Plan, say
 from benchmarks.running import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up.redis_server import free_port
 
 COUNT = 4000
 WITHOUT, WITH, ADDED = "without enqueueing", "enqueueing", "what it adds"

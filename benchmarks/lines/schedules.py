@@ -18,15 +18,15 @@ from benchmarks.plan import Plan, say
 from benchmarks.running import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
 from penstock.config.settings import ScheduleSettings, Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import firings, jobs, schedules
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.senders import open_sender
 from penstock.schemas import Job
-from penstock.schemas.database import Database
-from penstock.schemas.tables import firings, jobs, schedules
-from penstock.schemas.times import offset
-from penstock.workers.dispatcher.due import DueJobs
-from penstock.workers.dispatcher.rules import read_schedules
-from penstock.workers.dispatcher.schedules import Schedules, enter
-from penstock.workers.ledger.upgrade import upgrade
+from penstock.schemas.schedules.times import offset
+from penstock.workers.dispatcher.due_jobs import DueJobs
+from penstock.workers.dispatcher.schedules.declared import read_schedules
+from penstock.workers.dispatcher.schedules.service import Schedules, enter
 
 SCHEDULES = 10_000
 MINUTE = timedelta(minutes=1)

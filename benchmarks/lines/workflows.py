@@ -17,10 +17,10 @@ from benchmarks.entrants import OURS, Entrant
 from benchmarks.plan import Plan, say
 from benchmarks.running import STALL_SECONDS, BenchError, Session, session
 from benchmarks.tables import Requirement, Table
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, steps, workflows
 from penstock.producers import Producer
-from penstock.schemas.database import Database
 from penstock.schemas.states import WAITING
-from penstock.schemas.tables import jobs, steps, workflows
 
 CHAINS = 600
 STEPS = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from penstock.schemas.kinds import Priority
-from penstock.schemas.wire import Envelope
+from penstock.schemas.jobs.kind import Priority
+from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer, Delivery
 
 PATIENCE_SECONDS = 60.0

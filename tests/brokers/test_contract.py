@@ -13,7 +13,9 @@ from polling import until
 
 from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError, QueueFull
-from penstock.producers.senders import Sender, open_async_sender, open_sender, rabbitmq, redis_connections
+from penstock.producers.senders import Sender, open_async_sender, open_sender
+from penstock.producers.senders.rabbitmq import sender as rabbitmq
+from penstock.producers.senders.redis import connections
 from penstock.workers.brokers import Consumer, open_consumer
 
 MakeSender = Callable[..., Sender]
@@ -296,7 +298,7 @@ def test_a_connection_idle_for_long_is_replaced(
     sender: Sender, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sender.send([envelope("a")])
-    for module in (rabbitmq, redis_connections):
+    for module in (rabbitmq, connections):
         monkeypatch.setattr(module, "TRUST_IDLE_SECONDS", -1.0)
     sender.send([envelope("b")])
     sender.send([envelope("c"), envelope("d")])

@@ -12,16 +12,16 @@ from polling import until
 
 from brokers.support import envelope, fetch, ids
 from penstock.config.errors import UndecodableMessage
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.abandoned import bury_dropped
 from penstock.producers.senders import Sender
-from penstock.producers.senders.rabbitmq import dead_name, lane_name
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.schemas.database import Database
-from penstock.schemas.wire import Envelope, decode
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.producers.senders.rabbitmq.sender import dead_name, lane_name
+from penstock.schemas.wire.codec import Envelope, decode
 from penstock.workers.brokers import Consumer, Delivery
-from penstock.workers.brokers.foreign_frames import UNREADABLE
-from penstock.workers.brokers.stock import open_stock_intake
-from penstock.workers.ledger import deadletters
-from penstock.workers.ledger.rescues import bury_dropped
+from penstock.workers.brokers.rabbitmq.lenient_frames import UNREADABLE
+from penstock.workers.brokers.stock.intake import open_stock_intake
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
@@ -54,7 +54,7 @@ def bury(ledger: Database, delivery: Delivery) -> None:
     """As a worker does with what does not decode."""
     with pytest.raises(UndecodableMessage) as caught:
         decode(delivery.envelope)
-    deadletters.add(ledger, delivery.envelope, delivery.raw, caught.value.reason, caught.value.detail)
+    dead_letters.add(ledger, delivery.envelope, delivery.raw, caught.value.reason, caught.value.detail)
 
 
 @foreign

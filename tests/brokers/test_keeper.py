@@ -16,10 +16,10 @@ from polling import until
 
 from brokers.support import envelope, fetch, ids
 from penstock.producers.senders import Sender
-from penstock.producers.senders.redis import lane_keys
+from penstock.producers.senders.redis.sender import lane_keys
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.keeper import Keeper, is_possible
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.brokers.redis.lease_keeper import Keeper, is_possible
+from penstock.workers.local.up.redis_server import RedisServer
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]

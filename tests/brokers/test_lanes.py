@@ -13,12 +13,12 @@ from polling import until
 from brokers.support import envelope, fetch
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
-from penstock.producers.senders.rabbitmq import lane_name
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.producers.senders.redis import lane_key
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.producers.senders.rabbitmq.sender import lane_name
+from penstock.producers.senders.redis.sender import lane_key
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.lanes import Lanes, open_lanes
-from penstock.workers.up.redis_server import RedisServer, free_port
+from penstock.workers.brokers.loss_detection import Lanes, open_lanes
+from penstock.workers.local.up.redis_server import RedisServer, free_port
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]

@@ -12,18 +12,20 @@ from polling import until
 
 from brokers.support import envelope, fetch
 from penstock.config.errors import BrokerUnavailable
+from penstock.ledger.members import heartbeats
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.ledger.transitions import due
+from penstock.producers.explain import explain, queue_position
+from penstock.producers.explain.queue_position import MemoryPlaces, Place, Places, open_places
 from penstock.producers.senders import Sender
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.producers.senders.redis import GROUP, lane_key
-from penstock.schemas.database import Database
-from penstock.schemas.wire import decode, encode
-from penstock.workers.brokers import Consumer, places
+from penstock.producers.senders.redis.sender import GROUP, lane_key
+from penstock.schemas.wire.codec import decode, encode
+from penstock.workers.brokers import Consumer
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.brokers.places import MemoryPlaces, Place, Places, open_places
-from penstock.workers.ledger import delays, heartbeats
-from penstock.workers.ledger.explaining import explain
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.dispatcher import due_jobs
+from penstock.workers.local.up.redis_server import free_port
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
@@ -78,8 +80,8 @@ def test_redis_looks_from_both_ends_of_a_long_lane_and_says_so_of_its_middle(
     make_consumer: MakeConsumer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(places, "_PAGE", 10)
-    monkeypatch.setattr(places, "LOOKED_AT", 30)
+    monkeypatch.setattr(queue_position, "_PAGE", 10)
+    monkeypatch.setattr(queue_position, "LOOKED_AT", 30)
     consumer = make_consumer(redis_url)
     make_sender(redis_url).send([envelope(f"{number:03}") for number in range(105)])
     fetch(consumer, 5)
@@ -163,8 +165,8 @@ def test_a_sent_job_is_explained_by_its_broker(
     broker_url: str, found: Places, sender: Sender, ledger: Database, make_consumer: MakeConsumer
 ) -> None:
     waiting = [encode(Note(), due_at=datetime.now(UTC) - timedelta(minutes=ago)) for ago in (3, 2, 1)]
-    delays.schedule(ledger, waiting)
-    assert delays.send_due(ledger, sender) == 3
+    due.schedule(ledger, waiting)
+    assert due_jobs.send_due(ledger, sender) == 3
     last = waiting[-1]
     exact = broker_url.startswith("redis")
 

@@ -16,10 +16,11 @@ from polling import until
 from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender
-from penstock.producers.senders.rabbitmq import lane_name, lane_of
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.schemas.wire import Envelope
-from penstock.workers.brokers import Consumer, rabbitmq
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.producers.senders.rabbitmq.sender import lane_name, lane_of
+from penstock.schemas.wire.codec import Envelope
+from penstock.workers.brokers import Consumer
+from penstock.workers.brokers.rabbitmq import consumer as rabbitmq
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
@@ -213,7 +214,7 @@ def test_a_queue_with_other_arguments_is_explained(amqp_url: str, prefix: str, m
 
 def test_kombu_is_loaded_only_when_a_connection_is_made() -> None:
     code = (
-        "import sys, penstock.producers.senders.rabbitmq as r; r.RabbitmqSender('amqp://h');"
+        "import sys, penstock.producers.senders.rabbitmq.sender as r; r.RabbitmqSender('amqp://h');"
         "print({'kombu', 'amqp'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

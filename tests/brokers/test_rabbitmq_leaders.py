@@ -12,8 +12,8 @@ from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
-from penstock.producers.senders.rabbitmq import dead_name, lane_name
-from penstock.schemas.kinds import PRIORITIES
+from penstock.producers.senders.rabbitmq.sender import dead_name, lane_name
+from penstock.schemas.jobs.kind import PRIORITIES
 from penstock.workers.brokers import Consumer, Delivery
 
 MakeSender = Callable[..., Sender]
@@ -118,7 +118,7 @@ def test_a_consumer_none_of_whose_lanes_has_a_leader_says_so(
 def publish_dead(node: RabbitmqNode, prefix: str, id: str) -> None:
     import amqp
 
-    from penstock.producers.senders.rabbitmq_publisher import connect
+    from penstock.producers.senders.rabbitmq.publisher import connect
 
     connection = connect(node.url, timeout_seconds=10)
     message = amqp.Message(b"[]", application_headers=envelope(id).headers)

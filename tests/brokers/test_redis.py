@@ -20,10 +20,10 @@ from polling import until
 from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
-from penstock.producers.senders.redis import AsyncRedisSender, lane_key, lane_keys
+from penstock.producers.senders.redis.sender import AsyncRedisSender, lane_key, lane_keys
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers import redis as consumers
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.brokers.redis import consumer as consumers
+from penstock.workers.local.up.redis_server import RedisServer
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
@@ -327,6 +327,7 @@ def test_a_refusal_of_redis_is_a_broker_that_is_unavailable(own_server: RedisSer
 
 def test_the_redis_library_is_loaded_only_when_a_connection_is_made() -> None:
     code = (
-        "import sys, penstock.producers.senders.redis as r; r.RedisSender('redis://h'); print('redis' in sys.modules)"
+        "import sys, penstock.producers.senders.redis.sender as r; r.RedisSender('redis://h');"
+        "print('redis' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -15,11 +15,11 @@ from redis_sentinels import RedisSentinels
 from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender, open_async_sender, open_sender
-from penstock.producers.senders.redis_sentinels import Sentinels
-from penstock.workers import kombus
+from penstock.producers.senders.redis.sentinel import Sentinels
 from penstock.workers.brokers import Consumer, open_consumer
-from penstock.workers.brokers.redis import RedisConsumer
-from penstock.workers.up.redis_server import free_port, redis_answers, redis_command
+from penstock.workers.brokers.redis.consumer import RedisConsumer
+from penstock.workers.engines.monitoring import kombu_connection
+from penstock.workers.local.up.redis_server import free_port, redis_answers, redis_command
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
@@ -126,7 +126,7 @@ def test_a_url_tells_the_servers_and_the_sentinels_what_is_theirs() -> None:
 
 
 def test_celerys_remote_control_follows_too(sentinels: RedisSentinels) -> None:
-    with kombus.connection(sentinels.url) as connection:
+    with kombu_connection.connection(sentinels.url) as connection:
         connection.ensure_connection(max_retries=1)
         assert connection.default_channel.client.connection_pool.service_name == "penstock"
         assert connection.default_channel.client.ping()

@@ -16,10 +16,10 @@ from polling import until
 
 from brokers.support import fetch, ids
 from penstock.config.errors import BrokerUnavailable
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.schemas.wire import Envelope
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.stock import StockIntake, open_stock_intake
+from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
 
 MakeConsumer = Callable[..., Consumer]
 MakeIntake = Callable[[], StockIntake]

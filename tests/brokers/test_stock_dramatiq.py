@@ -16,9 +16,9 @@ from polling import until
 from servers import for_pika
 
 from brokers.support import fetch, ids
-from penstock.schemas.wire import Envelope
+from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.stock import StockIntake, open_stock_intake
+from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
 
 Send = Callable[..., dramatiq.Message[Any]]
 

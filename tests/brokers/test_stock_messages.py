@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from penstock.config.errors import UndecodableMessage
 from penstock.schemas import Job
-from penstock.schemas.wire import decode
-from penstock.workers.brokers.stock_messages import read_dramatiq
+from penstock.schemas.wire.codec import decode
+from penstock.workers.brokers.stock.messages import read_dramatiq
 
 
 class Sum(Job, kind="dramatiq.sum", queue="sums"):

@@ -16,10 +16,11 @@ from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender, open_async_sender, open_sender
-from penstock.workers import kombus
-from penstock.workers.brokers import Consumer, keeper_process, open_consumer
-from penstock.workers.brokers.keeper import _address
-from penstock.workers.up.redis_server import free_port, redis_command
+from penstock.workers.brokers import Consumer, open_consumer
+from penstock.workers.brokers.redis import lease_keeper_process
+from penstock.workers.brokers.redis.lease_keeper import _address
+from penstock.workers.engines.monitoring import kombu_connection
+from penstock.workers.local.up.redis_server import free_port, redis_command
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
@@ -147,10 +148,13 @@ def test_a_server_without_tls_is_no_server_for_it(redis_url: str) -> None:
 def test_celerys_remote_control_goes_through_tls_and_believes_no_server_it_cannot_verify(
     site: Site, tmp_path: Path
 ) -> None:
-    with kombus.connection(site.url(site.authority.file)) as connection:
+    with kombu_connection.connection(site.url(site.authority.file)) as connection:
         connection.ensure_connection(max_retries=1)
     for wrong in (site.url(Authority(tmp_path / "other").file), site.url()):
-        with kombus.connection(wrong) as connection, pytest.raises(Exception, match=r"(?i)certificate.verify.failed"):
+        with (
+            kombu_connection.connection(wrong) as connection,
+            pytest.raises(Exception, match=r"(?i)certificate.verify.failed"),
+        ):
             connection.connect()
             connection.default_channel.queue_declare("never", passive=True)
 
@@ -158,4 +162,4 @@ def test_celerys_remote_control_goes_through_tls_and_believes_no_server_it_canno
 @pytest.mark.parametrize("site", ["redis"], indirect=True)
 def test_the_process_that_keeps_leases_speaks_tls(site: Site, prefix: str) -> None:
     given = {**_address(site.url(site.authority.file)), "timeout_seconds": 5.0, "group": "workers", "name": "w"}
-    keeper_process.renew(given, [f"{prefix}:none".encode()])
+    lease_keeper_process.renew(given, [f"{prefix}:none".encode()])

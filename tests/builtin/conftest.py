@@ -14,10 +14,10 @@ from servers import MARIADB_URL, POSTGRES_URL, need
 from sqlalchemy import create_engine, text
 
 from penstock.producers.storage import FileStorage
-from penstock.schemas.ids import new_id
+from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
-from penstock.workers.databases import Databases
-from penstock.workers.mail import Mailer, make_mailer
+from penstock.workers.builtin.databases import Databases
+from penstock.workers.builtin.emails.transport import Mailer, make_mailer
 
 
 @pytest.fixture

@@ -20,16 +20,17 @@ from ledgers import set_up
 from polling import until
 
 from penstock.config.errors import JobFailed
-from penstock.config.events import HookSettings
+from penstock.config.sections.events import HookSettings
 from penstock.config.settings import Settings
-from penstock.producers.producer import Producer
+from penstock.producers.enqueue.producer import Producer
 from penstock.producers.testing import testing
 from penstock.schemas import Job, RetryPolicy
-from penstock.schemas.deliveries import DeliverWebhook
-from penstock.schemas.signatures import verify_standard
-from penstock.workers import Context, Discard, Permanent, deliveries, handles
+from penstock.schemas.builtin.webhooks import DeliverWebhook
+from penstock.schemas.events.signatures import verify_standard
+from penstock.workers import Context, Discard, Permanent, handles
+from penstock.workers.builtin.webhooks import handler as deliveries
+from penstock.workers.builtin.webhooks.http_client import is_public, post, resolve
 from penstock.workers.engines.inline import Inline
-from penstock.workers.outbound import is_public, post, resolve
 
 assert deliveries  # imported for its handler
 WAIT = 60.0

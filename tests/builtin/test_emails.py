@@ -9,10 +9,10 @@ from builtin_tools import put, settings
 from pydantic import ValidationError
 
 from penstock.producers.storage import FileStorage
-from penstock.schemas.emails import SendEmail
+from penstock.schemas.builtin.emails import SendEmail
 from penstock.workers import Context, Permanent
-from penstock.workers.emails import Templates
-from penstock.workers.mail import Mailer
+from penstock.workers.builtin.emails.handler import Templates
+from penstock.workers.builtin.emails.transport import Mailer
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from PIL import Image
 from sqlalchemy import create_engine, text
 
 from penstock.producers.storage import FileStorage
-from penstock.schemas.emails import SendEmail
-from penstock.schemas.reports import BuildReport
-from penstock.schemas.syncs import RunSync
-from penstock.schemas.uploads import ProcessUpload
+from penstock.schemas.builtin.emails import SendEmail
+from penstock.schemas.builtin.reports import BuildReport
+from penstock.schemas.builtin.syncs import RunSync
+from penstock.schemas.builtin.uploads import ProcessUpload
 from penstock.workers import builtin  # noqa: F401  # registers the four
 from penstock.workers.engines.inline import Inline
-from penstock.workers.handlers import handlers
+from penstock.workers.handlers.registry import handlers
 
 
 def test_everything_the_handlers_ask_for_is_provided():

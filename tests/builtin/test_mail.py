@@ -15,12 +15,12 @@ from builtin_tools import put
 
 from penstock.config.errors import ConfigError
 from penstock.producers.storage import FileStorage
-from penstock.schemas.emails import Attachment, SendEmail
-from penstock.schemas.ids import new_id
-from penstock.schemas.wire import decode
+from penstock.schemas.builtin.emails import Attachment, SendEmail
+from penstock.schemas.wire.codec import decode
+from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, Permanent, Retry
-from penstock.workers.mail import MaildirMailer, Mailer, MailUnavailable, SmtpMailer, make_mailer
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.builtin.emails.transport import MaildirMailer, Mailer, MailUnavailable, SmtpMailer, make_mailer
+from penstock.workers.local.up.redis_server import free_port
 
 
 def test_a_mail_arrives_with_all_its_parts(mailer: Mailer, server: Server, ctx: Context, storage: FileStorage):

@@ -18,15 +18,15 @@ from servers import MARIADB_URL, POSTGRES_URL, need
 from sqlalchemy import create_engine, text
 
 from penstock.producers.storage import FileStorage, make_storage
-from penstock.schemas.emails import SendEmail
-from penstock.schemas.ids import new_id
-from penstock.schemas.reports import BuildReport
-from penstock.schemas.wire import decode
+from penstock.schemas.builtin.emails import SendEmail
+from penstock.schemas.builtin.reports import BuildReport
+from penstock.schemas.wire.codec import decode
+from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, JobCancelled, Permanent
-from penstock.workers.databases import Databases
-from penstock.workers.emails import Templates
-from penstock.workers.reports import build_report
-from penstock.workers.sheets import open_csv, open_xlsx
+from penstock.workers.builtin.databases import Databases
+from penstock.workers.builtin.emails.handler import Templates
+from penstock.workers.builtin.reports.handler import build_report
+from penstock.workers.builtin.reports.spreadsheets import open_csv, open_xlsx
 
 SALES = {
     "sql": "SELECT id, name, price, sold FROM {table} WHERE sold >= :day AND id < :below ORDER BY id;",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.producers.results import delete_result, read_result, write_result
+from penstock.ledger.queries.results import delete_result, read_result, write_result
 from penstock.producers.storage import Storage, make_storage
 
 

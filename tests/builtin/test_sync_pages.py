@@ -8,10 +8,10 @@ from email.utils import format_datetime
 import pytest
 from builtin_servers import Api, Target, ok, run
 
-from penstock.schemas.ids import new_id
-from penstock.schemas.paths import find
+from penstock.schemas.builtin.paths import find
+from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, Permanent, Retry, Snooze
-from penstock.workers.databases import Databases
+from penstock.workers.builtin.databases import Databases
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -11,12 +11,12 @@ from builtin_tools import settings
 from pydantic import ValidationError
 from sqlalchemy import text
 
-from penstock.schemas.ids import new_id
-from penstock.schemas.syncs import RunSync, SyncFinished
+from penstock.schemas.builtin.syncs import RunSync, SyncFinished
+from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, Permanent, Retry
-from penstock.workers.databases import Databases
-from penstock.workers.sync_tables import SyncTable
-from penstock.workers.syncs import later, run_sync
+from penstock.workers.builtin.databases import Databases
+from penstock.workers.builtin.syncs.handler import later, run_sync
+from penstock.workers.builtin.syncs.tables import SyncTable
 
 
 def test_all_pages_reach_the_table_of_every_database(any_target: Target, databases: Databases, api: Api):

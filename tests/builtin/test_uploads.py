@@ -12,9 +12,9 @@ from builtin_tools import get, listing, put, settings
 from PIL import Image
 
 from penstock.producers.storage import FileStorage, make_storage
-from penstock.schemas.uploads import ProcessUpload
+from penstock.schemas.builtin.uploads import ProcessUpload
 from penstock.workers import Context, JobCancelled, Permanent
-from penstock.workers.uploads import process_upload
+from penstock.workers.builtin.uploads.handler import process_upload
 
 PDF = (
     b"%PDF-1.4\n"

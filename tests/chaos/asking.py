@@ -27,7 +27,7 @@ from chaos_jobs import (
 from chaos_site import Site
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, LedgerUnavailable
-from penstock.schemas.ids import new_id
+from penstock.schemas.wire.ids import new_id
 
 Mix = Sequence[tuple[type[Chaotic], int]]
 """Kinds, and how many of each among all."""

@@ -25,11 +25,11 @@ from chaos_site import HERE, Site, running_postgres
 from safe_redis import running_redis
 
 from penstock.config.errors import PenstockError
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import outbox
 from penstock.producers.outbox import create_outbox
-from penstock.producers.senders.redis import lane_key
-from penstock.schemas.database import Database
+from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas.states import State
-from penstock.schemas.tables import outbox
 
 WAIT_SECONDS = 180.0
 BACKENDS = ("sqlalchemy", "django")

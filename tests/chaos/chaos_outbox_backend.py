@@ -20,9 +20,9 @@ from typing import Any
 from chaos_jobs import Chaotic, Least, LeastUntracked, Once, OnceThread
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from penstock.ledger.sql.database import Database
 from penstock.producers.outbox import Outbox
-from penstock.schemas.database import Database
-from penstock.schemas.kinds import PRIORITIES
+from penstock.schemas.jobs.kind import PRIORITIES
 
 ORDERED_QUEUE = "chaos-ordered"
 """Of the jobs with a key: no worker has it while things break, so that the broker shows in which order they came."""

@@ -19,14 +19,14 @@ from typing import Any
 import sqlalchemy as sa
 from database_servers import PostgresServer
 
-from penstock.producers import schedules as acts
-from penstock.producers.schedule_rules import of_row
+from penstock.ledger.schedules import commands as acts
+from penstock.ledger.schedules.rules import of_row
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import firings, jobs, schedules
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.schemas import Job
-from penstock.schemas.clock import from_now
-from penstock.schemas.database import Database
-from penstock.schemas.tables import firings, jobs, schedules
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.local.up.redis_server import RedisServer
 
 PENSTOCK = Path(sys.executable).parent / "penstock"
 SHIFTS = (-2, 0, 2)

@@ -21,14 +21,14 @@ from safe_redis import SafeRedis
 
 from penstock.config.errors import PenstockError
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
-from penstock.producers.senders.rabbitmq import lane_name
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.schemas.database import Database
-from penstock.schemas.kinds import DISPATCHER_QUEUE, PRIORITIES
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.producers.senders.rabbitmq.sender import lane_name
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
 from penstock.schemas.states import FINAL
-from penstock.schemas.tables import dead_letters, jobs
-from penstock.workers.ledger.upgrade import upgrade
 
 HERE = Path(__file__).parent
 PENSTOCK = Path(sys.executable).parent / "penstock"

@@ -18,8 +18,8 @@ from chaos_site import Site, running_postgres
 from chaos_workflow_jobs import OTHER_QUEUE, Part, Summing
 from safe_redis import running_redis
 
+from penstock.ledger.sql.tables import jobs, steps, workflows
 from penstock.producers import JobHandle
-from penstock.schemas.tables import jobs, steps, workflows
 
 WORKFLOWS = 4
 WAIT_SECONDS = 300.0

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from penstock.schemas.database import Database
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.workers.cli import app
-from penstock.workers.ledger.upgrade import upgrade
 
 
 @dataclass

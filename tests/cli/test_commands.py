@@ -16,12 +16,12 @@ from ledgers import row_of
 from penstock.config.errors import ConfigError
 from penstock.config.logging import setup_logging
 from penstock.config.settings import load_settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions import due
 from penstock.schemas import State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import decode
+from penstock.schemas.wire.codec import decode
 from penstock.workers.brokers import open_consumer
-from penstock.workers.cli.options import duration, moment
-from penstock.workers.ledger import delays
+from penstock.workers.cli.common.options import duration, moment
 
 Run = Callable[..., Any]
 
@@ -74,7 +74,7 @@ def test_a_delayed_job_comes_to_the_ledger_through_the_dispatchers_queue(penstoc
     consumer = open_consumer(settings.broker_url, ["dispatcher"], name="c", prefix=settings.prefix)
     consumer.open()
     [delivery] = consumer.fetch(10, 30)
-    delays.schedule(ledger, [delivery.envelope])
+    due.schedule(ledger, [delivery.envelope])
     consumer.ack([delivery])
     consumer.close()
     row = row_of(ledger, job_id)
@@ -153,7 +153,7 @@ def test_ctrl_c_ends_a_command_with_130(penstock: Run, ledger: Database, monkeyp
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("penstock.workers.ledger.queries.find", interrupt)
+    monkeypatch.setattr("penstock.ledger.queries.jobs.find", interrupt)
     result = penstock("jobs", "list")
     assert (result.code, result.out) == (130, "")
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from ledgers import Login, Note, claimed, end, letter_of, message, row_of, stock_envelope
 
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.sql.database import Database
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import Envelope
-from penstock.workers.ledger import deadletters
+from penstock.schemas.wire.codec import Envelope
 
 Run = Callable[..., Any]
 
 
 def bury(ledger: Database, envelope: Envelope, reason: str = "unknown_kind") -> str:
-    return deadletters.add(ledger, envelope, envelope.body, reason, "because")
+    return dead_letters.add(ledger, envelope, envelope.body, reason, "because")
 
 
 def test_dead_letters_are_listed_and_shown_without_what_is_sensitive(penstock: Run, ledger: Database) -> None:

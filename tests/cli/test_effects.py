@@ -5,9 +5,9 @@ from typing import Any
 
 from ledgers import Note, claimed, end, message
 
+from penstock.ledger.effects import begin, confirm, effect_id
+from penstock.ledger.sql.database import Database
 from penstock.schemas import Outcome
-from penstock.schemas.database import Database
-from penstock.workers.ledger.effects import begin, confirm, effect_id
 
 Run = Callable[..., Any]
 

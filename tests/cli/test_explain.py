@@ -10,12 +10,12 @@ import pytest
 from ledgers import Login, Note, claimed, end, message
 
 from penstock.config.settings import load_settings
+from penstock.ledger.members import heartbeats
+from penstock.ledger.sql.database import Database
 from penstock.producers import Producer
 from penstock.producers.senders import open_sender
 from penstock.schemas import Outcome
-from penstock.schemas.database import Database
-from penstock.schemas.wire import encode
-from penstock.workers.ledger import heartbeats
+from penstock.schemas.wire.codec import encode
 
 Run = Callable[..., Any]
 

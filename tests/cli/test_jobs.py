@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ledgers import Login, Note, change, claimed, end, message, row_of
 
+from penstock.ledger.sql.database import Database
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
 
 Run = Callable[..., Any]
 

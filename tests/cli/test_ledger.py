@@ -12,14 +12,14 @@ import pytest
 import sqlalchemy as sa
 from ledgers import Note, change, claimed, end, message, row_of
 
-from penstock.producers import audit
+from penstock.ledger.queries.results import write_result
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, outbox
 from penstock.producers.outbox import Outbox, create_outbox
-from penstock.producers.results import write_result
 from penstock.producers.storage import make_storage
 from penstock.schemas import Outcome
-from penstock.schemas.database import Database
-from penstock.schemas.ids import first_id
-from penstock.schemas.tables import jobs, outbox
+from penstock.schemas.wire.ids import first_id
 
 Run = Callable[..., Any]
 DAY = timedelta(days=1)

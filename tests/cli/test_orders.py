@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from ledgers import Note, claimed, end, message, row_of
 
-from penstock.producers import audit
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
 
 Run = Callable[..., Any]
 HOUR = timedelta(hours=1)

@@ -9,11 +9,11 @@ import pytest
 from ledgers import row_of
 
 from penstock.config.settings import load_settings
-from penstock.producers import audit
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
 from penstock.schemas import Job, registry
-from penstock.schemas.database import Database
-from penstock.workers.dispatcher.rules import read_schedules
-from penstock.workers.dispatcher.schedules import enter
+from penstock.workers.dispatcher.schedules.declared import read_schedules
+from penstock.workers.dispatcher.schedules.service import enter
 
 Run = Callable[..., Any]
 

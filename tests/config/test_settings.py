@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.config.errors import ConfigError
-from penstock.config.schedules import ScheduleSettings, WrongSchedule
+from penstock.config.sections.schedules import ScheduleSettings, WrongSchedule
 from penstock.config.settings import load_settings, redact_url
 
 

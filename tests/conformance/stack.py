@@ -14,11 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
-from penstock.schemas.database import Database
-from penstock.schemas.tables import dead_letters, jobs
 from penstock.workers.engines.inline import Inline
-from penstock.workers.ledger.upgrade import upgrade
 
 PENSTOCK = Path(sys.executable).parent / "penstock"
 HERE = Path(__file__).parent

@@ -18,8 +18,8 @@ from polling import until
 from stack import PAIRS, lines
 from test_outages import Site, make_site, marks
 
-from penstock.schemas.tables import attempts, dead_letters, jobs
-from penstock.workers.worker import Worker
+from penstock.ledger.sql.tables import attempts, dead_letters, jobs
+from penstock.workers.engines.worker import Worker
 
 # pytest finds them by their names.
 from test_outages import broker_url as broker_url  # isort: skip

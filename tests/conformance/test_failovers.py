@@ -13,8 +13,8 @@ from redis_sentinels import RedisSentinels
 from stack import WAIT, lines
 from test_outages import Site, make_site, marks
 
-from penstock.workers.up.redis_server import RedisServer
-from penstock.workers.worker import Worker
+from penstock.workers.engines.worker import Worker
+from penstock.workers.local.up.redis_server import RedisServer
 
 from test_outages import running as running  # isort: skip  # pytest finds it by its name
 

@@ -13,8 +13,8 @@ from polling import until
 from stack import PAIRS, WAIT, Stack, lines
 
 from penstock.config.errors import PayloadTooLarge
-from penstock.producers.records import Progress
-from penstock.schemas.wire import Envelope, encode
+from penstock.ledger.queries.status import Progress
+from penstock.schemas.wire.codec import Envelope, encode
 
 
 def test_a_job_runs_with_its_typed_message_and_its_result_and_progress_are_readable(stack: Stack) -> None:

@@ -18,12 +18,12 @@ from polling import until
 from servers import AMQP_URL, delete_rabbitmq, need
 from test_outages import Site
 
-from penstock.producers.senders.rabbitmq import lane_name
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.schemas.kinds import PRIORITIES
-from penstock.schemas.wire import encode
-from penstock.workers.ledger import delays
-from penstock.workers.up.redis_server import RedisServer
+from penstock.ledger.transitions import due
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.producers.senders.rabbitmq.sender import lane_name
+from penstock.schemas.jobs.kind import PRIORITIES
+from penstock.schemas.wire.codec import encode
+from penstock.workers.local.up.redis_server import RedisServer
 
 pytestmark = pytest.mark.slow
 ONCE, OTHERS = 1000, 1000
@@ -82,7 +82,7 @@ def test_recorded_jobs_outlive_their_broker(site: Site, tmp_path: Path) -> None:
     for _ in range(2):
         site.start_dispatcher()
     first, _ = site.start_worker(), site.start_worker()
-    delays.schedule(site.database, envelopes)
+    due.schedule(site.database, envelopes)
 
     until(lambda: site.states()["succeeded"] >= 200, "the first of them")
     wipe(site)

@@ -27,8 +27,8 @@ from safe_redis import running_redis
 from servers import AMQP_URL, POSTGRES_URL, delete_rabbitmq, need
 from stack import PAIRS, WAIT, Stack, lines
 
-from penstock.schemas.tables import jobs, workers
-from penstock.workers.worker import Worker
+from penstock.ledger.sql.tables import jobs, workers
+from penstock.workers.engines.worker import Worker
 
 LEASE = 2.0
 ROUNDS = int(os.environ.get("PENSTOCK_TEST_KILLS", "3"))

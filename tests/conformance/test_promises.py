@@ -18,10 +18,10 @@ from promise_jobs import Charge, ChargeAsync, Gated, Most, Pointed, Store, Store
 from servers import MARIADB_URL, POSTGRES_URL, need
 from stack import WAIT, Stack, lines
 
+from penstock.ledger.effects import effect_id, effects_of
+from penstock.ledger.sql.tables import jobs
 from penstock.producers import JobHandle
-from penstock.schemas.tables import jobs
-from penstock.workers.ledger.effects import effect_id, effects_of
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.local.up.redis_server import RedisServer
 
 pytestmark = pytest.mark.slow
 DATABASES = ("sqlite", "postgres", "mariadb")

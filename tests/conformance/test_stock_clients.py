@@ -22,7 +22,7 @@ from servers import for_pika
 from stack import PAIRS, WAIT, Stack, lines
 
 from penstock.producers import Producer
-from penstock.producers.senders.rabbitmq_publisher import connect
+from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.schemas import Job
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import workflow_jobs
 from servers import AMQP_URL, delete_rabbitmq, need
 from stack import HERE, WAIT, Stack
 
-from penstock.schemas.tables import jobs
+from penstock.ledger.sql.tables import jobs
 
 
 def test_a_workflow_s_steps_run_on_both_engines(tmp_path: Path) -> None:

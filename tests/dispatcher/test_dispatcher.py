@@ -16,13 +16,13 @@ import pytest
 from ledgers import Note, empty, row_of
 
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.senders import open_sender
 from penstock.schemas import State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import decode, encode
+from penstock.schemas.wire.codec import decode, encode
 from penstock.workers.brokers import Consumer, open_consumer
-from penstock.workers.dispatcher.run import Dispatcher
-from penstock.workers.ledger.upgrade import upgrade
+from penstock.workers.dispatcher.dispatcher import Dispatcher
 
 
 @pytest.fixture(params=["redis", pytest.param("amqp", marks=pytest.mark.rabbitmq)])
@@ -137,7 +137,7 @@ def test_the_process_fires_schedules_and_ends_cleanly_on_sigterm(
 def test_a_dispatcher_outlives_a_broker_and_a_ledger_that_are_away(
     tmp_path: Path, prefix: str, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from penstock.workers.up.redis_server import RedisServer
+    from penstock.workers.local.up.redis_server import RedisServer
 
     server = RedisServer(tmp_path / "redis")  # not started yet
     url = f"sqlite:///{tmp_path / 'late.db'}"

@@ -6,16 +6,16 @@ import pytest
 from ledgers import Note, Tick, letters, row_of
 
 from penstock.config.errors import LedgerUnavailable, QueueFull
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions import due
+from penstock.ledger.transitions.due import schedule
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import Envelope, encode
+from penstock.schemas.wire.codec import Envelope, encode
 from penstock.workers.brokers import Delivery
-from penstock.workers.dispatcher import intake as intake_module
-from penstock.workers.dispatcher.due import DueJobs
-from penstock.workers.dispatcher.intake import Intake
-from penstock.workers.ledger import delays
-from penstock.workers.ledger.delays import schedule
+from penstock.workers.dispatcher import inbox as intake_module
+from penstock.workers.dispatcher.due_jobs import DueJobs
+from penstock.workers.dispatcher.inbox import Intake
 
 HOUR = timedelta(hours=1)
 
@@ -118,7 +118,7 @@ def test_one_message_that_the_database_refuses_does_not_stop_the_others(
     def keep(database: Database, rows: list[dict[str, object]]) -> None:
         if sent[4].id in [row["id"] for row in rows]:
             raise ValueError("too large")
-        delays.keep(database, rows)
+        due.keep(database, rows)
 
     monkeypatch.setattr(intake_module, "keep", keep)
     consumer = Consumer(*sent)

@@ -23,18 +23,18 @@ from ledgers import Note, Tick, empty, letters, row_of
 from sqlalchemy.orm import Session
 
 from penstock.config.settings import Settings
-from penstock.producers.keys import cancel_key
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, outbox
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.ledger.transitions.cancel import cancel_key
 from penstock.producers.outbox import Outbox, create_outbox
-from penstock.producers.records import request_cancel
 from penstock.schemas import Job, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, outbox
 from penstock.workers.brokers import Consumer, Delivery, open_consumer
-from penstock.workers.dispatcher import outbox as relaying
-from penstock.workers.dispatcher.outbox import OutboxRelay, open_outboxes
-from penstock.workers.dispatcher.run import Dispatcher
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.dispatcher.dispatcher import Dispatcher
+from penstock.workers.dispatcher.outbox import relay as relaying
+from penstock.workers.dispatcher.outbox.relay import OutboxRelay, open_outboxes
+from penstock.workers.local.up.redis_server import RedisServer
 
 OUT = Outbox()
 Poll = Callable[..., Any]

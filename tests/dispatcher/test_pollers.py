@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from penstock.config.errors import BrokerUnavailable
-from penstock.workers.dispatcher.pollers import Poller
+from penstock.workers.dispatcher.poller import Poller
 
 
 class Flaky(Poller):

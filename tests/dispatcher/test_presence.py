@@ -8,11 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 from penstock.config.settings import Settings
-from penstock.schemas.database import Database
-from penstock.workers.dispatcher.presence import Presence
-from penstock.workers.dispatcher.run import Dispatcher
-from penstock.workers.ledger.roster import Roster, last_consumer, last_dispatcher
-from penstock.workers.ledger.upgrade import upgrade
+from penstock.ledger.members.roster import Roster, last_consumer, last_dispatcher
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.workers.dispatcher.dispatcher import Dispatcher
+from penstock.workers.dispatcher.heartbeat import Presence
 
 
 def living(database: Database) -> list[str]:

@@ -13,19 +13,19 @@ import redis
 from ledgers import Note, row_of, start_worker
 
 from penstock.config.settings import Settings
-from penstock.producers.senders.rabbitmq import lane_name
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.producers.senders.redis import lane_key
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.ledger.transitions import due
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.producers.senders.rabbitmq.sender import lane_name
+from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas import State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import decode, encode
+from penstock.schemas.wire.codec import decode, encode
 from penstock.workers.brokers import Consumer, open_consumer
-from penstock.workers.brokers.lanes import Lane
-from penstock.workers.dispatcher.resend import LostJobs
-from penstock.workers.dispatcher.run import Dispatcher
-from penstock.workers.ledger import delays
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.brokers.loss_detection import Lane
+from penstock.workers.dispatcher.dispatcher import Dispatcher
+from penstock.workers.dispatcher.lost_jobs import LostJobs
+from penstock.workers.local.up.redis_server import RedisServer
 
 LEASE = timedelta(seconds=0.5)
 
@@ -83,7 +83,7 @@ def test_a_wiped_redis_gets_all_of_it_again(
     try:
         for dispatcher in running:
             dispatcher.start()
-        delays.schedule(ledger, envelopes)
+        due.schedule(ledger, envelopes)
         poll(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
         with redis.Redis.from_url(own_redis.url) as client:
             client.flushall()
@@ -106,7 +106,7 @@ def test_a_lane_that_was_deleted_gets_its_jobs_again(
     try:
         for dispatcher in running:
             dispatcher.start()
-        delays.schedule(ledger, envelopes)
+        due.schedule(ledger, envelopes)
         poll(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
         if broker == "redis":
             with redis.Redis.from_url(url) as client:
@@ -140,12 +140,12 @@ class Empty:
 def test_a_lane_that_is_missed_again_is_given_longer(ledger: Database) -> None:
     from ledgers import change
 
-    from penstock.workers.ledger import resending
+    from penstock.ledger.transitions import lost as resending
 
     start_worker(ledger, "w1", lease=timedelta(hours=1))
     lost = LostJobs(ledger, Empty(), timedelta(seconds=30))  # type: ignore[arg-type]
     envelope = encode(Note(), due_at=datetime.now(UTC))
-    delays.schedule(ledger, [envelope])
+    due.schedule(ledger, [envelope])
 
     def look(age: float) -> str:
         sent_at = resending.clock(ledger) - timedelta(seconds=age)

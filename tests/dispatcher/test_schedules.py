@@ -13,17 +13,17 @@ from polling import until
 
 from penstock.config.errors import ConfigError, InvalidState, ScheduleNotFound
 from penstock.config.settings import ScheduleSettings, Settings, load_settings
-from penstock.producers import schedules as acts
-from penstock.producers.schedules import recorded
+from penstock.ledger.schedules import commands as acts
+from penstock.ledger.schedules.commands import recorded
+from penstock.ledger.schedules.firing import fire, release, waiting
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import firings, jobs, schedules
+from penstock.ledger.transitions.due import envelope_of
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.schedules import Declared, declared
-from penstock.schemas.tables import firings, jobs, schedules
-from penstock.schemas.wire import decode
-from penstock.workers.dispatcher.firing import fire, release, waiting
-from penstock.workers.dispatcher.rules import Schedule, read_schedules
-from penstock.workers.dispatcher.schedules import Schedules, enter
-from penstock.workers.ledger.delays import envelope_of
+from penstock.schemas.schedules.decorator import Declared, declared
+from penstock.schemas.wire.codec import decode
+from penstock.workers.dispatcher.schedules.declared import Schedule, read_schedules
+from penstock.workers.dispatcher.schedules.service import Schedules, enter
 
 
 class Daily(Job, kind="ledger.daily", queue="notes"):

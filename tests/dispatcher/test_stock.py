@@ -11,13 +11,13 @@ from kombu import Connection, Producer
 from ledgers import letter_of, letters, row_of, stock_envelope
 
 from penstock.config.settings import QueueSettings, Settings
+from penstock.ledger.members import heartbeats
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.schemas import State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import Envelope, decode
+from penstock.schemas.wire.codec import Envelope, decode
 from penstock.workers.brokers import open_consumer
-from penstock.workers.dispatcher.stock import StockClients
-from penstock.workers.ledger import heartbeats
-from penstock.workers.ledger.upgrade import upgrade
+from penstock.workers.dispatcher.stock_clients import StockClients
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from servers import AMQP_URL, need
 
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.local.up.redis_server import RedisServer
 
 sys.path.append(str(Path(__file__).parent))
 

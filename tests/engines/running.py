@@ -17,9 +17,9 @@ from engine_jobs import Add
 from polling import until
 
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
-from penstock.schemas.database import Database
-from penstock.workers.ledger.upgrade import upgrade
 
 HERE = Path(__file__).parent
 T = TypeVar("T")

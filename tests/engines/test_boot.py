@@ -16,11 +16,11 @@ import pytest
 from penstock.config.errors import ConfigError, KindError
 from penstock.config.settings import Settings
 from penstock.schemas import Job
-from penstock.schemas.kinds import registry
+from penstock.schemas.jobs.kind import registry
 from penstock.workers import handles
-from penstock.workers.boot import check_settings
-from penstock.workers.handlers import Handlers, handlers
-from penstock.workers.worker import Worker
+from penstock.workers.engines.boot_checks import check_settings
+from penstock.workers.engines.worker import Worker
+from penstock.workers.handlers.registry import Handlers, handlers
 
 HERE = Path(__file__).parent
 NOWHERE = "amqp://guest:guest@127.0.0.1:9//"

@@ -14,10 +14,10 @@ from running import Running
 
 from penstock.config.settings import Settings
 from penstock.producers.senders import memory
-from penstock.schemas.kinds import DISPATCHER_QUEUE
-from penstock.schemas.wire import decode
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
+from penstock.schemas.wire.codec import decode
 from penstock.workers.engines.celery import app as app_module
-from penstock.workers.kombus import kombu_url
+from penstock.workers.engines.monitoring.kombu_connection import kombu_url
 
 
 @pytest.fixture

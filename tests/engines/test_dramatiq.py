@@ -15,15 +15,15 @@ from pydantic import ValidationError
 from running import Running
 
 from penstock.config.settings import Settings
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.outcome import Ending
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.schemas.kinds import DISPATCHER_QUEUE
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 from penstock.schemas.states import Outcome, State
-from penstock.schemas.wire import decode, encode
+from penstock.schemas.wire.codec import decode, encode
 from penstock.workers.engines.dramatiq import get_broker
 from penstock.workers.engines.dramatiq.broker import PenstockBroker
 from penstock.workers.engines.dramatiq.middleware import MiddlewareObserver
-from penstock.workers.ledger.claims import Claim
-from penstock.workers.ledger.endings import Ending
 
 
 @pytest.fixture

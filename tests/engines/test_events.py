@@ -11,8 +11,8 @@ from engine_jobs import Add, Break, End, Sleep
 from polling import until
 from running import Running
 
-from penstock.schemas.wire import decode, encode
-from penstock.workers.event_messages import fields_text
+from penstock.schemas.wire.codec import decode, encode
+from penstock.workers.engines.monitoring.event_messages import fields_text
 
 Event = dict[str, Any]
 

@@ -21,10 +21,13 @@ from polling import until
 from running import Running
 
 from penstock.config.errors import ConfigError
-from penstock.workers.flower import run_flower
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.engines.celery.flower_server import run_flower
+from penstock.workers.local.up.redis_server import free_port
 
-_RUN = "import sys; from penstock.workers.flower import run_flower; sys.exit(run_flower(port=int(sys.argv[1])))"
+_RUN = (
+    "import sys; from penstock.workers.engines.celery.flower_server import run_flower; "
+    "sys.exit(run_flower(port=int(sys.argv[1])))"
+)
 
 
 class Flower:

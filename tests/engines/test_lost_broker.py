@@ -13,9 +13,9 @@ from polling import until
 from running import Running, running
 
 from penstock.schemas.states import State
-from penstock.schemas.wire import decode, encode
-from penstock.workers.events import BUFFER, Events
-from penstock.workers.up.redis_server import RedisServer, free_port
+from penstock.schemas.wire.codec import decode, encode
+from penstock.workers.engines.monitoring.events import BUFFER, Events
+from penstock.workers.local.up.redis_server import RedisServer, free_port
 
 ENGINES = pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 

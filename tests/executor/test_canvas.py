@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from penstock.config.errors import UndecodableMessage
 from penstock.config.settings import Settings
+from penstock.ledger.transitions.due import envelope_of, waiting
 from penstock.schemas import Job
-from penstock.schemas.wire import Envelope, Message, decode, seal
+from penstock.schemas.wire.codec import Envelope, Message, decode, seal
 from penstock.workers import Permanent, handles
-from penstock.workers.canvas import Canvas
 from penstock.workers.engines.inline import Inline
-from penstock.workers.ledger.delays import envelope_of, waiting
+from penstock.workers.executor.followups.celery_canvas import Canvas
 
 CANVAS = Canvas(Settings(broker_url="redis://nowhere", max_payload_bytes=4096, stock_queues=("celery",)))
 

@@ -17,18 +17,18 @@ from polling import until
 from pydantic import BaseModel
 
 from penstock.config.settings import Settings
+from penstock.ledger.queries.status import Progress
+from penstock.ledger.rows.attempts import history
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
-from penstock.producers.records import Progress
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, RetryPolicy, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import dead_letters, jobs
-from penstock.schemas.wire import Envelope, encode
+from penstock.schemas.wire.codec import Envelope, encode
 from penstock.workers import Context, Discard, JobCancelled, Permanent, Retry, Snooze, handles, override, provides
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.ledger.history import history
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.worker import Worker
+from penstock.workers.engines.worker import Worker
 
 WAIT = 60.0
 """Seconds a test waits for what takes milliseconds, so that a busy machine fails nothing."""
@@ -426,7 +426,7 @@ def test_an_expired_job_is_discarded_unrun(bench: Bench) -> None:
 
 
 def handle_time(job_id: str) -> datetime:
-    from penstock.schemas.ids import made_at
+    from penstock.schemas.wire.ids import made_at
 
     made = made_at(job_id)
     assert made is not None
@@ -545,8 +545,8 @@ def test_what_outlasts_the_grace_goes_back_and_costs_no_attempt(bench: Bench) ->
 def test_a_job_that_crashes_its_worker_too_often_is_quarantined(bench: Bench) -> None:
     """Three workers die under it: each claims it and is never heard of again."""
     handle = bench.producer.enqueue(Seen(name="poison"))
-    from penstock.schemas.wire import decode
-    from penstock.workers.ledger.claims import Wanted, claim
+    from penstock.ledger.transitions.claim import Wanted, claim
+    from penstock.schemas.wire.codec import decode
 
     consumer = MemoryConsumer(bench.broker, ["ex"])
     for crash in range(3):

@@ -9,7 +9,7 @@ from polling import until
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.workers.brokers import Delivery
-from penstock.workers.intake import Intake
+from penstock.workers.executor.intake import Intake
 
 
 class HalfOpen:

@@ -13,12 +13,12 @@ from polling import until
 
 from penstock.config.errors import ObjectNotFound, StorageError
 from penstock.config.settings import Settings
-from penstock.producers.handles import AsyncJobHandle
-from penstock.producers.records import read_status
-from penstock.producers.results import result_ref, write_result
+from penstock.ledger.queries.results import result_ref, write_result
+from penstock.ledger.queries.status import read_status
+from penstock.ledger.sql.database import Database
+from penstock.producers.handles.handles import AsyncJobHandle
 from penstock.producers.storage import FileStorage, Storage
 from penstock.schemas import Job, Outcome, RetryPolicy, State
-from penstock.schemas.database import Database
 from penstock.workers import Context, handles, override
 from penstock.workers.engines.inline import Inline
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from penstock.config.errors import LedgerUnavailable
-from penstock.workers import offload
-from penstock.workers.offload import Offload
-from penstock.workers.room import Room
+from penstock.workers.executor import io_threads
+from penstock.workers.executor.capacity import Room
+from penstock.workers.executor.io_threads import Offload
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -23,7 +23,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 def test_a_database_that_does_not_answer_counts_as_away_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offload, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(io_threads, "_SILENT_SECONDS", 0.2)
     answer = threading.Event()
 
     async def main() -> None:

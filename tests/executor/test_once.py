@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from polling import until
 
 from penstock.config.settings import Settings
+from penstock.ledger import effects
+from penstock.ledger.queries.dead_letters import replay_one
+from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.schemas import Job, RetryPolicy
-from penstock.schemas.tables import dead_letters, jobs
 from penstock.workers import Context, InDoubt, NotDone, Permanent, handles
 from penstock.workers.engines.inline import Inline
-from penstock.workers.ledger import effects
-from penstock.workers.ledger.deadletters import replay_one
 
 WAIT = 60.0
 QUICK = RetryPolicy(max_attempts=4, first_delay=0.01, max_delay=0.05)

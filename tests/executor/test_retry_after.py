@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 import httpx
 import pytest
 
-from penstock.workers.retry_after import asked_wait, retry_after
+from penstock.workers.handlers.retry_after import asked_wait, retry_after
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -16,19 +16,19 @@ from polling import until
 
 from penstock.config.errors import DuplicateJob
 from penstock.config.settings import ScheduleSettings, Settings
+from penstock.ledger.schedules.firing import fire
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import firings, jobs, schedules
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import JobHandle, Producer
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job
-from penstock.schemas.database import Database
-from penstock.schemas.tables import firings, jobs, schedules
 from penstock.workers import Context, handles
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.dispatcher.firing import fire
-from penstock.workers.dispatcher.rules import read_schedules
-from penstock.workers.dispatcher.schedules import enter
+from penstock.workers.dispatcher.schedules.declared import read_schedules
+from penstock.workers.dispatcher.schedules.service import enter
 from penstock.workers.engines.inline import Inline
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.worker import Worker
+from penstock.workers.engines.worker import Worker
 
 WAIT = 60.0
 

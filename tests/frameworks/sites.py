@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from penstock.config.settings import Settings
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up.redis_server import free_port
 
 BIN = Path(sys.executable).parent
 EXAMPLES = Path(__file__).parents[2] / "examples"

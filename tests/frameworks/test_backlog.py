@@ -14,11 +14,11 @@ from ledgers import Note
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings
-from penstock.producers.backlog import Backlog, backlog
+from penstock.ledger.queries.outbox_backlog import Backlog, backlog
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import outbox
 from penstock.producers.gateway import create_app
 from penstock.producers.outbox import Outbox, create_outbox
-from penstock.schemas.database import Database
-from penstock.schemas.tables import outbox
 
 
 def write(database: Database, count: int, age: timedelta = timedelta()) -> None:

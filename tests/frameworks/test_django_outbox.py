@@ -25,16 +25,16 @@ from servers import MARIADB_URL, POSTGRES_URL, need
 
 from penstock.config.errors import InvalidJob, PayloadTooLarge, UnknownQueue
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import outbox
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.contrib.django import Outbox, enqueue_on_commit, producer
 from penstock.producers.contrib.django.models import OutboxEntry
-from penstock.producers.entries import make_entry
+from penstock.producers.enqueue.options import Preparation
 from penstock.producers.outbox import Outbox as SqlOutbox
-from penstock.producers.preparation import Preparation
-from penstock.schemas.database import Database
-from penstock.schemas.tables import outbox
+from penstock.producers.outbox_rows import make_entry
 from penstock.workers.brokers import open_consumer
-from penstock.workers.dispatcher.outbox import open_outboxes
-from penstock.workers.ledger.upgrade import upgrade
+from penstock.workers.dispatcher.outbox.relay import open_outboxes
 
 KINDS = [
     "sqlite",

@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from sites import BIN, FRAMEWORKS, SECRET, WAIT, Site, environment, running
 
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, outbox
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.tokens import progress_token
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, outbox
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.up.redis_server import RedisServer, free_port
+from penstock.workers.local.up.redis_server import RedisServer, free_port
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

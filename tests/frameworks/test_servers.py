@@ -22,9 +22,10 @@ from proxy import Proxy
 from sites import BIN, WAIT
 
 from penstock.producers import AsyncProducer, Producer
-from penstock.producers.senders import rabbitmq, redis_connections
+from penstock.producers.senders.rabbitmq import sender
+from penstock.producers.senders.redis import connections
 from penstock.workers.brokers import Consumer, open_consumer
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up.redis_server import free_port
 
 APP = """
 from flask import Flask, request
@@ -159,7 +160,7 @@ def through(firewall: Firewall, broker_url: str) -> str:
 
 def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an hour pass for every connection."""
-    for module in (rabbitmq, redis_connections):
+    for module in (sender, connections):
         monkeypatch.setattr(module, "TRUST_IDLE_SECONDS", -3600.0)
 
 

@@ -14,11 +14,11 @@ import pytest
 from ledgers import Note, Tick, change, claimed, end, message
 
 from penstock.config.errors import ConfigError
+from penstock.ledger.sql.database import Database
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.contrib import web
 from penstock.producers.traces import traced
 from penstock.schemas import Outcome
-from penstock.schemas.database import Database
 
 GIVEN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -16,12 +16,12 @@ import redis
 from gateways import SECRET, Gateway, Open
 from ledgers import empty, set_up
 
-from penstock.config.gateway import GatewaySettings
+from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
 from penstock.producers.gateway import create_app
-from penstock.producers.gateway.serving import Server
-from penstock.schemas.database import Database
-from penstock.workers.up.redis_server import RedisServer
+from penstock.producers.gateway.server import Server
+from penstock.workers.local.up.redis_server import RedisServer
 
 
 @pytest.fixture(scope="module")

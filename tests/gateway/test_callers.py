@@ -16,8 +16,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from gateways import INVOICE, Gateway, Open, problem
 
-from penstock.producers import api_keys
-from penstock.producers.gateway import callers
+from penstock.ledger import api_keys
+from penstock.producers.gateway.auth import callers
 
 PATH = "/v1/jobs/gateway.invoice"
 ISSUER, AUDIENCE = "https://login.example.com", "penstock"

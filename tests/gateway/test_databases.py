@@ -9,10 +9,10 @@ import pytest
 from ledgers import set_up, temporary_database
 from servers import SERVERS, need
 
-from penstock.producers import api_keys
+from penstock.ledger import api_keys
+from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.repeats import Repeats
-from penstock.schemas.database import Database
+from penstock.producers.gateway.requests.idempotency import Repeats
 
 
 @pytest.mark.parametrize("server", ["PostgreSQL", "MariaDB"])

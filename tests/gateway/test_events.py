@@ -18,12 +18,12 @@ from gateways import SECRET, Gateway, problem
 from ledgers import set_up
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
-from penstock.config.events import EventRule, WebhookSettings
+from penstock.config.sections.events import EventRule, WebhookSettings
 from penstock.config.settings import Settings
+from penstock.producers.enqueue.producer import AsyncProducer
 from penstock.producers.gateway import create_app
-from penstock.producers.producer import AsyncProducer
-from penstock.schemas.signatures import sign
-from penstock.workers.up.redis_server import RedisServer
+from penstock.schemas.events.signatures import sign
+from penstock.workers.local.up.redis_server import RedisServer
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"

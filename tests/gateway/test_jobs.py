@@ -8,7 +8,7 @@ import pytest
 from gateways import INVOICE, Gateway, Invoice, Open, Sync, problem
 from ledgers import change, claimed, end, message, row_of, start_worker
 
-from penstock.producers import audit
+from penstock.ledger.rows import audit
 from penstock.schemas import Outcome
 
 
@@ -92,7 +92,7 @@ def test_an_id_that_nobody_made_is_not_found(gateway: Gateway, job_id: str) -> N
 
 
 def test_a_job_that_was_pruned_is_not_queued_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    from penstock.producers.gateway import jobs
+    from penstock.producers.gateway.routes import jobs
 
     key = gateway.key()
     job_id = submit(gateway, key)

@@ -17,10 +17,10 @@ from gateways import INVOICE, Gateway, Open, problem
 from jsonschema import Draft202012Validator
 
 from penstock.config.errors import ConfigError
-from penstock.config.gateway import GatewaySettings
+from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.settings import load_settings
-from penstock.producers import api_keys
-from penstock.workers.up.redis_server import free_port
+from penstock.ledger import api_keys
+from penstock.workers.local.up.redis_server import free_port
 
 
 def test_it_lives_and_is_ready(gateway: Gateway) -> None:

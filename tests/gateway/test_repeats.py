@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from gateways import INVOICE, Gateway, Open, problem
 
 from penstock.config.errors import BrokerUnavailable
+from penstock.ledger.sql.tables import requests
 from penstock.producers import AsyncProducer
-from penstock.schemas.tables import requests
 
 PATH = "/v1/jobs/gateway.invoice"
 

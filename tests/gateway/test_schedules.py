@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from gateways import Gateway, Open, problem
 from pydantic import field_validator
 
-from penstock.producers import schedules
-from penstock.producers.schedule_rules import Source, read
+from penstock.ledger.schedules import commands
+from penstock.ledger.schedules.rules import Source, read
+from penstock.ledger.sql.tables import audit, jobs
 from penstock.schemas import Job, Sensitive
-from penstock.schemas.tables import audit, jobs
 
 
 class Day(Job, kind="gateway.day", queue="days"):
@@ -65,8 +65,8 @@ def client(gateway: Gateway) -> Client:
 def declared(gateway: Gateway, source: Source, name: str = "declared", **values: Any) -> str:
     """A schedule as a dispatcher enters one of the file or the code."""
     schedule = read(name, DAILY | values, source, "shop.jobs")
-    row = schedules.row_of(schedule, schedules.first_time(schedule, datetime.now(UTC)))
-    gateway.database.write(lambda connection: connection.execute(gateway.database.upsert(schedules.schedules), [row]))
+    row = commands.row_of(schedule, commands.first_time(schedule, datetime.now(UTC)))
+    gateway.database.write(lambda connection: connection.execute(gateway.database.upsert(commands.schedules), [row]))
     return name
 
 

@@ -15,9 +15,9 @@ from ledgers import change, claimed, end, message, start_worker
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from penstock.ledger.transitions.claim import Claim
 from penstock.producers.tokens import progress_token
 from penstock.schemas import Outcome
-from penstock.workers.ledger.claims import Claim
 
 
 def submit(gateway: Gateway, key: dict[str, str], kind: str = "gateway.invoice", body: Any = INVOICE) -> str:

@@ -8,8 +8,8 @@ import pytest
 from gateways import INVOICE, Gateway, Open, problem
 from kombu.connection import Connection
 
-from penstock.producers.senders.rabbitmq import lane_name
-from penstock.schemas.ids import made_at
+from penstock.producers.senders.rabbitmq.sender import lane_name
+from penstock.schemas.wire.ids import made_at
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.config.errors import ConfigError, InvalidToken
 from penstock.producers.tokens import progress_token, read_progress_token
-from penstock.schemas.ids import new_id
+from penstock.schemas.wire.ids import new_id
 
 SECRET = "a secret of enough bytes"
 

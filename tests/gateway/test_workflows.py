@@ -16,11 +16,11 @@ from servers import SERVERS, need
 from typer.testing import CliRunner
 from workflow_hands import move, result, rows_of, run, start, waiting
 
-from penstock.producers.unique import enter
-from penstock.producers.workflows import orders
+from penstock.ledger.sql.tables import audit, jobs
+from penstock.ledger.transitions.enqueue import enter
+from penstock.ledger.workflows import commands
 from penstock.schemas import Job, Outcome
-from penstock.schemas.tables import audit, jobs
-from penstock.schemas.wire import encode
+from penstock.schemas.wire.codec import encode
 from penstock.schemas.workflows import outlines
 from penstock.workers.cli import app
 
@@ -305,7 +305,7 @@ def test_of_others_nothing_is_seen_or_touched(gateway: Gateway, scope: dict[str,
 @pytest.mark.parametrize("scope", ["kinds", "queues", "tenants"])
 def test_an_empty_list_of_a_token_allows_nothing(gateway: Gateway, scope: str) -> None:
     begin(gateway, acme.Approved(), tenant="acme")
-    assert orders.find(gateway.database, **{scope: ()}) == []  # type: ignore[arg-type]
+    assert commands.find(gateway.database, **{scope: ()}) == []  # type: ignore[arg-type]
 
 
 def test_a_tenant_has_its_own(gateway: Gateway, client: Client) -> None:

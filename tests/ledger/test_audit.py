@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from penstock.producers import audit
-from penstock.schemas.database import Database
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
 
 
 def test_acts_are_found_by_who_what_when_and_to_what_newest_first(ledger: Database) -> None:

@@ -17,11 +17,11 @@ from ledgers import (
     start_worker,
 )
 
-from penstock.producers.records import request_cancel
+from penstock.ledger.members import heartbeats
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.workers.ledger import heartbeats
-from penstock.workers.ledger.claims import Claim, Refusal, Wanted, claim
 
 DEAD = timedelta(seconds=-1)
 

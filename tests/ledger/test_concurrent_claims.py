@@ -4,8 +4,8 @@ import threading
 
 from ledgers import Note, message, start_worker
 
-from penstock.schemas.database import Database
-from penstock.workers.ledger.claims import Claim, Wanted, claim
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.claim import Claim, Wanted, claim
 
 
 def test_two_workers_that_want_the_same_jobs_get_each_of_them_once(ledger_url: str) -> None:

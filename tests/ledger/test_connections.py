@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from penstock.schemas import database as database_module
-from penstock.schemas.database import Database
-from penstock.schemas.tables import audit_subjects
+from penstock.ledger.sql import database as database_module
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import audit_subjects
 
 _WHO = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT connection_id()"}
 _END = {"postgresql": "SELECT pg_terminate_backend({})", "mysql": "KILL {}"}

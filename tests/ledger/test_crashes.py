@@ -7,12 +7,12 @@ from datetime import timedelta
 import sqlalchemy as sa
 from ledgers import LEASE, Note, Ring, attempts_of, claimed, message, row_of, start_worker
 
-from penstock.schemas.database import Database
-from penstock.schemas.tables import workers
-from penstock.workers.attempts import quarantined
-from penstock.workers.ledger import heartbeats
-from penstock.workers.ledger.crashes import note_death
-from penstock.workers.ledger.rescues import bury_abandoned
+from penstock.ledger.members import heartbeats
+from penstock.ledger.rows.crashes import note_death
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import workers
+from penstock.ledger.transitions.abandoned import bury_abandoned
+from penstock.workers.executor.attempt.run import quarantined
 
 DEAD = timedelta(seconds=-1)
 WHERE = f"host {socket.gethostname()}, pid {os.getpid()}"

@@ -7,17 +7,19 @@ import pytest
 from ledgers import LEASE, Login, Note, claimed, end, letter_of, letters, message, row_of, start_worker, stock_envelope
 
 from penstock.config.errors import InvalidState, JobNotFound
-from penstock.producers.records import read_status
+from penstock.ledger.members import heartbeats
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.queries.dead_letters import Selection
+from penstock.ledger.queries.status import read_status
+from penstock.ledger.sql.database import Database
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, State, registry
-from penstock.schemas.database import Database
-from penstock.schemas.wire import Envelope, decode, encode
-from penstock.workers.ledger import deadletters, delays, heartbeats
-from penstock.workers.ledger.deadletters import Selection
+from penstock.schemas.wire.codec import Envelope, decode, encode
+from penstock.workers.dispatcher import due_jobs
 
 
 def bury(ledger: Database, envelope: Envelope, reason: str = "unknown_kind", raw: bytes = b"raw") -> str:
-    return deadletters.add(ledger, envelope, raw, reason, "because")
+    return dead_letters.add(ledger, envelope, raw, reason, "because")
 
 
 def test_a_message_that_cannot_be_read_is_kept_whole_and_its_handle_says_dead(ledger: Database) -> None:
@@ -37,7 +39,7 @@ def test_bytes_that_are_no_message_get_an_id_of_their_own(ledger: Database) -> N
     assert (letter.raw, letter.kind, letter.headers) == (raw, None, None)
     assert row_of(ledger, letter_id) is None
     with pytest.raises(InvalidState, match="no message"):
-        deadletters.replay_one(ledger, letter_id, actor="ada")
+        dead_letters.replay_one(ledger, letter_id, actor="ada")
 
 
 @pytest.mark.parametrize("headers", [{"id": 7, "task": ["x"]}, {"id": "a\0b", "task": "k\0"}, {"id": "i", "task": 3}])
@@ -74,16 +76,16 @@ def test_a_bad_copy_does_not_touch_a_job_that_goes_on(ledger: Database) -> None:
 def test_a_jobs_letter_is_replayed_as_a_waiting_job_with_its_fence(ledger: Database) -> None:
     sent = message(Note(text="again"))
     end(ledger, claimed(ledger, sent), Outcome.DEAD, error="no", reason="failed")
-    deadletters.replay_one(ledger, sent.id, actor="ada")
+    dead_letters.replay_one(ledger, sent.id, actor="ada")
     row = row_of(ledger, sent.id)
     assert (row.state, row.failures, row.crashes, row.fence, row.error) == (State.SCHEDULED, 0, 0, 1, None)
     assert letter_of(ledger, sent.id).replayed_at is not None
     broker = MemoryBroker()
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     again = claimed(ledger, decode(broker.lanes["notes", "normal"][0][0]))
     assert (again.attempt, again.fence) == (1, 2)
     with pytest.raises(InvalidState, match="already"):
-        deadletters.replay_one(ledger, sent.id, actor="ada")
+        dead_letters.replay_one(ledger, sent.id, actor="ada")
     end(ledger, again, Outcome.DEAD, error="no again", reason="failed")
     letter = letter_of(ledger, sent.id)
     assert (letter.replayed_at, letter.detail) == (None, "no again")
@@ -93,13 +95,13 @@ def test_a_raw_letter_is_replayed_once_its_kind_is_known(ledger: Database) -> No
     envelope = stock_envelope("ledger.late", {"a": 1}, queue="celery", id="late-1")
     bury(ledger, envelope)
     with pytest.raises(InvalidState, match="--import"):
-        deadletters.replay_one(ledger, "late-1", actor="ada")
+        dead_letters.replay_one(ledger, "late-1", actor="ada")
 
     class Late(Job, kind="ledger.late", queue="lates"):
         a: int
 
     try:
-        deadletters.replay_one(ledger, "late-1", actor="ada")
+        dead_letters.replay_one(ledger, "late-1", actor="ada")
     finally:
         registry.discard(Late.kind())
     row = row_of(ledger, "late-1")
@@ -109,7 +111,7 @@ def test_a_raw_letter_is_replayed_once_its_kind_is_known(ledger: Database) -> No
 def test_a_raw_letter_of_a_kind_that_only_a_worker_knows_is_sent_to_it(ledger: Database) -> None:
     bury(ledger, stock_envelope("far.away", {"a": 1}, queue="celery", id="far-1"))
     heartbeats.register(ledger, "w9", engine="celery", queues=["far"], kinds={"far.away": "far"}, lease=LEASE)
-    deadletters.replay_one(ledger, "far-1", actor="ada")
+    dead_letters.replay_one(ledger, "far-1", actor="ada")
     row = row_of(ledger, "far-1")
     assert (row.state, row.queue, json.loads(row.payload)) == (State.SCHEDULED, "far", {"a": 1})
 
@@ -118,7 +120,7 @@ def test_a_payload_that_is_still_wrong_cannot_be_replayed_and_its_values_are_not
     envelope = Envelope("notes", "normal", {"id": "bad", "task": "ledger.login"}, b'[[], {"password": "s3cret"}, null]')
     bury(ledger, envelope, "invalid_payload")
     with pytest.raises(InvalidState, match="user: Field required") as caught:
-        deadletters.replay_one(ledger, "bad", actor="ada")
+        dead_letters.replay_one(ledger, "bad", actor="ada")
     assert "s3cret" not in str(caught.value)
     assert letter_of(ledger, "bad").replayed_at is None
 
@@ -126,7 +128,7 @@ def test_a_payload_that_is_still_wrong_cannot_be_replayed_and_its_values_are_not
 def test_a_letter_of_a_kind_whose_handler_was_missing_keeps_priority_key_and_tenant(ledger: Database) -> None:
     envelope = encode(Login(user="ada"), key="k", tenant="t", priority="high")
     bury(ledger, envelope, "no_handler")
-    deadletters.replay_one(ledger, envelope.id, actor="ada")
+    dead_letters.replay_one(ledger, envelope.id, actor="ada")
     row = row_of(ledger, envelope.id)
     assert (row.key, row.tenant, row.priority, row.version) == ("k", "t", "high", 2)
 
@@ -137,11 +139,11 @@ def test_letters_are_listed_newest_first_by_what_they_are(ledger: Database) -> N
         bury(ledger, stock_envelope(f"kind.{number}", {}, queue="celery", id=f"id-{number}"))
     bury(ledger, Envelope("notes", "normal", {}, b"x"), "undecodable", b"x")
     end(ledger, claimed(ledger, message(Note())), Outcome.DEAD, error="no", reason="failed")
-    assert len(deadletters.find(ledger)) == 5
-    assert [row.id for row in deadletters.find(ledger, Selection(reason="unknown_kind"), limit=2)] == ["id-2", "id-1"]
-    assert [row.reason for row in deadletters.find(ledger, Selection(kind="ledger.note"))] == ["failed"]
-    assert [row.reason for row in deadletters.find(ledger, Selection(queue="notes"))][-1] == "undecodable"
-    assert deadletters.find(ledger, Selection(decided="replayed")) == []
-    assert deadletters.show(ledger, "id-1").letter.created_at <= datetime.now(UTC)
+    assert len(dead_letters.find(ledger)) == 5
+    assert [row.id for row in dead_letters.find(ledger, Selection(reason="unknown_kind"), limit=2)] == ["id-2", "id-1"]
+    assert [row.reason for row in dead_letters.find(ledger, Selection(kind="ledger.note"))] == ["failed"]
+    assert [row.reason for row in dead_letters.find(ledger, Selection(queue="notes"))][-1] == "undecodable"
+    assert dead_letters.find(ledger, Selection(decided="replayed")) == []
+    assert dead_letters.show(ledger, "id-1").letter.created_at <= datetime.now(UTC)
     with pytest.raises(JobNotFound):
-        deadletters.show(ledger, "none")
+        dead_letters.show(ledger, "none")

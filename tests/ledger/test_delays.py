@@ -9,12 +9,13 @@ import pytest
 from ledgers import Login, Note, Tick, change, claimed, end, message, row_of, stock_envelope
 
 from penstock.config.errors import BrokerUnavailable, UndecodableMessage
-from penstock.producers.records import request_cancel
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions import due as delays
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import Envelope, decode, encode
-from penstock.workers.ledger import delays
+from penstock.schemas.wire.codec import Envelope, decode, encode
+from penstock.workers.dispatcher import due_jobs
 
 HOUR = timedelta(hours=1)
 
@@ -31,9 +32,9 @@ def test_a_delayed_job_waits_in_the_ledger_and_is_sent_when_due(ledger: Database
     delays.schedule(ledger, [envelope])
     row = row_of(ledger, envelope.id)
     assert (row.state, row.queue, row.due_at) == (State.SCHEDULED, "notes", now + HOUR)
-    assert delays.send_due(ledger, broker) == 0
+    assert due_jobs.send_due(ledger, broker) == 0
     change(ledger, envelope.id, due_at=now)
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     row = row_of(ledger, envelope.id)
     assert row.state == State.QUEUED
     assert now <= row.due_at, "and when it was sent"
@@ -48,7 +49,7 @@ def test_a_delayed_job_waits_in_the_ledger_and_is_sent_when_due(ledger: Database
 def test_a_retry_is_sent_with_its_number_and_fence(ledger: Database) -> None:
     broker, sent = MemoryBroker(), message(Note())
     end(ledger, claimed(ledger, sent), Outcome.RETRY, due_at=datetime.now(UTC))
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     read = decode(sent_by(broker)[0])
     assert (read.id, read.attempt, read.fence) == (sent.id, 2, 1)
     assert claimed(ledger, read).attempt == 2
@@ -59,7 +60,7 @@ def test_a_kind_unknown_here_is_sent_as_it_came(ledger: Database) -> None:
     body = b'[[], {"a": [1, 2.5, null]}, {"callbacks": null, "chain": [{"task": "next"}], "chord": null}]'
     ours = {"version": 3, "due_at": "2020-01-01T00:00:00", "queue": "elsewhere", "priority": "high"}
     delays.schedule(ledger, [Envelope("dispatcher", "high", {"task": "not.here", "id": "x1", "penstock": ours}, body)])
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     [out] = sent_by(broker)
     assert (out.queue, out.priority, out.headers["penstock"]["version"]) == ("elsewhere", "high", 3)
     assert json.loads(out.body) == json.loads(body)
@@ -111,10 +112,10 @@ def test_while_the_broker_is_away_jobs_stay_due_as_they_were(ledger: Database) -
     broker.down = True
     for _ in range(2):
         with pytest.raises(BrokerUnavailable):
-            delays.send_due(ledger, broker)
+            due_jobs.send_due(ledger, broker)
     assert (row_of(ledger, envelope.id).state, row_of(ledger, envelope.id).due_at) == (State.SCHEDULED, due)
     broker.down = False
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
 
 
 class During(MemoryBroker):
@@ -140,10 +141,10 @@ def test_a_crash_between_sending_and_marking_sends_again_and_the_claim_absorbs_i
     delays.schedule(ledger, [envelope])
     broker = During(crash)
     with pytest.raises(Crash):
-        delays.send_due(ledger, broker)
+        due_jobs.send_due(ledger, broker)
     change(ledger, envelope.id, due_at=datetime.now(UTC))  # the reservation has ended
     broker.act = lambda _: None
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     first, second = [decode(out) for out in sent_by(broker)]
     assert (first.id, first.attempt, first.fence) == (second.id, second.attempt, second.fence)
     assert end(ledger, claimed(ledger, first), Outcome.SUCCEEDED)
@@ -155,21 +156,21 @@ def test_a_crash_between_sending_and_marking_sends_again_and_the_claim_absorbs_i
 def test_a_worker_that_is_faster_than_the_mark_is_not_overwritten(ledger: Database) -> None:
     envelope = encode(Note(), due_at=datetime.now(UTC))
     delays.schedule(ledger, [envelope])
-    delays.send_due(ledger, During(lambda envelopes: claimed(ledger, decode(envelopes[0]))))
+    due_jobs.send_due(ledger, During(lambda envelopes: claimed(ledger, decode(envelopes[0]))))
     assert row_of(ledger, envelope.id).state == State.RUNNING
 
 
 def test_a_job_cancelled_while_it_is_sent_stays_cancelled(ledger: Database) -> None:
     envelope = encode(Note(), due_at=datetime.now(UTC))
     delays.schedule(ledger, [envelope])
-    delays.send_due(ledger, During(lambda _: request_cancel(ledger, envelope.id)))
+    due_jobs.send_due(ledger, During(lambda _: request_cancel(ledger, envelope.id)))
     assert row_of(ledger, envelope.id).state == State.CANCELLED
 
 
 def test_a_delayed_job_of_an_untracked_kind_leaves_the_ledger_when_the_broker_has_it(ledger: Database) -> None:
     envelope = encode(Tick(), due_at=datetime.now(UTC))
     delays.schedule(ledger, [envelope])
-    assert delays.send_due(ledger, MemoryBroker()) == 1
+    assert due_jobs.send_due(ledger, MemoryBroker()) == 1
     assert row_of(ledger, envelope.id) is None
 
 
@@ -178,7 +179,7 @@ def test_queues_left_out_do_not_hold_up_the_others(ledger: Database) -> None:
     full = [encode(Note(), due_at=now - HOUR) for _ in range(5)]
     other = encode(Tick(), due_at=now)
     delays.schedule(ledger, [*full, other])
-    assert delays.send_due(ledger, broker, limit=2, but=["notes"]) == 1
+    assert due_jobs.send_due(ledger, broker, limit=2, but=["notes"]) == 1
     assert [out.id for out in sent_by(broker)] == [other.id]
 
 
@@ -195,7 +196,7 @@ def test_of_several_dispatchers_each_due_job_is_sent_by_one(ledger_url: str) -> 
         own = Database(ledger_url)
         try:
             start.wait()
-            while own_sent := delays.send_due(own, broker, limit=50):
+            while own_sent := due_jobs.send_due(own, broker, limit=50):
                 sent.append(own_sent)
         except Exception as error:
             errors.append(error)
@@ -207,7 +208,7 @@ def test_of_several_dispatchers_each_due_job_is_sent_by_one(ledger_url: str) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    while own_sent := delays.send_due(database, broker):  # rows that all three had skipped at their end
+    while own_sent := due_jobs.send_due(database, broker):  # rows that all three had skipped at their end
         sent.append(own_sent)
     database.close()
     assert errors == []

@@ -11,14 +11,13 @@ import sqlalchemy as sa
 from ledgers import Note, Tick, claimed, end, ending, message, row_of
 
 from penstock.config.errors import InvalidState
+from penstock.ledger.effects import Found, begin, confirm, decide, effect_id, effects_of, withdraw
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import audit
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.outcome import FenceLost, record
 from penstock.schemas import Outcome
-from penstock.schemas.clock import from_now
-from penstock.schemas.database import Database
-from penstock.schemas.tables import audit
-from penstock.workers.ledger.claims import Claim
-from penstock.workers.ledger.effects import Found, begin, confirm, decide, effect_id, effects_of, withdraw
-from penstock.workers.ledger.endings import record
-from penstock.workers.outcomes import FenceLost
 
 WHO = "ada@here"
 

@@ -12,16 +12,18 @@ import pytest
 import sqlalchemy as sa
 from ledgers import Login, Note, attempts_of, change, claim_one, claimed, end, letter_of, message, row_of
 
-from penstock.producers import audit
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.queries.results import write_result
+from penstock.ledger.retention import erasure
+from penstock.ledger.retention.erasure import Erasure
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import cancelled_keys, effects, metadata, outbox, unique_keys
+from penstock.ledger.transitions import due
 from penstock.producers.outbox import Outbox
-from penstock.producers.results import write_result
 from penstock.producers.storage import Storage, make_storage
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import cancelled_keys, effects, metadata, outbox, unique_keys
-from penstock.schemas.wire import Envelope, Message, encode
-from penstock.workers.ledger import deadletters, delays, erasing
-from penstock.workers.ledger.erasing import Erasure
+from penstock.schemas.wire.codec import Envelope, Message, encode
 
 NAME = "ada@example.com"
 LONG_AGO = datetime.now(UTC) - timedelta(days=1)
@@ -33,7 +35,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def erase(ledger: Database, storage: Storage, dry_run: bool = False, **where: str) -> Erasure:
-    return erasing.erase(ledger, where, lambda: storage, actor="bob", dry_run=dry_run)
+    return erasure.erase(ledger, where, lambda: storage, actor="bob", dry_run=dry_run)
 
 
 def everything(ledger: Database) -> str:
@@ -63,7 +65,7 @@ def test_nothing_of_the_person_is_left_but_a_line_in_the_log(ledger: Database, s
     body = encode(Login(user=NAME), key=NAME)
     body.headers["task"] = "nobody.knows"
     copy = Envelope("notes", "normal", body.headers | {"id": done.id}, body.body)
-    raw = deadletters.add(ledger, copy, b"", "unknown_kind", f"for {NAME}")
+    raw = dead_letters.add(ledger, copy, b"", "unknown_kind", f"for {NAME}")
     assert letter_of(ledger, raw) is not None
 
     def write(connection: sa.Connection) -> None:
@@ -84,12 +86,12 @@ def test_nothing_of_the_person_is_left_but_a_line_in_the_log(ledger: Database, s
     assert row_of(ledger, other.id) is not None
     assert letter_of(ledger, other.id) is not None
     [line] = audit.find(ledger, acts=["erase"])
-    assert (line.actor, line.count, line.detail) == ("bob", 2, {"where": {"key": erasing.hashed(NAME)}})
+    assert (line.actor, line.count, line.detail) == ("bob", 2, {"where": {"key": erasure.hashed(NAME)}})
 
 
 def test_what_may_still_be_on_its_way_leaves_an_empty_row_that_refuses_it(ledger: Database, storage: Storage) -> None:
     waiting = encode(Login(user=NAME), key=NAME, tenant="acme", due_at=datetime.now(UTC) + timedelta(hours=1))
-    delays.schedule(ledger, [waiting])
+    due.schedule(ledger, [waiting])
     just = message(Login(user=NAME), key=NAME)
     end(ledger, claimed(ledger, just), Outcome.RETRY, due_at=datetime.now(UTC), error=NAME)
     assert erase(ledger, storage, key=NAME).counts["tombstones"] == 2
@@ -97,7 +99,7 @@ def test_what_may_still_be_on_its_way_leaves_an_empty_row_that_refuses_it(ledger
     for job_id in (waiting.id, just.id):
         row = row_of(ledger, job_id)
         assert (row.state, row.key, row.tenant, row.due_at) == (State.CANCELLED, None, None, None)
-    delays.schedule(ledger, [waiting])  # the dispatcher takes it in once more
+    due.schedule(ledger, [waiting])  # the dispatcher takes it in once more
     assert getattr(claim_one(ledger, just), "reason", None) == "cancelled"
     assert NAME not in everything(ledger)
 
@@ -148,10 +150,10 @@ def test_all_of_several_conditions_hold_for_what_is_erased(ledger: Database, sto
 
 def test_more_than_a_batch(ledger: Database, storage: Storage) -> None:
     now = datetime.now(UTC)
-    rows = [delays.waiting(encode(Note(), key=NAME, due_at=now)) for _ in range(2 * erasing.BATCH + 1)]
+    rows = [due.waiting(encode(Note(), key=NAME, due_at=now)) for _ in range(2 * erasure.BATCH + 1)]
     for row in rows:
         row |= {"state": State.SUCCEEDED, "finished_at": LONG_AGO}
-    delays.keep(ledger, rows)
+    due.keep(ledger, rows)
     assert erase(ledger, storage, True, key=NAME).counts["jobs"] == len(rows)
     assert erase(ledger, storage, key=NAME).counts["jobs"] == len(rows)
     [line] = audit.find(ledger, acts=["erase"])

@@ -11,18 +11,22 @@ import pytest
 import sqlalchemy as sa
 from ledgers import LEASE, Login, Note, Pay, Ring, change, claimed, end, message
 
+from penstock.ledger.members import heartbeats
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.rows.crashes import note_death
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, outbox, unique_keys, workers
+from penstock.ledger.transitions import due
+from penstock.ledger.transitions import lost as resending
 from penstock.producers import Producer
+from penstock.producers.explain import Explanation, explain, explain_key, waiting
+from penstock.producers.explain.queue_position import MemoryPlaces, Place
 from penstock.producers.outbox import Outbox
-from penstock.producers.records import request_cancel
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, outbox, unique_keys, workers
-from penstock.schemas.wire import Envelope, Message, decode, encode
-from penstock.workers.brokers.places import MemoryPlaces, Place
-from penstock.workers.ledger import deadletters, delays, heartbeats, resending
-from penstock.workers.ledger.crashes import note_death
-from penstock.workers.ledger.explaining import Explanation, explain, explain_key, waiting
+from penstock.schemas.wire.codec import Envelope, Message, decode, encode
+from penstock.workers.dispatcher import due_jobs
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
@@ -70,7 +74,7 @@ def dispatcher(ledger: Database, name: str = "d1", *, lease: timedelta = HOUR) -
 
 def delayed(ledger: Database, job: Job | None = None, delay: timedelta = HOUR, **options: Any) -> str:
     envelope = encode(job or Note(), due_at=resending.clock(ledger) + delay, **options)
-    delays.schedule(ledger, [envelope])
+    due.schedule(ledger, [envelope])
     return str(envelope.id)
 
 
@@ -78,7 +82,7 @@ def sent(ledger: Database, job: Job | None = None, broker: MemoryBroker | None =
     """What a dispatcher has handed to the broker."""
     broker = broker or MemoryBroker()
     delayed(ledger, job, -MINUTE, **options)
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     return decode(broker.sent[-1])
 
 
@@ -362,7 +366,7 @@ def test_a_dead_job_says_why_and_how_to_replay_it(ledger: Database) -> None:
     assert "failed: ValueError: no (8 attempts)" in found.because
     assert f"penstock deadletters replay {note.id}" in str(found.advice)
     assert f"--group {found.facts['fingerprint']}" in str(found.advice)
-    deadletters.discard(ledger, deadletters.Selection(ids=(note.id,)), actor="ada", reason="gone")
+    dead_letters.discard(ledger, dead_letters.Selection(ids=(note.id,)), actor="ada", reason="gone")
     assert "its letter was discarded" in explain(ledger, note.id).because
 
 
@@ -374,7 +378,7 @@ def test_a_job_that_is_in_doubt_says_where_to_decide(ledger: Database) -> None:
 
 def test_a_message_that_never_became_a_job_is_explained_by_its_letter(ledger: Database) -> None:
     envelope = Envelope("notes", "normal", {"id": "m-1"}, b"rubbish")
-    deadletters.add(ledger, envelope, b"rubbish", "undecodable", "no body")
+    dead_letters.add(ledger, envelope, b"rubbish", "undecodable", "no body")
     found = explain(ledger, "m-1")
     assert found.state == State.DEAD
     assert "undecodable: no body" in found.because

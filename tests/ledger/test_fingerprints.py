@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from penstock.workers.ledger.fingerprints import Frame, fingerprint, last_own_frame, normalised
+from penstock.ledger.rows.dead_letters import Frame, fingerprint, last_own_frame, normalised
 
 SAME = [
     ("no invoice 7", "no invoice 81234"),
@@ -114,7 +114,7 @@ def _traceback(own: str) -> str:
     standard = f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
     return textwrap.dedent(f"""\
         Traceback (most recent call last):
-          File "/venv/lib/python3.11/site-packages/penstock/workers/attempts.py", line 61, in run_attempt
+          File "/venv/lib/python3.11/site-packages/penstock/workers/executor/attempt/run.py", line 61, in run_attempt
             ending = _returned(attempt, await _call(attempt, arguments, threads))
           File "{own}", line 30, in send
             answer = client.get(url)
@@ -123,7 +123,7 @@ def _traceback(own: str) -> str:
             return self.request()
           File "{standard}/socket.py", line 7, in connect
             raise OSError(1)
-          File "/src/penstock/workers/penstock/workers/context.py", line 9, in progress
+          File "/src/penstock/workers/penstock/workers/handlers/context.py", line 9, in progress
           File "<frozen importlib._bootstrap>", line 1, in _load
         OSError: 1
         """)

@@ -13,12 +13,12 @@ from proxy import Proxy
 from sqlalchemy import event
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
+from penstock.ledger.transitions.outcome import record
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs
-from penstock.workers.ledger.claims import Claim, Refusal, Wanted, claim
-from penstock.workers.ledger.endings import record
-from penstock.workers.sessions import POOL_SIZE, Sessions
+from penstock.workers.executor.attempt.session import POOL_SIZE, Sessions
 
 Cut = Callable[[Callable[[], object]], None]
 

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from ledgers import Note, Tick, attempts_of, claimed, end, ending, letter_of, message, row_of
 
-from penstock.producers.records import Progress, read_status, request_cancel
+from penstock.ledger.queries.status import Progress, read_status, request_cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.outcome import record
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import encode
-from penstock.workers.ledger.claims import Claim
-from penstock.workers.ledger.endings import record
+from penstock.schemas.wire.codec import encode
 
 
 def test_success_is_recorded_with_result_and_progress(ledger: Database) -> None:

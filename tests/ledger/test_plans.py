@@ -9,14 +9,15 @@ from typing import Any
 import sqlalchemy as sa
 from ledgers import Note
 
-from penstock.config.retention import RetentionSettings
+from penstock.config.sections.retention import RetentionSettings
+from penstock.ledger.retention.pruning import Pruning
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.transitions import due, lost
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.storage import make_storage
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs
-from penstock.schemas.wire import encode
-from penstock.workers.ledger import delays, resending
-from penstock.workers.ledger.retention import Pruning
+from penstock.schemas.wire.codec import encode
+from penstock.workers.dispatcher import due_jobs
 
 INDEX = "ix_penstock_jobs_state_due_at"
 ROWS = 5_000
@@ -26,7 +27,7 @@ HOUR = timedelta(hours=1)
 def fill(ledger: Database) -> None:
     """Rows that are not due, so many that a planner would not read them all."""
     now = datetime.now(UTC)
-    rows = [delays.waiting(encode(Note(), due_at=now + HOUR + timedelta(seconds=number))) for number in range(ROWS)]
+    rows = [due.waiting(encode(Note(), due_at=now + HOUR + timedelta(seconds=number))) for number in range(ROWS)]
     rows += [row | {"id": f"q{number}", "state": "queued", "due_at": now} for number, row in enumerate(rows[:1000])]
 
     def write(connection: sa.Connection) -> None:
@@ -64,18 +65,18 @@ def plan(ledger: Database, statement: str, values: Any) -> str:
 
 def test_looking_for_what_is_due_reads_the_index_in_its_order(ledger: Database) -> None:
     fill(ledger)
-    delays.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC)) for _ in range(3)])
-    statements = asked(ledger, lambda: delays.send_due(ledger, MemoryBroker()))
-    delays.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC))])
-    statements += asked(ledger, lambda: delays.send_due(ledger, MemoryBroker(), but=["full"]))
+    due.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC)) for _ in range(3)])
+    statements = asked(ledger, lambda: due_jobs.send_due(ledger, MemoryBroker()))
+    due.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC))])
+    statements += asked(ledger, lambda: due_jobs.send_due(ledger, MemoryBroker(), but=["full"]))
     assert len(statements) >= 6, "looks, and takes from two states, twice"
     check(ledger, statements)
 
 
 def test_looking_for_what_was_lost_does_so_too(ledger: Database) -> None:
     fill(ledger)
-    before = resending.clock(ledger) - HOUR
-    check(ledger, asked(ledger, lambda: resending.put_back(ledger, before)))
+    before = lost.clock(ledger) - HOUR
+    check(ledger, asked(ledger, lambda: lost.put_back(ledger, before)))
 
 
 def test_looking_for_what_is_over_walks_along_the_primary_key(ledger: Database) -> None:

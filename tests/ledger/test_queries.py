@@ -6,10 +6,10 @@ import pytest
 from ledgers import Note, Pay, claimed, end, letter_of, message, row_of, stock_envelope
 
 from penstock.config.errors import InvalidState, JobNotFound
-from penstock.producers.records import request_cancel
+from penstock.ledger.queries import dead_letters, jobs
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.sql.database import Database
 from penstock.schemas import Job, Outcome, State, registry
-from penstock.schemas.database import Database
-from penstock.workers.ledger import deadletters, queries
 
 
 def test_jobs_are_found_by_state_kind_key_tenant_and_age_newest_first(ledger: Database) -> None:
@@ -20,7 +20,7 @@ def test_jobs_are_found_by_state_kind_key_tenant_and_age_newest_first(ledger: Da
     end(ledger, given, Outcome.SUCCEEDED)
 
     def ids(**filters: object) -> list[str]:
-        return [row.id for row in queries.find(ledger, **filters)]  # type: ignore[arg-type]
+        return [row.id for row in jobs.find(ledger, **filters)]  # type: ignore[arg-type]
 
     assert ids() == sorted((one.id for one in (*notes, pay)), reverse=True)
     assert ids(limit=1) == [max(one.id for one in (*notes, pay))]
@@ -35,27 +35,27 @@ def test_one_job_is_shown_with_its_attempts(ledger: Database) -> None:
     sent = message(Note())
     end(ledger, claimed(ledger, sent), Outcome.RETRY, error="first", due_at=datetime.now(UTC))
     end(ledger, claimed(ledger, message(Note(), id=sent.id, attempt=2, fence=1)), Outcome.SUCCEEDED)
-    row, ran = queries.show(ledger, sent.id)
+    row, ran = jobs.show(ledger, sent.id)
     assert row.state == State.SUCCEEDED
     assert [(attempt.number, attempt.outcome, attempt.error) for attempt in ran] == [
         (1, "retry", "first"),
         (2, "succeeded", None),
     ]
     with pytest.raises(JobNotFound):
-        queries.show(ledger, "none")
+        jobs.show(ledger, "none")
 
 
 def test_counts_are_by_queue_and_state(ledger: Database) -> None:
     claimed(ledger, message(Note()))
     end(ledger, claimed(ledger, message(Note())), Outcome.DEAD)
-    assert queries.counts(ledger, (State.RUNNING, State.DEAD, State.QUEUED)) == {"notes": {"running": 1, "dead": 1}}
+    assert jobs.counts(ledger, (State.RUNNING, State.DEAD, State.QUEUED)) == {"notes": {"running": 1, "dead": 1}}
 
 
 @pytest.mark.parametrize("outcome", [Outcome.DEAD, Outcome.DISCARDED, Outcome.CANCELLED])
 def test_an_ended_job_is_tried_again(ledger: Database, outcome: Outcome) -> None:
     sent = message(Note())
     end(ledger, claimed(ledger, sent), outcome, error="no")
-    queries.retry(ledger, sent.id, actor="ada")
+    jobs.retry(ledger, sent.id, actor="ada")
     row = row_of(ledger, sent.id)
     assert (row.state, row.failures, row.finished_at) == (State.SCHEDULED, 0, None)
     assert row.due_at <= datetime.now(UTC)
@@ -68,26 +68,26 @@ def test_what_succeeded_is_run_again_only_by_force_and_what_runs_not_at_all(ledg
     given = claimed(ledger, sent)
     for force in (False, True):
         with pytest.raises(InvalidState, match="running"):
-            queries.retry(ledger, sent.id, actor="ada", force=force)
+            jobs.retry(ledger, sent.id, actor="ada", force=force)
     end(ledger, given, Outcome.SUCCEEDED, result="1")
     with pytest.raises(InvalidState, match="--force"):
-        queries.retry(ledger, sent.id, actor="ada")
-    queries.retry(ledger, sent.id, actor="ada", force=True)
+        jobs.retry(ledger, sent.id, actor="ada")
+    jobs.retry(ledger, sent.id, actor="ada", force=True)
     assert (row_of(ledger, sent.id).state, row_of(ledger, sent.id).result) == (State.SCHEDULED, None)
     with pytest.raises(JobNotFound):
-        queries.retry(ledger, "none", actor="ada")
+        jobs.retry(ledger, "none", actor="ada")
 
 
 def test_trying_a_job_again_whose_message_was_never_read_reads_it_first(ledger: Database) -> None:
-    deadletters.add(ledger, stock_envelope("ledger.soon", {"a": 1}, queue="x", id="s"), b"", "unknown_kind", "no")
+    dead_letters.add(ledger, stock_envelope("ledger.soon", {"a": 1}, queue="x", id="s"), b"", "unknown_kind", "no")
     with pytest.raises(InvalidState, match="unknown_kind"):
-        queries.retry(ledger, "s", actor="ada")
+        jobs.retry(ledger, "s", actor="ada")
 
     class Soon(Job, kind="ledger.soon", queue="soons"):
         a: int
 
     try:
-        queries.retry(ledger, "s", actor="ada")
+        jobs.retry(ledger, "s", actor="ada")
     finally:
         registry.discard(Soon.kind())
     assert row_of(ledger, "s").queue == "soons"

@@ -25,17 +25,21 @@ from ledgers import (
 )
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
-from penstock.producers import audit
-from penstock.producers.records import request_cancel
+from penstock.ledger.queries import dead_letters as deadletters
+from penstock.ledger.queries import jobs as queries
+from penstock.ledger.queries.dead_letters import Selection
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs, metadata
+from penstock.ledger.transitions import abandoned
+from penstock.ledger.transitions import replay as replays
+from penstock.ledger.transitions.claim import Refusal
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, Sensitive, State, registry, upcasts
-from penstock.schemas.database import Database
-from penstock.schemas.ids import new_id
-from penstock.schemas.tables import dead_letters, jobs, metadata
-from penstock.schemas.wire import Envelope, decode, unique_key
-from penstock.workers.ledger import deadletters, delays, queries, replays, rescues
-from penstock.workers.ledger.claims import Refusal
-from penstock.workers.ledger.deadletters import Selection
+from penstock.schemas.wire.codec import Envelope, decode, unique_key
+from penstock.schemas.wire.ids import new_id
+from penstock.workers.dispatcher import due_jobs
 
 TRACE = 'Traceback (most recent call last):\n  File "/app/acme/{}.py", line 7, in send\nValueError: no\n'
 
@@ -154,7 +158,7 @@ def test_what_dead_workers_left_is_one_group_whatever_they_were_called(ledger: D
         sent = message(Note())
         claimed(ledger, sent, worker=worker)
         change(ledger, sent.id, delivery="at_most_once")
-    assert len(rescues.bury_abandoned(ledger)) == 2
+    assert len(abandoned.bury_abandoned(ledger)) == 2
     for said in ("its worker crashed 3 times on alpha", "its worker crashed 3 times on beta: SIGKILL"):
         end(ledger, claimed(ledger, message(Note())), Outcome.DEAD, error=said, reason="crashed")
     assert [(one.count, one.reason) for one in deadletters.groups(ledger)] == [(4, "crashed")]
@@ -273,7 +277,7 @@ def test_a_copy_from_before_does_not_run_in_the_place_of_the_edited_job(ledger: 
     letter_id = die(ledger, wrong)
     replay(ledger, letter_id, edit={"to": "somebody"})
     broker = MemoryBroker()
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     assert row_of(ledger, letter_id).state == State.QUEUED
     copy = claim_one(ledger, message(wrong, id=letter_id), again=True)
     assert isinstance(copy, Refusal)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from penstock.config.errors import JobFailed
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.queries.dead_letters import Selection
+from penstock.ledger.rows.dead_letters import Frame, last_own_frame
 from penstock.schemas import Job, RetryPolicy, Sensitive, State
 from penstock.workers import handles
 from penstock.workers.engines.inline import Inline
-from penstock.workers.ledger import deadletters
-from penstock.workers.ledger.deadletters import Selection
-from penstock.workers.ledger.fingerprints import Frame, last_own_frame
 
 _STRICT = RetryPolicy(max_attempts=1)
 
@@ -48,14 +48,14 @@ def test_a_job_with_an_edited_payload_ends_under_the_handle_that_its_producer_ha
         for handle in (*handles_of, other):
             with pytest.raises(JobFailed):
                 handle.result(timeout=60)
-        largest, smaller = deadletters.groups(penstock.database)
+        largest, smaller = dead_letters.groups(penstock.database)
         assert (largest.count, largest.kind, smaller.newest_id) == (2, "replays.greet", other.id)
-        [attempt] = deadletters.show(penstock.database, other.id).attempts
+        [attempt] = dead_letters.show(penstock.database, other.id).attempts
         assert last_own_frame(attempt.traceback) == Frame("ledger/test_replays_end_to_end.py", "_quotient")
         chosen = Selection(group=largest.fingerprint)
-        deadletters.replay(penstock.database, chosen, actor="ada", edit={"token": "right"})
+        dead_letters.replay(penstock.database, chosen, actor="ada", edit={"token": "right"})
         penstock.drain()
         assert [handle.result(timeout=60) for handle in handles_of] == ["hello ada", "hello bob"]
         status = handles_of[0].status()
         assert (status.state, status.failures, status.attempt) == (State.SUCCEEDED, 0, 1)
-        assert [one.id for one in deadletters.find(penstock.database)] == [other.id]
+        assert [one.id for one in dead_letters.find(penstock.database)] == [other.id]

@@ -15,11 +15,11 @@ from ledgers import (
     start_worker,
 )
 
+from penstock.ledger.members import heartbeats
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.abandoned import bury_abandoned, bury_dropped
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import encode
-from penstock.workers.ledger import heartbeats
-from penstock.workers.ledger.rescues import bury_abandoned, bury_dropped
+from penstock.schemas.wire.codec import encode
 
 DEAD = timedelta(seconds=-1)
 

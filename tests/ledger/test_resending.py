@@ -20,13 +20,15 @@ from ledgers import (
     start_worker,
 )
 
-from penstock.producers.records import request_cancel
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions import due
+from penstock.ledger.transitions import lost as resending
+from penstock.ledger.transitions.claim import Claim
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.wire import Envelope, Message, decode, encode
-from penstock.workers.ledger import delays, resending
-from penstock.workers.ledger.claims import Claim
+from penstock.schemas.wire.codec import Envelope, Message, decode, encode
+from penstock.workers.dispatcher import due_jobs
 
 LANE = ("notes", "normal")
 MINUTE = timedelta(minutes=1)
@@ -35,8 +37,8 @@ MINUTE = timedelta(minutes=1)
 def sent(ledger: Database, *jobs: Job, broker: MemoryBroker | None = None) -> list[Message]:
     """Jobs that a dispatcher has sent, as their workers get them."""
     broker = broker or MemoryBroker()
-    delays.schedule(ledger, [encode(job, due_at=datetime.now(UTC)) for job in jobs])
-    while delays.send_due(ledger, broker):
+    due.schedule(ledger, [encode(job, due_at=datetime.now(UTC)) for job in jobs])
+    while due_jobs.send_due(ledger, broker):
         pass
     return [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
 
@@ -53,7 +55,7 @@ def test_what_was_sent_before_is_sent_again_and_nothing_else(ledger: Database) -
     assert resending.put_back(ledger, resending.clock(ledger) - MINUTE / 2) == 1
     assert (row_of(ledger, old.id).state, row_of(ledger, new.id).state) == (State.SCHEDULED, State.QUEUED)
     broker = MemoryBroker()
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     [again] = [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
     assert (again.id, again.attempt, again.fence) == (old.id, old.attempt, old.fence)
     assert resending.put_back(ledger, resending.clock(ledger) - MINUTE / 2) == 0, "it was sent just now"
@@ -62,8 +64,8 @@ def test_what_was_sent_before_is_sent_again_and_nothing_else(ledger: Database) -
 def test_only_the_lane_that_lost_them(ledger: Database) -> None:
     [mine] = sent(ledger, Note())
     high = encode(Note(), due_at=datetime.now(UTC), priority="high")
-    delays.schedule(ledger, [high])
-    delays.send_due(ledger, MemoryBroker())
+    due.schedule(ledger, [high])
+    due_jobs.send_due(ledger, MemoryBroker())
     assert resending.put_back(ledger, resending.clock(ledger) + MINUTE, LANE) == 1
     assert (row_of(ledger, mine.id).state, row_of(ledger, high.id).state) == (State.SCHEDULED, State.QUEUED)
 
@@ -75,7 +77,7 @@ def test_of_two_copies_one_runs(ledger: Database, job: Job) -> None:
     [first] = sent(ledger, job)
     assert put_back_all(ledger) == 1
     broker = MemoryBroker()
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     [second] = [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
     given = claimed(ledger, second, worker="w1")
     refused = claim_one(ledger, first, worker="w2")
@@ -89,7 +91,7 @@ def test_a_copy_that_is_claimed_before_it_is_sent_again_stays_claimed(ledger: Da
     [first] = sent(ledger, Pay(amount=1))
     put_back_all(ledger)
     given = claimed(ledger, first)
-    assert delays.send_due(ledger, MemoryBroker()) == 0
+    assert due_jobs.send_due(ledger, MemoryBroker()) == 0
     assert end(ledger, given, Outcome.SUCCEEDED)
 
 
@@ -103,9 +105,9 @@ def test_a_retry_of_an_untracked_kind_ends_on_record(ledger: Database) -> None:
     tick = message(Tick())
     end(ledger, Claim(tick, 0, 1, 0, 0, datetime.now(UTC), tracked=False), Outcome.RETRY, due_at=datetime.now(UTC))
     broker = MemoryBroker()
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     assert put_back_all(ledger) == 1
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     first, second = [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
     assert end(ledger, claimed(ledger, first), Outcome.SUCCEEDED)
     assert getattr(claim_one(ledger, second), "reason", None) == "ended"
@@ -115,8 +117,8 @@ def test_a_kind_unknown_to_the_dispatcher_is_sent_so_that_its_worker_claims_it(l
     """The worker may know it as untracked: unclaimed, it would stay queued for ever, and be missed again and again."""
     broker = MemoryBroker()
     headers = {"task": "not.known.here", "id": "u1", "penstock": {"version": 1}}
-    delays.schedule(ledger, [Envelope("notes", "normal", headers, b"[[], {}, null]")])
-    delays.send_due(ledger, broker)
+    due.schedule(ledger, [Envelope("notes", "normal", headers, b"[[], {}, null]")])
+    due_jobs.send_due(ledger, broker)
     [(out, _)] = broker.lanes["notes", "normal"]
     assert out.headers["penstock"]["fence"] == 1
 

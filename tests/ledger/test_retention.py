@@ -12,19 +12,20 @@ import sqlalchemy as sa
 from ledgers import Note, attempts_of, change, claimed, end, letter_of, message, row_of, start_worker
 
 from penstock.config.errors import ObjectNotFound, StorageError
-from penstock.config.retention import RetentionSettings
+from penstock.config.sections.retention import RetentionSettings
 from penstock.config.settings import Settings
-from penstock.producers import audit
-from penstock.producers.results import read_result, write_result
+from penstock.ledger.queries import stats
+from penstock.ledger.queries.results import read_result, write_result
+from penstock.ledger.retention.pruning import BATCH, Pruning
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, effects, firings, jobs, metadata, unique_keys, workers
+from penstock.ledger.transitions import due
 from penstock.producers.storage import Storage, make_storage
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.ids import first_id, made_at, new_id
-from penstock.schemas.tables import dead_letters, effects, firings, jobs, metadata, unique_keys, workers
-from penstock.schemas.wire import encode
-from penstock.workers.dispatcher import retention as service
-from penstock.workers.ledger import delays, stats
-from penstock.workers.ledger.retention import BATCH, Pruning
+from penstock.schemas.wire.codec import encode
+from penstock.schemas.wire.ids import first_id, made_at, new_id
+from penstock.workers.dispatcher import pruning as service
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -46,7 +47,7 @@ def id_of(age: timedelta) -> str:
 
 def job(ledger: Database, state: State, ended: timedelta, *, made: timedelta | None = None, **values: Any) -> str:
     """A job that ended so long ago."""
-    row = delays.waiting(encode(Note(), due_at=NOW, id=values.pop("id", None) or id_of(made or ended)))
+    row = due.waiting(encode(Note(), due_at=NOW, id=values.pop("id", None) or id_of(made or ended)))
     row |= {"state": state, "finished_at": NOW - ended if State(state).final else None, **values}
     ledger.write(lambda connection: connection.execute(sa.insert(jobs), [row]))
     return str(row["id"])
@@ -93,7 +94,7 @@ def test_ids_of_stock_clients_tell_no_time_and_are_pruned_too(ledger: Database) 
 
 
 def test_more_than_a_batch_goes_in_several(ledger: Database) -> None:
-    rows = [delays.waiting(encode(Note(), due_at=NOW, id=id_of(8 * DAY))) for _ in range(BATCH + 7)]
+    rows = [due.waiting(encode(Note(), due_at=NOW, id=id_of(8 * DAY))) for _ in range(BATCH + 7)]
     for row in rows:
         row |= {"state": State.SUCCEEDED, "finished_at": NOW - 8 * DAY}
     ledger.write(lambda connection: ledger.execute_many(connection, ledger.insert(jobs), rows))
@@ -190,7 +191,7 @@ def test_firings_workers_keys_and_acts_go_too(ledger: Database) -> None:
 
 
 def test_the_service_prunes_and_begins_again(sqlite_url: str) -> None:
-    from penstock.workers.ledger.upgrade import upgrade
+    from penstock.ledger.sql.upgrade import upgrade
 
     ledger = Database(sqlite_url)
     upgrade(ledger)

@@ -24,19 +24,24 @@ from ledgers import Note, Pay, Ring, empty, ending, start_worker
 from unique_jobs import Debounce, Existing, Reject, Replace
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, InvalidState
+from penstock.ledger import effects
+from penstock.ledger.queries import jobs as queries
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.transitions import abandoned
+from penstock.ledger.transitions import due as delays
+from penstock.ledger.transitions import lost as resending
+from penstock.ledger.transitions import replay as replays
+from penstock.ledger.transitions.claim import Claim, Wanted, asks_of_keys, claim, without_cancelled
+from penstock.ledger.transitions.outcome import FenceLost, record, write_endings
 from penstock.producers import Producer
-from penstock.producers.records import request_cancel
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.kinds import DISPATCHER_QUEUE
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
+from penstock.schemas.jobs.unique_policy import REPLACEABLE, UNENDED
 from penstock.schemas.states import FINAL, WAITING
-from penstock.schemas.tables import dead_letters, jobs
-from penstock.schemas.unique import REPLACEABLE, UNENDED
-from penstock.schemas.wire import decode, unique_key
-from penstock.workers.ledger import delays, effects, queries, replays, rescues, resending
-from penstock.workers.ledger.claims import Claim, Wanted, asks_of_keys, claim, without_cancelled
-from penstock.workers.ledger.endings import record, write_endings
-from penstock.workers.outcomes import FenceLost
+from penstock.schemas.wire.codec import decode, unique_key
+from penstock.workers.dispatcher import due_jobs
 
 HOUR = timedelta(hours=1)
 MAX_CRASHES = 3
@@ -195,10 +200,10 @@ class States(RuleBasedStateMachine):
 
         self.broker.overtaken = overtake
         if then == "sends" or then.startswith("is overtaken"):
-            assert delays.send_due(self.ledger, self.broker) == len(due)
+            assert due_jobs.send_due(self.ledger, self.broker) == len(due)
         else:
             with pytest.raises(BrokerUnavailable if then == "is down" else Crash):
-                delays.send_due(self.ledger, self.broker)
+                due_jobs.send_due(self.ledger, self.broker)
         self.broker.overtaken = lambda: None
         self.broker.then = "sends"
         sent = [copy.envelope for copy in self.broker.copies[before:]]
@@ -216,7 +221,7 @@ class States(RuleBasedStateMachine):
     def bury(self) -> None:
         """`at_most_once` jobs of dead workers."""
         lost = {job.id for job in self._abandoned() if job.delivery == "at_most_once"}
-        assert set(rescues.bury_abandoned(self.ledger)) == lost
+        assert set(abandoned.bury_abandoned(self.ledger)) == lost
         for job_id in lost:
             job = self.model[job_id]
             job.end(State.DEAD)

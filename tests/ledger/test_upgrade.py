@@ -6,9 +6,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from penstock.schemas.database import Database
-from penstock.schemas.tables import metadata
-from penstock.workers.ledger import upgrade
+from penstock.ledger.sql import upgrade
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import metadata
 
 
 def test_the_migrations_make_exactly_the_tables(ledger: Database) -> None:

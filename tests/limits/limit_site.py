@@ -12,17 +12,17 @@ import sqlalchemy as sa
 from polling import until
 
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import JobHandle, Producer
-from penstock.producers.senders.redis_connections import pack
+from penstock.producers.limits import open_store
+from penstock.producers.limits.store import LimitStore
+from penstock.producers.senders.redis.connections import pack
 from penstock.schemas import Concurrency, Job, Rate
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs
 from penstock.workers import handles
-from penstock.workers.dispatcher.run import Dispatcher
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.limits import open_store
-from penstock.workers.limits.store import LimitStore
-from penstock.workers.worker import Worker
+from penstock.workers.dispatcher.dispatcher import Dispatcher
+from penstock.workers.engines.worker import Worker
 
 WAIT = 90.0
 LEASE_SECONDS = 6.0

@@ -11,13 +11,13 @@ import pytest
 
 from penstock.config.errors import ConfigError, KindError
 from penstock.config.settings import Settings, load_settings
+from penstock.producers.limits.rules import Rule, Rules
 from penstock.schemas import Concurrency, Job, Rate, registry
-from penstock.schemas.limits import Limit
-from penstock.schemas.wire import Message, decode, encode
+from penstock.schemas.jobs.limits import Limit
+from penstock.schemas.wire.codec import Message, decode, encode
 from penstock.workers import handles
-from penstock.workers.boot import check_settings
-from penstock.workers.handlers import Handlers, handlers
-from penstock.workers.limits.rules import Rule, Rules
+from penstock.workers.engines.boot_checks import check_settings
+from penstock.workers.handlers.registry import Handlers, handlers
 
 
 class Charge(

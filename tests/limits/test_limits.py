@@ -14,11 +14,11 @@ from polling import until
 from typer.testing import CliRunner
 
 from penstock.config.settings import LimitSettings
+from penstock.ledger.rows import limit_waits
+from penstock.producers.explain import explain
 from penstock.schemas import State
 from penstock.workers.cli import app
-from penstock.workers.ledger import waits
-from penstock.workers.ledger.explaining import explain
-from penstock.workers.up.redis_server import RedisServer
+from penstock.workers.local.up.redis_server import RedisServer
 
 ONE = "limits.one/concurrency:"
 
@@ -31,7 +31,7 @@ def begin(site: Site, *, until_go: bool = True, seconds: float = 0.0) -> str:
 
 
 def until_waiting(site: Site, count: int) -> None:
-    until(lambda: waits.counts(site.database).get(ONE) == count, f"{count} to wait")
+    until(lambda: limit_waits.counts(site.database).get(ONE) == count, f"{count} to wait")
 
 
 def test_no_more_than_may_run_do_and_the_oldest_first_and_others_are_not_kept_waiting(site: Site) -> None:
@@ -46,7 +46,7 @@ def test_no_more_than_may_run_do_and_the_oldest_first_and_others_are_not_kept_wa
     assert [job.n for _, job in site.book.begun if isinstance(job, One)] == list(range(30))
     until(lambda: site.states() == {"succeeded": 60}, "the last outcome")
     until(lambda: site.store.look([ONE])[0].running == (), "the last place given back")
-    assert waits.counts(site.database) == {}
+    assert limit_waits.counts(site.database) == {}
 
 
 def test_a_job_is_held_back_about_once_however_many_wait(site: Site) -> None:
@@ -137,7 +137,7 @@ def test_an_explanation_says_when_a_rate_lets_it_in(site: Site) -> None:
     before = datetime.now(UTC)
     site.enqueue([Rare() for _ in range(3)])
     until(lambda: site.book.ended == 1, "the first one's end")
-    until(lambda: waits.counts(site.database).get("limits.rare/rate-60s:") == 2, "the others to wait")
+    until(lambda: limit_waits.counts(site.database).get("limits.rare/rate-60s:") == 2, "the others to wait")
     found = [explain(site.database, handle.id, limits=site.store) for handle in site.handles]
     [first, last] = sorted(
         (one for one in found if one.state == State.SCHEDULED), key=lambda one: one.facts["may_run_at"]

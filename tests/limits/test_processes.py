@@ -16,11 +16,11 @@ from limit_jobs import Noted
 from polling import until
 
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, workers
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, workers
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.limits import open_store
+from penstock.producers.limits import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from penstock.producers.senders.redis_connections import pack
-from penstock.schemas import Concurrency, Rate
-from penstock.workers.limits.rules import Rule
-from penstock.workers.limits.store import (
+from penstock.producers.limits.rules import Rule
+from penstock.producers.limits.store import (
     LEAD_SECONDS,
     PATIENCE_SECONDS,
     Entered,
@@ -25,6 +23,8 @@ from penstock.workers.limits.store import (
     LimitStore,
     Place,
 )
+from penstock.producers.senders.redis.connections import pack
+from penstock.schemas import Concurrency, Rate
 
 LEASE = 60.0
 LAW = "redis.call('TIME')"

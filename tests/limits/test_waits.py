@@ -7,16 +7,17 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from ledgers import Note, attempts_of, change, claimed, message, row_of
 
-from penstock.producers.records import request_cancel
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.retention.pruning import delete_jobs
+from penstock.ledger.rows import limit_waits as waits
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, limit_waits
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.outcome import Ending, record
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, limit_waits
-from penstock.schemas.wire import decode
-from penstock.workers.ledger import delays, waits
-from penstock.workers.ledger.claims import Claim
-from penstock.workers.ledger.endings import Ending, record
-from penstock.workers.ledger.retention import delete_jobs
+from penstock.schemas.wire.codec import decode
+from penstock.workers.dispatcher import due_jobs
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -57,7 +58,7 @@ def test_the_oldest_is_woken_first_and_sent_at_once(ledger: Database) -> None:
     assert (turn.job_ids, turn.gone, turn.more) == ([first, second], [], True)
     waits.wake(ledger, turn)
     broker = MemoryBroker()
-    assert delays.send_due(ledger, broker) == 2
+    assert due_jobs.send_due(ledger, broker) == 2
     assert {envelope.id for envelope in broker.sent} == {first, second}
     assert waits.turn(ledger, "one:", 2).job_ids == [third]
     assert waits.counts(ledger) == {"one:": 1, "another:": 1}
@@ -68,7 +69,7 @@ def test_one_that_is_held_back_again_has_its_place_again(ledger: Database) -> No
     first, second = waiting(ledger, 1), waiting(ledger, 2)
     waits.wake(ledger, waits.turn(ledger, "one:", 1))
     broker = MemoryBroker()
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     assert hold_back(ledger, claimed(ledger, decode(broker.sent[0])))
     assert waits.turn(ledger, "one:", 2).job_ids == [first, second]
 
@@ -78,9 +79,9 @@ def test_waking_twice_is_as_waking_once(ledger: Database) -> None:
     turn = waits.turn(ledger, "one:", 1)
     waits.wake(ledger, turn)
     broker = MemoryBroker()
-    assert delays.send_due(ledger, broker) == 1
+    assert due_jobs.send_due(ledger, broker) == 1
     waits.wake(ledger, turn)
-    assert delays.send_due(ledger, broker) == 0
+    assert due_jobs.send_due(ledger, broker) == 0
     assert count(ledger) == 0
 
 

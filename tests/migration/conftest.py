@@ -9,8 +9,8 @@ import pytest
 from amqp.exceptions import AMQPError
 from servers import AMQP_URL, delete_rabbitmq, for_pika, need
 
-from penstock.producers.senders.rabbitmq_publisher import connect
-from penstock.workers.up.redis_server import RedisServer
+from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.workers.local.up.redis_server import RedisServer
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -10,7 +10,7 @@ from ledgers import Note
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers import AsyncProducer
-from penstock.schemas.wire import Envelope
+from penstock.schemas.wire.codec import Envelope
 
 
 class Sender:

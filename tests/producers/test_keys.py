@@ -22,17 +22,18 @@ from ledgers import (
 from unique_jobs import Light, Plain, Reject, Replace
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
+from penstock.ledger.queries.jobs import retry
+from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.transitions import due
+from penstock.ledger.transitions.cancel import cancel_key
+from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
 from penstock.producers import AsyncProducer, Producer
-from penstock.producers.keys import cancel_key
-from penstock.producers.records import request_cancel
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs
-from penstock.schemas.wire import decode
-from penstock.workers.ledger import delays
-from penstock.workers.ledger.claims import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
-from penstock.workers.ledger.queries import retry
+from penstock.schemas.wire.codec import decode
+from penstock.workers.dispatcher import due_jobs
 
 HOUR = timedelta(hours=1)
 
@@ -99,13 +100,13 @@ def test_a_job_that_nobody_has_seen_is_cancelled_by_its_key_when_a_worker_gets_i
     assert producer.cancel(key="k") == []
     after = producer.enqueue(Plain(), key="k")
     assert is_cancelled(deliver(ledger, sender, 0))
-    delays.schedule(ledger, [sender.sent[1]])
+    due.schedule(ledger, [sender.sent[1]])
     assert isinstance(deliver(ledger, sender, 3), Claim)
     states = [one.status().state for one in (before, delayed, other, after)]
     assert states == ["cancelled", "cancelled", "running", "running"]
     # A person may want it after all.
     retry(ledger, before.id, actor="ada")
-    assert delays.send_due(ledger, sender) == 1
+    assert due_jobs.send_due(ledger, sender) == 1
     assert isinstance(deliver(ledger, sender, 4), Claim)
 
 
@@ -137,7 +138,7 @@ def test_a_job_that_goes_on_before_its_worker_heard_of_the_cancellation_is_cance
     assert handle.cancel() == "running"
     assert end(ledger, given, outcome, due_at=datetime.now(UTC))
     assert handle.status().state == "cancelled"
-    assert delays.send_due(ledger, sender) == 0
+    assert due_jobs.send_due(ledger, sender) == 0
     assert isinstance(claim_one(ledger, decode(sender.sent[0]), again=True), Refusal)
 
 
@@ -167,7 +168,7 @@ def test_a_waiting_job_is_rescheduled_by_its_handle_and_by_its_key(
     assert row_of(ledger, one.id).due_at < later
     assert producer.reschedule(key="k", run_at=later) == [one.id, two.id]
     assert producer.reschedule(key="k", delay=0, tenant="t") == [two.id]
-    assert delays.send_due(ledger, sender) == 1
+    assert due_jobs.send_due(ledger, sender) == 1
     assert sender.sent[0].id == two.id
     assert isinstance(deliver(ledger, sender, 0), Claim)
 
@@ -176,7 +177,7 @@ def test_a_retry_is_rescheduled_too(producer: Producer, sender: MemoryBroker, le
     handle = producer.enqueue(Plain(), key="k")
     end(ledger, claimed(ledger, decode(sender.sent[0])), Outcome.RETRY, due_at=datetime.now(UTC) + HOUR)
     assert producer.reschedule(key="k", delay=0) == [handle.id]
-    assert delays.send_due(ledger, sender) == 1
+    assert due_jobs.send_due(ledger, sender) == 1
     assert claimed(ledger, decode(sender.sent[1])).attempt == 2
 
 
@@ -215,7 +216,7 @@ def test_a_copy_that_is_being_sent_while_its_job_is_rescheduled_does_not_run(
     broker = During()
     handle = producer.enqueue(Reject(n=1), delay=HOUR)
     change(ledger, handle.id, due_at=datetime.now(UTC))
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     assert isinstance(claim_one(ledger, decode(broker.sent[0])), Refusal)
     assert handle.status().state == "scheduled"
 
@@ -260,8 +261,8 @@ def test_what_is_overdue_when_it_is_recorded_is_cancelled_in_the_same_transactio
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(delays, "cancel_unseen", crash)
+    monkeypatch.setattr(due, "cancel_unseen", crash)
     with pytest.raises(KeyboardInterrupt):
-        delays.schedule(ledger, sender.sent)
+        due.schedule(ledger, sender.sent)
     assert row_of(ledger, job.id).state == State.CANCELLED
     assert row_of(ledger, job.id).due_at is None

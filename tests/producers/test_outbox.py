@@ -22,10 +22,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from penstock.config.errors import InvalidJob, PayloadTooLarge, UnknownQueue
 from penstock.config.settings import Settings
-from penstock.producers.handles import AsyncJobHandle, JobHandle
+from penstock.ledger.sql.database import tune
+from penstock.ledger.sql.tables import outbox
+from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
 from penstock.producers.outbox import Outbox, create_outbox, drop_outbox, outbox_metadata
-from penstock.schemas.database import tune
-from penstock.schemas.tables import outbox
 
 
 class Base(DeclarativeBase):

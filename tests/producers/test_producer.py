@@ -16,7 +16,7 @@ from penstock.config.settings import QueueSettings, Settings
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job
-from penstock.schemas.wire import HEADER, decode
+from penstock.schemas.wire.codec import HEADER, decode
 from penstock.workers.brokers import open_consumer
 
 

@@ -17,15 +17,15 @@ from ledgers import change, claim_one, claimed, end, message, row_of
 from unique_jobs import Debounce, Ever, Existing, Hourly, Light, Plain, Reject, Replace
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, InvalidJob, LedgerUnavailable, QueueFull
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, unique_keys
+from penstock.ledger.transitions.claim import Refusal
+from penstock.ledger.transitions.enqueue import enter
 from penstock.producers import AsyncProducer, JobHandle, Producer
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.producers.unique import enter
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, unique_keys
-from penstock.schemas.wire import Envelope, decode, encode
-from penstock.workers.ledger import delays
-from penstock.workers.ledger.claims import Refusal
+from penstock.schemas.wire.codec import Envelope, decode, encode
+from penstock.workers.dispatcher import due_jobs
 
 TESTS = Path(__file__).parent.parent
 HOUR = timedelta(hours=1)
@@ -123,7 +123,7 @@ def test_debounce_keeps_one_job_with_the_last_payload_and_puts_it_off(
     # A copy of the first one would come too late, from whatever clock it was sent too early.
     assert isinstance(claim_one(ledger, message(Debounce(n=1, text="first"), id=first.id)), Refusal)
     change(ledger, first.id, due_at=datetime.now(UTC))
-    assert delays.send_due(ledger, sender) == 1
+    assert due_jobs.send_due(ledger, sender) == 1
     assert decode(sender.sent[0]).job == Debounce(n=1, text="4")
     run(ledger, sender, first)
 
@@ -133,11 +133,11 @@ def test_a_debounced_job_that_is_on_its_way_is_replaced_and_one_that_runs_is_not
 ) -> None:
     first = producer.enqueue(Debounce(n=1, text="1"))
     change(ledger, first.id, due_at=datetime.now(UTC))
-    delays.send_due(ledger, sender)
+    due_jobs.send_due(ledger, sender)
     second = producer.enqueue(Debounce(n=1, text="2"))
     assert (second.created, first.status().state, second.status().state) == (True, "cancelled", "scheduled")
     change(ledger, second.id, due_at=datetime.now(UTC))
-    delays.send_due(ledger, sender)
+    due_jobs.send_due(ledger, sender)
     claimed(ledger, decode(sender.sent[1]))
     third = producer.enqueue(Debounce(n=1, text="3"))
     assert (third.created, second.status().state, third.status().state) == (True, "running", "scheduled")
@@ -156,9 +156,9 @@ def test_a_copy_that_a_dispatcher_is_sending_does_not_run_instead_of_the_debounc
     broker = During()
     first = producer.enqueue(Debounce(n=1, text="old"))
     change(ledger, first.id, due_at=datetime.now(UTC))
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     change(ledger, later[0].id, due_at=datetime.now(UTC))
-    delays.send_due(ledger, broker)
+    due_jobs.send_due(ledger, broker)
     assert isinstance(claim_one(ledger, decode(broker.sent[0])), Refusal)
     given = claimed(ledger, decode(broker.sent[1]))
     assert given.message.job == Debounce(n=1, text="new")
@@ -307,7 +307,7 @@ def test_while_the_broker_is_away_a_unique_job_waits_for_the_dispatcher(
     with pytest.raises(BrokerUnavailable):
         producer.enqueue_many([Reject(n=2), Plain()])  # of the other one nobody knows
     sender.down = False
-    assert delays.send_due(ledger, sender) == 2
+    assert due_jobs.send_due(ledger, sender) == 2
     run(ledger, sender, handle)
 
 
@@ -325,9 +325,9 @@ def test_a_crash_before_the_sending_leaves_a_job_that_the_dispatcher_sends(
         producer.enqueue(Reject(n=1))
     [row] = rows(ledger)
     assert row.state == State.SCHEDULED
-    assert delays.send_due(ledger, sender) == 0  # who sends it has a while
+    assert due_jobs.send_due(ledger, sender) == 0  # who sends it has a while
     change(ledger, row.id, due_at=datetime.now(UTC))
-    assert delays.send_due(ledger, sender) == 1
+    assert due_jobs.send_due(ledger, sender) == 1
 
 
 def test_a_full_queue_refuses_a_unique_job_and_leaves_all_as_it_was(ledger: Database, ledger_url: str) -> None:

@@ -21,20 +21,21 @@ from pydantic import BaseModel, ConfigDict
 
 from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTimeout, WatchClosed
 from penstock.config.settings import Settings
-from penstock.producers import AsyncJobHandle, AsyncProducer, Producer, handles, watching
-from penstock.producers.links import LedgerLink
-from penstock.producers.records import Progress
+from penstock.ledger.queries.status import Progress
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.producers import AsyncJobHandle, AsyncProducer, Producer
+from penstock.producers.handles import handles, subscriptions
+from penstock.producers.handles.connections import LedgerLink
+from penstock.producers.handles.subscriptions import AsyncWaiter
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.producers.watching import AsyncWaiter
 from penstock.schemas import Job, Outcome, RetryPolicy
-from penstock.schemas.database import Database
-from penstock.schemas.ids import new_id
+from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
 from penstock.workers import handles as runs
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.pushes import Pushes
-from penstock.workers.up.redis_server import RedisServer
-from penstock.workers.worker import Worker
+from penstock.workers.engines.worker import Worker
+from penstock.workers.executor.followups.change_publisher import Pushes
+from penstock.workers.local.up.redis_server import RedisServer
 
 WAIT = 60.0
 """Seconds for what takes milliseconds."""
@@ -252,7 +253,7 @@ def test_jobs_that_nobody_watches_are_not_published(producer: Producer, client: 
 def test_a_thread_is_there_only_while_somebody_watches(
     producer: Producer, settings: Settings, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "_RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(subscriptions, "_RENEW_SECONDS", 0.02)
 
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "penstock-watching"]

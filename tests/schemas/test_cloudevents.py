@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.config.errors import InvalidEvent
-from penstock.schemas.cloudevents import BATCH, STRUCTURED, Event, parse
+from penstock.schemas.events.cloudevents import BATCH, STRUCTURED, Event, parse
 
 MINIMAL = {"specversion": "1.0", "id": "1", "source": "/shop", "type": "order.paid"}
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field, PlainValidator
 
 from penstock.config.errors import ConfigError
 from penstock.schemas import Job, Sensitive, registry, upcasts
-from penstock.schemas.asyncapi import document
-from penstock.schemas.catalog import markdown, page
-from penstock.schemas.contracts import Change, compare, export, read_export
+from penstock.schemas.contracts.asyncapi import document
+from penstock.schemas.contracts.catalog import markdown, page
+from penstock.schemas.contracts.export import Change, compare, export, read_export
 
 DATA = Path(__file__).parent.parent / "data"
 Class = type[Job]
@@ -226,7 +226,7 @@ def test_the_asyncapi_document_is_what_its_own_schema_asks_for(url: str) -> None
 
 
 def test_a_message_on_the_wire_is_what_the_asyncapi_document_says() -> None:
-    from penstock.schemas.wire import encode
+    from penstock.schemas.wire.codec import encode
 
     job = order()(number=1, address=("Main Street", 7), lines=(Line(sku="A|1", count=1),))
     made = document([job.kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")

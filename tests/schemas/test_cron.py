@@ -11,7 +11,7 @@ import pytest
 from cron_oracle import ZONES, Oracle, some_rule
 
 from penstock.config.errors import ConfigError
-from penstock.schemas.cron import Cron, clock_changes, localized
+from penstock.schemas.schedules.cron import Cron, clock_changes, localized
 
 BERLIN, HOWE = ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Lord_Howe")
 SEED = int(os.environ.get("PENSTOCK_TEST_SEED", "0")) or random.randrange(1, 1_000_000)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field, TypeAdapter
 
-from penstock.schemas.narrowing import refusals
+from penstock.schemas.contracts.compatibility import refusals
 
 
 class Cat(BaseModel):

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from penstock.config.errors import ConfigError, KindError
-from penstock.config.schedules import ScheduleSettings, WrongSchedule, duration_text, read_entry
+from penstock.config.sections.schedules import ScheduleSettings, WrongSchedule, duration_text, read_entry
 from penstock.schemas import Job, registry, scheduled
-from penstock.schemas.schedules import declared
-from penstock.schemas.times import Times, offset
+from penstock.schemas.schedules.decorator import declared
+from penstock.schemas.schedules.times import Times, offset
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

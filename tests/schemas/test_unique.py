@@ -10,8 +10,8 @@ import pytest
 
 from penstock.config.errors import KindError
 from penstock.schemas import Job, State, registry
-from penstock.schemas.unique import REPLACEABLE, UNENDED, Unique
-from penstock.schemas.wire import HEADER, encode
+from penstock.schemas.jobs.unique_policy import REPLACEABLE, UNENDED, Unique
+from penstock.schemas.wire.codec import HEADER, encode
 
 
 @pytest.fixture(autouse=True)

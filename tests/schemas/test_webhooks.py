@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.config.errors import ConfigError, InvalidEvent, WrongSignature
-from penstock.config.events import EventRule, WebhookSettings
+from penstock.config.sections.events import EventRule, WebhookSettings
 from penstock.config.settings import load_settings
 from penstock.schemas import Job, registry
-from penstock.schemas.cloudevents import Event
-from penstock.schemas.event_rules import check, jobs_of
-from penstock.schemas.signatures import sign, verify_standard
-from penstock.schemas.webhooks import read, s3
+from penstock.schemas.events.cloudevents import Event
+from penstock.schemas.events.rules import check, jobs_of
+from penstock.schemas.events.signatures import sign, verify_standard
+from penstock.schemas.events.webhooks import read, s3
 
 NOW = 1_614_265_330
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

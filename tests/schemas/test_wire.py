@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from penstock.config.errors import PayloadTooLarge, UndecodableMessage
 from penstock.schemas import Job, Sensitive, upcasts
-from penstock.schemas.ids import made_at, new_id
-from penstock.schemas.wire import HEADER, Envelope, decode, encode
+from penstock.schemas.wire.codec import HEADER, Envelope, decode, encode
+from penstock.schemas.wire.ids import made_at, new_id
 
 
 class Colour(Enum):

@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from penstock.schemas.reports import BuildReport
-from penstock.schemas.uploads import ProcessUpload
-from penstock.workers.context import Context
-from penstock.workers.databases import Databases
-from penstock.workers.demo import checks
-from penstock.workers.demo.checks import CheckFailed
-from penstock.workers.demo.customers_api import PAGE, RECORDS, CustomersApi
-from penstock.workers.demo.stage import PDF, PHOTO, Stage, set_stage
-from penstock.workers.reports import build_report
-from penstock.workers.up.guard import alive
-from penstock.workers.uploads import process_upload
+from penstock.schemas.builtin.reports import BuildReport
+from penstock.schemas.builtin.uploads import ProcessUpload
+from penstock.workers.builtin.databases import Databases
+from penstock.workers.builtin.reports.handler import build_report
+from penstock.workers.builtin.uploads.handler import process_upload
+from penstock.workers.handlers.context import Context
+from penstock.workers.local.demo import checks
+from penstock.workers.local.demo.checks import CheckFailed
+from penstock.workers.local.demo.world.customers_api import PAGE, RECORDS, CustomersApi
+from penstock.workers.local.demo.world.stage import PDF, PHOTO, Stage, set_stage
+from penstock.workers.local.up.guard import alive
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 
 from penstock.config.errors import ConfigError
 from penstock.config.settings import QueueSettings, Settings
-from penstock.workers.up import layout
-from penstock.workers.up.layout import engine_of, plan, write_environment
-from penstock.workers.up.ports import PortInUse, is_free
-from penstock.workers.up.redis_server import free_port
+from penstock.workers.local.up import layout
+from penstock.workers.local.up.layout import engine_of, plan, write_environment
+from penstock.workers.local.up.ports import PortInUse, is_free
+from penstock.workers.local.up.redis_server import free_port
 
 
 def ports() -> dict[str, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.workers.up.lock import NAME, FolderInUse, folder_lock
+from penstock.workers.local.up.lock import NAME, FolderInUse, folder_lock
 
 
 def test_a_second_holder_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 from polling import until
 
 from penstock.config.errors import PenstockError
-from penstock.workers.up.guard import alive
-from penstock.workers.up.lock import FolderInUse, folder_lock
-from penstock.workers.up.processes import Child, Service
-from penstock.workers.up.supervisor import Supervisor
+from penstock.workers.local.up.guard import alive
+from penstock.workers.local.up.lock import FolderInUse, folder_lock
+from penstock.workers.local.up.processes import Child, Service
+from penstock.workers.local.up.supervisor import Supervisor
 
 STEADY = """
 import signal, sys, time

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 from polling import until
 
-from penstock.workers.up.guard import alive
-from penstock.workers.up.redis_server import RedisServer, free_port
+from penstock.workers.local.up.guard import alive
+from penstock.workers.local.up.redis_server import RedisServer, free_port
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "acme"
 PENSTOCK = [sys.executable, "-c", "from penstock.workers.cli import main; main()"]

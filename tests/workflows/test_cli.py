@@ -11,12 +11,12 @@ import workflow_jobs as acme
 from typer.testing import CliRunner
 from workflow_hands import move, result, run, start, waiting
 
-from penstock.producers import audit
-from penstock.producers.workflows import orders
-from penstock.schemas.database import Database
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.ledger.workflows import commands
 from penstock.workers.cli import app
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.workflows import drawing
+from penstock.workers.workflows import render
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_compensations_that_ran_are_drawn_too(ledger: Database) -> None:
     assert code == 0
     assert "  step hotel is dead: it failed" in out
     assert "compensations\n  ✔ cancel_flight [wf.release]  succeeded" in out
-    picture = "\n".join(drawing.mermaid(orders.show(ledger, workflow_id)))
+    picture = "\n".join(render.mermaid(commands.show(ledger, workflow_id)))
     assert "flight -. compensated by .-> cancel_flight" in picture
     assert "cancel_hotel" not in picture
 
@@ -115,7 +115,7 @@ def test_a_workflow_is_cancelled_and_retried(ledger: Database) -> None:
     assert penstock("retry", workflow_id)[0] == 1
     assert penstock("cancel", workflow_id, "--no-compensate")[:2] == (0, f"{workflow_id} is asked to stop\n")
     move(ledger)
-    assert orders.show(ledger, workflow_id).row.state == "cancelled"
+    assert commands.show(ledger, workflow_id).row.state == "cancelled"
     assert penstock("retry", workflow_id, "--from", "orders", "--all")[0] == 2
     assert penstock("retry", workflow_id, "--input", "[]")[0] == 2
     code, out, _ = penstock("retry", workflow_id, "--from", "orders", "--input", '{"regions": ["south"]}')
@@ -152,7 +152,7 @@ def test_durations_are_short(seconds: float, text: str) -> None:
     from datetime import UTC, datetime, timedelta
 
     now = datetime.now(UTC)
-    assert drawing.took(now, now + timedelta(seconds=seconds)) == text
+    assert render.took(now, now + timedelta(seconds=seconds)) == text
 
 
 def test_a_workflow_is_started_as_a_job_is_enqueued(ledger: Database) -> None:

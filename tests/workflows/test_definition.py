@@ -12,12 +12,12 @@ from workflow_jobs import BuildReport, Built, Late, Mail, Nightly, Synced, SyncO
 
 from penstock.config.errors import KindError
 from penstock.schemas import Job
-from penstock.schemas.kinds import registry
+from penstock.schemas.jobs.kind import registry
 from penstock.workers import handles
-from penstock.workers.handlers import handlers
+from penstock.workers.handlers.registry import handlers
 from penstock.workers.workflows import Sleep, Wait, Workflow, map_over, step
 from penstock.workers.workflows.definition import check_workflows, definitions, graph_hash
-from penstock.workers.workflows.fitting import fits
+from penstock.workers.workflows.type_check import fits
 
 
 class Untracked(Job, kind="wf.untracked", track=False):

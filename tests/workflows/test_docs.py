@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from penstock.producers.workflows import orders
-from penstock.schemas.kinds import registry
-from penstock.schemas.tables import jobs
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.workflows import commands
+from penstock.schemas.jobs.kind import registry
 from penstock.workers.engines.inline import Inline
-from penstock.workers.handlers import handlers
+from penstock.workers.handlers.registry import handlers
 from penstock.workers.workflows.definition import definitions
 
 PAGE = Path(__file__).parents[2] / "docs" / "workflows.md"
@@ -55,7 +55,7 @@ def test_the_workflow_on_the_page_runs(shown: Any) -> None:
         while shown.RESULTS != ["sent"]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        orders.signal(penstock.database, handle.id, "approval", {"approved": True}, actor="ada")
+        commands.signal(penstock.database, handle.id, "approval", {"approved": True}, actor="ada")
         assert handle.wait(60).result == "sent"
         select = sa.select(jobs.c.payload).where(jobs.c.kind == "mail.send")
         [payload] = penstock.database.read(lambda connection: list(connection.scalars(select)))

@@ -18,17 +18,17 @@ from ledgers import start_worker
 from workflow_hands import count, move, mover, no_storage, result, rows_of, run, start, waiting
 
 from penstock.config.errors import InvalidState
-from penstock.config.retention import RetentionSettings
-from penstock.producers.unique import enter
-from penstock.producers.workflows import orders
+from penstock.config.sections.retention import RetentionSettings
+from penstock.ledger.retention import erasure
+from penstock.ledger.retention.pruning import Pruning
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, steps, workflows
+from penstock.ledger.transitions.enqueue import enter
+from penstock.ledger.workflows import commands
 from penstock.schemas import State
-from penstock.schemas.clock import from_now
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs, steps, workflows
-from penstock.schemas.wire import encode
-from penstock.workers.ledger import erasing
-from penstock.workers.ledger.retention import Pruning
-from penstock.workers.workflows.advancing import Moved, Mover
+from penstock.schemas.wire.codec import encode
+from penstock.workers.workflows.advance import Moved, Mover
 from penstock.workers.workflows.definition import definitions
 
 MEMBERS = 200
@@ -44,7 +44,7 @@ class Dying(Mover):
 
     def advance(self, ids: Any, *, reserve: bool = False) -> Moved:
         if random.random() < 0.5:
-            from penstock.workers.workflows.advancing import _Batch
+            from penstock.workers.workflows.advance import _Batch
 
             def work(connection: sa.Connection) -> None:
                 _Batch(self, connection, reserve).advance(ids)
@@ -88,7 +88,7 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
 
     threads = [watched(dispatch) for _ in range(3)] + [watched(work) for _ in range(3)]
     deadline = time.monotonic() + 120
-    while orders.show(ledger, workflow_id).row.state != "succeeded" and not failures:
+    while commands.show(ledger, workflow_id).row.state != "succeeded" and not failures:
         assert time.monotonic() < deadline, {name: row.state for name, row in rows_of(ledger, workflow_id).items()}
         time.sleep(0.02)
     stopping.set()
@@ -127,7 +127,7 @@ def test_a_workflow_whose_code_has_changed_rests_and_says_why(ledger: Database, 
     was = definitions["wf.nightly"]
     definitions["wf.nightly"] = definitions["wf.branching"]
     move(ledger)
-    row = orders.show(ledger, workflow_id).row
+    row = commands.show(ledger, workflow_id).row
     assert row.state == "running"
     assert row.error.startswith(
         "rests: wf.nightly was changed since it began (report is gone, tell is gone, few is new"
@@ -136,7 +136,7 @@ def test_a_workflow_whose_code_has_changed_rests_and_says_why(ledger: Database, 
     definitions["wf.nightly"] = was
     later(ledger, workflow_id)
     move(ledger)
-    row = orders.show(ledger, workflow_id).row
+    row = commands.show(ledger, workflow_id).row
     assert (row.state, row.error) == ("running", None)
     assert count(ledger, "wf.sync") == 1
 
@@ -148,11 +148,11 @@ def test_a_workflow_whose_code_has_changed_can_be_cancelled_and_begun_anew(ledge
     definitions["wf.nightly"] = replace(
         definitions["wf.nightly"], compensations={}, steps=definitions["wf.reminding"].steps
     )
-    orders.cancel(ledger, workflow_id, actor="ada", undo=False)
+    commands.cancel(ledger, workflow_id, actor="ada", undo=False)
     move(ledger)
-    assert orders.show(ledger, workflow_id).row.state == "cancelled"
+    assert commands.show(ledger, workflow_id).row.state == "cancelled"
     assert rows_of(ledger, workflow_id)["orders"].state == "cancelled"
-    assert orders.retry(ledger, workflow_id, actor="ada", everything=True) == ["welcome", "pause", "remind"]
+    assert commands.retry(ledger, workflow_id, actor="ada", everything=True) == ["welcome", "pause", "remind"]
     assert set(rows_of(ledger, workflow_id)) == {"welcome", "pause", "remind"}
 
 
@@ -162,7 +162,7 @@ def test_a_cancelled_workflow_waits_for_nothing_any_more(ledger: Database) -> No
     run(ledger, waiting(ledger), "w1", result)
     move(ledger)
     assert rows_of(ledger, workflow_id)["pause"].state == "waiting"
-    orders.cancel(ledger, workflow_id, actor="ada")
+    commands.cancel(ledger, workflow_id, actor="ada")
     move(ledger)
     pause = rows_of(ledger, workflow_id)["pause"]
     assert (pause.state, pause.due_at) == ("pending", None)
@@ -186,7 +186,7 @@ def test_a_dispatcher_that_does_not_know_a_workflow_leaves_it_to_another(ledger:
     was = definitions.pop("wf.nightly")
     move(ledger)
     assert mover(ledger).due() == ([], False)  # not looked at again and again
-    assert orders.show(ledger, workflow_id).row.error is None
+    assert commands.show(ledger, workflow_id).row.error is None
     definitions["wf.nightly"] = was
     later(ledger, workflow_id)
     move(ledger)
@@ -201,7 +201,7 @@ def test_a_job_that_nobody_told_of_is_found_by_looking_again(ledger: Database) -
     assert mover(ledger).due() == ([], False)
     later(ledger, workflow_id)
     move(ledger)
-    row = orders.show(ledger, workflow_id).row
+    row = commands.show(ledger, workflow_id).row
     assert (row.state, row.error) == ("failed", "step orders is dead: its job is not recorded any more")
 
 
@@ -210,15 +210,15 @@ def test_a_result_that_does_not_fit_fails_the_step_that_takes_it(ledger: Databas
     move(ledger)
     run(ledger, waiting(ledger), "w1", lambda job: {"rows": 1})
     move(ledger)
-    error = orders.show(ledger, workflow_id).row.error
+    error = commands.show(ledger, workflow_id).row.error
     assert error == "step report is dead: the result of step orders has no 'regions', which 'region' is to map over"
-    orders.retry(ledger, workflow_id, actor="ada", from_step="orders")
+    commands.retry(ledger, workflow_id, actor="ada", from_step="orders")
     move(ledger)
     run(ledger, waiting(ledger), "w1", lambda job: {"rows": "many", "regions": ["north"]})
     move(ledger)
     run(ledger, waiting(ledger), "w1", result)
     move(ledger)
-    error = orders.show(ledger, workflow_id).row.error
+    error = commands.show(ledger, workflow_id).row.error
     assert error.startswith("step tell is dead: the result of step orders does not fit parameter 'orders': rows:")
 
 
@@ -228,7 +228,7 @@ def test_a_step_that_makes_too_large_a_job_is_dead_and_sends_none(ledger: Databa
     small.advance(small.due()[0])
     run(ledger, waiting(ledger), "w1", lambda job: {"rows": 1, "regions": ["b", "a" * 3000]})
     small.advance(small.due()[0])
-    error = orders.show(ledger, workflow_id).row.error
+    error = commands.show(ledger, workflow_id).row.error
     assert error.startswith("step report is dead: wf.report: the payload is 30")
     assert count(ledger, "wf.report") == 0
 
@@ -248,7 +248,7 @@ def test_steps_of_workflows_on_record_are_not_pruned_and_go_with_them(ledger: Da
     for _ in range(2):
         run(ledger, waiting(ledger), "w1", result)
         move(ledger)
-    assert orders.show(ledger, workflow_id).row.state == "succeeded"
+    assert commands.show(ledger, workflow_id).row.state == "succeeded"
     total = prune() + prune()
     assert total["succeeded"] == 4
     for table in (jobs, steps, workflows):
@@ -258,11 +258,11 @@ def test_steps_of_workflows_on_record_are_not_pruned_and_go_with_them(ledger: Da
 def test_a_running_workflow_is_not_retried(ledger: Database) -> None:
     workflow_id = start(ledger, acme.Nightly(regions=["north"]))
     with pytest.raises(InvalidState, match="is running; only one that has ended"):
-        orders.retry(ledger, workflow_id, actor="ada")
-    orders.cancel(ledger, workflow_id, actor="ada")
+        commands.retry(ledger, workflow_id, actor="ada")
+    commands.cancel(ledger, workflow_id, actor="ada")
     move(ledger)
-    assert orders.show(ledger, workflow_id).row.state == "cancelled"
-    assert orders.retry(ledger, workflow_id, actor="ada", everything=True) == ["orders", "report", "tell"]
+    assert commands.show(ledger, workflow_id).row.state == "cancelled"
+    assert commands.retry(ledger, workflow_id, actor="ada", everything=True) == ["orders", "report", "tell"]
     move(ledger)
     assert rows_of(ledger, workflow_id)["orders"].state == "running"
 
@@ -294,8 +294,8 @@ def test_a_unique_workflow_that_is_replaced_is_cancelled(ledger: Database) -> No
     assert rows_of(ledger, first)["pause"].state == "waiting"
     second = start(ledger, acme.Only(what="a"))
     move(ledger)
-    assert orders.show(ledger, first).row.state == "cancelled"
-    assert orders.show(ledger, second).row.state == "running"
+    assert commands.show(ledger, first).row.state == "cancelled"
+    assert commands.show(ledger, second).row.state == "running"
 
 
 def test_a_step_whose_unique_job_is_there_already_takes_its_result(ledger: Database) -> None:
@@ -313,8 +313,8 @@ def test_a_step_whose_unique_job_is_there_already_takes_its_result(ledger: Datab
 def test_erasing_the_job_of_a_workflow_erases_its_steps_and_what_was_answered(ledger: Database) -> None:
     workflow_id = start(ledger, acme.Approved())
     move(ledger)
-    orders.signal(ledger, workflow_id, "approval", {"approved": True, "by": "Ada"}, actor="ada")
-    done = erasing.erase(ledger, {"id": workflow_id}, actor="ada", open_storage=no_storage)
+    commands.signal(ledger, workflow_id, "approval", {"approved": True, "by": "Ada"}, actor="ada")
+    done = erasure.erase(ledger, {"id": workflow_id}, actor="ada", open_storage=no_storage)
     assert (done.counts["workflows"], done.counts["steps"]) == (1, 3)
     move(ledger)
     for table in (steps, workflows):

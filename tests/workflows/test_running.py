@@ -11,10 +11,10 @@ import pytest
 import workflow_jobs as acme
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.workflows import commands
 from penstock.producers import JobHandle
-from penstock.producers.workflows import orders
 from penstock.workers.engines.inline import Inline
-from penstock.workers.ledger import deadletters
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def ended(handle: JobHandle) -> Any:
 def states(penstock: Inline, handle: JobHandle) -> dict[str, str]:
     """Of its steps; empty while it has not begun."""
     try:
-        shown = orders.show(penstock.database, handle.id)
+        shown = commands.show(penstock.database, handle.id)
     except JobNotFound:
         return {}
     return {name: row.state for name, row in shown.steps.items()}
@@ -84,23 +84,23 @@ def test_a_step_waits_until_somebody_answers(penstock: Inline) -> None:
     handle = penstock.producer.enqueue(acme.Approved())
     until(lambda: states(penstock, handle).get("approval") == "waiting", "the step does not wait")
     with pytest.raises(InvalidJob, match="step approval: the answer does not fit: approved"):
-        orders.signal(penstock.database, handle.id, "approval", {"approved": "maybe"}, actor="ada")
+        commands.signal(penstock.database, handle.id, "approval", {"approved": "maybe"}, actor="ada")
     with pytest.raises(InvalidState, match="those that do: approval"):
-        orders.signal(penstock.database, handle.id, "report", {}, actor="ada")
-    orders.signal(penstock.database, handle.id, "approval", {"approved": True, "by": "Ada"}, actor="ada")
+        commands.signal(penstock.database, handle.id, "report", {}, actor="ada")
+    commands.signal(penstock.database, handle.id, "approval", {"approved": True, "by": "Ada"}, actor="ada")
     assert ended(handle).state == "succeeded"
     assert acme.done[-1] == "mail True by Ada"
     with pytest.raises(InvalidState, match="it is succeeded"):
-        orders.signal(penstock.database, handle.id, "approval", {"approved": False}, actor="ada")
+        commands.signal(penstock.database, handle.id, "approval", {"approved": False}, actor="ada")
 
 
 def test_an_answer_may_come_before_its_step_waits(penstock: Inline) -> None:
     acme.slow.add("north")
     handle = penstock.producer.enqueue(acme.Approved())
     until(lambda: states(penstock, handle).get("report") == "running", "the workflow does not begin")
-    orders.signal(penstock.database, handle.id, "approval", {"approved": True, "by": "Ada"}, actor="ada")
+    commands.signal(penstock.database, handle.id, "approval", {"approved": True, "by": "Ada"}, actor="ada")
     with pytest.raises(InvalidState, match="it is answered"):
-        orders.signal(penstock.database, handle.id, "approval", {"approved": False}, actor="ada")
+        commands.signal(penstock.database, handle.id, "approval", {"approved": False}, actor="ada")
     acme.slow.clear()
     assert ended(handle).state == "succeeded"
     assert acme.done[-1] == "mail True by Ada"
@@ -119,9 +119,9 @@ def test_a_step_that_nobody_answers_takes_what_is_otherwise_or_is_dead(penstock:
 def test_a_step_sleeps_and_nothing_runs_meanwhile(penstock: Inline) -> None:
     handle = penstock.producer.enqueue(acme.Reminding(seconds=86_400.0))
     until(lambda: states(penstock, handle).get("pause") == "waiting", "it does not sleep")
-    row = orders.show(penstock.database, handle.id).steps["pause"]
+    row = commands.show(penstock.database, handle.id).steps["pause"]
     assert timedelta(hours=23) < row.due_at - row.started_at <= timedelta(hours=24)
-    orders.cancel(penstock.database, handle.id, actor="ada")
+    commands.cancel(penstock.database, handle.id, actor="ada")
     assert ended(handle).state == "cancelled"
     assert ended(penstock.producer.enqueue(acme.Reminding(seconds=0.05))).state == "succeeded"
     assert acme.done[-1] == "mail remember"
@@ -145,7 +145,7 @@ def test_a_retry_begins_anew_what_was_undone(penstock: Inline) -> None:
     assert ended(handle).state == "dead"
     acme.broken.clear()
     acme.done.clear()
-    assert orders.retry(penstock.database, handle.id, actor="ada") == ["flight", "hotel", "car"]
+    assert commands.retry(penstock.database, handle.id, actor="ada") == ["flight", "hotel", "car"]
     until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
     assert acme.done == ["reserve flight", "reserve hotel", "reserve car"]
 
@@ -158,7 +158,7 @@ def test_a_compensation_that_dies_is_said_and_a_retry_goes_on_undoing(penstock: 
     assert "compensation cancel_hotel is dead: ValueError: cannot release hotel-1" in status.error
     acme.broken.discard("release hotel-1")
     acme.done.clear()
-    assert orders.retry(penstock.database, handle.id, actor="ada") == ["cancel_hotel"]
+    assert commands.retry(penstock.database, handle.id, actor="ada") == ["cancel_hotel"]
     until(lambda: states(penstock, handle)["flight"] == "compensated", "it does not go on")
     assert acme.done == ["release hotel-1", "release flight-1"]
     until(lambda: handle.status().state == "dead", "it does not end")
@@ -173,7 +173,7 @@ def test_a_retry_repeats_only_what_failed(penstock: Inline) -> None:
     assert status.error.startswith("step report is dead: 1 of 3 jobs did not succeed, the first of them: ValueError")
     acme.broken.clear()
     acme.done.clear()
-    assert orders.retry(penstock.database, handle.id, actor="ada") == ["report"]
+    assert commands.retry(penstock.database, handle.id, actor="ada") == ["report"]
     until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
     assert acme.done[0] == "report south"
     assert acme.done[1].startswith("mail 3 rows https://reports/north https://reports/south")
@@ -185,9 +185,9 @@ def test_a_dead_letter_of_a_step_that_is_replayed_takes_the_workflow_up(penstock
     handle = penstock.producer.enqueue(acme.Nightly(regions=["north", "south"]))
     assert ended(handle).state == "dead"
     acme.broken.clear()
-    found = deadletters.find(penstock.database, deadletters.Selection(), limit=100)
+    found = dead_letters.find(penstock.database, dead_letters.Selection(), limit=100)
     letter = next(one for one in found if one.kind == "wf.report" and one.replayed_at is None)
-    deadletters.replay(penstock.database, deadletters.Selection((letter.id,)), actor="ada")
+    dead_letters.replay(penstock.database, dead_letters.Selection((letter.id,)), actor="ada")
     until(lambda: handle.status().state == "succeeded", "the workflow is not taken up")
     assert states(penstock, handle)["tell"] == "succeeded"
 
@@ -198,7 +198,7 @@ def test_the_dead_letter_of_a_workflow_can_be_replayed(penstock: Inline) -> None
     assert ended(handle).state == "dead"
     acme.broken.clear()
     acme.done.clear()
-    deadletters.replay(penstock.database, deadletters.Selection((handle.id,)), actor="ada")
+    dead_letters.replay(penstock.database, dead_letters.Selection((handle.id,)), actor="ada")
     until(lambda: handle.status().state == "succeeded", "the workflow is not taken up")
     assert acme.done == ["mail 3 rows https://reports/north"]
 
@@ -207,18 +207,18 @@ def test_a_workflow_is_retried_from_a_step_with_an_edited_input(penstock: Inline
     handle = penstock.producer.enqueue(acme.Nightly(regions=["north"]))
     assert ended(handle).state == "succeeded"
     with pytest.raises(InvalidState, match="say --from or --all"):
-        orders.retry(penstock.database, handle.id, actor="ada")
+        commands.retry(penstock.database, handle.id, actor="ada")
     with pytest.raises(InvalidState, match="has no step 'mail'; it has orders, report, tell"):
-        orders.retry(penstock.database, handle.id, actor="ada", from_step="mail")
+        commands.retry(penstock.database, handle.id, actor="ada", from_step="mail")
     with pytest.raises(InvalidJob, match="regions"):
-        orders.retry(penstock.database, handle.id, actor="ada", from_step="tell", edit={"regions": 1})
+        commands.retry(penstock.database, handle.id, actor="ada", from_step="tell", edit={"regions": 1})
     acme.done.clear()
-    names = orders.retry(penstock.database, handle.id, actor="ada", from_step="orders", edit={"regions": ["east"]})
+    names = commands.retry(penstock.database, handle.id, actor="ada", from_step="orders", edit={"regions": ["east"]})
     assert names == ["orders", "report", "tell"]
     until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
     assert acme.done == ["sync", "report east", "mail 3 rows https://reports/east"]
     acme.done.clear()
-    orders.retry(penstock.database, handle.id, actor="ada", from_step="tell")
+    commands.retry(penstock.database, handle.id, actor="ada", from_step="tell")
     until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
     assert acme.done == ["mail 3 rows https://reports/east"]
 
@@ -237,7 +237,7 @@ def test_an_inner_workflow_that_fails_fails_the_outer_and_a_retry_takes_up_both(
     assert status.error.startswith("step inner is dead: step report is dead: 1 of 2 jobs")
     acme.broken.clear()
     acme.done.clear()
-    orders.retry(penstock.database, handle.id, actor="ada")
+    commands.retry(penstock.database, handle.id, actor="ada")
     until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
     assert [line.split()[0] for line in acme.done] == ["report", "mail", "mail"]
 
@@ -246,15 +246,15 @@ def test_cancelling_a_workflow_stops_what_runs_of_it_and_of_those_in_it(penstock
     acme.slow.add("north")
     handle = penstock.producer.enqueue(acme.Outer(regions=["north", "south"]))
     until(lambda: "begin north" in acme.done, "the report does not begin")
-    orders.cancel(penstock.database, handle.id, actor="ada")
+    commands.cancel(penstock.database, handle.id, actor="ada")
     with pytest.raises(InvalidState, match="cannot be cancelled"):
-        orders.cancel(penstock.database, handle.id, actor="ada")
+        commands.cancel(penstock.database, handle.id, actor="ada")
     assert ended(handle).state == "cancelled"
     assert "report north" not in acme.done
-    inner = orders.find(penstock.database, kind="wf.nightly", limit=1)[0]
+    inner = commands.find(penstock.database, kind="wf.nightly", limit=1)[0]
     assert inner.state == "cancelled"
     acme.slow.clear()
-    orders.retry(penstock.database, handle.id, actor="ada")
+    commands.retry(penstock.database, handle.id, actor="ada")
     until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
 
 
@@ -263,5 +263,5 @@ def test_cancelling_the_job_of_a_workflow_cancels_the_workflow(penstock: Inline)
     handle = penstock.producer.enqueue(acme.Trip())
     until(lambda: "begin hotel" in acme.done, "the hotel is not begun")
     handle.cancel()
-    until(lambda: orders.show(penstock.database, handle.id).row.state == "cancelled", "it is not cancelled")
+    until(lambda: commands.show(penstock.database, handle.id).row.state == "cancelled", "it is not cancelled")
     assert acme.done == ["reserve flight", "begin hotel", "release flight-1"]

@@ -11,14 +11,14 @@ import sqlalchemy as sa
 import workflow_jobs as acme
 from workflow_hands import move, mover, result, run, start, waiting
 
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.schemas.clock import from_now
-from penstock.schemas.database import Database
-from penstock.schemas.tables import jobs
-from penstock.workers.ledger.delays import send_due
-from penstock.workers.workflows import advancing
-from penstock.workers.workflows.advancing import Moved
-from penstock.workers.workflows.sending import Sending
+from penstock.workers.dispatcher.due_jobs import send_due
+from penstock.workers.dispatcher.workflows.send_jobs import Sending
+from penstock.workers.workflows import advance as advancing
+from penstock.workers.workflows.advance import Moved
 
 
 @pytest.fixture

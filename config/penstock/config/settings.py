@@ -10,14 +10,14 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from penstock.config.builtin import EmailsSettings, ReportSettings, SyncSettings, UploadsSettings
 from penstock.config.errors import ConfigError
-from penstock.config.events import EventRule, HookSettings, WebhookSettings
-from penstock.config.gateway import GatewaySettings
-from penstock.config.limits import LimitSettings
-from penstock.config.retention import RetentionSettings
-from penstock.config.schedules import ScheduleEntry
-from penstock.config.schedules import ScheduleSettings as ScheduleSettings
+from penstock.config.sections.builtin import EmailsSettings, ReportSettings, SyncSettings, UploadsSettings
+from penstock.config.sections.events import EventRule, HookSettings, WebhookSettings
+from penstock.config.sections.gateway import GatewaySettings
+from penstock.config.sections.limits import LimitSettings
+from penstock.config.sections.retention import RetentionSettings
+from penstock.config.sections.schedules import ScheduleEntry
+from penstock.config.sections.schedules import ScheduleSettings as ScheduleSettings
 from penstock.config.toml import TomlFile, find_config
 
 

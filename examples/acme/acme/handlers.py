@@ -6,7 +6,7 @@ import io
 
 from acme.jobs import WriteInvoice
 from penstock.workers import Context, handles
-from penstock.workers.storage import Storage
+from penstock.workers.handlers.storage import Storage
 
 
 @handles(WriteInvoice)

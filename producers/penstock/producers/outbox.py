@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, registry, scoped_session
 
-from penstock.producers.entries import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
-from penstock.producers.handles import AsyncJobHandle, JobHandle
-from penstock.schemas.tables import OUTBOX_TRIGGER, outbox
-from penstock.schemas.tables import outbox_metadata as outbox_metadata
+from penstock.ledger.sql.tables import OUTBOX_TRIGGER, outbox
+from penstock.ledger.sql.tables import outbox_metadata as outbox_metadata
+from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
+from penstock.producers.outbox_rows import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
-    from penstock.schemas.jobs import Job
+    from penstock.schemas.jobs.job import Job
 
     SyncTarget = Session | scoped_session[Any] | sa.Connection
     AsyncTarget = AsyncSession | async_scoped_session[Any]

@@ -12,10 +12,8 @@ import mimetypes
 import os
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from stat import S_ISREG
@@ -23,72 +21,16 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from penstock.config.errors import ConfigError, InvalidKey, ObjectNotFound, StorageError
+from penstock.schemas.storage import CHUNK, Storage, Stored, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
-CHUNK = 256 * 1024
-"""Bytes read at a time, here and by the handlers."""
 MAX_LINK = timedelta(days=7)
 """The longest a presigned S3 link may work."""
 
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An object's size in bytes and its media type."""
-
-    size: int
-    media_type: str
-
-
-def check_key(key: str) -> str:
-    """The key, if it is fit for every storage: relative, parts separated by single slashes, no `.` or `..`.
-
-    Raises:
-        InvalidKey: says what is wrong.
-    """
-    parts = key.split("/")
-    if not key or key.startswith("/"):
-        raise InvalidKey(f"storage key {key!r} must be relative and not empty")
-    if any(part in ("", ".", "..") for part in parts):
-        raise InvalidKey(f"storage key {key!r} must not have empty parts, '.' or '..'")
-    if "\\" in key or any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
-        raise InvalidKey(f"storage key {key!r} must not have backslashes or control characters")
-    try:
-        encoded = key.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidKey(f"storage key {key!r} is not valid Unicode") from error
-    if len(encoded) > 1024 or any(len(part.encode()) > 200 for part in parts):
-        raise InvalidKey(f"storage key {key[:80]!r}… is longer than 1024 bytes, or one of its parts than 200")
-    return key
-
-
-class Storage(ABC):
-    """Safe to use from several threads. Every method checks the key and raises InvalidKey or StorageError."""
-
-    @abstractmethod
-    def read(self, key: str) -> AbstractContextManager[IO[bytes]]:
-        """Open an object as a stream; `.read(CHUNK)` until it is empty. Raises ObjectNotFound."""
-
-    @abstractmethod
-    def write(self, key: str, source: BinaryIO, media_type: str | None = None) -> None:
-        """Store all that is left of a stream under a key: readers see the old object or the whole new one."""
-
-    @abstractmethod
-    def find(self, key: str) -> Stored | None:
-        """Size and media type; None where there is no such object."""
-
-    @abstractmethod
-    def delete(self, key: str) -> None:
-        """Delete an object if it is there."""
-
-    @abstractmethod
-    def link(self, key: str, expires: timedelta = timedelta(days=1)) -> str:
-        """A URL to read it without credentials: presigned for S3 (at most 7 days), `file://` for a folder."""
-
-    def close(self) -> None:  # noqa: B027  # nothing to close is fine
-        """Let go of connections."""
+__all__ = ["CHUNK", "MAX_LINK", "FileStorage", "S3Storage", "Storage", "Stored", "check_key", "make_storage"]
 
 
 def make_storage(url: str) -> Storage:

@@ -1,10 +1,10 @@
 """Running jobs: handlers, the executor, the ledger, the dispatcher, the engines, and the four built-in workers."""
 
-from penstock.workers.context import Context
-from penstock.workers.handlers import handles
-from penstock.workers.outcomes import Discard, InDoubt, JobCancelled, NotDone, Permanent, Retry, Snooze
-from penstock.workers.resources import override, provides
-from penstock.workers.storage import Storage
+from penstock.workers.handlers.context import Context
+from penstock.workers.handlers.registry import handles
+from penstock.workers.handlers.resources import override, provides
+from penstock.workers.handlers.returns import Discard, InDoubt, JobCancelled, NotDone, Permanent, Retry, Snooze
+from penstock.workers.handlers.storage import Storage
 
 __all__ = [
     "Context",

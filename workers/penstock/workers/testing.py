@@ -17,25 +17,25 @@ import sqlalchemy as sa
 
 from penstock.config.errors import JobFailed, KindError, WaitTimeout
 from penstock.config.settings import Settings
-from penstock.producers.records import cancel
+from penstock.ledger.queries.status import cancel
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.due import envelope_of
+from penstock.ledger.transitions.enqueue import enter
+from penstock.ledger.transitions.outcome import Ending
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.storage import make_storage
 from penstock.producers.testing import Ran
-from penstock.producers.unique import enter
-from penstock.schemas.database import Database
-from penstock.schemas.kinds import DISPATCHER_QUEUE, PRIORITIES, registry
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, registry
 from penstock.schemas.states import Outcome, State
-from penstock.schemas.tables import dead_letters, jobs
-from penstock.schemas.wire import Message, decode
+from penstock.schemas.wire.codec import Message, decode
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.dispatcher.rules import Schedule, read_schedules
-from penstock.workers.executor import Executor
-from penstock.workers.handlers import Handler, Handlers, handlers
-from penstock.workers.ledger.claims import Claim
-from penstock.workers.ledger.delays import envelope_of
-from penstock.workers.ledger.endings import Ending
-from penstock.workers.resources import override
-from penstock.workers.workflows.advancing import Mover
+from penstock.workers.dispatcher.schedules.declared import Schedule, read_schedules
+from penstock.workers.executor.executor import Executor
+from penstock.workers.handlers.registry import Handler, Handlers, handlers
+from penstock.workers.handlers.resources import override
+from penstock.workers.workflows.advance import Mover
 from penstock.workers.workflows.definition import definitions
 from penstock.workers.workflows.workflow import Starter
 

@@ -14,7 +14,7 @@ from penstock.producers import AsyncJobHandle, AsyncProducer, JobHandle, Produce
 from penstock.producers.traces import traced
 
 if TYPE_CHECKING:
-    from penstock.producers.records import JobStatus
+    from penstock.ledger.queries.status import JobStatus
 
 log = logging.getLogger("penstock.producers")
 

@@ -5,8 +5,8 @@ to `app.ROUTERS`.
 """
 
 from penstock.producers.gateway.app import create_app
-from penstock.producers.gateway.callers import Caller
+from penstock.producers.gateway.auth.callers import Caller
+from penstock.producers.gateway.dependencies import Authenticated, Here, authenticated, services
 from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.services import Authenticated, Here, authenticated, services
 
 __all__ = ["Authenticated", "Caller", "Here", "Problem", "authenticated", "create_app", "services"]

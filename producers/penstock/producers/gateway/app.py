@@ -12,26 +12,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from penstock.config.settings import Settings, load_settings
-from penstock.producers.gateway import (
+from penstock.producers.gateway import openapi, problems
+from penstock.producers.gateway.dependencies import Authenticated, Services
+from penstock.producers.gateway.metrics import Measured
+from penstock.producers.gateway.requests.bodies import BodyLimits
+from penstock.producers.gateway.routes import (
     events,
     health,
     jobs,
     kinds,
-    openapi,
-    problems,
     schedules,
     streams,
-    submitting,
+    submit,
     webhooks,
     workflows,
 )
-from penstock.producers.gateway.bodies import BodyLimits
-from penstock.producers.gateway.metrics import Measured
-from penstock.producers.gateway.services import Authenticated, Services
-from penstock.schemas import event_rules
+from penstock.schemas.events import rules
 
 ROUTERS = (
-    submitting.router,
+    submit.router,
     jobs.router,
     streams.router,
     kinds.router,
@@ -41,7 +40,7 @@ ROUTERS = (
     webhooks.router,
     health.router,
 )
-BUILTIN = tuple(f"penstock.schemas.{name}" for name in ("emails", "reports", "syncs", "uploads"))
+BUILTIN = tuple(f"penstock.schemas.builtin.{name}" for name in ("emails", "reports", "syncs", "uploads"))
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -57,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     for module in BUILTIN:
         importlib.import_module(module)
-    event_rules.check(settings.events, settings.file)
+    rules.check(settings.events, settings.file)
     webhooks.check_secrets(settings)
 
     @asynccontextmanager
@@ -75,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.router.routes.append(submitting.SUBMIT)
+    app.router.routes.append(submit.SUBMIT)
     for router in ROUTERS:
         app.include_router(router)
 

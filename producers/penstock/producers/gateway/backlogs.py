@@ -9,8 +9,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from penstock.config.errors import LedgerUnavailable
-from penstock.producers.backlog import backlog
-from penstock.schemas.database import Database
+from penstock.ledger.queries.outbox_backlog import backlog
+from penstock.ledger.sql.database import Database
 
 
 class Backlogs(Collector):

@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from penstock.producers.gateway.bodies import JSON
-from penstock.producers.gateway.options import parameters
 from penstock.producers.gateway.problems import MEDIA_TYPE
-from penstock.producers.gateway.submitting import Accepted, Batch
-from penstock.schemas.kinds import Kind, registry
+from penstock.producers.gateway.requests.bodies import JSON
+from penstock.producers.gateway.requests.options import parameters
+from penstock.producers.gateway.routes.submit import Accepted, Batch
+from penstock.schemas.jobs.kind import Kind, registry
 
 DESCRIPTION = (
     "Background jobs over HTTP. Every error is a problem (RFC 9457) whose `type` says what it is; `errors` points at "

@@ -10,8 +10,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from penstock.config.errors import ConfigError
-from penstock.producers.senders.redis_sentinels import SCHEMES as SENTINEL_SCHEMES
-from penstock.schemas.wire import Envelope
+from penstock.producers.senders.redis.sentinel import SCHEMES as SENTINEL_SCHEMES
+from penstock.schemas.wire.codec import Envelope
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", *SENTINEL_SCHEMES)
 RABBITMQ_SCHEMES = ("amqp", "amqps")
@@ -67,11 +67,11 @@ def open_sender(
     """
     match scheme(url):
         case "redis":
-            from penstock.producers.senders.redis import RedisSender
+            from penstock.producers.senders.redis.sender import RedisSender
 
             return RedisSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {})
         case _:
-            from penstock.producers.senders.rabbitmq import RabbitmqSender
+            from penstock.producers.senders.rabbitmq.sender import RabbitmqSender
 
             return RabbitmqSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {})
 
@@ -86,11 +86,11 @@ def open_async_sender(
     """`open_sender` for asyncio."""
     match scheme(url):
         case "redis":
-            from penstock.producers.senders.redis import AsyncRedisSender
+            from penstock.producers.senders.redis.sender import AsyncRedisSender
 
             return AsyncRedisSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {})
         case _:
-            from penstock.producers.senders.rabbitmq import AsyncRabbitmqSender
+            from penstock.producers.senders.rabbitmq.sender import AsyncRabbitmqSender
 
             return AsyncRabbitmqSender(
                 url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {}

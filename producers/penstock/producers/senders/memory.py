@@ -7,8 +7,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 
 from penstock.config.errors import BrokerUnavailable, QueueFull
-from penstock.schemas.kinds import PRIORITIES
-from penstock.schemas.wire import Envelope
+from penstock.schemas.jobs.kind import PRIORITIES
+from penstock.schemas.wire.codec import Envelope
 
 
 class MemoryBroker:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from penstock.schemas.jobs import Job
-from penstock.schemas.kinds import Priority, registry
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.kind import Priority, registry
 from penstock.schemas.states import WAITING, Outcome, State
-from penstock.schemas.wire import Envelope, decode
+from penstock.schemas.wire.codec import Envelope, decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,24 +11,24 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from penstock.config.errors import ConfigError
-from penstock.producers.preparation import Duration, Preparation
-from penstock.producers.producer import AsyncProducer, Producer
+from penstock.producers.enqueue.options import Duration, Preparation
+from penstock.producers.enqueue.producer import AsyncProducer, Producer
 from penstock.producers.storage import Storage
+from penstock.producers.testing.fakes import Ahead, AsyncCatcher, Catcher, Link
 from penstock.producers.testing.jobs import Enqueued, Ran
 from penstock.producers.testing.matching import RunAt, Wanted, describe
-from penstock.producers.testing.stand_ins import Ahead, AsyncCatcher, Catcher, Link
-from penstock.producers.testing.swap import in_place_of
-from penstock.schemas.jobs import Job
-from penstock.schemas.kinds import Priority
-from penstock.schemas.wire import Envelope, decode
+from penstock.producers.testing.patching import in_place_of
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.kind import Priority
+from penstock.schemas.wire.codec import Envelope, decode
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.orm import Session, scoped_session
 
     from penstock.config.settings import Settings
+    from penstock.ledger.sql.database import Database
     from penstock.producers.testing.ledger import LentLedger
-    from penstock.schemas.database import Database
 
 T = TypeVar("T")
 

@@ -15,12 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session
 
-from penstock.producers.unique import enter as enter_jobs
-from penstock.producers.waiting import waiting_row
-from penstock.schemas.database import Database
-from penstock.schemas.kinds import DISPATCHER_QUEUE
-from penstock.schemas.states import WAITING, State
-from penstock.schemas.tables import (
+from penstock.ledger.rows.jobs import waiting_row
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import (
     UtcDateTime,
     attempts,
     cancelled_keys,
@@ -33,7 +30,10 @@ from penstock.schemas.tables import (
     unique_keys,
     workflows,
 )
-from penstock.schemas.wire import Envelope
+from penstock.ledger.transitions.enqueue import enter as enter_jobs
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
+from penstock.schemas.states import WAITING, State
+from penstock.schemas.wire.codec import Envelope
 
 _AGEING = (jobs, attempts, unique_keys, cancelled_keys, dead_letters, effects, workflows, steps)
 """What is about jobs. The leases of workers are left alone."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from penstock.producers.preparation import Duration
+from penstock.producers.enqueue.options import Duration
 from penstock.producers.testing.jobs import Enqueued, Ran
-from penstock.schemas.jobs import Job
+from penstock.schemas.jobs.job import Job
 
 RunAt = datetime | tuple[datetime, datetime]
 """An aware time, or the earliest and the latest one."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from penstock.producers.senders import scheme
-from penstock.schemas.wire import Envelope
+from penstock.schemas.wire.codec import Envelope
 
 
 @dataclass(slots=True, eq=False)
@@ -96,9 +96,9 @@ def open_consumer(
             process runs handlers (Redis only).
     """
     if scheme(url) == "redis":
-        from penstock.workers.brokers.redis import RedisConsumer
+        from penstock.workers.brokers.redis.consumer import RedisConsumer
 
         return RedisConsumer(url, queues, name=name, prefix=prefix, lease_seconds=lease_seconds, keeper=keeper)
-    from penstock.workers.brokers.rabbitmq import RabbitmqConsumer
+    from penstock.workers.brokers.rabbitmq.consumer import RabbitmqConsumer
 
     return RabbitmqConsumer(url, queues, name=name, prefix=prefix)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.schemas.kinds import PRIORITIES
+from penstock.schemas.jobs.kind import PRIORITIES
 from penstock.workers.brokers import Delivery
 
 

@@ -11,22 +11,10 @@ except ModuleNotFoundError as missing:
     # A backend that only enqueues installs none of this, and gets the console script all the same.
     raise SystemExit(f"penstock: {missing}; the command line needs pip install 'penstock[workers]'") from None
 
-from penstock.workers.cli import (
-    audit,
-    deadletters,
-    doctor,
-    enqueue,
-    gateway,
-    jobs,
-    ledger,
-    limits,
-    queues,
-    run,
-    schedules,
-    schemas,
-    workflows,
-)
-from penstock.workers.cli.group import Commands
+from penstock.workers.cli import db, doctor, enqueue, gateway, limits, queues, run, schema, workflows
+from penstock.workers.cli.common.errors import Commands
+from penstock.workers.cli.jobs import audit, commands, deadletters
+from penstock.workers.cli.schedules import commands as schedules
 
 app = typer.Typer(
     cls=Commands,
@@ -37,7 +25,7 @@ app = typer.Typer(
 )
 for register in (run, enqueue, doctor, limits):
     register.add_to(app)
-app.add_typer(jobs.app, name="jobs", help="See, explain, retry, cancel and erase jobs.")
+app.add_typer(commands.app, name="jobs", help="See, explain, retry, cancel and erase jobs.")
 app.add_typer(
     deadletters.app, name="deadletters", help="See, replay and discard what will not be tried again by itself."
 )
@@ -45,9 +33,9 @@ app.add_typer(audit.app, name="audit", help="See who decided what about jobs and
 app.add_typer(schedules.app, name="schedules", help="See, preview, make, pause, run and backfill schedules.")
 app.add_typer(workflows.app, name="workflows", help="See, start, answer, retry and cancel workflows.")
 app.add_typer(queues.app, name="queues", help="See how much waits.")
-app.add_typer(schemas.app, name="schema", help="Export, compare and describe all kinds.")
+app.add_typer(schema.app, name="schema", help="Export, compare and describe all kinds.")
 app.add_typer(gateway.app, name="gateway")
-app.add_typer(ledger.app, name="db", help="Set up and upgrade the ledger's tables.")
+app.add_typer(db.app, name="db", help="Set up and upgrade the ledger's tables.")
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import typer
 
 from penstock.config.errors import LedgerUnavailable, PenstockError
-from penstock.workers.cli.group import FAILED
-from penstock.workers.cli.opened import open_ledger, open_settings
-from penstock.workers.cli.options import AsJson, Imports
-from penstock.workers.cli.output import print_json
-from penstock.workers.discovery import discover
+from penstock.workers.cli.common.errors import FAILED
+from penstock.workers.cli.common.options import AsJson, Imports
+from penstock.workers.cli.common.output import print_json
+from penstock.workers.cli.common.session import open_ledger, open_settings
+from penstock.workers.handlers.discovery import discover
 
 _PROBE = "penstock-doctor"
 
@@ -60,9 +60,9 @@ def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
 
 
 def _handlers(imports: list[str], settings: Any) -> str:
-    from penstock.schemas.kinds import registry
-    from penstock.workers.boot import check_settings
-    from penstock.workers.handlers import handlers
+    from penstock.schemas.jobs.kind import registry
+    from penstock.workers.engines.boot_checks import check_settings
+    from penstock.workers.handlers.registry import handlers
 
     discover(imports)
     handlers.check()
@@ -73,7 +73,7 @@ def _handlers(imports: list[str], settings: Any) -> str:
 
 def _schedules(settings: Any) -> str:
     from penstock.config.errors import ConfigError
-    from penstock.workers.dispatcher.rules import read_schedules
+    from penstock.workers.dispatcher.schedules.declared import read_schedules
 
     found = read_schedules(settings)
     if wrong := [rule.error for rule in found if rule.error is not None]:
@@ -95,7 +95,7 @@ def _broker(settings: Any) -> str:
 
 def _ledger(settings: Any) -> str:
     from penstock.config.settings import redact_url
-    from penstock.workers.ledger import upgrade
+    from penstock.ledger.sql import upgrade
 
     where = redact_url(settings.database_url)
     with open_ledger(settings) as database:

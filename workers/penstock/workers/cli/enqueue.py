@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.workers.cli.group import FAILED
-from penstock.workers.cli.opened import open_settings
-from penstock.workers.cli.options import AsJson, Imports, duration, moment
-from penstock.workers.cli.output import print_json
-from penstock.workers.discovery import discover
+from penstock.workers.cli.common.errors import FAILED
+from penstock.workers.cli.common.options import AsJson, Imports, duration, moment
+from penstock.workers.cli.common.output import print_json
+from penstock.workers.cli.common.session import open_settings
+from penstock.workers.handlers.discovery import discover
 
 
 def add_to(app: typer.Typer) -> None:
@@ -60,7 +60,7 @@ def enqueue(
     """Send one job and print its id. It is checked against its kind first."""
     from penstock.config.errors import InvalidJob
     from penstock.producers import Producer
-    from penstock.schemas.kinds import PRIORITIES, registry
+    from penstock.schemas.jobs.kind import PRIORITIES, registry
 
     if priority is not None and priority not in PRIORITIES:
         raise typer.BadParameter(f"priority {priority!r} is none of {', '.join(PRIORITIES)}")
@@ -104,7 +104,7 @@ def _read(kind: Any, fields: str) -> Any:
     from pydantic import ValidationError
 
     from penstock.config.errors import InvalidJob
-    from penstock.schemas.wire import explain
+    from penstock.schemas.wire.codec import explain
 
     text = typer.get_text_stream("stdin").read() if fields == "-" else fields
     try:

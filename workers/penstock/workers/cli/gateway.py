@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from penstock.config.errors import ConfigError
-from penstock.workers.cli.opened import open_ledger, open_settings
-from penstock.workers.cli.options import AsJson, Imports, LogLevel, duration, rate
-from penstock.workers.cli.output import print_json, print_rows
-from penstock.workers.discovery import discover
+from penstock.workers.cli.common.options import AsJson, Imports, LogLevel, duration, rate
+from penstock.workers.cli.common.output import print_json, print_rows
+from penstock.workers.cli.common.session import open_ledger, open_settings
+from penstock.workers.handlers.discovery import discover
 
 app = typer.Typer()
 keys = typer.Typer(no_args_is_help=True)
@@ -37,7 +37,7 @@ def gateway(
     setup_logging(log_level)
     settings = open_settings()
     discover(imports or ())
-    raise typer.Exit(_load("serving").run_gateway(settings, address=address, port=port))
+    raise typer.Exit(_load("server").run_gateway(settings, address=address, port=port))
 
 
 @app.command("openapi")
@@ -78,7 +78,7 @@ def add_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, for the only time: it is kept as a hash."""
-    from penstock.producers import api_keys
+    from penstock.ledger import api_keys
 
     if not name.strip() or len(name) > 200:
         raise typer.BadParameter("the name must have 1 to 200 characters")
@@ -103,7 +103,7 @@ def add_key(
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """List the keys, the newest first."""
-    from penstock.producers import api_keys
+    from penstock.ledger import api_keys
 
     with open_ledger() as database:
         found = api_keys.every(database)
@@ -119,7 +119,7 @@ def list_keys(as_json: AsJson = False) -> None:
 @keys.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As keys list shows it.")]) -> None:
     """End a key. Gateways notice within seconds."""
-    from penstock.producers import api_keys
+    from penstock.ledger import api_keys
 
     with open_ledger() as database:
         revoked = api_keys.revoke(database, key_id)

@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from penstock.workers.cli.group import FAILED
-from penstock.workers.cli.opened import open_ledger, open_settings
-from penstock.workers.cli.options import AsJson
-from penstock.workers.cli.output import print_rows
+from penstock.workers.cli.common.errors import FAILED
+from penstock.workers.cli.common.options import AsJson
+from penstock.workers.cli.common.output import print_rows
+from penstock.workers.cli.common.session import open_ledger, open_settings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,9 +21,9 @@ def limits(as_json: AsJson = False) -> None:
 
     A limit by tenant, key and so on has a line for each share that is in use; what it is a share of is not kept.
     """
-    from penstock.workers.ledger import waits
-    from penstock.workers.limits import open_store
-    from penstock.workers.limits.rules import Rule
+    from penstock.ledger.rows import limit_waits
+    from penstock.producers.limits import open_store
+    from penstock.producers.limits.rules import Rule
 
     settings = open_settings()
     store = open_store(settings)
@@ -32,7 +32,7 @@ def limits(as_json: AsJson = False) -> None:
         raise typer.Exit(FAILED)
     try:
         with open_ledger(settings) as database:
-            waiting = waits.counts(database)
+            waiting = limit_waits.counts(database)
         rules, slots = store.rules(), sorted(store.used() | set(waiting))
         named = {Rule.of_slot(slot)[0] for slot in slots}
         slots = sorted([*slots, *(f"{name}:" for name in rules if name not in named)])

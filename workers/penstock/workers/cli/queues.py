@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from penstock.workers.cli.opened import open_ledger, open_settings
-from penstock.workers.cli.options import AsJson, Imports
-from penstock.workers.cli.output import print_rows
-from penstock.workers.discovery import discover
+from penstock.workers.cli.common.options import AsJson, Imports
+from penstock.workers.cli.common.output import print_rows
+from penstock.workers.cli.common.session import open_ledger, open_settings
+from penstock.workers.handlers.discovery import discover
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -18,11 +18,12 @@ app = typer.Typer(no_args_is_help=True)
 def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
     """List every queue: who consumes it, what waits in the broker, and what the ledger keeps or runs of it."""
     from penstock.config.errors import LedgerUnavailable
+    from penstock.ledger.members import heartbeats
+    from penstock.ledger.members.roster import Roster
+    from penstock.ledger.queries import jobs
     from penstock.producers.senders import open_sender
-    from penstock.schemas.kinds import DISPATCHER_QUEUE, registry
+    from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
     from penstock.schemas.states import State
-    from penstock.workers.ledger import heartbeats, queries
-    from penstock.workers.ledger.roster import Roster
 
     discover(imports or ())
     settings = open_settings()
@@ -32,7 +33,7 @@ def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
     names = {DISPATCHER_QUEUE} | registry.queues() | set(settings.queues)
     try:
         with open_ledger(settings) as database:
-            counted = queries.counts(database, states)
+            counted = jobs.counts(database, states)
             alive = database.read(Roster.read).consumers()
             names |= set(heartbeats.known_kinds(database).values()) | set(counted)
     except LedgerUnavailable as error:

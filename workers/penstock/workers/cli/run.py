@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from penstock.workers.cli.opened import open_settings
-from penstock.workers.cli.options import Imports, LogLevel
-from penstock.workers.discovery import discover
+from penstock.workers.cli.common.options import Imports, LogLevel
+from penstock.workers.cli.common.session import open_settings
+from penstock.workers.handlers.discovery import discover
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +33,7 @@ def worker(
     """Run a worker until SIGTERM or Ctrl-C, then let its jobs finish."""
     from penstock.config.errors import ConfigError
     from penstock.config.logging import setup_logging
-    from penstock.schemas.kinds import registry
+    from penstock.schemas.jobs.kind import registry
     from penstock.workers.engines import prepare, run_worker
 
     setup_logging(log_level)
@@ -54,7 +54,7 @@ def worker(
 def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
     """Run the dispatcher: delayed jobs, retries, schedules, stock clients' jobs. Any number of them may run."""
     from penstock.config.logging import setup_logging
-    from penstock.workers.dispatcher.run import run_dispatcher
+    from penstock.workers.dispatcher.dispatcher import run_dispatcher
 
     setup_logging(log_level)
     settings = open_settings()
@@ -66,14 +66,14 @@ def up(
     folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("var"), imports: Imports = None
 ) -> None:
     """Start everything on this machine: a Redis, workers, dispatcher, gateway and Flower. Ctrl-C stops it."""
-    from penstock.workers.up.command import run_up
+    from penstock.workers.local.up.command import run_up
 
     raise typer.Exit(run_up(folder=folder, imports=tuple(imports or ())))
 
 
 def demo(keep: Annotated[bool, typer.Option("--keep", help="Leave it running afterwards.")] = False) -> None:
     """Show it all at work for a minute, with real input."""
-    from penstock.workers.demo.command import run_demo
+    from penstock.workers.local.demo.command import run_demo
 
     raise typer.Exit(run_demo(keep=keep))
 
@@ -87,6 +87,6 @@ def flower(
     ] = None,
 ) -> None:
     """Run Flower for the workers of both engines."""
-    from penstock.workers.flower import run_flower
+    from penstock.workers.engines.celery.flower_server import run_flower
 
     raise typer.Exit(run_flower(address=address, port=port, basic_auth=basic_auth))

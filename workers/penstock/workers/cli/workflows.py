@@ -10,11 +10,11 @@ import typer
 
 from penstock.schemas.workflows import WorkflowState
 from penstock.workers.cli import enqueue
-from penstock.workers.cli.actors import Actor
-from penstock.workers.cli.opened import open_ledger
-from penstock.workers.cli.options import AsJson, Imports, Limit
-from penstock.workers.cli.output import print_json, print_rows
-from penstock.workers.discovery import discover
+from penstock.workers.cli.common.actor import Actor
+from penstock.workers.cli.common.options import AsJson, Imports, Limit
+from penstock.workers.cli.common.output import print_json, print_rows
+from penstock.workers.cli.common.session import open_ledger
+from penstock.workers.handlers.discovery import discover
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,10 +30,10 @@ def list_workflows(
     as_json: AsJson = False,
 ) -> None:
     """List workflows, newest first."""
-    from penstock.producers.workflows import orders
+    from penstock.ledger.workflows import commands
 
     with open_ledger() as database:
-        found = orders.find(database, state=state, kind=kind, limit=limit)
+        found = commands.find(database, state=state, kind=kind, limit=limit)
     columns = ("id", "kind", "state", "done", "steps", "started_at", "finished_at", "error")
     print_rows([row._asdict() for row in found], columns, as_json=as_json, empty="no workflows")
 
@@ -47,15 +47,15 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Draw one workflow: its steps, where they are, and how long they took."""
-    from penstock.producers.workflows import orders
-    from penstock.workers.workflows import drawing
+    from penstock.ledger.workflows import commands
+    from penstock.workers.workflows import render
 
     with open_ledger() as database:
-        shown = orders.show(database, workflow_id)
+        shown = commands.show(database, workflow_id)
     if as_json or format == "json":
         print_json(shown.as_json())
         return
-    typer.echo("\n".join(drawing.mermaid(shown) if format == "mermaid" else drawing.tree(shown)))
+    typer.echo("\n".join(render.mermaid(shown) if format == "mermaid" else render.tree(shown)))
     if shown.overdue is not None and shown.now - shown.overdue > _LATE:
         typer.echo(
             f"penstock: no dispatcher has moved it on since {shown.overdue:%Y-%m-%d %H:%M:%SZ}; one must be up that "
@@ -77,12 +77,12 @@ def signal(
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
 ) -> None:
     """Answer a step that waits for an event or an approval."""
-    from penstock.producers.workflows import orders
+    from penstock.ledger.workflows import commands
 
     value = _read(answer, "JSON")
     discover(imports or ())
     with open_ledger() as database:
-        orders.signal(database, workflow_id, step, value, actor=actor)
+        commands.signal(database, workflow_id, step, value, actor=actor)
     typer.echo(f"{workflow_id} {step} is answered")
 
 
@@ -101,7 +101,7 @@ def retry(
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
     """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
-    from penstock.producers.workflows import orders
+    from penstock.ledger.workflows import commands
 
     if everything and from_step is not None:
         raise typer.BadParameter("give --from or --all")
@@ -110,7 +110,7 @@ def retry(
         raise typer.BadParameter('write the fields to set as {"field": value}', param_hint="--input")
     discover(imports or ())
     with open_ledger() as database:
-        names = orders.retry(
+        names = commands.retry(
             database, workflow_id, actor=actor, from_step=from_step, everything=everything, edit=fields
         )
     typer.echo(f"{workflow_id} goes on: {', '.join(names) or 'nothing was left to do'}")
@@ -125,10 +125,10 @@ def cancel(
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
     """Cancel a workflow: what waits of it now, what runs through its workers."""
-    from penstock.producers.workflows import orders
+    from penstock.ledger.workflows import commands
 
     with open_ledger() as database:
-        orders.cancel(database, workflow_id, actor=actor, undo=compensate)
+        commands.cancel(database, workflow_id, actor=actor, undo=compensate)
     typer.echo(f"{workflow_id} is asked to stop")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 from penstock.config.settings import Settings
+from penstock.ledger.rows import limit_waits
+from penstock.ledger.sql.database import Database
+from penstock.producers.limits import open_store
+from penstock.producers.limits.store import Free, LimitStore
 from penstock.producers.senders import Sender, open_sender
-from penstock.schemas.database import Database
-from penstock.workers.dispatcher.pollers import Poller
-from penstock.workers.ledger import waits
-from penstock.workers.ledger.delays import send_due
-from penstock.workers.limits import open_store
-from penstock.workers.limits.store import Free, LimitStore
+from penstock.workers.dispatcher.due_jobs import send_due
+from penstock.workers.dispatcher.poller import Poller
 
 _SLOTS = 100
 """Looked at in one round."""
@@ -44,7 +44,7 @@ class Limits(Poller):
 
     def work(self) -> bool:
         if time.monotonic() >= self._search_at:
-            self._store.expect(waits.slots(self._database))
+            self._store.expect(limit_waits.slots(self._database))
             self._search_at = time.monotonic() + _SEARCH_SECONDS
         found = self._store.take(_SLOTS)
         if sum(map(self._wake, found)):
@@ -57,8 +57,8 @@ class Limits(Poller):
 
     def _wake(self, free: Free) -> int:
         """How many are due now."""
-        turn = waits.turn(self._database, free.slot, min(free.count, _MOST))
+        turn = limit_waits.turn(self._database, free.slot, min(free.count, _MOST))
         # Places first: a job that comes to a worker before its place is kept would be held back again.
         self._store.wake(free, turn.job_ids, more=turn.more)
-        waits.wake(self._database, turn)
+        limit_waits.wake(self._database, turn)
         return len(turn.job_ids)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from penstock.config.settings import Settings
-from penstock.workers.events import Events
-from penstock.workers.remote import Remote
-from penstock.workers.worker import Worker, worker_name
+from penstock.workers.engines.monitoring.events import Events
+from penstock.workers.engines.monitoring.remote_control import Remote
+from penstock.workers.engines.worker import Worker, worker_name
 
 log = logging.getLogger("penstock.worker")
 

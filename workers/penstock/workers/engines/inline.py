@@ -18,19 +18,19 @@ from typing import Self
 
 from penstock.config.errors import WaitTimeout
 from penstock.config.settings import Settings
+from penstock.ledger.queries import jobs
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.schemas.database import Database
-from penstock.schemas.kinds import DISPATCHER_QUEUE, registry
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.states import FINAL, State
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.dispatcher.due import DueJobs, Rescue
-from penstock.workers.dispatcher.intake import Intake
-from penstock.workers.dispatcher.schedules import Schedules
-from penstock.workers.ledger import queries
-from penstock.workers.ledger.upgrade import upgrade
-from penstock.workers.worker import Worker
-from penstock.workers.workflows.poller import Workflows
+from penstock.workers.dispatcher.due_jobs import DueJobs, Rescue
+from penstock.workers.dispatcher.inbox import Intake
+from penstock.workers.dispatcher.schedules.service import Schedules
+from penstock.workers.dispatcher.workflows.service import Workflows
+from penstock.workers.engines.worker import Worker
 
 
 class Inline:
@@ -117,7 +117,7 @@ class Inline:
         return not on_the_way and not self._unended()
 
     def _unended(self) -> dict[str, dict[str, int]]:
-        return queries.counts(self.database, sorted(set(State) - FINAL))
+        return jobs.counts(self.database, sorted(set(State) - FINAL))
 
     def __enter__(self) -> Self:
         return self.start()

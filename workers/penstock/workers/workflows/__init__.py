@@ -4,7 +4,7 @@
 one workflow in memory, `advancing` moves a batch of them on, and `poller` is the dispatcher's service that does so.
 """
 
+from penstock.workers.workflows.steps import Sleep, Wait, map_over, step
 from penstock.workers.workflows.workflow import Workflow
-from penstock.workers.workflows.writing import Sleep, Wait, map_over, step
 
 __all__ = ["Sleep", "Wait", "Workflow", "map_over", "step"]

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from pydantic import TypeAdapter
 
 from penstock.config.errors import KindError
-from penstock.schemas.jobs import NAME, Job
+from penstock.schemas.jobs.job import NAME, Job
 from penstock.schemas.workflows import outlines
-from penstock.workers.handlers import Handlers
-from penstock.workers.handlers import handlers as default_handlers
-from penstock.workers.outcomes import Discard, Retry, Snooze
-from penstock.workers.workflows.fitting import fits, is_union, named
-from penstock.workers.workflows.writing import MARK, MapOver, Marked, Sleep, Wait
+from penstock.workers.handlers.registry import Handlers
+from penstock.workers.handlers.registry import handlers as default_handlers
+from penstock.workers.handlers.returns import Discard, Retry, Snooze
+from penstock.workers.workflows.steps import MARK, MapOver, Marked, Sleep, Wait
+from penstock.workers.workflows.type_check import fits, is_union, named
 
 if TYPE_CHECKING:
     from penstock.workers.workflows.workflow import Workflow

@@ -8,9 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.sql.tables import jobs, steps, workflows
 from penstock.schemas.states import State
-from penstock.schemas.tables import jobs, steps, workflows
-from penstock.workers.workflows.running import Row, Run
+from penstock.workers.workflows.run import Row, Run
 
 _HEAD = [field.name for field in fields(Row) if field.name not in ("seen_due_at", "changed")]
 

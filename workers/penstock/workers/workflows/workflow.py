@@ -7,14 +7,14 @@ from typing import Any
 
 from penstock.config.errors import KindError
 from penstock.config.settings import Settings
-from penstock.producers.workflows.rows import PARKED
-from penstock.schemas.database import Database
-from penstock.schemas.jobs import Job
-from penstock.workers.context import Context
-from penstock.workers.handlers import handles
-from penstock.workers.outcomes import Snooze
-from penstock.workers.resources import provides
-from penstock.workers.workflows import starting
+from penstock.ledger.sql.database import Database
+from penstock.ledger.workflows.rows import PARKED
+from penstock.schemas.jobs.job import Job
+from penstock.workers.handlers.context import Context
+from penstock.workers.handlers.registry import handles
+from penstock.workers.handlers.resources import provides
+from penstock.workers.handlers.returns import Snooze
+from penstock.workers.workflows import start as starting
 from penstock.workers.workflows.definition import define, definitions
 
 

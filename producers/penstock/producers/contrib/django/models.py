@@ -1,4 +1,4 @@
-"""The table `penstock_outbox`, as `penstock.schemas.tables` describes it for SQLAlchemy."""
+"""The table `penstock_outbox`, as `penstock.ledger.sql.tables` describes it for SQLAlchemy."""
 
 from __future__ import annotations
 

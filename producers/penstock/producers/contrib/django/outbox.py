@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Unpack
 
-from penstock.producers.entries import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
-from penstock.producers.handles import JobHandle
+from penstock.producers.handles.handles import JobHandle
+from penstock.producers.outbox_rows import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
 
 if TYPE_CHECKING:
-    from penstock.schemas.jobs import Job
+    from penstock.schemas.jobs.job import Job
 
 
 class Outbox(BaseOutbox):

@@ -18,7 +18,7 @@ from penstock.producers import AsyncProducer, Producer
 from penstock.producers.contrib.web import AnyHandle, open_producer
 from penstock.producers.tokens import progress_token
 from penstock.producers.traces import traced
-from penstock.schemas.jobs import Job
+from penstock.schemas.jobs.job import Job
 
 
 @cache

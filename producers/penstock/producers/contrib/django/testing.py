@@ -7,7 +7,7 @@ import json
 from django.db import transaction
 
 from penstock.producers.contrib.django.models import OutboxEntry
-from penstock.schemas.wire import Envelope
+from penstock.schemas.wire.codec import Envelope
 
 
 def take_outbox(alias: str) -> list[Envelope]:

@@ -10,20 +10,20 @@ from celery.result import AsyncResult
 
 from penstock.config.settings import Settings
 from penstock.producers.senders import Sender, open_sender
-from penstock.schemas.kinds import Kind
-from penstock.schemas.wire import encode, parse_time
-from penstock.workers import kombus
-from penstock.workers.handlers import handlers
+from penstock.schemas.jobs.kind import Kind
+from penstock.schemas.wire.codec import encode, parse_time
+from penstock.workers.engines.monitoring import kombu_connection
+from penstock.workers.handlers.registry import handlers
 
 
 def make_app(settings: Settings) -> celery.Celery:
     """A Celery application on our broker, with a task for every kind that has a handler."""
     app = celery.Celery("penstock", set_as_current=True)
     app.conf.update(
-        broker_url=kombus.kombu_url(settings.broker_url),
-        broker_transport_options=kombus.kombu_options(settings.broker_url),
-        broker_use_ssl=kombus.kombu_tls(settings.broker_url),
-        broker_connection_timeout=kombus.CONNECT_SECONDS,
+        broker_url=kombu_connection.kombu_url(settings.broker_url),
+        broker_transport_options=kombu_connection.kombu_options(settings.broker_url),
+        broker_use_ssl=kombu_connection.kombu_tls(settings.broker_url),
+        broker_connection_timeout=kombu_connection.CONNECT_SECONDS,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # Never declared nor consumed: the dispatcher takes what stock clients put on "celery".

@@ -19,8 +19,8 @@ from tornado.options import options
 
 from penstock.config.settings import Settings
 from penstock.producers.senders import open_sender
-from penstock.schemas.kinds import DISPATCHER_QUEUE
-from penstock.workers import kombus
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
+from penstock.workers.engines.monitoring import kombu_connection
 
 log = logging.getLogger("penstock.flower")
 
@@ -33,15 +33,15 @@ _COLUMNS = "name,uuid,state,kwargs,runtime,retries,worker,received"
 
 
 def serve(settings: Settings, *, address: str, port: int, basic_auth: str, folder: Path) -> int:
-    """Serve until SIGTERM or SIGINT; see `penstock.workers.flower.run_flower`."""
+    """Serve until SIGTERM or SIGINT; see `penstock.workers.engines.celery.flower_server.run_flower`."""
     folder.mkdir(parents=True, exist_ok=True)
     _set_options(address, port, basic_auth, folder)
     app = celery.Celery("penstock", set_as_current=True)
     app.conf.update(
-        broker_url=kombus.kombu_url(settings.broker_url),
-        broker_transport_options=kombus.kombu_options(settings.broker_url),
-        broker_use_ssl=kombus.kombu_tls(settings.broker_url),
-        broker_connection_timeout=kombus.CONNECT_SECONDS,
+        broker_url=kombu_connection.kombu_url(settings.broker_url),
+        broker_transport_options=kombu_connection.kombu_options(settings.broker_url),
+        broker_use_ssl=kombu_connection.kombu_tls(settings.broker_url),
+        broker_connection_timeout=kombu_connection.CONNECT_SECONDS,
         task_default_queue=_NO_QUEUE,
         # RabbitMQ 4 frowns on queues that are neither durable nor exclusive.
         event_queue_exclusive=True,

@@ -10,10 +10,10 @@ from celery.app.task import Context
 from pydantic_core import from_json
 
 from penstock.config.errors import JobFailed
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.outcome import Ending
 from penstock.schemas.states import Outcome
-from penstock.schemas.wire import Message
-from penstock.workers.ledger.claims import Claim
-from penstock.workers.ledger.endings import Ending
+from penstock.schemas.wire.codec import Message
 
 _STATES = {
     Outcome.SUCCEEDED: "SUCCESS",

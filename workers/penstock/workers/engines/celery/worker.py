@@ -20,7 +20,7 @@ from penstock.config.settings import Settings
 from penstock.workers.engines.celery.app import make_app
 from penstock.workers.engines.celery.signals import SignalsObserver
 from penstock.workers.engines.host import Host
-from penstock.workers.remote import Remote
+from penstock.workers.engines.monitoring.remote_control import Remote
 
 _CELERYS_OWN = {"ping", "clock", "hello", "conf", "dump_conf", "report"}
 

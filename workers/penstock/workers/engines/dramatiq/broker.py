@@ -12,10 +12,10 @@ from dramatiq.errors import ActorNotFound
 from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings
 from penstock.producers.senders import Sender, open_sender
-from penstock.schemas.kinds import PRIORITIES, registry
-from penstock.schemas.wire import encode
-from penstock.workers.handlers import Handlers
-from penstock.workers.handlers import handlers as default_handlers
+from penstock.schemas.jobs.kind import PRIORITIES, registry
+from penstock.schemas.wire.codec import encode
+from penstock.workers.handlers.registry import Handlers
+from penstock.workers.handlers.registry import handlers as default_handlers
 
 
 class PenstockBroker(dramatiq.Broker):

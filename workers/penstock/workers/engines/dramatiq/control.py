@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from penstock.workers import kombus
+from penstock.workers.engines.monitoring import kombu_connection
 
 log = logging.getLogger("penstock.remote")
 
@@ -44,12 +44,12 @@ class Control:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(2 * _TURN_SECONDS + kombus.CONNECT_SECONDS)
+        self._thread.join(2 * _TURN_SECONDS + kombu_connection.CONNECT_SECONDS)
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
         while not self._stopping.is_set():
-            connection = kombus.connection(self._url, heartbeat_seconds=_HEARTBEAT_SECONDS)
+            connection = kombu_connection.connection(self._url, heartbeat_seconds=_HEARTBEAT_SECONDS)
             try:
                 connection.connect()
                 if pause > _FIRST_PAUSE:

@@ -1,0 +1,1 @@
+"""The sections of `penstock.toml`, a module each."""

@@ -1,0 +1,163 @@
+"""`[schedules.NAME]`: when to make which job."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from penstock.config.sections.values import TimeZone
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+
+_LONGEST = timedelta(days=36_525)
+
+TOLERANCE = timedelta(minutes=1)
+"""A time is missed when nobody has fired it for longer than this."""
+
+
+def _read(value: object) -> object:
+    """Text as a duration, a number as seconds; what is neither, and ISO 8601, is left to pydantic."""
+    match = _DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    if match is not None:
+        try:
+            return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+        except OverflowError:
+            raise ValueError(f"{value!r} is too long") from None
+    if isinstance(value, str) and not value.startswith("P"):
+        raise ValueError(f'{value!r} is no duration; write "30s", "15m", "2h", "1d" or "1w"')
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_read)]
+
+
+def duration_text(duration: timedelta) -> str:
+    """`15m`: as it may be written in the file."""
+    seconds = duration.total_seconds()
+    for unit, size in sorted(_UNITS.items(), key=lambda one: -one[1]):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
+
+
+class ScheduleSettings(BaseModel):
+    """One schedule: when, and which job. `cron`, `every` or `at` says when."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    cron: str | None = None
+    """Five fields (minute hour day month weekday), six with seconds first, or `@daily` and the like."""
+    every: Duration | None = None
+    """Elapsed time between two firings, from a second up, counted from `anchor`."""
+    anchor: datetime | None = None
+    """One of the times of `every`; without an offset in `timezone`. 1970-01-01T00:00Z if not given."""
+    at: datetime | None = None
+    """The only time; without an offset in `timezone`."""
+    timezone: TimeZone = "UTC"
+    calendar: str | None = None
+    """Whose holidays: a country (`DE`), a part of it (`DE-BY`), or a market (`NYSE`, `ECB`)."""
+    closed: Literal["skip", "before", "after"] | None = None
+    """What becomes of a time on a weekend or holiday of `calendar`: nothing, or the business day before or after."""
+    payload: dict[str, Any] = Field(default_factory=dict)
+    time_field: str | None = None
+    """The payload's field that is given the time a job is for: a date or a datetime, as the field is declared."""
+    overlap: Literal["skip", "allow", "queue", "replace"] = "skip"
+    """What to do when the last firing's job has not ended."""
+    misfire: Literal["skip", "once", "all"] = "once"
+    """What to do with times missed while no dispatcher was up."""
+    catch_up: Duration | None = None
+    """How old a missed time may be to be made up for, from a minute up; None: as old as it likes."""
+    jitter: Duration = timedelta()
+    """Fire later by up to this: always by the same, which is drawn from the schedule's name."""
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    @property
+    def when(self) -> str:
+        """Its rule, in a few words."""
+        if self.every is not None:
+            return f"every {duration_text(self.every)}"
+        rule = str(self.cron) if self.cron is not None else f"at {self.at}"
+        return rule if self.closed is None else f"{rule}, closed days of {self.calendar}: {self.closed}"
+
+    @field_validator("every")
+    @classmethod
+    def _whole_seconds(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and (value < timedelta(seconds=1) or value % timedelta(seconds=1)):
+            raise ValueError("must be whole seconds, from one up")
+        return value
+
+    @field_validator("catch_up")
+    @classmethod
+    def _not_too_short(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value < TOLERANCE:
+            raise ValueError("1m is the least: a time is missed when it is as late as that")
+        if value is not None and value > _LONGEST:
+            raise ValueError("a hundred years are the most; leave it out for as old as it likes")
+        return value
+
+    @field_validator("jitter")
+    @classmethod
+    def _not_negative(cls, value: timedelta) -> timedelta:
+        if not timedelta() <= value <= timedelta(days=1):
+            raise ValueError("must be between 0s and 1d")
+        return value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        given = [name for name in ("cron", "every", "at") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of cron, every and at, not {' and '.join(given) or 'none'}")
+        if self.anchor is not None and self.every is None:
+            raise ValueError("anchor goes with every only")
+        if (self.calendar is None) != (self.closed is None):
+            raise ValueError("calendar and closed go together: closed says what becomes of a time on a closed day")
+        if self.calendar is not None and self.cron is None:
+            raise ValueError("calendar goes with cron only")
+        return self
+
+
+class WrongSchedule(BaseModel):
+    """One that is refused. It does not keep the settings from being read, nor the others from firing.
+
+    Attributes:
+        key: of its table, the first that is wrong; empty if it is the table.
+        error: what is wrong, all of it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    values: dict[str, Any]
+    key: str
+    error: str
+
+
+def read_entry(value: object) -> ScheduleSettings | WrongSchedule:
+    """A table of the file, checked."""
+    if isinstance(value, ScheduleSettings | WrongSchedule):
+        return value
+    if not isinstance(value, dict):
+        return WrongSchedule(values={}, key="", error="it must be a table, such as [schedules.nightly]")
+    try:
+        return ScheduleSettings.model_validate(value)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+    keys = [str(item["loc"][0]) if item["loc"] else "" for item in problems]
+    return WrongSchedule(values=value, key=keys[0], error="; ".join(map(_text, problems)))
+
+
+def _text(item: Any) -> str:
+    path = ".".join(map(str, item["loc"]))
+    why = "unknown setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+    return f"{path}: {why}" if path else str(why)
+
+
+ScheduleEntry = Annotated[ScheduleSettings | WrongSchedule, BeforeValidator(read_entry)]

@@ -1,0 +1,1 @@
+"""Enqueueing: options, admission of unique jobs, and the two producers."""

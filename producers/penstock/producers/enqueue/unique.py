@@ -1,0 +1,151 @@
+"""A producer's calls with unique jobs in them: on record first, then with the broker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from penstock.config.errors import (
+    BrokerUnavailable,
+    DuplicateJob,
+    InvalidJob,
+    LedgerUnavailable,
+    PenstockError,
+    QueueFull,
+    UndecodableMessage,
+)
+from penstock.ledger.rows.jobs import RESERVED, mark_sent, reserved
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, unique_keys
+from penstock.ledger.transitions.enqueue import Admission, Admissions, Key, ours
+from penstock.schemas.jobs.unique_policy import Unique
+from penstock.schemas.states import WAITING, State
+from penstock.schemas.wire.codec import Envelope
+
+log = logging.getLogger("penstock.producers")
+
+
+class Entrance:
+    """A producer's call with unique jobs in it: enter them in the ledger, send them, and mark them as sent.
+
+    What the broker cannot take now is sent by the dispatcher: once it is on record, a unique job is not lost.
+
+    Arguments:
+        policies: None for a job that is not unique, which is only sent.
+    """
+
+    def __init__(self, database: Database, envelopes: Sequence[Envelope], policies: Sequence[Unique | None]) -> None:
+        self._database, self._envelopes, self._policies = database, envelopes, policies
+        self._now = self._until = datetime.now(UTC)
+        self._made = Admissions(self._now, self._until)
+        self._began = 0.0
+
+    def enter(self) -> list[Envelope]:
+        """Returns what is to be sent.
+
+        Raises:
+            DuplicateJob: one is refused; none was entered. InvalidJob: likewise. LedgerUnavailable.
+        """
+        try:
+            self._database.write(self._enter)
+        except UndecodableMessage as error:
+            raise InvalidJob(error.detail) from error
+        self._began = time.monotonic()
+        reserved_ids = set(self._reserved())
+        pairs = zip(self._envelopes, self._policies, strict=True)
+        return [envelope for envelope, policy in pairs if policy is None or envelope.id in reserved_ids]
+
+    def _enter(self, connection: sa.Connection) -> None:
+        self._now = datetime.now(UTC)
+        self._until = self._now + RESERVED
+        pairs = zip(self._envelopes, self._policies, strict=True)
+        asked = [(envelope, policy) for envelope, policy in pairs if policy is not None]
+        self._made = Admissions.of(connection, self._database, asked, self._now, self._until)
+        for number, (envelope, answer) in enumerate(zip(self._envelopes, self.answers, strict=True)):
+            if answer.refused:
+                error = DuplicateJob(envelope.kind, ours(envelope)["key"], answer.job_id)
+                if len(self._envelopes) > 1:
+                    error.add_note(f"it is number {number} of the batch; nothing was sent")
+                raise error
+
+    @property
+    def answers(self) -> list[Admission]:
+        """One for each envelope, in order."""
+        admitted = iter(self._made.answers)
+        pairs = zip(self._envelopes, self._policies, strict=True)
+        return [Admission(one.id, one.queue, True) if policy is None else next(admitted) for one, policy in pairs]
+
+    def sent(self) -> None:
+        """The broker has them. What the ledger cannot enter now is sent again, which the claim absorbs."""
+        if ids := self._reserved():
+            try:
+                self._database.write(
+                    lambda connection: mark_sent(connection, self._database, ids, self._until, self._began)
+                )
+            except LedgerUnavailable as error:
+                log.warning("%s; %d jobs that were sent are not marked, and will be sent again", error, len(ids))
+
+    def failed(self, error: PenstockError) -> bool:
+        """The broker did not take them all. Whether that is to be raised.
+
+        Of a full queue's jobs nothing is left; others are sent by the dispatcher.
+
+        Raises:
+            LedgerUnavailable: a full queue's jobs stay on record, and the dispatcher sends them.
+        """
+        full = error.queue if isinstance(error, QueueFull) else None
+        try:
+            self._database.write(lambda connection: self._give_back(connection, full))
+        except LedgerUnavailable:
+            if full is not None:
+                raise
+            # They are sent when their reservation ends.
+        if not isinstance(error, BrokerUnavailable) or None in self._policies:
+            return True
+        log.warning("%s; the dispatcher will send %d jobs that are on record", error, len(self._reserved()))
+        return False
+
+    def _reserved(self) -> list[str]:
+        return [job_id for job_id, row in self._made.new.items() if row["due_at"] == self._until]
+
+    def _give_back(self, connection: sa.Connection, full: str | None) -> None:
+        new = self._made.new
+        if full is not None:
+            refused = {job_id for job_id in self._reserved() if new[job_id]["queue"] == full}
+            for one, key in sorted(self._made.keys.items()):
+                if key.job_id in refused:
+                    self._release(connection, one, key)
+            self._restore(connection, refused)
+            connection.execute(sa.delete(jobs).where(reserved(self._database, sorted(refused), self._until)))
+        left = reserved(self._database, self._reserved(), self._until)
+        connection.execute(sa.update(jobs).where(left).values(due_at=self._now))
+
+    def _release(self, connection: sa.Connection, one: str, key: Key) -> None:
+        mine = sa.and_(unique_keys.c.id == one, unique_keys.c.job_id == key.job_id)
+        if key.before is None:
+            connection.execute(sa.delete(unique_keys).where(mine))
+        else:
+            # A period that was over for the new job is over for the next one too.
+            change = {"job_id": key.before, "held_until": None, "due_at": None}
+            connection.execute(sa.update(unique_keys).where(mine).values(**change))
+
+    def _restore(self, connection: sa.Connection, refused: set[str]) -> None:
+        """Let what was cancelled for them wait again."""
+        for one in self._made.keys.values():
+            was = self._made.replaced.get(one.before or "")
+            if was is None or one.job_id not in refused:
+                continue
+            # Its message may have been dropped as cancelled meanwhile, so it is sent anew.
+            waits = was.state in WAITING
+            change = {
+                "state": was.state if waits else State.SCHEDULED,
+                "due_at": was.due_at if waits else self._now,
+                "finished_at": None,
+                "error": None,
+            }
+            mine = sa.and_(jobs.c.id == one.before, jobs.c.state == State.CANCELLED, jobs.c.finished_at == self._now)
+            connection.execute(sa.update(jobs).where(mine).values(**change))

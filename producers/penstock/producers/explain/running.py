@@ -1,0 +1,95 @@
+"""Jobs that run, or whose worker died under them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from penstock.ledger.transitions.lost import SILENT_LEASES
+from penstock.producers.explain.case import Case, Explanation
+from penstock.producers.explain.pools import START_DISPATCHER, find_place, no_dispatcher, pool_trouble
+from penstock.producers.explain.queue_position import Place, Places
+from penstock.producers.explain.wording import present, when
+from penstock.schemas.states import State
+
+
+def runs(case: Case, places: Places | None) -> Explanation:
+    job, holder = case.job, case.holder
+    facts: dict[str, Any] = {"worker": job.worker, "started_at": job.started_at, "error": job.error}
+    facts["progress"] = present({name: getattr(job, f"progress_{name}") for name in ("done", "total", "note")})
+    if case.kind is not None and case.kind.timeout is not None:
+        facts["deadline"] = job.started_at + case.kind.timeout
+    if holder is not None:
+        facts |= {"host": holder.host, "pid": holder.pid, "lease_until": holder.lease_until}
+    if holder is None or not holder.lives(case.now):
+        return _orphan(case, places, facts)
+    because = (
+        f"it runs since {when(job.started_at, case.now)} on worker {job.worker} (host {holder.host}, pid {holder.pid}),"
+        f" attempt {job.attempt}{_progress(job)}"
+    )
+    advice = None
+    deadline = facts.get("deadline")
+    if job.cancel_requested:
+        because += "; it was asked to stop"
+    elif deadline is not None and deadline < case.now:
+        because += f"; its deadline has passed, {when(deadline, case.now)}"
+        advice = f"its handler does not stop by itself: penstock jobs cancel {case.id}, or restart that worker"
+    elif deadline is not None:
+        because += f"; its deadline is {when(deadline, case.now)}"
+    return Explanation(case.id, State.RUNNING, because, facts, advice)
+
+
+def _orphan(case: Case, places: Places | None, facts: dict[str, Any]) -> Explanation:
+    job, holder = case.job, case.holder
+    over: datetime = job.started_at
+    gone = "is not on record"
+    if holder is not None:
+        over = holder.stopped_at or holder.lease_until
+        facts["ended"] = holder.ended
+        how = f" ({holder.ended})" if holder.ended else ""
+        gone = f"has stopped {when(over, case.now)}"
+        if holder.stopped_at is None:
+            gone = f"is dead or silent{how}: its lease ended {when(over, case.now)}"
+    because = f"worker {job.worker}, which began attempt {job.attempt}, {gone}"
+    # As dispatchers count it: by the worker's lease, also where it stopped in order.
+    given_up = (over if holder is None else holder.lease_until) + SILENT_LEASES * case.lease
+    no_sender = no_dispatcher(case)
+    if job.delivery == "at_most_once":
+        facts["buried_at"] = given_up
+        because += f"; as it must not run twice, a dispatcher makes it a dead letter, {when(given_up, case.now)}"
+        return _needs_dispatcher(case, because, facts, no_sender)
+    trouble, advice = pool_trouble(case, facts)
+    place = find_place(places, case.id, job.queue, job.priority, facts)
+    if place is not None and place.there is False and not trouble:
+        facts["resent_at"] = given_up
+        because += f"; the broker does not have it, so a dispatcher sends it again, {when(given_up, case.now)}"
+        return _needs_dispatcher(case, because, facts, no_sender)
+    because += f"; {_taken_over(case, place, facts)}"
+    if trouble:
+        because += f"; but {trouble}"
+    return Explanation(case.id, State.RUNNING, because, facts, advice)
+
+
+def _taken_over(case: Case, place: Place | None, facts: dict[str, Any]) -> str:
+    if place is not None and place.held_by not in (None, case.job.worker):
+        return f"worker {place.held_by} has taken it over, and begins it as soon as it can"
+    if place is not None and place.silent is not None:
+        # Those who take over look every third of a lease.
+        by = case.now + max(case.lease - place.silent, timedelta()) + case.lease / 3
+        facts["taken_over_at"] = by
+        return f"another worker takes it over by {when(by, case.now)}"
+    return "another worker takes it over when the broker hands it out again"
+
+
+def _needs_dispatcher(case: Case, because: str, facts: dict[str, Any], gone: str | None) -> Explanation:
+    if gone is None:
+        return Explanation(case.id, State.RUNNING, because, facts)
+    because += f"; but no dispatcher lives ({gone})"
+    return Explanation(case.id, State.RUNNING, because, facts, START_DISPATCHER)
+
+
+def _progress(job: Any) -> str:
+    if job.progress_done is None:
+        return ""
+    total = "" if job.progress_total is None else f" of {job.progress_total:,}"
+    return f", {job.progress_done:,}{total} done" + (f" ({job.progress_note})" if job.progress_note else "")

@@ -1,0 +1,82 @@
+"""Jobs that the ledger has no record of: still in the broker, or never or no longer there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from penstock.producers.explain.case import Case, Explanation
+from penstock.producers.explain.pools import NAMED, START_DISPATCHER, find_place, no_dispatcher, position
+from penstock.producers.explain.queue_position import Place, Places
+from penstock.producers.explain.wording import present, when
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
+from penstock.schemas.wire.ids import made_at
+
+_ELSE = (
+    "it never came to this broker and ledger, was of a kind with track=False and succeeded, or was pruned or erased "
+    "since"
+)
+
+
+def unknown(case: Case, places: Places | None, queues: Iterable[str]) -> Explanation:
+    facts: dict[str, Any] = {"made_at": made_at(case.id)}
+    names = sorted({*queues, *case.roster.queues(), DISPATCHER_QUEUE})
+    found, sure = _search(places, case.id, names, facts)
+    if found is not None:
+        return _found(case, *found, facts)
+    time = f", its id was made {when(facts['made_at'], case.now)}" if facts["made_at"] else ""
+    because = f"the ledger has no record of it{time}; either it waits in the broker, unseen by any worker, or {_ELSE}"
+    if sure:
+        because = f"the ledger has no record of it{time}, nor has the broker (queues {', '.join(names)}); {_ELSE}"
+    advice = (
+        "compare the broker URL, database URL and prefix with those of its producer; see penstock queues list for what "
+        f"waits, and penstock audit list --subject {case.id} for what people decided"
+    )
+    return Explanation(case.id, None, because, present(facts), advice)
+
+
+def _search(
+    places: Places | None, job_id: str, queues: Iterable[str], facts: dict[str, Any]
+) -> tuple[tuple[str, str, Place] | None, bool]:
+    """The queue and priority of the lane that has it; and whether, if none has, that is sure."""
+    sure = places is not None
+    waiting: dict[str, int] = {}
+    for queue in queues:
+        for priority in PRIORITIES:
+            looked: dict[str, Any] = {}
+            place = find_place(places, job_id, queue, priority, looked)
+            if place is None:
+                facts |= looked
+                return None, False
+            if place.there:
+                facts |= looked
+                return (queue, priority, place), True
+            sure = sure and place.there is False
+            waiting[queue] = place.waiting
+    facts["waiting"] = {queue: count for queue, count in waiting.items() if count}
+    return None, sure
+
+
+def _found(case: Case, queue: str, priority: str, place: Place, facts: dict[str, Any]) -> Explanation:
+    facts |= {"queue": queue, "priority": priority}
+    if queue == DISPATCHER_QUEUE:
+        because, advice = "it is on its way to the ledger, through the dispatcher's queue", None
+        if (gone := no_dispatcher(case)) is not None:
+            because, advice = f"{because}; no dispatcher lives to take it in ({gone})", START_DISPATCHER
+        return Explanation(case.id, None, because, present(facts), advice)
+    consuming = case.roster.consuming(queue)
+    facts["workers"] = {one.name: list(one.queues) for one in (consuming or case.roster.workers)[:NAMED]}
+    if place.held_by is not None:
+        because = f"worker {place.held_by} has fetched it from queue {queue!r}, and begins it as soon as it can"
+    else:
+        because = position(place, queue)
+    if not consuming:
+        because, advice = f"no live worker consumes queue {queue!r}; {because}", _start(queue)
+        return Explanation(case.id, None, because, present(facts), advice)
+    count = len(consuming)
+    because += f" ({count} live worker{'' if count == 1 else 's'}); it is on record when it begins"
+    return Explanation(case.id, None, because, present(facts))
+
+
+def _start(queue: str) -> str:
+    return f"start one: penstock worker --queues {queue} --import …"

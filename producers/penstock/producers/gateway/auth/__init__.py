@@ -1,0 +1,1 @@
+"""Callers of the gateway: API keys, JWTs, scopes, rates."""

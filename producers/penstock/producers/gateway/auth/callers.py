@@ -1,0 +1,130 @@
+"""Who calls the gateway, and what it may do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Any
+
+from penstock.ledger import api_keys
+from penstock.ledger.api_keys import ApiKey
+from penstock.ledger.sql.database import Database
+from penstock.producers.gateway.auth.jwt import CHALLENGE, Jwts
+from penstock.producers.gateway.problems import Problem
+from penstock.schemas.jobs.kind import Kind
+
+CACHE_SECONDS = 5.0
+"""How long a gateway believes what it read of a key: so long a revoked one may still be used."""
+_MOST_CACHED = 10_000
+_SCOPES = ("kinds", "queues", "tenants")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        id: does not change from one request to the next.
+        name: for the audit log.
+        kinds, queues: patterns of what it may send and see, such as `invoice.*`; None: all.
+        tenants: whose jobs it may send and see; None: everybody's, and nobody's.
+        requests_per_second: None: as the settings say.
+    """
+
+    id: str
+    name: str
+    kinds: tuple[str, ...] | None = None
+    queues: tuple[str, ...] | None = None
+    tenants: tuple[str, ...] | None = None
+    requests_per_second: float | None = None
+
+    def may_use(self, kind: str | None, queue: str | None) -> bool:
+        return _among(kind, self.kinds) and _among(queue, self.queues)
+
+    def may_see(self, kind: str | None, queue: str | None, tenant: str | None) -> bool:
+        """Whether jobs of this kind, queue and tenant are for it."""
+        return self.may_use(kind, queue) and (self.tenants is None or tenant in self.tenants)
+
+    def check_use(self, kind: Kind, queue: str | None) -> None:
+        """Raises Problem (403) if it may not send this kind to this queue (None: the kind's own)."""
+        if not _among(kind.name, self.kinds):
+            raise Problem(403, "kind-not-allowed", f"this key is not for kind {kind.name}")
+        if not _among(queue or kind.queue, self.queues):
+            raise Problem(403, "queue-not-allowed", f"this key is not for queue {queue or kind.queue}")
+
+    def tenant(self, asked: str | None) -> str | None:
+        """On whose behalf a job is sent: the one it asks for, or the only one it may act for.
+
+        Raises:
+            Problem: (403) it may not act for that one; (422) it may act for several, and names none.
+        """
+        if self.tenants is None or asked in self.tenants:
+            return asked
+        if asked is not None or not self.tenants:
+            detail = f"this key is not for tenant {asked}" if asked else "this key is for no tenant's jobs"
+            raise Problem(403, "tenant-not-allowed", detail)
+        if len(self.tenants) > 1:
+            errors = [{"parameter": "tenant", "detail": f"one of {', '.join(self.tenants)} is needed"}]
+            raise Problem(422, "invalid-parameters", "this key is for several tenants; name one", errors=errors)
+        return self.tenants[0]
+
+
+class Callers:
+    """Tells who calls by the header `Authorization: Bearer …`, an API key or a JWT."""
+
+    def __init__(self, database: Database, jwts: Jwts | None) -> None:
+        self._database, self._jwts = database, jwts
+        self._claim = "penstock" if jwts is None else jwts.claim
+        self._cache: OrderedDict[str, tuple[float, Caller | None, ApiKey | None]] = OrderedDict()
+
+    async def of(self, authorization: str | None) -> Caller:
+        """Raises Problem: (401) nobody we know; (403) a token without our claim."""
+        scheme, _, credential = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not credential:
+            detail = "send the header Authorization: Bearer, with an API key" + (" or a token" if self._jwts else "")
+            raise Problem(401, "unauthenticated", detail, headers=CHALLENGE)
+        if credential.startswith(api_keys.START):
+            return await self._of_key(credential)
+        if self._jwts is None:
+            raise Problem(401, "unauthenticated", "this is no API key of this gateway's", headers=CHALLENGE)
+        return self._of_claims(await self._jwts.read(credential))
+
+    async def _of_key(self, text: str) -> Caller:
+        read_at, caller, key = self._cache.get(text, (0.0, None, None))
+        if not read_at or time.monotonic() - read_at > CACHE_SECONDS:
+            key = await asyncio.to_thread(api_keys.find, self._database, text)
+            caller = None if key is None else _caller_of_key(key)
+            self._cache[text] = (time.monotonic(), caller, key)
+            self._cache.move_to_end(text)
+            if len(self._cache) > _MOST_CACHED:
+                self._cache.popitem(last=False)
+        if caller is None or key is None or not key.holds(datetime.now(UTC)):
+            detail = "this API key is unknown, expired or revoked"
+            raise Problem(401, "unauthenticated", detail, headers=CHALLENGE)
+        return caller
+
+    def _of_claims(self, claims: dict[str, Any]) -> Caller:
+        scope = claims.get(self._claim)
+        if not isinstance(scope, dict) or not all(_is_names(scope.get(name)) for name in _SCOPES):
+            detail = f"the token has no claim {self._claim!r} that lists its kinds, queues or tenants"
+            raise Problem(403, "no-scope", detail)
+        caller_id = f"jwt:{claims['iss']}:{claims['sub']}"
+        kinds, queues, tenants = (None if scope.get(name) is None else tuple(scope[name]) for name in _SCOPES)
+        return Caller(caller_id, caller_id, kinds, queues, tenants)
+
+
+def _caller_of_key(key: ApiKey) -> Caller:
+    return Caller(f"key:{key.id}", f"key {key.name}", key.kinds, key.queues, key.tenants, key.requests_per_second)
+
+
+def _is_names(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _among(name: str | None, patterns: Sequence[str] | None) -> bool:
+    return patterns is None or (name is not None and any(fnmatchcase(name, pattern) for pattern in patterns))

@@ -1,0 +1,37 @@
+"""Ids of jobs that tell who sent them.
+
+Until a worker has seen a job, no record says whose it is. So the last digits of the ids that the gateway makes are a
+keyed hash of the rest and the caller: of a job that is not on record, only who sent it learns anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from penstock.schemas.wire.ids import new_id
+
+_DIGITS = 6
+"""Of the hash, in hexadecimal. 50 random bits are left beside the milliseconds, so two ids do not meet."""
+
+
+class JobIds:
+    """Arguments:
+    secret: the same for all gateways of an installation.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._key = secret.encode()
+
+    def new(self, caller_id: str) -> str:
+        """A UUIDv7."""
+        head = new_id()[:-_DIGITS]
+        return head + self._proof(head, caller_id)
+
+    def made_for(self, job_id: str, caller_id: str) -> bool:
+        head, proof = job_id[:-_DIGITS], job_id[-_DIGITS:]
+        return len(job_id) == 36 and hmac.compare_digest(proof.encode(), self._proof(head, caller_id).encode())
+
+    def _proof(self, head: str, caller_id: str) -> str:
+        message = f"penstock.job-id.v1:{head}:{caller_id}".encode()
+        return hmac.digest(self._key, message, hashlib.sha256).hex()[:_DIGITS]

@@ -1,0 +1,1 @@
+"""Requests: bodies, options, idempotency keys."""

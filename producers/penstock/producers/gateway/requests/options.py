@@ -1,0 +1,88 @@
+"""What may be said of a job beside its fields: the options of `Producer.enqueue`, as clients write them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from penstock.producers.gateway.problems import wrong_parameters
+from penstock.schemas.jobs.job import NAME
+from penstock.schemas.jobs.kind import Priority
+from penstock.schemas.jobs.unique_policy import UniquePolicy
+
+_LONGEST = 100 * 365 * 86_400.0
+_CLEAN = r"^[^\x00-\x1f\x7f]+$"
+
+
+def reachable(time: datetime) -> datetime:
+    """Raises ValueError for a time that no clock or database will see."""
+    if not datetime(1970, 1, 2, tzinfo=UTC) <= time <= datetime.now(UTC) + timedelta(seconds=_LONGEST):
+        raise ValueError("it must lie between 1970 and a hundred years from now")
+    return time
+
+
+Seconds = Annotated[float, Field(ge=0, le=_LONGEST, allow_inf_nan=False)]
+MoreSeconds = Annotated[float, Field(gt=0, le=_LONGEST, allow_inf_nan=False)]
+Label = Annotated[str, Field(min_length=1, max_length=255, pattern=_CLEAN)]
+
+
+class Options(BaseModel):
+    """See `Producer.enqueue`. Durations are in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    delay: Annotated[Seconds | None, Field(description="Run it no sooner than this many seconds from now.")] = None
+    run_at: Annotated[
+        Annotated[AwareDatetime, AfterValidator(reachable)] | None,
+        Field(description="Or no sooner than this time: ISO 8601 with an offset."),
+    ] = None
+    priority: Annotated[Priority | None, Field(description="The lane; as its kind says if not given.")] = None
+    key: Annotated[Label | None, Field(description="What it is about, to find it by.")] = None
+    tenant: Annotated[
+        Label | None, Field(description="On whose behalf; may be left out with a key that is for one tenant.")
+    ] = None
+    expires_in: Annotated[MoreSeconds | None, Field(description="Discard it if it has not run by then.")] = None
+    queue: Annotated[
+        Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None, Field(description="Another queue than its kind's.")
+    ] = None
+    unique: Annotated[UniquePolicy | None, Field(description="What becomes of it if another job holds its key.")] = None
+    unique_for: Annotated[MoreSeconds | None, Field(description="How long it holds its key.")] = None
+    debounce: Annotated[MoreSeconds | None, Field(description="The quiet period of that policy.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, as `enqueue` takes them."""
+        set_ = self.model_fields_set & OPTIONS
+        return {name: value for name in set_ if (value := getattr(self, name)) is not None}
+
+
+OPTIONS = frozenset(Options.model_fields)
+_NONE = Options()
+
+
+def read_options(request: Request) -> Options:
+    """Options out of a request's query.
+
+    Raises:
+        Problem: (422) one is wrong or unknown.
+    """
+    if not request.scope["query_string"]:
+        return _NONE
+    try:
+        return Options.model_validate_strings(dict(request.query_params))
+    except ValidationError as error:
+        raise wrong_parameters(error.errors(include_url=False, include_context=False, include_input=False)) from None
+
+
+def parameters() -> list[dict[str, Any]]:
+    """The options as OpenAPI describes query parameters."""
+    described = cast(dict[str, dict[str, Any]], Options.model_json_schema()["properties"])
+    found = []
+    for name, schema in described.items():
+        # A parameter that is not given is left out; there is no null in a query.
+        choices = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]
+        bare = choices[0] if len(choices) == 1 else {"anyOf": choices}
+        found.append({"name": name, "in": "query", "description": schema["description"], "schema": bare})
+    return found

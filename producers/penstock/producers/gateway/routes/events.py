@@ -1,0 +1,178 @@
+"""Events that become jobs: `POST /v1/events`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from pydantic_core import from_json, to_json
+from starlette.responses import Response
+
+from penstock.config.errors import DuplicateJob, InvalidEvent, PenstockError
+from penstock.producers.gateway.auth.callers import Caller
+from penstock.producers.gateway.dependencies import Authenticated, Here, Services
+from penstock.producers.gateway.problems import Problem, problem_of
+from penstock.producers.gateway.requests.bodies import JSON, read_json
+from penstock.producers.traces import traced
+from penstock.schemas.events import cloudevents, webhooks
+from penstock.schemas.events.cloudevents import Event
+from penstock.schemas.events.rules import Made, jobs_of
+
+router = APIRouter(tags=["events"])
+
+_HEADERS = [
+    {"name": f"ce-{name}", "in": "header", "schema": {"type": "string"}, "description": "In binary content only."}
+    for name in ("specversion", "id", "source", "type", "subject", "time")
+]
+
+
+class EventJob(BaseModel):
+    """A job that a rule made of an event."""
+
+    rule: str
+    id: str
+    kind: str
+    created: Annotated[bool, Field(description="False where an earlier job stands for the unique one.")]
+
+
+class EventAnswer(BaseModel):
+    """What became of one event; of one that no rule fits `jobs` is empty."""
+
+    status: int
+    jobs: list[EventJob] = []
+    problem: dict[str, Any] | None = None
+
+
+class EventsAnswer(BaseModel):
+    """What became of each, in the order of the request."""
+
+    accepted: int
+    refused: int
+    events: list[EventAnswer]
+
+
+@router.post(
+    "/v1/events",
+    operation_id="sendEvents",
+    status_code=202,
+    response_model=EventsAnswer,
+    responses={207: {"model": EventsAnswer, "description": "Some of a batch were refused."}},
+    openapi_extra={
+        "parameters": _HEADERS,
+        "requestBody": {
+            "required": True,
+            "content": {
+                cloudevents.STRUCTURED: {"schema": {"type": "object"}},
+                cloudevents.BATCH: {"schema": {"type": "array", "items": {"type": "object"}}},
+                JSON: {"schema": {"description": "An event's data, or a notification of S3."}},
+            },
+        },
+    },
+)
+async def send_events(request: Request, caller: Authenticated, here: Here) -> Response:
+    """Take CloudEvents, one or a batch. Rules of penstock.toml turn them into jobs. An event that comes again, by its
+    source and id, makes no further job."""
+    found = await _read(request, here)
+    most = here.settings.gateway.max_batch
+    if len(found) > most:
+        raise Problem(422, "invalid-fields", f"a batch holds up to {most} events")
+    here.count(caller, max(len(found) - 1, 0))
+    answers = [await _answer(one, number, caller, here) for number, one in enumerate(found)]
+    return respond(answers)
+
+
+async def _read(request: Request, here: Services) -> Sequence[Event | InvalidEvent]:
+    try:
+        if "ce-specversion" not in request.headers and request.headers.get("content-type", "").startswith(JSON):
+            document = from_json(await read_json(request))
+            if isinstance(document, dict) and ("Records" in document or document.get("Event") == "s3:TestEvent"):
+                return list(webhooks.s3(document, here.settings.storage_url))
+        return cloudevents.parse(request.headers, await request.body())
+    except InvalidEvent as error:
+        raise refused(error) from None
+    except ValueError as error:
+        raise refused(InvalidEvent("the body", f"not JSON: {error}")) from None
+
+
+async def _answer(one: Event | InvalidEvent, number: int, caller: Caller, here: Services) -> EventAnswer:
+    try:
+        if isinstance(one, InvalidEvent):
+            raise refused(one)
+        return await take(one, caller, here)
+    except Problem as problem:
+        if problem.status_code >= 500:
+            raise  # it is not the event's fault, and all may come again
+        here.metrics.refused.labels(problem.name).inc()
+        return EventAnswer(status=problem.status_code, problem=problem.body())
+
+
+async def take(event: Event, caller: Caller, here: Services) -> EventAnswer:
+    """Send the jobs that the rules make of an event, if it was not taken before.
+
+    Raises:
+        Problem: the event does not make the job of a rule that fits; the caller may not send it; or nobody can now,
+            and the event may come again.
+    """
+    try:
+        made = jobs_of(event, here.settings.events)
+    except InvalidEvent as error:
+        raise refused(error) from None
+    if not made:
+        return EventAnswer(status=202)
+    for one in made:
+        caller.check_use(one.job.kind(), None)
+    tenant = event.extensions.get("tenant")
+    options: dict[str, Any] = {}
+    if (found := caller.tenant(tenant if isinstance(tenant, str) else None)) is not None:
+        options["tenant"] = found
+    # The rules are part of what was asked: those that are new to an old event make their jobs.
+    said = "\n".join([event.source, event.id, *(one.rule for one in made)])
+    key = hashlib.sha256(said.encode()).hexdigest()
+    repeat = await here.repeats.begin(caller.id, key, [b"event"], [here.job_ids.new(caller.id) for _ in made])
+    if repeat.answer is not None:
+        return EventAnswer.model_validate_json(repeat.answer[1])
+    try:
+        jobs = await _send(event, made, repeat.job_ids, options, here)
+    except BaseException:
+        await here.repeats.cut_off(repeat)
+        raise
+    answer = EventAnswer(status=202, jobs=jobs)
+    await here.repeats.end(repeat, 202, to_json(answer))
+    return answer
+
+
+async def _send(
+    event: Event, made: Sequence[Made], ids: Sequence[str], options: dict[str, Any], here: Services
+) -> list[EventJob]:
+    parent = event.extensions.get("traceparent")
+    with traced(parent if isinstance(parent, str) else None):
+        items = [(one.job, {**options, "id": id}) for one, id in zip(made, ids, strict=True)]
+        answers = await here.producer.enqueue_each(items)
+    jobs = []
+    for one, sent in zip(made, answers, strict=True):
+        if isinstance(sent, DuplicateJob):
+            jobs.append(EventJob(rule=one.rule, id=sent.existing_id, kind=sent.kind, created=False))
+        elif isinstance(sent, PenstockError):
+            raise problem_of(sent)
+        else:
+            here.metrics.jobs.labels(sent.kind).inc()
+            jobs.append(EventJob(rule=one.rule, id=sent.id, kind=sent.kind, created=sent.created))
+    return jobs
+
+
+def refused(error: InvalidEvent) -> Problem:
+    errors = [{"attribute": error.attribute, "detail": error.detail}]
+    status = 415 if error.attribute == "content-type" else 422
+    return Problem(status, "invalid-event", f"no event that can be taken: {error}", errors=errors)
+
+
+def respond(answers: Sequence[EventAnswer]) -> Response:
+    """Of a single event its own status; of several 202, or 207 where some were refused."""
+    bad = [one for one in answers if one.problem is not None]
+    if len(answers) == 1 and bad:
+        return Response(to_json(bad[0].problem), bad[0].status, None, "application/problem+json")
+    made = EventsAnswer(accepted=len(answers) - len(bad), refused=len(bad), events=list(answers))
+    return Response(made.model_dump_json(exclude_none=True), 207 if bad else 202, None, JSON)

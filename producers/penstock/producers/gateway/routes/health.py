@@ -1,0 +1,48 @@
+"""Whether the gateway lives, whether it can work, and what it counted. For probes: without a key."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from penstock.ledger.sql.tables import api_keys
+from penstock.producers.gateway.dependencies import Here
+
+router = APIRouter(tags=["operation"])
+
+
+class Health(BaseModel):
+    status: Annotated[Literal["ok"], Field(description="There is no other answer.")] = "ok"
+
+
+@router.get("/health", operation_id="health")
+async def health() -> Health:
+    """The process answers. It says nothing about what it depends on."""
+    return Health()
+
+
+@router.get("/ready", operation_id="ready")
+async def ready(here: Here) -> Health:
+    """Broker and ledger answer."""
+    await here.producer.ping()
+    select = sa.select(api_keys.c.id).limit(1)  # a table, as they may not be there yet
+    await asyncio.to_thread(here.database.read, lambda connection: connection.execute(select).first())
+    return Health()
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(here: Here) -> Response:
+    """For Prometheus."""
+    text = await asyncio.to_thread(generate_latest, here.metrics.registry)  # it looks into the outboxes
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,133 @@
+"""One job: its status, cancelling it, trying it again."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from penstock.config.errors import InvalidState, StorageError
+from penstock.ledger.queries.status import JobStatus
+from penstock.ledger.transitions import revive
+from penstock.producers.gateway.auth.callers import Caller
+from penstock.producers.gateway.dependencies import Authenticated, Here, Services
+from penstock.producers.gateway.problems import job_not_found
+from penstock.producers.gateway.routes.submit import known_kind
+from penstock.schemas.states import State
+from penstock.schemas.wire.ids import made_at
+
+router = APIRouter(tags=["jobs"])
+
+JobId = Annotated[str, Path(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="The job's id.")]
+
+
+class ProgressView(BaseModel):
+    done: int
+    total: int | None = None
+    note: str | None = None
+
+
+class JobView(BaseModel):
+    """A job as the ledger has it."""
+
+    id: str
+    kind: Annotated[str | None, Field(description="None until a worker has seen it, as is the queue.")] = None
+    queue: str | None = None
+    state: State
+    attempt: Annotated[int, Field(description="Number of the last one begun; 0 before the first.")] = 0
+    failures: int = 0
+    crashes: int = 0
+    key: str | None = None
+    tenant: str | None = None
+    enqueued_at: datetime | None = None
+    due_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: Annotated[str | None, Field(description="Of the last failed attempt, in a line.")] = None
+    progress: ProgressView | None = None
+    result: Annotated[Any, Field(description="What its handler returned, once it has succeeded.")] = None
+    result_error: Annotated[str | None, Field(description="Why its result cannot be shown.")] = None
+
+
+class StateView(BaseModel):
+    id: str
+    state: State
+
+
+@router.get("/v1/jobs/{id}", operation_id="getJob")
+async def get_job(id: JobId, caller: Authenticated, here: Here) -> JobView:
+    """The job's status. Before a worker has seen it, only who sent it finds it, as `queued`."""
+    return view(await visible(here, caller, id))
+
+
+@router.post("/v1/jobs/{id}/cancel", operation_id="cancelJob")
+async def cancel_job(
+    id: JobId,
+    caller: Authenticated,
+    here: Here,
+    kind: Annotated[
+        str | None, Query(max_length=127, description="Its kind, needed while no worker has seen the job.")
+    ] = None,
+    tenant: Annotated[
+        str | None, Query(max_length=255, description="Likewise its tenant, with a key that is for several.")
+    ] = None,
+) -> StateView:
+    """Cancel the job: at once while it waits, through its worker while it runs (its state is `running` then)."""
+    status = await visible(here, caller, id)
+    seen = status.enqueued_at is not None
+    if not seen and kind is None:
+        raise InvalidState(f"job {id} waits in the broker, where no worker has seen it; name its kind")
+    unseen = {} if seen else {"kind": known_kind(kind or "").name, "tenant": caller.tenant(tenant)}
+    state = await asyncio.to_thread(revive.cancel, here.database, id, actor=caller.name, **unseen)
+    return StateView(id=id, state=state)
+
+
+@router.post("/v1/jobs/{id}/retry", operation_id="retryJob")
+async def retry_job(id: JobId, caller: Authenticated, here: Here) -> StateView:
+    """Try a job again, now, that is dead, discarded or cancelled."""
+    status = await visible(here, caller, id)
+    if status.enqueued_at is None:
+        raise InvalidState(f"job {id} has not ended")
+    await asyncio.to_thread(revive.retry, here.database, id, actor=caller.name)
+    return StateView(id=id, state=State.SCHEDULED)
+
+
+async def visible(here: Services, caller: Caller, job_id: str) -> JobStatus:
+    """The status of a job that this caller may see.
+
+    Raises:
+        Problem: (404) there is none, or it is not for this caller. LedgerUnavailable.
+    """
+    status = await here.producer.handle(job_id).status()
+    if status.enqueued_at is None:  # not on record
+        if not here.job_ids.made_for(job_id, caller.id) or _is_over(here, job_id):
+            raise job_not_found()
+    elif not caller.may_see(status.kind, status.queue, status.tenant):
+        raise job_not_found()
+    return status
+
+
+def view(status: JobStatus) -> JobView:
+    """The status as clients see it. A result that cannot be read does not hide the rest."""
+    shown: dict[str, Any] = {name: getattr(status, name) for name in _SHOWN}
+    if status.progress is not None:
+        progress = status.progress
+        shown["progress"] = ProgressView(done=progress.done, total=progress.total, note=progress.note)
+    try:
+        shown["result"] = status.result
+    except StorageError:
+        shown["result_error"] = "it is in the storage, and cannot be read now or any more"
+    return JobView(**{name: value if value != "" else None for name, value in shown.items()})
+
+
+_SHOWN = tuple(name for name in JobView.model_fields if name not in ("result", "result_error", "progress"))
+
+
+def _is_over(here: Services, job_id: str) -> bool:
+    """Whether a job that is not on record was, and was pruned: it is older than what the ledger keeps for certain."""
+    made, keep = made_at(job_id), here.settings.retention
+    kept = [one for one in (keep.succeeded, keep.discarded, keep.cancelled) if one is not None]
+    return made is not None and bool(kept) and made < datetime.now(UTC) - min(kept)

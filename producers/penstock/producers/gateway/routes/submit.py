@@ -1,0 +1,231 @@
+"""Taking jobs: `POST /v1/jobs/{kind}`, and `POST /v1/jobs` for many."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json, to_json
+from starlette.responses import Response
+from starlette.routing import Route
+
+from penstock.config.errors import DuplicateJob, InvalidJob, PenstockError, QueueFull
+from penstock.producers.gateway.auth.callers import Caller
+from penstock.producers.gateway.dependencies import Authenticated, Here, Services, authenticated, services
+from penstock.producers.gateway.problems import Problem, invalid, no_json, problem_of
+from penstock.producers.gateway.requests.bodies import JSON, read_json, taken
+from penstock.producers.gateway.requests.options import Options, read_options
+from penstock.producers.handles.handles import AsyncJobHandle
+from penstock.producers.traces import traced
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.kind import Kind, registry
+
+router = APIRouter()
+
+
+class Accepted(BaseModel):
+    """A job that the broker has."""
+
+    id: str
+    kind: str
+    queue: str
+    created: Annotated[bool, Field(description="False where an earlier job stands for the unique one that was sent.")]
+
+
+class Item(Options):
+    """One job of many: its kind, its fields, and its options."""
+
+    kind: str
+    payload: dict[str, Any] = Field(
+        default_factory=dict, description="The job's fields, as the schema of its kind says."
+    )
+
+
+class Batch(BaseModel):
+    """Jobs to send, in order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: list[Item] = Field(min_length=1)
+
+
+class ItemAnswer(BaseModel):
+    """What became of one job of a batch: `job` where it was taken, else `problem`."""
+
+    status: Annotated[int, Field(description="That a request for this job alone would have had.")]
+    job: Accepted | None = None
+    problem: dict[str, Any] | None = None
+
+
+class BatchAnswer(BaseModel):
+    """What became of each, in the order of the request."""
+
+    accepted: int
+    refused: int
+    jobs: list[ItemAnswer]
+
+
+class _Raw(BaseModel):
+    """The outside of a batch. Its items are looked at one by one, so that one wrong item spoils no other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: list[Any]
+
+
+async def submit(request: Request) -> Response:
+    """Check one job, send it, and answer when the broker has it."""
+    request.scope["route"] = SUBMIT  # as FastAPI does, for metrics
+    here, caller = await services(request), await authenticated(request)
+    known = known_kind(request.path_params["kind"])
+    options = read_options(request)
+    given = _checked(caller, known, options)
+    body = await read_json(request)
+    try:
+        job = known.job.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error, known.name) from None
+
+    async def send(ids: list[str]) -> tuple[int, bytes]:
+        with traced(request.headers.get("traceparent")):
+            handle = await here.producer.enqueue(job, id=ids[0], **given)
+        here.metrics.jobs.labels(known.name).inc()
+        return 202 if handle.created else 200, to_json(_accepted(handle))
+
+    status, answer, again = await _once(request, caller, here, 1, body, send)
+    headers = {"Location": f"/v1/jobs/{from_json(answer)['id']}", **again}
+    return Response(answer, status, headers, JSON)
+
+
+# Starlette's route: what FastAPI adds costs as much again as all that is done here. `openapi` describes it, by kind.
+SUBMIT = Route("/v1/jobs/{kind}", submit, methods=["POST"], include_in_schema=False)
+
+
+@router.post(
+    "/v1/jobs",
+    operation_id="submitMany",
+    tags=["jobs"],
+    status_code=202,
+    response_model=BatchAnswer,
+    responses={207: {"model": BatchAnswer, "description": "Some were refused."}},
+    openapi_extra=taken(Batch.model_json_schema()),
+)
+async def submit_many(request: Request, caller: Authenticated, here: Here) -> Response:
+    """Send many jobs. Each is checked by itself; one that is refused does not stop the others."""
+    body = await read_json(request)
+    items = _items(body, here)
+    here.count(caller, len(items) - 1)
+    checked: list[tuple[Job, dict[str, Any]] | Problem] = []
+    for number, item in enumerate(items):
+        try:
+            checked.append(_read_item(caller, item, number))
+        except Problem as problem:
+            checked.append(problem)
+
+    async def send(ids: list[str]) -> tuple[int, bytes]:
+        sendable = [
+            (one[0], {**one[1], "id": id}) for one, id in zip(checked, ids, strict=True) if not isinstance(one, Problem)
+        ]
+        with traced(request.headers.get("traceparent")):
+            sent = iter(await here.producer.enqueue_each(sendable))
+        answers = [_answered(one if isinstance(one, Problem) else next(sent), here) for one in checked]
+        refused = sum(answer.job is None for answer in answers)
+        made = BatchAnswer(accepted=len(answers) - refused, refused=refused, jobs=answers)
+        return 207 if refused else 202, made.model_dump_json(exclude_none=True).encode()
+
+    status, answer, again = await _once(request, caller, here, len(items), body, send)
+    return Response(answer, status, again, JSON)
+
+
+def known_kind(name: str) -> Kind:
+    """Raises Problem (404): no kind has this name."""
+    kind = registry.find(name)
+    if kind is None:
+        raise Problem(404, "unknown-kind", f"no kind is named {name[:127]!r}; GET /v1/kinds lists those there are")
+    return kind
+
+
+def _checked(caller: Caller, kind: Kind, options: Options) -> dict[str, Any]:
+    """The options to send it with. Raises Problem: the caller may not."""
+    caller.check_use(kind, options.queue)
+    given = options.given()
+    if (tenant := caller.tenant(options.tenant)) is not None:
+        given["tenant"] = tenant
+    return given
+
+
+def _items(body: bytes, here: Services) -> list[Any]:
+    try:
+        items = _Raw.model_validate(from_json(body)).jobs
+    except ValidationError as error:
+        raise invalid(error, "batch of jobs") from None
+    except ValueError as error:
+        raise no_json(str(error)) from None
+    most = here.settings.gateway.max_batch
+    if not 1 <= len(items) <= most:
+        errors = [{"pointer": "#/jobs", "detail": f"1 to {most} jobs"}]
+        raise Problem(422, "invalid-fields", f"a batch holds 1 to {most} jobs", errors=errors)
+    return items
+
+
+def _read_item(caller: Caller, item: Any, number: int) -> tuple[Job, dict[str, Any]]:
+    try:
+        read = Item.model_validate(item)
+    except ValidationError as error:
+        raise invalid(error, "job", under=("jobs", number)) from None
+    kind = known_kind(read.kind)
+    given = _checked(caller, kind, read)
+    try:
+        # As JSON, in which a strict field takes what has no type of its own there, such as a date.
+        return kind.job.model_validate_json(to_json(read.payload)), given
+    except ValidationError as error:
+        raise invalid(error, kind.name, under=("jobs", number, "payload")) from None
+
+
+async def _once(
+    request: Request,
+    caller: Caller,
+    here: Services,
+    count: int,
+    body: bytes,
+    send: Callable[[list[str]], Awaitable[tuple[int, bytes]]],
+) -> tuple[int, bytes, dict[str, str]]:
+    """Send, or with an `Idempotency-Key` that was used before answer as then. Returns status, body and headers.
+
+    Arguments:
+        count: how many ids `send` is to be given.
+    """
+    ids = [here.job_ids.new(caller.id) for _ in range(count)]
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return *await send(ids), {}
+    url = request.url
+    asked = (url.path.encode(), url.query.encode(), body)
+    repeat = await here.repeats.begin(caller.id, key, asked, ids)
+    if repeat.answer is not None:
+        return *repeat.answer, {"Idempotency-Replayed": "true"}
+    try:
+        status, answer = await send(repeat.job_ids)
+    except (InvalidJob, DuplicateJob, QueueFull):
+        await here.repeats.forget(repeat)
+        raise
+    except Exception:
+        await here.repeats.cut_off(repeat)
+        raise
+    await here.repeats.end(repeat, status, answer)
+    return status, answer, {}
+
+
+def _answered(sent: AsyncJobHandle | PenstockError | Problem, here: Services) -> ItemAnswer:
+    if isinstance(sent, AsyncJobHandle):
+        here.metrics.jobs.labels(sent.kind).inc()
+        return ItemAnswer(status=202 if sent.created else 200, job=Accepted(**_accepted(sent)))
+    problem = sent if isinstance(sent, Problem) else problem_of(sent)
+    here.metrics.refused.labels(problem.name).inc()
+    return ItemAnswer(status=problem.status_code, problem=problem.body())
+
+
+def _accepted(handle: AsyncJobHandle) -> dict[str, Any]:
+    return {"id": handle.id, "kind": handle.kind, "queue": handle.queue, "created": handle.created}

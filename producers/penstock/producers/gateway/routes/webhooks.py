@@ -1,0 +1,78 @@
+"""Webhooks of others, which become events: `POST /v1/webhooks/NAME`. Their signature is what lets them in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from penstock.config.errors import ConfigError, InvalidEvent, WrongSignature
+from penstock.config.settings import Settings
+from penstock.producers.gateway.auth.callers import Caller
+from penstock.producers.gateway.dependencies import Here, Services
+from penstock.producers.gateway.problems import Problem
+from penstock.producers.gateway.routes.events import EventAnswer, EventsAnswer, refused, respond, take
+from penstock.schemas.events import signatures, webhooks
+from penstock.schemas.events.cloudevents import Event
+
+router = APIRouter(tags=["events"])
+
+
+def check_secrets(settings: Settings) -> None:
+    """Raises ConfigError: a webhook's secret is not there, or not what its scheme asks for."""
+    for name, one in settings.webhooks.items():
+        try:
+            for secret in one.secrets(name):
+                if one.scheme == "standard":
+                    signatures.sign(secret, "check", 0, b"")
+        except ValueError:
+            raise ConfigError(f"webhooks.{name}.secret: what follows whsec_ must be base64") from None
+
+
+@router.post("/v1/webhooks/{name}", operation_id="sendWebhook", status_code=202, response_model=EventsAnswer)
+async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Request, here: Here) -> Response:
+    """Take a webhook of a sender that penstock.toml names. An event that comes again makes no further job, and the very
+    same signed request is refused (409)."""
+    if (settings := here.settings.webhooks.get(name)) is None:
+        raise Problem(404, "unknown-webhook", f"no webhook is named {name!r}; penstock.toml lists them")
+    caller = Caller(
+        f"webhook:{name}", f"webhook {name}", tenants=None if settings.tenant is None else (settings.tenant,)
+    )
+    body = await request.body()
+    try:
+        events = webhooks.read(
+            name,
+            settings,
+            settings.secrets(name),
+            request.headers,
+            body,
+            now=time.time(),
+            storage_url=here.settings.storage_url,
+        )
+    except WrongSignature as error:
+        here.metrics.refused.labels("wrong-signature").inc()
+        raise Problem(401, "wrong-signature", str(error)) from None
+    except InvalidEvent as error:
+        raise refused(error) from None
+    here.count(caller, max(len(events), 1))
+    if (message := webhooks.message(settings, request.headers, body)) is None:
+        return respond([await take(event, caller, here) for event in events])
+    return respond(await _take_once(message, events, caller, here))
+
+
+async def _take_once(message: str, events: Sequence[Event], caller: Caller, here: Services) -> list[EventAnswer]:
+    """Raises Problem (409): this message was taken before, or is being taken. One that was not may come again."""
+    repeat = await here.repeats.begin(caller.id, message, [b"message"], [])
+    if repeat.answer is not None:
+        here.metrics.refused.labels("replayed").inc()
+        raise Problem(409, "replayed", "this very message was taken already; nothing was done now")
+    try:
+        answers = [await take(event, caller, here) for event in events]
+    except BaseException:
+        await here.repeats.forget(repeat)  # what jobs it has made so far stand under its events
+        raise
+    await here.repeats.end(repeat, 202, b"")
+    return answers

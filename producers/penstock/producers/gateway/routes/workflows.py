@@ -1,0 +1,158 @@
+"""Workflows over HTTP: `/v1/workflows`. What the command line does with them, for callers that may see their jobs.
+
+To start one is to send its job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from penstock.config.errors import InvalidJob, JobNotFound
+from penstock.ledger.sql.database import Database
+from penstock.ledger.workflows import commands
+from penstock.ledger.workflows.commands import Shown
+from penstock.producers.gateway.auth.callers import Caller
+from penstock.producers.gateway.dependencies import Authenticated, Here, Services
+from penstock.producers.gateway.problems import Problem, invalid, no_json, workflow_not_found
+from penstock.producers.gateway.requests.bodies import read_json, read_model, taken
+from penstock.producers.gateway.requests.options import Label
+from penstock.producers.gateway.routes.jobs import JobId
+from penstock.producers.gateway.routes.workflow_models import Retry, WorkflowList, WorkflowSummary, WorkflowView
+from penstock.schemas.workflows import WorkflowState
+
+router = APIRouter(tags=["workflows"])
+
+StepName = Annotated[Label, Path(description="The step that waits, or will.")]
+# The answer's type is that of a step, of which the document knows nothing.
+_ANSWER = {"description": "The answer: any JSON value, of the type that the step waits for."}
+
+
+@router.get("/v1/workflows", operation_id="listWorkflows")
+async def list_workflows(
+    caller: Authenticated,
+    here: Here,
+    state: Annotated[WorkflowState | None, Query(description="Only those in this state.")] = None,
+    kind: Annotated[Label | None, Query(description="Only those of this kind.")] = None,
+    before: Annotated[Label | None, Query(description="Go on after the one with this id.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> WorkflowList:
+    """The workflows that this caller may see, the newest first."""
+    found = await asyncio.to_thread(_find, here.database, caller, state, kind, before, limit)
+    return WorkflowList(workflows=[WorkflowSummary.model_validate(one, from_attributes=True) for one in found])
+
+
+@router.get("/v1/workflows/{id}", operation_id="getWorkflow", response_model_exclude_unset=True)
+async def get_workflow(id: JobId, caller: Authenticated, here: Here) -> WorkflowView:
+    """One workflow with its steps. There is none before a worker has begun its job."""
+    return _view(await _visible(here, caller, id))
+
+
+@router.post(
+    "/v1/workflows/{id}/steps/{step}/signal",
+    operation_id="signalStep",
+    response_model_exclude_unset=True,
+    openapi_extra=taken(_ANSWER),
+)
+async def signal_step(id: JobId, step: StepName, request: Request, caller: Authenticated, here: Here) -> WorkflowView:
+    """Answer a step that waits for an event or an approval, or will. The dispatcher takes it on from there."""
+    body = await read_json(request)
+    try:
+        answer = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise no_json(str(error)) from None
+    await _visible(here, caller, id)
+    with _refused(f"answer to step {step}"):
+        await asyncio.to_thread(commands.signal, here.database, id, step, answer, actor=caller.name, unchecked=False)
+    return _view(await _visible(here, caller, id))
+
+
+@router.post("/v1/workflows/{id}/cancel", operation_id="cancelWorkflow", response_model_exclude_unset=True)
+async def cancel_workflow(
+    id: JobId,
+    caller: Authenticated,
+    here: Here,
+    compensate: Annotated[bool, Query(description="Whether what was done is undone.")] = True,
+) -> WorkflowView:
+    """Cancel a workflow: what waits of it at once, what runs through its workers (it is `cancelling` then)."""
+    await _visible(here, caller, id)
+    await asyncio.to_thread(commands.cancel, here.database, id, actor=caller.name, undo=compensate)
+    return _view(await _visible(here, caller, id))
+
+
+@router.post(
+    "/v1/workflows/{id}/retry",
+    operation_id="retryWorkflow",
+    response_model_exclude_unset=True,
+    openapi_extra=taken(Retry.model_json_schema(), required=False),
+)
+async def retry_workflow(id: JobId, request: Request, caller: Authenticated, here: Here) -> WorkflowView:
+    """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
+    asked = await read_model(request, Retry, "retry of a workflow")
+    await _visible(here, caller, id)
+    with _refused("input of this workflow", "input"):
+        await asyncio.to_thread(
+            commands.retry,
+            here.database,
+            id,
+            actor=caller.name,
+            from_step=asked.from_step,
+            everything=asked.everything,
+            edit=asked.input,
+        )
+    return _view(await _visible(here, caller, id))
+
+
+def _find(
+    database: Database,
+    caller: Caller,
+    state: WorkflowState | None,
+    kind: str | None,
+    before: str | None,
+    limit: int,
+) -> list[Any]:
+    scope = {"kinds": caller.kinds, "queues": caller.queues, "tenants": caller.tenants}
+    found: list[Any] = []
+    while len(found) < limit:
+        rows = commands.find(database, state=state, kind=kind, before=before, limit=limit, **scope)
+        found += [row for row in rows if caller.may_see(row.kind, row.queue, row.tenant)]
+        if len(rows) < limit:
+            break
+        before = rows[-1].id
+    return found[:limit]
+
+
+async def _visible(here: Services, caller: Caller, workflow_id: str) -> Shown:
+    """A workflow that this caller may see. Raises Problem (404); LedgerUnavailable."""
+    try:
+        shown = await asyncio.to_thread(commands.show, here.database, workflow_id)
+    except JobNotFound:
+        raise workflow_not_found() from None
+    if not caller.may_see(shown.row.kind, shown.row.queue, shown.row.tenant):
+        raise workflow_not_found()
+    return shown
+
+
+def _view(shown: Shown) -> WorkflowView:
+    return WorkflowView.model_validate(shown.as_json())
+
+
+@contextmanager
+def _refused(what: str, *under: str) -> Iterator[None]:
+    """Tell what does not fit by where it stands in the body.
+
+    Raises:
+        Problem: (422) it does not fit; (409) no module imported here says what would.
+    """
+    try:
+        yield
+    except InvalidJob as error:
+        if isinstance(error.__cause__, ValidationError):
+            raise invalid(error.__cause__, what, under=under) from None
+        raise Problem(409, "wrong-state", str(error)) from None

@@ -1,0 +1,1 @@
+"""Job handles: status, waiting, watching, cancelling."""

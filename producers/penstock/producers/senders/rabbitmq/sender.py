@@ -1,0 +1,249 @@
+"""Envelopes onto RabbitMQ: the names of its queues, and the senders."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from penstock.config.errors import BrokerUnavailable, ConfigError, QueueFull
+from penstock.producers.senders.hosts import check_files, host_and_port
+from penstock.schemas.jobs.kind import PRIORITIES, Priority
+from penstock.schemas.wire.codec import Envelope
+
+if TYPE_CHECKING:
+    from penstock.producers.senders.rabbitmq.publisher import Publisher
+
+T = TypeVar("T")
+
+TRUST_IDLE_SECONDS = 300.0
+"""An idle connection older than this is replaced: a firewall may have cut it without a word. Until then py-amqp's TCP
+keepalive, every minute, holds it open."""
+_TRUST_DEPTH_SECONDS = 0.5
+_SUFFIXES: dict[Priority, str] = {"high": ".high", "normal": "", "low": ".low"}
+
+
+def lane_name(prefix: str, queue: str, priority: Priority) -> str:
+    """The name of a lane's queue on RabbitMQ.
+
+    Raises:
+        ConfigError: the queue's name would make it another queue's lane.
+    """
+    if queue == "dead" or queue.endswith((".high", ".low")):
+        raise ConfigError(f"a queue on RabbitMQ cannot be called {queue!r}: 'dead', '*.high' and '*.low' are taken")
+    return f"{prefix}.{queue}{_SUFFIXES[priority]}"
+
+
+def lane_of(prefix: str, name: str) -> tuple[str, Priority]:
+    """The queue and priority of a lane's name."""
+    queue = name.removeprefix(f"{prefix}.")
+    for priority in PRIORITIES:
+        if (suffix := _SUFFIXES[priority]) and queue.endswith(suffix):
+            return queue.removesuffix(suffix), priority
+    return queue, "normal"
+
+
+def dead_name(prefix: str) -> str:
+    """The exchange and the queue of what RabbitMQ gave up on."""
+    return f"{prefix}.dead"
+
+
+def tls_options(url: str) -> tuple[str, dict[str, Any] | bool]:
+    """The URL without its `ssl_…` parameters, and these as py-amqp wants them; False: `amqp://`, which has no TLS.
+
+    As for Redis: `ssl_ca_certs` (else the system's), `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs=none` to believe
+    any server, `ssl_check_hostname=false` to believe a certificate of another name.
+
+    Raises:
+        ConfigError: a parameter is unknown, or a file cannot be read.
+    """
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    given = {key.removeprefix("ssl_"): query.pop(key) for key in list(query) if key.startswith("ssl_")}
+    plain = parts._replace(query=urlencode(query)).geturl() if given else url
+    if parts.scheme != "amqps":
+        return plain, False
+    where = f"broker URL of RabbitMQ at {address(url)}"
+    verified = given.pop("cert_reqs", "required").lower() not in ("none", "cert_none")
+    named = given.pop("check_hostname", "true").lower() != "false"
+    if unknown := given.keys() - {"ca_certs", "certfile", "keyfile"}:
+        raise ConfigError(f"{where}: unknown parameter ssl_{min(unknown)}")
+    check_files(where, given)
+    options: dict[str, Any] = dict(given)
+    if verified and named:
+        options["server_hostname"] = parts.hostname  # py-amqp checks the name only where it is told one
+    if not verified:
+        options["cert_reqs"] = ssl.CERT_NONE
+    return plain, options
+
+
+def address(url: str) -> str:
+    """`host:port` of an AMQP URL, for messages."""
+    return host_and_port(url, 5671 if url.startswith("amqps:") else 5672)
+
+
+class RabbitmqSender:
+    """`Sender` over RabbitMQ, with publisher confirms: one connection, shared by all threads.
+
+    `max_lengths` is checked before sending, against a count up to half a second old: producers that send at the same
+    moment may together go past the limit by what they send in that time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "penstock",
+        timeout_seconds: float = 5.0,
+        max_lengths: dict[str, int] | None = None,
+    ) -> None:
+        self.url, self.prefix, self.timeout_seconds = url, prefix, timeout_seconds
+        self.max_lengths = max_lengths or {}
+        self._lock = threading.Lock()
+        self._publisher: Publisher | None = None
+        self._failure: tuple[float, str] = (0.0, "")  # when the broker was last found to be away, and why
+        self._depths: dict[str, tuple[int, float]] = {}  # of a limited queue, and until when to believe it
+        _senders.add(self)
+
+    def send(self, envelopes: Sequence[Envelope], *, asked_at: float | None = None) -> None:
+        waiting = dict(enumerate(envelopes))
+        limited = Counter(envelope.queue for envelope in envelopes if envelope.queue in self.max_lengths)
+
+        def publish(publisher: Publisher) -> None:
+            for queue, count in limited.items():
+                self._reserve(publisher, queue, count)
+            limited.clear()
+            publisher.publish(waiting)
+
+        self._with_publisher(publish, asked_at)
+
+    def ping(self, *, asked_at: float | None = None) -> None:
+        self._with_publisher(lambda publisher: publisher.channel.basic_qos(0, 0, False), asked_at)
+
+    def depths(self, queues: Sequence[str]) -> dict[str, int]:
+        return self._with_publisher(lambda publisher: {queue: publisher.depth(queue) for queue in queues})
+
+    def close(self) -> None:
+        with self._lock:
+            if self._publisher is not None:
+                self._publisher.close()
+                self._publisher = None
+
+    def _reserve(self, publisher: Publisher, queue: str, count: int) -> None:
+        limit = self.max_lengths[queue]
+        depth, until = self._depths.get(queue, (0, 0.0))
+        if time.monotonic() >= until or depth + count > limit:
+            depth, until = publisher.depth(queue), time.monotonic() + _TRUST_DEPTH_SECONDS
+        if depth + count > limit:
+            raise QueueFull(queue, limit)
+        self._depths[queue] = (depth + count, until)
+
+    def _with_publisher(self, do: Callable[[Publisher], T], asked_at: float | None = None) -> T:
+        """Call with a connected publisher; once more on a new one if the connection proves to be closed.
+
+        What was published without a confirm is then published again, and may be there twice under the same job id:
+        the claim absorbs it. Who asked before the broker was found to be away, and waited for its turn, does not
+        wait for another timeout.
+        """
+        if asked_at is None:
+            asked_at = time.monotonic()
+        from penstock.producers.senders.rabbitmq.publisher import LOST, Publisher
+
+        def connected() -> Publisher:
+            self._publisher = Publisher(self.url, self.prefix, self.timeout_seconds)
+            return self._publisher
+
+        with self._lock:
+            failed_at, reason = self._failure
+            if failed_at >= asked_at:
+                raise BrokerUnavailable(reason)
+            publisher = self._publisher
+            if publisher is not None and time.monotonic() - publisher.used_at > TRUST_IDLE_SECONDS:
+                self._drop()
+                publisher = None
+            try:
+                if publisher is None:
+                    return do(connected())
+                try:
+                    return do(publisher)
+                except TimeoutError:
+                    raise
+                except LOST:
+                    self._drop()
+                    return do(connected())
+            except QueueFull:
+                raise
+            except LOST as error:
+                self._drop()
+                reason = f"RabbitMQ at {address(self.url)}: {error or type(error).__name__}"
+                self._failure = (time.monotonic(), reason)
+                raise BrokerUnavailable(reason) from error
+            except BaseException:
+                # Interrupted, or refused for good: the channel may be closed, and its confirms are out of step.
+                self._drop()
+                raise
+
+    def _drop(self) -> None:
+        if self._publisher is not None:
+            self._publisher.connection.collect()
+            self._publisher = None
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        if self._publisher is not None:
+            self._publisher.abandon()
+            self._publisher = None
+
+
+_senders: weakref.WeakSet[RabbitmqSender] = weakref.WeakSet()
+
+
+def _forget_connections() -> None:
+    for sender in list(_senders):
+        sender._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)
+
+
+class AsyncRabbitmqSender:
+    """`AsyncSender` over RabbitMQ: the synchronous one in a thread of its own, as py-amqp knows no asyncio."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "penstock",
+        timeout_seconds: float = 5.0,
+        max_lengths: dict[str, int] | None = None,
+    ) -> None:
+        self._sender = RabbitmqSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths)
+        self._executor = _one_thread()
+
+    async def send(self, envelopes: Sequence[Envelope]) -> None:
+        await self._run(partial(self._sender.send, envelopes, asked_at=time.monotonic()))
+
+    async def ping(self) -> None:
+        await self._run(partial(self._sender.ping, asked_at=time.monotonic()))
+
+    async def close(self) -> None:
+        await self._run(self._sender.close)
+        used, self._executor = self._executor, _one_thread()  # its thread starts if it is used again
+        used.shutdown(wait=False)
+
+    async def _run(self, do: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._executor, do)
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="penstock-rabbitmq")

@@ -1,0 +1,141 @@
+"""API keys of the gateway, in the ledger's database. Of a key itself only a hash is kept: who loses it needs another.
+
+A key is `psk_`, its id (no secret; what lists and logs show), `_`, and 256 random bits. Of so many a plain SHA-256
+gives nothing away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.config.errors import PenstockError
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import api_keys
+
+START = "psk_"
+_FORM = re.compile(r"psk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key.
+
+    Attributes:
+        kinds, queues: patterns of what it may be used for, such as `invoice.*`; None: all.
+        tenants: whose jobs it may send and see; None: everybody's, and nobody's.
+        requests_per_second: None: as the settings say.
+    """
+
+    id: str
+    name: str
+    kinds: tuple[str, ...] | None
+    queues: tuple[str, ...] | None
+    tenants: tuple[str, ...] | None
+    requests_per_second: float | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def holds(self, now: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def add(
+    database: Database,
+    name: str,
+    *,
+    kinds: Sequence[str] = (),
+    queues: Sequence[str] = (),
+    tenants: Sequence[str] = (),
+    requests_per_second: float | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[str, ApiKey]:
+    """Make a key. Returns it, for the only time, and what is known of it.
+
+    Arguments:
+        name: whose it is, for lists and the audit log.
+        kinds, queues, tenants: see `ApiKey`; none given: all.
+    """
+    key_id = secrets.token_hex(6)
+    text = f"{START}{key_id}_{secrets.token_urlsafe(32)}"
+    made = ApiKey(
+        key_id,
+        name,
+        tuple(kinds) or None,
+        tuple(queues) or None,
+        tuple(tenants) or None,
+        requests_per_second,
+        datetime.now(UTC),
+        expires_at,
+        None,
+    )
+    row = {field: getattr(made, field) for field in ApiKey.__slots__}
+    for scope in ("kinds", "queues", "tenants"):
+        row[scope] = None if row[scope] is None else json.dumps(row[scope])
+    row["digest"] = _digest(text)
+    database.write(lambda connection: connection.execute(sa.insert(api_keys).values(row)))
+    return text, made
+
+
+def find(database: Database, text: str) -> ApiKey | None:
+    """The key that this is, whether it still holds or not; None: it is none."""
+    key_id = id_of(text)
+    if key_id is None:
+        return None
+    select = sa.select(api_keys).where(api_keys.c.id == key_id)
+    row = database.read(lambda connection: connection.execute(select).first())
+    if row is None or not hmac.compare_digest(row.digest, _digest(text)):
+        return None
+    return _key(row)
+
+
+def every(database: Database) -> list[ApiKey]:
+    """All that were ever made, the newest first."""
+    select = sa.select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
+    return [_key(row) for row in database.read(lambda connection: connection.execute(select).all())]
+
+
+def revoke(database: Database, key_id: str) -> ApiKey:
+    """End a key. Gateways notice within seconds. Revoking it again changes nothing.
+
+    Raises:
+        PenstockError: no key has this id.
+    """
+
+    def write(connection: sa.Connection) -> Any:
+        mine = api_keys.c.id == key_id
+        unrevoked = sa.update(api_keys).where(mine, api_keys.c.revoked_at.is_(None))
+        connection.execute(unrevoked.values(revoked_at=datetime.now(UTC)))
+        return connection.execute(sa.select(api_keys).where(mine)).first()
+
+    row = database.write(write)
+    if row is None:
+        raise PenstockError(f"no API key has the id {key_id!r}; penstock gateway keys list shows all")
+    return _key(row)
+
+
+def id_of(text: str) -> str | None:
+    """The id in a key; None: it has not the form of one."""
+    found = _FORM.fullmatch(text)
+    return None if found is None else found[1]
+
+
+def _key(row: Any) -> ApiKey:
+    fields = {name: getattr(row, name) for name in ApiKey.__slots__}
+    for scope in ("kinds", "queues", "tenants"):
+        fields[scope] = None if fields[scope] is None else tuple(json.loads(fields[scope]))
+    return ApiKey(**fields)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""Which workers live. A worker's lease holds for every job it runs: one row to renew, however many jobs.
+
+Leases are kept by the database's clock: workers, and those who ask whether one lives, may be minutes apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, workers
+from penstock.schemas.states import State
+
+Progress = tuple[int, int | None, str | None]
+
+DISPATCHER = "dispatcher"
+"""What a dispatcher enters for its engine: it has a row, as workers do, and runs no jobs."""
+
+_PROGRESS = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("b_id"), jobs.c.worker == sa.bindparam("b_worker"), jobs.c.state == State.RUNNING)
+    .values(
+        progress_done=sa.bindparam("b_done"),
+        progress_total=sa.bindparam("b_total"),
+        progress_note=sa.bindparam("b_note"),
+    )
+)
+
+
+def register(
+    database: Database,
+    name: str,
+    *,
+    engine: str,
+    queues: Iterable[str],
+    kinds: Mapping[str, str],
+    lease: timedelta,
+) -> None:
+    """Enter a worker that starts.
+
+    Arguments:
+        kinds: kind to queue, of what it has handlers for.
+    """
+    row = {
+        "name": name,
+        "engine": engine,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "queues": json.dumps(sorted(queues)),
+        "kinds": json.dumps(dict(kinds)),
+        "started_at": datetime.now(UTC),
+        "lease_until": from_now(lease),
+        "peak_memory_bytes": None,
+        "stopped_at": None,
+        "ended": None,
+    }
+    database.write(lambda connection: connection.execute(database.upsert(workers).values(row)))
+
+
+def beat(
+    database: Database,
+    name: str,
+    *,
+    lease: timedelta,
+    progress: Mapping[str, Progress],
+    peak_memory_bytes: int | None = None,
+) -> set[str]:
+    """Renew a worker's lease, write its peak of memory and the latest progress of its jobs, and return the ids it was
+    asked to cancel."""
+
+    def write(connection: sa.Connection) -> set[str]:
+        sign = {"lease_until": from_now(lease), "peak_memory_bytes": peak_memory_bytes}
+        connection.execute(sa.update(workers).where(workers.c.name == name).values(**sign))
+        if progress:
+            rows = [_progress_row(name, job_id, latest) for job_id, latest in progress.items()]
+            connection.execute(_PROGRESS, rows)
+        asked = sa.select(jobs.c.id).where(
+            jobs.c.state == State.RUNNING, jobs.c.worker == name, jobs.c.cancel_requested
+        )
+        return set(connection.scalars(asked))
+
+    return database.write(write)
+
+
+def sign_off(database: Database, name: str) -> None:
+    """Enter that a worker has stopped in order."""
+    ended = {"stopped_at": datetime.now(UTC), "lease_until": from_now()}
+    statement = sa.update(workers).where(workers.c.name == name).values(**ended)
+    database.write(lambda connection: connection.execute(statement))
+
+
+def known_kinds(database: Database) -> dict[str, str]:
+    """Kind to queue, of every worker on record."""
+
+    def read(connection: sa.Connection) -> dict[str, str]:
+        known: dict[str, str] = {}
+        for kinds in connection.scalars(sa.select(workers.c.kinds).order_by(workers.c.started_at)):
+            known.update(json.loads(kinds))
+        return known
+
+    return database.read(read)
+
+
+def _progress_row(worker: str, job_id: str, latest: Progress) -> dict[str, Any]:
+    done, total, note = latest
+    return {
+        "b_id": job_id,
+        "b_worker": worker,
+        "b_done": done,
+        "b_total": total,
+        "b_note": (note or "")[:255] or None,
+    }

@@ -1,0 +1,1 @@
+"""Queries: reading what is on record."""

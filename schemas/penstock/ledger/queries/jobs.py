@@ -1,0 +1,120 @@
+"""What people ask the ledger: lists of jobs, one job with its attempts, counts; and trying an ended job again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.config.errors import InvalidState, JobNotFound
+from penstock.ledger.rows import audit
+from penstock.ledger.rows.attempts import history
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.transitions import replay
+from penstock.schemas.states import WAITING, State
+
+LISTED = (
+    "id",
+    "kind",
+    "queue",
+    "state",
+    "attempt",
+    "failures",
+    "crashes",
+    "key",
+    "tenant",
+    "worker",
+    "enqueued_at",
+    "due_at",
+    "started_at",
+    "finished_at",
+    "error",
+)
+"""The columns of a list: no payload and no result, which may be large and hold what nobody should see."""
+
+
+def find(
+    database: Database,
+    *,
+    state: State | None = None,
+    kind: str | None = None,
+    queue: str | None = None,
+    key: str | None = None,
+    tenant: str | None = None,
+    since: datetime | None = None,
+    limit: int = 50,
+) -> Sequence[Any]:
+    """Jobs, the newest first, with the columns of `LISTED`.
+
+    Arguments:
+        since: enqueued at that time or later.
+    """
+    # While a job is queued, the column holds when it was sent.
+    due_at = sa.case((jobs.c.state.in_(WAITING), jobs.c.due_at)).label("due_at")
+    select = sa.select(*(due_at if name == "due_at" else jobs.c[name] for name in LISTED))
+    equal = ((jobs.c.state, state), (jobs.c.kind, kind), (jobs.c.queue, queue), (jobs.c.key, key))
+    for column, wanted in (*equal, (jobs.c.tenant, tenant)):
+        if wanted is not None:
+            select = select.where(column == wanted)
+    if since is not None:
+        select = select.where(jobs.c.enqueued_at >= since)
+    # Ids are UUIDv7, so the primary key gives the order of time without a sort.
+    select = select.order_by(jobs.c.id.desc()).limit(limit)
+    return database.read(lambda connection: connection.execute(select).all())
+
+
+def show(database: Database, job_id: str) -> tuple[Any, Sequence[Any]]:
+    """A job's whole row and its attempts, the first one first. Raises JobNotFound."""
+
+    def read(connection: sa.Connection) -> tuple[Any, Sequence[Any]]:
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()
+        ran = sa.select(history).where(history.c.job_id == job_id).order_by(history.c.fence)
+        return row, connection.execute(ran).all()
+
+    row, ran = database.read(read)
+    if row is None:
+        raise JobNotFound(f"no job with the id {job_id} is recorded in the ledger")
+    return row, ran
+
+
+def counts(database: Database, states: Sequence[State]) -> dict[str, dict[str, int]]:
+    """How many jobs are recorded in these states: queue, then state, then the number."""
+    select = sa.select(jobs.c.queue, jobs.c.state, sa.func.count()).where(jobs.c.state.in_(states))
+    counted: dict[str, dict[str, int]] = {}
+    for queue, state, number in database.read(
+        lambda connection: connection.execute(select.group_by(jobs.c.queue, jobs.c.state)).all()
+    ):
+        counted.setdefault(queue, {})[state] = number
+    return counted
+
+
+def retry(database: Database, job_id: str, *, actor: str, force: bool = False) -> None:
+    """Try an ended job again, now; its dead letter counts as replayed.
+
+    Arguments:
+        actor: who, for the audit log.
+        force: also one that succeeded.
+
+    Raises:
+        JobNotFound: it is not recorded. InvalidState: it has not ended, or succeeded and `force` is not given.
+    """
+    unread = sa.and_(dead_letters.c.id == job_id, dead_letters.c.replayed_at.is_(None), dead_letters.c.raw.is_not(None))
+    if database.read(lambda connection: connection.execute(sa.select(dead_letters.c.id).where(unread)).first()):
+        # Its message was never read, so it must be read first.
+        [verdict] = replay.replay(database, [job_id], actor=actor, act="retry", subject_kind="job", discarded_too=True)
+        if verdict.problem is not None:
+            raise verdict.problem
+        return
+    states = [State.DEAD, State.DISCARDED, State.CANCELLED, *([State.SUCCEEDED] if force else [])]
+
+    def write(connection: sa.Connection) -> None:
+        state = connection.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
+        if state == State.SUCCEEDED and not force:
+            raise InvalidState(f"job {job_id} succeeded; run it once more only on purpose, with --force")
+        was = replay.revive(connection, database, job_id, states)
+        audit.write(connection, actor=actor, act="retry", subject=job_id, detail={"was": was})
+
+    database.write(write)

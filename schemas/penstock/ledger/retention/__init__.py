@@ -1,0 +1,1 @@
+"""Deletion: pruning by age, and erasure of one person's data."""

@@ -1,0 +1,309 @@
+"""Erasing what the ledger and the storage hold of one person's jobs.
+
+What has ended goes as a whole. Of a job that has not, or only just, a message may still be on its way, with all its
+fields, and whoever gets it would take it for new: so its row stays, emptied, as cancelled, until such rows are pruned.
+What runs at the moment is not erased, because its worker will write its outcome; cancel it first, or wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.queries.status import UNSEEN
+from penstock.ledger.retention.pruning import STORED_BY, delete_jobs, delete_results, may_have_stored
+from penstock.ledger.rows import audit
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import (
+    attempts,
+    cancelled_keys,
+    dead_letters,
+    effects,
+    jobs,
+    outbox,
+    steps,
+    unique_keys,
+    workflows,
+)
+from penstock.ledger.sql.tables import audit as log
+from penstock.schemas.states import FINAL, State
+from penstock.schemas.storage import Storage
+from penstock.schemas.wire.codec import HEADER
+
+FIELDS = ("id", "key", "tenant")
+"""What jobs can be chosen by."""
+
+COUNTED = (
+    "jobs",
+    "tombstones",
+    "attempts",
+    "effects",
+    "dead letters",
+    "workflows",
+    "steps",
+    "results",
+    "keys",
+    "outbox",
+)
+
+BATCH = 500
+_JUST_NOW = timedelta(hours=1)
+"""How long after its end a second delivery of a job may come. As long as the shortest retention."""
+
+
+@dataclass(slots=True)
+class Erasure:
+    """What was erased, or would be.
+
+    Attributes:
+        counts: of COUNTED. `jobs` are deleted, `tombstones` emptied; `results` are jobs whose results were looked for
+            in the storage; `outbox` are rows there, of jobs that were not sent yet.
+        running, failed: ids of jobs that are left: they run, or their stored result could not be deleted.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    running: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def erase(
+    database: Database,
+    where: Mapping[str, str],
+    open_storage: Callable[[], Storage],
+    *,
+    actor: str,
+    dry_run: bool = False,
+) -> Erasure:
+    """Erase the jobs that all of `where` holds for, and write it into the audit log.
+
+    The log keeps the fields of the selection and hashes of their values, so that somebody who asks about a person whose
+    key he knows can be answered, and others learn nothing.
+
+    Arguments:
+        where: field (of FIELDS) to value; at least one.
+
+    Raises:
+        ValueError: the selection is empty or names another field. LedgerUnavailable: what came before is erased.
+    """
+    if not where or set(where) - set(FIELDS):
+        raise ValueError(f"choose the jobs to erase by {', '.join(FIELDS)}")
+    done = Erasure()
+    if dry_run:
+        _outboxed(database, where, done)
+        for rows in _pages(database, where):
+            _count(database, rows, done)
+        _letters(database, where, done, dry_run=True)
+        _keys(database, where, done, dry_run=True)
+        return done
+    # First, so that an erasure that is cut short is on record too; counted up by each step.
+    detail = {"where": {name: hashed(value) for name, value in where.items()}}
+    line = database.write(lambda connection: audit.write(connection, actor=actor, act="erase", count=0, detail=detail))
+    _outboxed(database, where, done, line)  # before the jobs: what is sent meanwhile is on record by then
+    for rows in _pages(database, where):
+        _erase(database, rows, open_storage, line, done)
+    _letters(database, where, done)
+    _keys(database, where, done)
+    if "key" in where:
+        _hash_in_log(database, where["key"])
+    return done
+
+
+def hashed(value: str) -> str:
+    """A selection's value as the audit log keeps it."""
+    return "sha256:" + hashlib.sha256(value.encode()).hexdigest()
+
+
+def _pages(database: Database, where: Mapping[str, str]) -> Iterator[Sequence[Any]]:
+    columns = ("id", "state", "key", "tenant", "finished_at", *STORED_BY)
+    after = ""
+    while True:
+        chosen = [jobs.c[name] == value for name, value in where.items()]
+        select = sa.select(*(jobs.c[name] for name in columns)).where(*chosen, jobs.c.id > after)
+        ordered = select.order_by(jobs.c.id).limit(BATCH)
+        rows = _read(database, ordered)
+        # Some databases take "A" and "a" for equal. These are two people.
+        yield [row for row in rows if all(getattr(row, name) == value for name, value in where.items())]
+        if len(rows) < BATCH:
+            return
+        after = rows[-1].id
+
+
+def _count(database: Database, rows: Sequence[Any], done: Erasure) -> None:
+    done.running += [row.id for row in rows if row.state == State.RUNNING]
+    rows = [row for row in rows if row.state != State.RUNNING]
+    ids = [row.id for row in rows]
+    stay = sum(_stays(row, datetime.now(UTC)) for row in rows)
+    done.counts.update({"jobs": len(rows) - stay, "tombstones": stay, "results": sum(map(may_have_stored, rows))})
+
+    def read(connection: sa.Connection) -> None:
+        for name, column in _PARTS:
+            select = sa.select(sa.func.count()).where(database.among(column, ids))
+            done.counts[name] += connection.execute(select).scalar_one()
+
+    if ids:
+        database.read(read)
+
+
+_PARTS = (
+    ("attempts", attempts.c.job_id),
+    ("effects", effects.c.job_id),
+    ("dead letters", dead_letters.c.id),
+    ("workflows", workflows.c.id),
+    ("steps", steps.c.workflow_id),
+)
+
+
+def _erase(
+    database: Database, rows: Sequence[Any], open_storage: Callable[[], Storage], line: str, done: Erasure
+) -> None:
+    stored = [row for row in rows if may_have_stored(row) and row.state != State.RUNNING]
+    failed = delete_results(stored, open_storage)
+    ids = [row.id for row in rows if row.id not in failed]
+
+    def write(connection: sa.Connection) -> tuple[Counter[str], list[str]]:
+        now, counts = datetime.now(UTC), Counter[str]()
+        columns = (jobs.c.id, jobs.c.state, jobs.c.finished_at, jobs.c.fence)
+        select = sa.select(*columns).where(database.among(jobs.c.id, ids)).order_by(jobs.c.id)
+        found = connection.execute(database.locked(select)).all()
+        running = [row.id for row in found if row.state == State.RUNNING]
+        left = [row for row in found if row.state != State.RUNNING]
+        for name, column in _PARTS:
+            part = sa.delete(column.table).where(database.among(column, [row.id for row in left]))
+            counts[name] += connection.execute(part).rowcount
+        stay = [row for row in left if _stays(row, now)]
+        if stay:
+            mine = sa.update(jobs).where(database.among(jobs.c.id, [row.id for row in stay]))
+            connection.execute(mine.values(**_EMPTY, finished_at=now))
+        gone = [row.id for row in left if not _stays(row, now)]
+        delete_jobs(connection, database, gone)
+        counts.update({"jobs": len(gone), "tombstones": len(stay)})
+        # Without the ids, as every other act enters them: this line says that there were jobs, and not which.
+        connection.execute(sa.update(log).where(log.c.id == line).values(count=log.c.count + len(left)))
+        return counts, running
+
+    if ids:
+        counts, running = database.write(write)
+        done.counts += counts
+        done.running += running
+    done.counts["results"] += len(stored) - len(failed)
+    done.failed += sorted(failed)
+
+
+# All but the id, which is random, and what is needed to know the kind and to refuse the message.
+_EMPTY: dict[str, Any] = {
+    "state": State.CANCELLED,
+    "payload": UNSEEN,
+    "due_at": None,
+    **dict.fromkeys(("embed", "key", "tenant", "traceparent", "expires_at", "worker", "result", "result_ref", "error")),
+    **dict.fromkeys(("progress_done", "progress_total", "progress_note")),
+}
+
+
+def _stays(row: Any, now: datetime) -> bool:
+    return row.state not in FINAL or row.finished_at is None or row.finished_at > now - _JUST_NOW
+
+
+def _letters(database: Database, where: Mapping[str, str], done: Erasure, *, dry_run: bool = False) -> None:
+    """Letters without a job: bytes of a message that carries the key or tenant, in a header."""
+    after = ""
+    letter = dead_letters.c
+    while True:
+        orphans = sa.select(letter.id, letter.headers).where(
+            letter.id > after, letter.headers.is_not(None), ~sa.exists().where(jobs.c.id == letter.id)
+        )
+        select = orphans.order_by(letter.id).limit(BATCH)
+        rows = _read(database, select)
+        ids = [row.id for row in rows if _is_meant(row, where)]
+        if ids and not dry_run:
+            _delete(database, letter.id, ids)
+        done.counts["dead letters"] += len(ids)
+        if len(rows) < BATCH:
+            return
+        after = rows[-1].id
+
+
+def _outboxed(database: Database, where: Mapping[str, str], done: Erasure, line: str | None = None) -> None:
+    """What was committed to the outbox of this database and has not left it.
+
+    Arguments:
+        line: of the audit log; None: only count.
+    """
+    after = 0
+    chosen = [outbox.c[name] == where[name] for name in ("id", "key") if name in where]
+    columns = [outbox.c[name] for name in ("position", "id", "key", "headers")]
+    while True:
+        select = sa.select(*columns).where(*chosen, outbox.c.position > after).order_by(outbox.c.position).limit(BATCH)
+        rows = _read(database, select)
+        meant = [row.position for row in rows if _is_meant_there(row, where)]
+
+        def write(connection: sa.Connection, meant: Sequence[int] = meant) -> None:
+            connection.execute(sa.delete(outbox).where(outbox.c.position.in_(meant)))
+            connection.execute(sa.update(log).where(log.c.id == line).values(count=log.c.count + len(meant)))
+
+        if meant and line is not None:
+            database.write(write)
+        done.counts["outbox"] += len(meant)
+        if len(rows) < BATCH:
+            return
+        after = rows[-1].position
+
+
+def _is_meant_there(row: Any, where: Mapping[str, str]) -> bool:
+    said = {"id": row.id, "key": row.key}
+    if "tenant" in where:
+        try:
+            said["tenant"] = json.loads(row.headers)[HEADER].get("tenant")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False  # headers that nobody can read name none
+    return all(said[name] == value for name, value in where.items())
+
+
+def _is_meant(row: Any, where: Mapping[str, str]) -> bool:
+    headers = json.loads(row.headers)
+    ours = headers.get(HEADER)
+    said = {**(ours if isinstance(ours, dict) else {}), "id": headers.get("id")}
+    return all(said.get(name) == value or (name == "id" and row.id == value) for name, value in where.items())
+
+
+def _keys(database: Database, where: Mapping[str, str], done: Erasure, *, dry_run: bool = False) -> None:
+    """What is kept of keys as such. One that a job which still runs holds stays with that."""
+    if "key" not in where or "id" in where:
+        return
+    for table in (unique_keys, cancelled_keys):
+        chosen = [table.c[name] == where[name] for name in ("key", "tenant") if name in where]
+        select = sa.select(table.c.id, table.c.key, table.c.tenant).where(*chosen)
+        rows = _read(database, select)
+        ids = [row.id for row in rows if all(getattr(row, n) == where[n] for n in ("key", "tenant") if n in where)]
+        if ids and not (table is unique_keys and done.running):
+            done.counts["keys"] += len(ids)
+            if not dry_run:
+                _delete(database, table.c.id, ids)
+
+
+def _hash_in_log(database: Database, key: str) -> None:
+    """What was done to the person's jobs before stays on record, under the hash of the key."""
+    quoted = json.dumps(key)
+    select = sa.select(log.c.id, log.c.subject, log.c.detail)
+    meant = select.where(sa.or_(log.c.subject == key, log.c.detail.contains(quoted, autoescape=True)))
+    for row in _read(database, meant):
+        change: dict[str, Any] = {"detail": row.detail.replace(quoted, json.dumps(hashed(key)))}
+        if row.subject == key:
+            change["subject"] = hashed(key)
+        line = sa.update(log).where(log.c.id == row.id).values(**change)
+        database.write(lambda connection, line=line: connection.execute(line))  # type: ignore[misc]
+
+
+def _read(database: Database, select: sa.Select[Any]) -> Sequence[Any]:
+    return database.read(lambda connection: connection.execute(select).all())
+
+
+def _delete(database: Database, key: sa.Column[Any], ids: Sequence[str]) -> None:
+    mine = sa.delete(key.table).where(database.among(key, ids))
+    database.write(lambda connection: connection.execute(mine))

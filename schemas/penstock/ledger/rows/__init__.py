@@ -1,0 +1,1 @@
+"""Rows: how each thing is written and read back."""

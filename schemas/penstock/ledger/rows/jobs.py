@@ -1,0 +1,150 @@
+"""Rows of jobs that wait in the ledger: made of envelopes, and handed over to the broker.
+
+Who sends one *reserves* it first (its due time moves a little ahead), sends, and *marks* it. A crash in between leaves
+a row that is due again when the reservation ends; what had been sent goes out twice under one id, attempt and fence,
+which the claim absorbs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.config.errors import UndecodableMessage
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs
+from penstock.schemas.jobs.job import NAME
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, registry
+from penstock.schemas.states import WAITING, State
+from penstock.schemas.wire.codec import Envelope, open_body, parse_time, read_body
+from penstock.schemas.wire.ids import made_at
+
+Row = dict[str, Any]
+
+RESERVED = timedelta(seconds=15)
+"""How long there is for sending what was reserved. Longer than a broker's timeout, so that a slow one is no race."""
+
+ARGS = "penstock_args"
+"""Where the column `embed` keeps positional arguments of a kind whose fields are not known here."""
+
+# Plain strings: SQLAlchemy's names are a subclass, whose every look-up costs, such as those of a serializer.
+_DEFAULTS: Row = {str(column.name): None for column in jobs.columns} | {
+    "attempt": 0,
+    "failures": 0,
+    "crashes": 0,
+    "fence": 0,
+    "cancel_requested": False,
+}
+
+
+def _row(**values: Any) -> Row:
+    """A whole row: rows of one INSERT must name the same columns."""
+    return _DEFAULTS | values
+
+
+_TEXTS = {str(column.name): column.type.length for column in jobs.columns if isinstance(column.type, sa.String)}
+_LARGEST = 2**31 - 1
+
+
+def waiting(envelope: Envelope) -> Row:
+    """The waiting row of an envelope from anywhere, checked so that it cannot spoil the INSERT of a whole batch.
+
+    Raises:
+        UndecodableMessage: (`undecodable`) and never anything else.
+    """
+    try:
+        row = waiting_row(envelope)
+        _check(row)
+    except UndecodableMessage:
+        raise
+    except Exception as error:  # headers from a stranger can be wrong in more ways than can be listed
+        raise UndecodableMessage("undecodable", f"{type(error).__name__}: {error}") from error
+    return row
+
+
+def waiting_row(envelope: Envelope, due_at: datetime | None = None) -> Row:
+    """The row of a job that the dispatcher is to send: at its `due_at`, else at once.
+
+    Raises:
+        UndecodableMessage: the body is none; and ValueError and the like for headers of a stranger.
+    """
+    headers = envelope.headers
+    ours = headers.get("penstock") or {}
+    kind = registry.find(envelope.kind)
+    if kind is None:
+        args, payload, embed = open_body(envelope.body)
+        if args:
+            embed = {**(embed or {}), ARGS: args}
+    else:
+        payload, embed = read_body(envelope.body, list(kind.job.model_fields))
+    now = datetime.now(UTC)
+    queue = ours.get("queue") or envelope.queue
+    if queue == DISPATCHER_QUEUE:
+        queue = kind.queue if kind else ""
+    return _row(
+        id=envelope.id,
+        kind=envelope.kind,
+        queue=queue,
+        priority=envelope.priority,
+        delivery=kind.delivery if kind else "at_least_once",
+        state=State.SCHEDULED,
+        version=ours.get("version") or (kind.version if kind else 1),
+        payload=json.dumps(payload),
+        embed=json.dumps(embed) if embed and any(embed.values()) else None,
+        key=ours.get("key"),
+        tenant=ours.get("tenant"),
+        traceparent=ours.get("traceparent"),
+        enqueued_at=parse_time(ours.get("sent_at")) or made_at(envelope.id) or now,
+        expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
+        due_at=due_at or parse_time(ours.get("due_at") or headers.get("eta")) or now,
+    )
+
+
+def mark_sent(connection: sa.Connection, database: Database, ids: Sequence[str], until: datetime, began: float) -> None:
+    """Enter that the broker has these.
+
+    Arguments:
+        until: until when they were reserved.
+        began: what `time.monotonic()` said before the sending.
+    """
+    # Before the sending, not after it: a broker wiped in between has lost what was sent before that.
+    sent_at = from_now(timedelta(seconds=began - time.monotonic()))
+    mine = reserved(database, ids, until)
+    connection.execute(sa.update(jobs).where(mine).values(state=State.QUEUED, due_at=sent_at))
+
+
+def reserved(database: Database, ids: Sequence[str], until: datetime) -> sa.ColumnElement[bool]:
+    """Rows that are still as they were reserved. Meanwhile a worker may have claimed one, and even failed and put it
+    off again, or somebody cancelled it: each of these changes the due time."""
+    waiting = (jobs.c.due_at == until, jobs.c.state.in_(sorted(WAITING)))
+    return sa.and_(database.among(jobs.c.id, ids), *waiting)
+
+
+def _check(row: Row) -> None:
+    for name, longest in _TEXTS.items():
+        value = row[name]
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise UndecodableMessage("undecodable", f"{name} must be text, not {value!r}")
+        value.encode()  # a lone surrogate is no text to any database
+        if "\0" in value or (longest is not None and len(value) > longest):
+            raise UndecodableMessage("undecodable", f"{name} is longer than {longest} characters or holds a NUL")
+    if not row["id"] or not row["kind"]:
+        raise UndecodableMessage("undecodable", "not a Celery protocol 2 message: headers 'task' and 'id' are needed")
+    if NAME.fullmatch(row["queue"]) is None:
+        raise UndecodableMessage("undecodable", f"{row['queue']!r} is no name of a queue")
+    if row["priority"] not in PRIORITIES:
+        raise UndecodableMessage("undecodable", f"priority {row['priority']!r} is none of {', '.join(PRIORITIES)}")
+    version = row["version"]
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= _LARGEST:
+        raise UndecodableMessage("undecodable", f"version must be an integer from 1, not {version!r}")
+    for name in ("due_at", "enqueued_at", "expires_at"):
+        if row[name] is not None:
+            row[name].astimezone(UTC)  # year 1 or 9999 with an offset overflows

@@ -1,0 +1,1 @@
+"""Schedules on record: rules, commands, previews, firing."""

@@ -1,0 +1,1 @@
+"""SQL beneath the ledger: tables, connections, bulk statements, clocks, migrations."""

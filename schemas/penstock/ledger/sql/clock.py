@@ -1,0 +1,47 @@
+"""The clock of the ledger's database. Leases are kept by it: it is the one clock that all machines share."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from penstock.ledger.sql.tables import UtcDateTime
+
+
+class _FromNow(FunctionElement[datetime]):
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+def from_now(lease: timedelta = timedelta()) -> sa.ColumnElement[datetime]:
+    """The time on the database's clock when `lease` has passed from now; it may be negative."""
+    return _FromNow(sa.literal(lease.total_seconds(), sa.Float()))
+
+
+def seconds_from_now(name: str) -> sa.ColumnElement[datetime]:
+    """`from_now` of the seconds that are bound under this name for each row; NULL for none."""
+    return _FromNow(sa.bindparam(name, type_=sa.Float()))
+
+
+@compiles(_FromNow, "postgresql")
+def _postgresql(element: _FromNow, compiler: SQLCompiler, **options: Any) -> str:
+    return f"clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **options)})"
+
+
+@compiles(_FromNow, "mysql")
+@compiles(_FromNow, "mariadb")
+def _mysql(element: _FromNow, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"TIMESTAMPADD(MICROSECOND, {seconds} * 1000000, UTC_TIMESTAMP(6))"
+
+
+@compiles(_FromNow, "sqlite")
+def _sqlite(element: _FromNow, compiler: SQLCompiler, **options: Any) -> str:
+    # As SQLAlchemy writes it, with six digits: times are compared as text.
+    seconds = compiler.process(element.clauses, **options)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"

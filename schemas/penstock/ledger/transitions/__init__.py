@@ -1,0 +1,1 @@
+"""The state machine of a job, a file for each arrow."""

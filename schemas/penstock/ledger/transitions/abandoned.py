@@ -1,0 +1,111 @@
+"""What a dead worker left and no broker brings again: jobs acknowledged before they ran, or delivered too often."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.queries import dead_letters as deadletters
+from penstock.ledger.rows import steps
+from penstock.ledger.rows.crashes import Crashes, crashed_attempt
+from penstock.ledger.rows.dead_letters import crash_fingerprint, fingerprint
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import attempts, dead_letters, jobs, workers
+from penstock.schemas.states import State
+from penstock.schemas.wire.codec import Envelope, is_id
+
+_NONE = timedelta()
+
+
+def bury_abandoned(database: Database, limit: int = 500, *, patience: timedelta = _NONE) -> list[str]:
+    """Make dead letters (`crashed`) of `at_most_once` jobs whose worker's lease has ended. Returns their ids.
+
+    Their fence rises, so a worker that was only stopped for a while writes nothing afterwards.
+
+    Arguments:
+        patience: how much longer than its lease a worker may be silent. Nobody waits for these jobs, and a handler that
+            holds the interpreter for long keeps its living worker from renewing the lease.
+    """
+    abandoned = (
+        sa.select(jobs)
+        .where(
+            jobs.c.state == State.RUNNING,
+            jobs.c.delivery == "at_most_once",
+            ~_is_held(patience),
+        )
+        .order_by(jobs.c.id)
+        .limit(limit)
+    )
+    if not database.read(lambda connection: connection.execute(abandoned).first()):
+        return []
+
+    def write(connection: sa.Connection) -> list[str]:
+        rows = connection.execute(database.locked(abandoned, skip=True)).all()
+        deaths = Crashes(connection)
+        for row in rows:
+            error = f"{deaths.describe(row)}, and delivery is at_most_once"
+            _bury(connection, database, row, "crashed", error)
+        return [row.id for row in rows]
+
+    return database.write(write)
+
+
+def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str) -> bool:
+    """Record that the broker gave up on a message (`delivery_limit`). False: ask again later, its job still runs.
+
+    Nothing is recorded of a copy, whose job has ended or waits in the ledger.
+    """
+
+    def look(connection: sa.Connection) -> tuple[str | None, bool]:
+        select = sa.select(jobs.c.state, _is_held()).where(jobs.c.id == envelope.id)
+        row = connection.execute(select).first()
+        return (row[0], bool(row[1])) if row is not None else (None, False)
+
+    # An id that no job can have is not even asked for: PostgreSQL refuses a NUL in it.
+    state, held = database.read(look) if is_id(envelope.headers.get("id")) else (None, False)
+    if state == State.RUNNING and held:
+        return False
+    if state == State.RUNNING:
+
+        def write(connection: sa.Connection) -> None:
+            left = sa.select(jobs).where(jobs.c.id == envelope.id, jobs.c.state == State.RUNNING)
+            for row in connection.execute(database.locked(left.where(~_is_held()))):
+                _bury(connection, database, row, "delivery_limit", detail)
+
+        database.write(write)
+    elif state is None or state == State.QUEUED:
+        deadletters.add(database, envelope, raw, "delivery_limit", detail)
+    return True
+
+
+def _is_held(patience: timedelta = _NONE) -> sa.ColumnElement[bool]:
+    """Whether a job's worker lives, or its lease has ended no longer ago than this."""
+    alive = sa.and_(workers.c.lease_until > from_now(-patience), workers.c.stopped_at.is_(None))
+    return sa.exists().where(workers.c.name == jobs.c.worker, alive)
+
+
+def _bury(connection: sa.Connection, database: Database, row: Any, reason: str, error: str) -> None:
+    now = datetime.now(UTC)
+    change = {"state": State.DEAD, "finished_at": now, "error": error, "worker": None, "fence": row.fence + 1}
+    connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(crashes=row.crashes + 1, **change))
+    steps.stopped(connection, database, [row.id])
+    connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, error)])
+    letter = {
+        "id": row.id,
+        "kind": row.kind,
+        "queue": row.queue,
+        "reason": reason,
+        "detail": error,
+        "fingerprint": (
+            crash_fingerprint(row.kind) if reason == "crashed" else fingerprint(row.kind, f"{reason}: {error}")
+        ),
+        "headers": None,
+        "raw": None,
+        "created_at": now,
+        "replayed_at": None,
+        "discarded_at": None,
+    }
+    connection.execute(database.upsert(dead_letters), [letter])

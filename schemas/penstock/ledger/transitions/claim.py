@@ -1,0 +1,255 @@
+"""The right to run a job, given for a batch in one transaction. `endings` takes it back, with the outcome.
+
+A claim raises the job's fence. Whoever writes an outcome names the fence it was given, so a worker that lost its
+claim, because it was stopped for longer than its lease, writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.rows.crashes import Crashes, crashed_attempt
+from penstock.ledger.rows.envelopes import Row, message_row
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import attempts, jobs, workers
+from penstock.ledger.transitions.cancel import cancel_unseen
+from penstock.schemas.states import FINAL, WAITING, State
+from penstock.schemas.wire.codec import Message
+
+_READ = sa.select(
+    *(jobs.c[name] for name in ("id", "state", "fence", "worker", "attempt", "failures", "crashes")),
+    *(jobs.c[name] for name in ("cancel_requested", "started_at", "enqueued_at")),
+)
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A message that asks to be claimed.
+
+    Attributes:
+        redelivered: the broker has handed it out before, so whoever had it may be dead.
+    """
+
+    message: Message
+    redelivered: bool
+    max_crashes: int
+
+
+@dataclass(slots=True)
+class Claim:
+    """The right to run a job once.
+
+    Attributes:
+        fence: names this claim; 0 for a job that is not tracked.
+        attempt: the number of the attempt, which failures so far make.
+        failures, crashes: before this attempt.
+        quarantine: it crashed its worker too often: record it as dead instead of running it.
+        crash: what is known of the crash that ended the attempt before.
+        unseen: the ledger had not known the job.
+    """
+
+    message: Message
+    fence: int
+    attempt: int
+    failures: int
+    crashes: int
+    started_at: datetime
+    tracked: bool = True
+    quarantine: bool = False
+    crash: str | None = None
+    unseen: bool = False
+
+
+@dataclass(slots=True)
+class Refusal:
+    """Why a message is not run: acknowledge it, unless it is `held`.
+
+    Attributes:
+        reason: `ended`, `duplicate`, `cancelled` or `held`, which means that another live worker may still run it.
+        until: of a held one: when that worker's lease ends, on this machine's clock.
+    """
+
+    message: Message
+    reason: str
+    until: datetime | None = None
+
+
+def claim(
+    database: Database,
+    wanted: Sequence[Wanted],
+    *,
+    worker: str,
+    now: datetime | None = None,
+    asked_before: bool = False,
+) -> list[Claim | Refusal]:
+    """Claim a batch for a worker, in one transaction. The answers stand in the order of the questions.
+
+    Arguments:
+        asked_before: the worker asked, and got no answer: what it seems to run was claimed by that.
+
+    Raises:
+        LedgerUnavailable: ask again. Where the connection was lost at the commit, it may be done.
+    """
+    now = now or datetime.now(UTC)
+    return database.write(lambda connection: _claim(connection, database, wanted, worker, now, asked_before))
+
+
+def asks_of_keys(answers: Sequence[Claim | Refusal]) -> bool:
+    """Whether `without_cancelled` has anything to look for."""
+    return any(isinstance(one, Claim) and one.unseen and one.message.key is not None for one in answers)
+
+
+def without_cancelled(database: Database, answers: Sequence[Claim | Refusal]) -> list[Claim | Refusal]:
+    """The answers of `claim`, with refusals for jobs whose key was cancelled before anybody saw them.
+
+    Asked when the claims are committed: whoever cancels a key meanwhile then finds the running job, or this finds that.
+
+    Raises:
+        LedgerUnavailable: ask again with the same answers.
+    """
+    unseen = [one.message for one in answers if isinstance(one, Claim) and one.unseen]
+    asked = [(one.id, one.kind.name, one.key, one.tenant, one.sent_at) for one in unseen if one.key is not None]
+    cancelled = cancel_unseen(database, asked, claimed=True)
+    return [Refusal(one.message, "cancelled") if one.message.id in cancelled else one for one in answers]
+
+
+def _claim(
+    connection: sa.Connection,
+    database: Database,
+    wanted: Sequence[Wanted],
+    worker: str,
+    now: datetime,
+    asked_before: bool,
+) -> list[Claim | Refusal]:
+    ids = list({one.message.id for one in wanted})
+    rows: dict[str, Any] = {row.id: row for row in database.rows_of(connection, _READ, jobs.c.id, ids)}
+    holders = {row.worker for row in rows.values() if row.state == State.RUNNING and row.worker != worker}
+    leases = _leases(connection, holders, now) if holders else {}
+    answers: list[Claim | Refusal] = []
+    inserts: list[Row] = []
+    updates: list[Row] = []
+    crashed: list[Row] = []
+    deaths = Crashes(connection)
+    taken: set[str] = set()
+    for one in wanted:
+        message = one.message
+        row = rows.get(message.id)
+        if message.id in taken:
+            answers.append(Refusal(message, "duplicate"))
+            continue
+        if row is None:
+            taken.add(message.id)
+            given = Claim(message, 1, message.attempt, message.attempt - 1, 0, now, unseen=True)
+            inserts.append(_new_row(given, worker))
+            answers.append(given)
+            continue
+        unanswered = asked_before and row.state == State.RUNNING and row.worker == worker
+        if not unanswered and (refusal := _refuse(one, row, leases, worker, now)):
+            answers.append(refusal)
+            continue
+        taken.add(message.id)
+        if row.cancel_requested:
+            # Its worker died before it was told. Nobody is to begin it again.
+            _end_cancelled(connection, database, row, now, deaths)
+            answers.append(Refusal(message, "cancelled"))
+            continue
+        crashes = row.crashes
+        if row.state == State.RUNNING and not unanswered:
+            crashes += 1
+            crashed.append(crashed_attempt(row, now, deaths.describe(row)))
+        given = Claim(message, row.fence + 1, row.failures + 1, row.failures, crashes, now, unseen=unanswered)
+        given.quarantine = crashes >= one.max_crashes
+        given.crash = crashed[-1]["error"] if crashes > row.crashes else None
+        updates.append(_claimed_row(given, worker))
+        answers.append(given)
+    if inserts:
+        database.execute_many(connection, database.insert(jobs), inserts)
+    if updates:
+        database.execute_many(connection, _CLAIMED, updates)
+    if crashed:
+        connection.execute(database.insert_ignore(attempts), crashed)
+    return answers
+
+
+def _refuse(one: Wanted, row: Any, leases: dict[str, datetime], worker: str, now: datetime) -> Refusal | None:
+    """The rules that make a second delivery of one job harmless."""
+    message = one.message
+    if row.state == State.CANCELLED or (row.cancel_requested and row.state != State.RUNNING):
+        return Refusal(message, "cancelled")
+    if row.state in FINAL:
+        return Refusal(message, "ended")
+    if message.fence < row.fence and (row.state in WAITING or (row.state == State.QUEUED and row.worker is None)):
+        # A copy of an earlier sending. The one that counts carries the fence of now; it may even be here before the
+        # dispatcher's "sent" is committed, so the state alone does not tell. One that a worker gave back, and which
+        # keeps its name, goes on under the fence with which it was sent.
+        return Refusal(message, "duplicate")
+    if row.state == State.RUNNING and message.kind.delivery == "at_most_once":
+        # It may have run: one that was acknowledged comes again where the acknowledgement was lost. The dispatcher
+        # makes it a dead letter once its worker's lease has ended.
+        return Refusal(message, "duplicate")
+    if row.state == State.RUNNING:
+        own = row.worker == worker
+        lease = leases.get(row.worker)
+        alive = own or (lease is not None and lease > now)
+        if alive and not one.redelivered:
+            return Refusal(message, "duplicate")  # the live worker, this one too, still holds the original delivery
+        if alive and not own and message.kind.delivery == "once":
+            return Refusal(message, "held", until=lease)
+    return None
+
+
+_CLAIMED = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("b_id"))
+    .values(
+        state=State.RUNNING,
+        worker=sa.bindparam("b_worker"),
+        fence=sa.bindparam("b_fence"),
+        attempt=sa.bindparam("b_attempt"),
+        crashes=sa.bindparam("b_crashes"),
+        started_at=sa.bindparam("b_started_at"),
+        delivery=sa.bindparam("b_delivery"),  # a dispatcher that does not know the kind has guessed
+        finished_at=None,
+        due_at=None,
+    )
+)
+
+
+def _new_row(given: Claim, worker: str) -> Row:
+    # Only what is not null: each further column would be bound for every row.
+    row = message_row(given.message, given.started_at)
+    row.update(state=State.RUNNING, worker=worker, fence=1, attempt=given.attempt, failures=given.failures)
+    return row
+
+
+def _claimed_row(given: Claim, worker: str) -> Row:
+    return {
+        "b_id": given.message.id,
+        "b_worker": worker,
+        "b_fence": given.fence,
+        "b_attempt": given.attempt,
+        "b_crashes": given.crashes,
+        "b_started_at": given.started_at,
+        "b_delivery": given.message.kind.delivery,
+    }
+
+
+def _end_cancelled(connection: sa.Connection, database: Database, row: Any, now: datetime, deaths: Crashes) -> None:
+    change = {"state": State.CANCELLED, "finished_at": now, "fence": row.fence + 1, "crashes": row.crashes + 1}
+    connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**change, cancel_requested=False))
+    connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, deaths.describe(row))])
+
+
+def _leases(connection: sa.Connection, names: set[str | None], now: datetime) -> dict[str, datetime]:
+    """When the leases of these workers end or ended, as seen by a clock that shows `now`."""
+    left = [workers.c.lease_until, from_now().label("now")]
+    select = sa.select(workers.c.name, *left).where(
+        workers.c.name.in_([name for name in names if name]), workers.c.stopped_at.is_(None)
+    )
+    return {row.name: now + (row.lease_until - row.now) for row in connection.execute(select)}

@@ -1,0 +1,128 @@
+"""Jobs that the broker has lost, found by what the ledger says it was given, and sent again.
+
+A `queued` row keeps in `due_at` when it was sent. A caller that knows what a broker cannot hold any more, because it
+was wiped since or because a lane holds nothing as old, has those rows put back: they wait again, due at once, and the
+dispatcher sends them under the same id, attempt and fence. So a copy of one that was not lost is harmless: of several
+one is claimed, and the others are refused.
+
+Times to compare with are of the database's clock.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.rows.crashes import crashed_attempt
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import attempts, jobs, workers
+from penstock.schemas.states import State
+
+Lane = tuple[str, str]
+"""A queue and a priority."""
+
+BATCH = 500
+PATIENT_LEASES = 2
+"""How many leases after its sending a job is first missed."""
+SILENT_LEASES = 4
+"""How many more leases than one a worker is silent before what it ran counts as lost, or dead."""
+
+
+def clock(database: Database) -> datetime:
+    """The time on the database's clock."""
+    now = sa.select(from_now().label("now"))
+    return database.read(lambda connection: connection.execute(now).scalar_one())
+
+
+def suspects(database: Database, patience: timedelta, silence: timedelta) -> set[Lane]:
+    """Lanes with jobs that were sent longer ago than `patience` and have not begun, or whose worker has been silent for
+    longer than `silence` after its lease.
+
+    Only lanes of queues that a worker on record consumes now: where there is none nobody misses a job, and what others
+    run, such as a stock Celery worker, is not recorded here and would never stop being missed.
+    """
+
+    def read(connection: sa.Connection) -> tuple[set[Lane], list[str]]:
+        alive = sa.select(workers.c.queues).where(workers.c.lease_until > from_now(), workers.c.stopped_at.is_(None))
+        consumed = list(connection.scalars(alive))
+        if not consumed:
+            return set(), []
+        lane = sa.select(jobs.c.queue, jobs.c.priority).distinct()
+        queued = lane.where(jobs.c.state == State.QUEUED, jobs.c.due_at <= before)
+        begun = lane.where(*_abandoned(silence))
+        return {(row.queue, row.priority) for select in (queued, begun) for row in connection.execute(select)}, consumed
+
+    before = clock(database) - patience
+    lanes, consumed = database.read(read)
+    live = {queue for queues in consumed for queue in json.loads(queues)}
+    return {lane for lane in lanes if lane[0] in live}
+
+
+def put_back(database: Database, before: datetime, lane: Lane | None = None, limit: int = BATCH) -> int:
+    """Let queued jobs wait again that were sent earlier than this, the longest ago first. Returns how many.
+
+    Arguments:
+        lane: only those of this one.
+    """
+    lost = [jobs.c.state == State.QUEUED, jobs.c.due_at < before]
+    if lane is not None:
+        lost += [jobs.c.queue == lane[0], jobs.c.priority == lane[1]]
+    select = sa.select(jobs.c.id).where(*lost).order_by(jobs.c.due_at).limit(limit)
+    # Looking takes no lock, and almost always finds nothing.
+    if database.read(lambda connection: connection.execute(select.limit(1)).first()) is None:
+        return 0
+
+    def write(connection: sa.Connection) -> int:
+        ids = list(connection.scalars(database.locked(select, skip=True)))
+        if ids:
+            rows = sa.update(jobs).where(database.among(jobs.c.id, ids))
+            connection.execute(rows.values(state=State.SCHEDULED, due_at=from_now()))
+        return len(ids)
+
+    return database.write(write)
+
+
+def put_back_begun(database: Database, silence: timedelta, lane: Lane, limit: int = BATCH) -> int:
+    """The same for jobs of a lane that had begun, under a worker that has been silent for so long after its lease.
+
+    It counts as a crash, and the fence rises: the worker, should it only have slept, writes nothing afterwards. A job
+    that was to be cancelled ends as that instead.
+    """
+    lost = (*_abandoned(silence), jobs.c.queue == lane[0], jobs.c.priority == lane[1])
+    select = sa.select(jobs).where(*lost).order_by(jobs.c.id).limit(limit)
+    if database.read(lambda connection: connection.execute(select.limit(1)).first()) is None:
+        return 0
+
+    def write(connection: sa.Connection) -> int:
+        rows = connection.execute(database.locked(select, skip=True)).all()
+        now = datetime.now(UTC)
+        raised = {"worker": None, "fence": jobs.c.fence + 1, "crashes": jobs.c.crashes + 1}
+        again = {"state": State.SCHEDULED, "due_at": from_now()}
+        # Its worker was to stop it, and nobody is to begin it again.
+        ended = {"state": State.CANCELLED, "due_at": None, "finished_at": now, "cancel_requested": False}
+        for cancelled, change in ((False, again), (True, ended)):
+            if ids := [row.id for row in rows if row.cancel_requested == cancelled]:
+                connection.execute(sa.update(jobs).where(database.among(jobs.c.id, ids)).values(**change, **raised))
+        if rows:
+            connection.execute(
+                database.insert_ignore(attempts), [crashed_attempt(row, now, _lost(row)) for row in rows]
+            )
+        return len(rows)
+
+    return database.write(write)
+
+
+def _abandoned(silence: timedelta) -> tuple[sa.ColumnElement[bool], ...]:
+    # What may never be repeated is left to the rescue, which makes a dead letter of it.
+    heard = sa.exists().where(
+        workers.c.name == jobs.c.worker, workers.c.lease_until > from_now(-silence), workers.c.stopped_at.is_(None)
+    )
+    return jobs.c.state == State.RUNNING, jobs.c.delivery != "at_most_once", ~heard
+
+
+def _lost(row: Any) -> str:
+    return f"worker {row.worker} died or fell silent while it ran this, and the broker lost it"

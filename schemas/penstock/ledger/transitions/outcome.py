@@ -1,0 +1,292 @@
+"""How claimed attempts ended, written for a batch in one transaction under the fences of their claims."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.rows import limit_waits, steps
+from penstock.ledger.rows.dead_letters import crash_fingerprint, fingerprint
+from penstock.ledger.rows.envelopes import Row, message_row
+from penstock.ledger.sql.clock import seconds_from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import UtcDateTime, attempts, dead_letters, jobs
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.enqueue import enter
+from penstock.schemas.states import FINAL, WAITING, Outcome, State
+from penstock.schemas.wire.codec import Envelope
+
+log = logging.getLogger("penstock.executor")
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a claimed attempt ended, to be recorded."""
+
+    claim: Claim
+    outcome: Outcome
+    state: State
+    finished_at: datetime
+    error: str | None = None
+    traceback: str | None = None
+    reason: str | None = None
+    """Why it is dead: `failed`, `permanent`, `in_doubt` or `crashed`."""
+    detail: str | None = None
+    """`error`, and why that means the end."""
+    due_at: datetime | None = None
+    """Of one that goes on, by this machine's clock; what counts is its `delay`, if it has one."""
+    delay: timedelta | None = None
+    """From the moment of the record, by the clock of the database."""
+    result: str | None = None
+    result_ref: str | None = None
+    """Where the result was stored, which then stays out of the row."""
+    outgoing: list[Envelope] = field(default_factory=list)
+    progress: tuple[int, int | None, str | None] | None = None
+    waits_for: str | None = None
+    """The slot of a limit that holds it back: it has not run, and this is no attempt."""
+    recorded: bool | None = None
+    """Of one that is known before its record: whether it was kept (with `ctx.session`), or the fence was lost."""
+
+    @property
+    def needs_record(self) -> bool:
+        """Of a kind with `track=False` only what went wrong or goes on is kept."""
+        return self.claim.tracked or bool(self.outgoing) or self.outcome not in (Outcome.SUCCEEDED, Outcome.INTERRUPTED)
+
+
+class FenceLost(Exception):
+    """Another worker has claimed the job meanwhile: this attempt changes nothing any more, and ends."""
+
+
+def record(database: Database, endings: Sequence[Ending], *, worker: str) -> list[bool]:
+    """Write the outcomes of a batch in one transaction. False marks those whose fence was lost: nothing written.
+
+    Raises:
+        LedgerUnavailable: nothing was written; try again with the same endings.
+    """
+    try:
+        return database.write(lambda connection: write_endings(connection, database, endings, worker, hopeful=True))
+    except FenceLost:
+        return database.write(lambda connection: write_endings(connection, database, endings, worker))
+
+
+def write_endings(
+    connection: sa.Connection, database: Database, endings: Sequence[Ending], worker: str, *, hopeful: bool = False
+) -> list[bool]:
+    """`record` inside a transaction of the caller's.
+
+    Arguments:
+        hopeful: take every fence for held, and raise FenceLost, for the caller to roll back, where one is not. That
+            saves looking first, and losing a fence is rare.
+    """
+    kept = [True] * len(endings) if hopeful else _kept(connection, database, endings)
+    accepted = [ending for ending, keep in zip(endings, kept, strict=True) if keep]
+    tracked = [ending for ending in accepted if ending.claim.tracked]
+    plain = [_succeeded_row(ending) for ending in tracked if _is_plain(ending)]
+    rest = [_ended_row(ending) for ending in tracked if not _is_plain(ending)]
+    for statement, rows in ((_SUCCEEDED, plain), (_ENDED, rest)):
+        if rows and database.execute_many(connection, statement, rows) != len(rows):
+            raise FenceLost
+    if new := [
+        _untracked_row(ending, worker) for ending in accepted if not ending.claim.tracked and ending.needs_record
+    ]:
+        # A second delivery of one sending may end when the retry of the first is on its way or done: its row stays.
+        ids = [row["id"] for row in new]
+        fences = {row.id: row.fence for row in database.rows_of(connection, _FENCES, jobs.c.id, ids)}
+        if fresh := [row for row in new if fences.get(row["id"], 0) < row["fence"]]:
+            connection.execute(database.upsert(jobs, keep=("enqueued_at",)), fresh)
+            written = {row["id"] for row in fresh}
+            late = [_delay_row(one) for one in accepted if one.delay is not None and one.claim.message.id in written]
+            if late:
+                database.execute_many(connection, _DELAYED, late)
+    limit_waits.enter(connection, database, [_wait_row(ending) for ending in accepted if ending.waits_for is not None])
+    if rows := [_attempt_row(ending, worker) for ending in accepted if _is_told_of(ending)]:
+        database.execute_many(connection, database.insert_ignore(attempts), rows)
+    if dead := [_dead_row(ending) for ending in accepted if ending.state == State.DEAD]:
+        connection.execute(database.upsert(dead_letters), dead)
+    # Only a step's job has a mark beside its fields.
+    if of_steps := [
+        one.claim.message for one in accepted if one.claim.message.embed is not None and one.state in FINAL
+    ]:
+        steps.ended(connection, database, [one.id for one in of_steps if one.embed and steps.MARK in one.embed])
+    if outgoing := [envelope for ending in accepted for envelope in ending.outgoing]:
+        # Last, so that a job which has just ended here does not hold the key of the next one.
+        for envelope, answer in zip(outgoing, enter(connection, database, outgoing, datetime.now(UTC)), strict=True):
+            if not answer.created:
+                log.info("job %s is not sent: job %s stands for its key", envelope.id, answer.job_id)
+    return kept
+
+
+def _kept(connection: sa.Connection, database: Database, endings: Sequence[Ending]) -> list[bool]:
+    tracked = [ending.claim.message.id for ending in endings if ending.claim.tracked]
+    rows = database.rows_of(connection, _RUNNING, jobs.c.id, tracked)
+    fences = {row.id: row.fence for row in rows}
+    return [not ending.claim.tracked or fences.get(ending.claim.message.id) == ending.claim.fence for ending in endings]
+
+
+_FENCES = sa.select(jobs.c.id, jobs.c.fence)
+_RUNNING = _FENCES.where(jobs.c.state == State.RUNNING)
+_CLAIMED = sa.and_(
+    jobs.c.id == sa.bindparam("b_id"), jobs.c.fence == sa.bindparam("b_fence"), jobs.c.state == State.RUNNING
+)
+
+_SUCCEEDED = (
+    sa.update(jobs)
+    .where(_CLAIMED)
+    .values(
+        state=State.SUCCEEDED,
+        finished_at=sa.bindparam("b_finished_at"),
+        result=sa.bindparam("b_result"),
+        error=None,
+        cancel_requested=False,
+    )
+)
+
+
+def _or_as_it_was(name: str, column: sa.Column[Any]) -> sa.Function[Any]:
+    return sa.func.coalesce(sa.bindparam(name, type_=column.type), column)
+
+
+_ENDS_AS = sa.bindparam("b_state", type_=jobs.c.state.type)
+_GOES_ON = sa.or_(*map(_ENDS_AS.__eq__, sorted({*WAITING, State.QUEUED})))
+
+_ENDED = (
+    sa.update(jobs)
+    .where(_CLAIMED)
+    .values(
+        # Who asked to cancel it meant all of its attempts. MySQL sets columns in the table's order, this one before the
+        # flag that it reads.
+        state=sa.case((sa.and_(jobs.c.cancel_requested, _GOES_ON), State.CANCELLED), else_=_ENDS_AS),
+        attempt=sa.bindparam("b_attempt"),
+        failures=sa.bindparam("b_failures"),
+        finished_at=sa.bindparam("b_finished_at"),
+        due_at=sa.func.coalesce(seconds_from_now("b_delay"), sa.bindparam("b_due_at", type_=UtcDateTime())),
+        result=sa.bindparam("b_result"),
+        result_ref=sa.bindparam("b_result_ref"),
+        error=sa.bindparam("b_error"),
+        cancel_requested=False,
+        progress_done=_or_as_it_was("b_done", jobs.c.progress_done),
+        progress_total=_or_as_it_was("b_total", jobs.c.progress_total),
+        progress_note=_or_as_it_was("b_note", jobs.c.progress_note),
+    )
+)
+
+
+_DELAYED = sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(due_at=seconds_from_now("b_delay"))
+
+
+def _is_told_of(ending: Ending) -> bool:
+    return ending.outcome != Outcome.SUCCEEDED and ending.waits_for is None
+
+
+def _is_plain(ending: Ending) -> bool:
+    """What almost every job comes to; its row changes in few columns."""
+    return ending.outcome == Outcome.SUCCEEDED and ending.progress is None and ending.result_ref is None
+
+
+def _succeeded_row(ending: Ending) -> Row:
+    given = ending.claim
+    return {
+        "b_id": given.message.id,
+        "b_fence": given.fence,
+        "b_finished_at": ending.finished_at,
+        "b_result": ending.result,
+    }
+
+
+def _failures_after(ending: Ending) -> int:
+    failed = ending.outcome == Outcome.RETRY or (ending.outcome == Outcome.DEAD and not ending.claim.quarantine)
+    return ending.claim.failures + int(failed)
+
+
+def _ended_row(ending: Ending) -> Row:
+    given = ending.claim
+    done, total, note = ending.progress or (None, None, None)
+    unfinished = ending.outcome in (Outcome.INTERRUPTED, Outcome.SNOOZED)
+    return {
+        "b_id": given.message.id,
+        "b_fence": given.fence,
+        "b_state": ending.state,
+        "b_attempt": given.attempt - 1 if unfinished else given.attempt,
+        "b_failures": _failures_after(ending),
+        "b_finished_at": ending.finished_at,
+        "b_due_at": ending.finished_at if ending.state == State.QUEUED else ending.due_at,  # as when it was sent
+        "b_delay": None if ending.delay is None else ending.delay.total_seconds(),
+        "b_result": ending.result if ending.result_ref is None else None,
+        "b_result_ref": ending.result_ref,
+        "b_error": ending.error,
+        "b_done": done,
+        "b_total": total,
+        "b_note": note[:255] if note else note,
+    }
+
+
+def _delay_row(ending: Ending) -> Row:
+    assert ending.delay is not None
+    return {"b_id": ending.claim.message.id, "b_delay": ending.delay.total_seconds()}
+
+
+def _untracked_row(ending: Ending, worker: str) -> Row:
+    given = ending.claim
+    row = message_row(given.message, given.started_at)
+    row.update(
+        state=ending.state,
+        worker=worker,
+        fence=given.fence + 1,
+        attempt=given.attempt,
+        failures=_failures_after(ending),
+        finished_at=ending.finished_at,
+        due_at=ending.due_at,
+        error=ending.error,
+    )
+    return row
+
+
+def _attempt_row(ending: Ending, worker: str) -> Row:
+    given = ending.claim
+    return {
+        "job_id": given.message.id,
+        "fence": given.fence,
+        "number": given.attempt,
+        "worker": worker,
+        "started_at": given.started_at,
+        "finished_at": ending.finished_at,
+        "outcome": ending.outcome,
+        "error": ending.error,
+        "traceback": ending.traceback,
+    }
+
+
+def _wait_row(ending: Ending) -> Row:
+    message = ending.claim.message
+    return {
+        "job_id": message.id,
+        "slot": ending.waits_for,
+        "enqueued_at": message.sent_at or ending.claim.started_at,
+        "due_at": ending.due_at,
+    }
+
+
+def _dead_row(ending: Ending) -> Row:
+    message = ending.claim.message
+    return {
+        "id": message.id,
+        "kind": message.kind.name,
+        "queue": message.queue,
+        "reason": ending.reason or "failed",
+        "detail": ending.detail or ending.error or "",
+        "fingerprint": (
+            crash_fingerprint(message.kind.name)
+            if ending.reason == "crashed"
+            else fingerprint(message.kind.name, ending.error or ending.detail or "", ending.traceback)
+        ),
+        "headers": None,
+        "raw": None,
+        "created_at": ending.finished_at,
+        "replayed_at": None,
+        "discarded_at": None,
+    }

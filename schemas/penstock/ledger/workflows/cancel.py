@@ -1,0 +1,81 @@
+"""Stopping what runs of a workflow, and of the workflows in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from penstock.ledger.rows import steps as notes
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, steps, workflows
+from penstock.schemas.jobs.unique_policy import REPLACEABLE
+from penstock.schemas.states import FINAL, State
+from penstock.schemas.workflows import StepState, WorkflowState
+
+_STOPPABLE = (WorkflowState.RUNNING, WorkflowState.FAILING)
+
+
+def cancel(connection: sa.Connection, database: Database, ids: Sequence[str], *, undo: bool) -> None:
+    """Let these workflows be cancelled: their waiting jobs now, their running ones through their workers. What is left,
+    the dispatcher does as they end.
+
+    Arguments:
+        undo: run the compensations of what was done.
+    """
+    ids = sorted(ids)
+    while ids:
+        # Not those that undo what they did: that is run to its end.
+        stoppable = sa.select(workflows.c.id).where(
+            database.among(workflows.c.id, ids), workflows.c.state.in_(_STOPPABLE)
+        )
+        ids = list(connection.scalars(stoppable.order_by(workflows.c.id)))
+        asked = {"state": WorkflowState.CANCELLING, "ends_as": WorkflowState.CANCELLED, "undo": undo}
+        mine = sa.and_(database.among(workflows.c.id, ids), workflows.c.state == WorkflowState.RUNNING)
+        connection.execute(sa.update(workflows).where(mine).values(**asked))
+        running = sa.and_(database.among(steps.c.workflow_id, ids), steps.c.state == StepState.RUNNING)
+        sent = list(connection.scalars(sa.select(steps.c.job_id).where(running, steps.c.job_id.is_not(None))))
+        inner = []
+        if sent:
+            select = sa.select(workflows.c.id).where(database.among(workflows.c.id, sent)).order_by(workflows.c.id)
+            inner = list(connection.scalars(select))
+            _cancel_jobs(connection, database, sorted(set(sent) - set(inner)))
+        connection.execute(
+            sa.update(steps)
+            .where(database.among(steps.c.workflow_id, ids), steps.c.number == 0)
+            .values(due_at=from_now())
+        )
+        ids = inner
+
+
+def finish(connection: sa.Connection, database: Database, workflow_id: str, undo: bool) -> bool:
+    """End a workflow that is being cancelled without knowing its definition. False: something of it still runs, or it
+    has compensations to be run first.
+    """
+    graph = connection.execute(sa.select(workflows.c.graph).where(workflows.c.id == workflow_id)).scalar_one()
+    if undo and any("undoes" in one for one in json.loads(graph).values()):
+        return False
+    mine = sa.and_(steps.c.workflow_id == workflow_id, steps.c.state == StepState.RUNNING)
+    runs = sa.select(steps.c.step).join(jobs, jobs.c.id == steps.c.job_id)
+    if connection.execute(runs.where(mine, jobs.c.state.not_in(sorted(FINAL))).limit(1)).first():
+        return False
+    now = datetime.now(UTC)
+    ended = {"state": StepState.CANCELLED, "finished_at": now}
+    connection.execute(sa.update(steps).where(mine).values(**ended))
+    connection.execute(sa.update(steps).where(steps.c.workflow_id == workflow_id).values(due_at=None))
+    change = {"state": WorkflowState.CANCELLED, "finished_at": now, "error": None}
+    connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(**change))
+    _cancel_jobs(connection, database, [workflow_id])
+    return True
+
+
+def _cancel_jobs(connection: sa.Connection, database: Database, ids: Sequence[str]) -> None:
+    mine = database.among(jobs.c.id, ids)
+    change = {"state": State.CANCELLED, "finished_at": datetime.now(UTC), "due_at": None}
+    waiting = sa.and_(mine, jobs.c.state.in_(sorted(REPLACEABLE)))
+    connection.execute(sa.update(jobs).where(waiting).values(**change))
+    connection.execute(sa.update(jobs).where(mine, jobs.c.state == State.RUNNING).values(cancel_requested=True))
+    notes.ended(connection, database, ids)

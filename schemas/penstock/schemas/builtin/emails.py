@@ -1,0 +1,93 @@
+"""`email.send`: one mail, from a template or written out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, JsonValue, model_validator
+
+from penstock.schemas.jobs.job import Job, Sensitive
+from penstock.schemas.jobs.retry_policy import RetryPolicy
+
+_NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
+"""A line break in a header would begin another header."""
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Addresses = Annotated[tuple[EmailStr, ...], BeforeValidator(_one_or_many)]
+"""One address, or several."""
+
+
+class Attachment(BaseModel):
+    """An object of the storage to attach."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str = Field(min_length=1, max_length=1024)
+    filename: str | None = Field(default=None, min_length=1, max_length=255, pattern=_NO_CONTROL)
+    """None: the last part of the key."""
+    media_type: str | None = Field(default=None, pattern=r"^[a-z]+/[A-Za-z0-9.+-]+$")
+    """None: as the storage says."""
+
+
+class SendEmail(
+    Job,
+    kind="email.send",
+    queue="emails",
+    timeout=180,
+    retry=RetryPolicy(max_attempts=12, first_delay=30, factor=3),  # seconds
+):
+    """Send one mail. Give `template` and `variables`, or `subject` with `text`, `html` or both."""
+
+    to: Addresses = Field(min_length=1, max_length=100)
+    cc: Addresses = Field(default=(), max_length=100)
+    bcc: Addresses = Field(default=(), max_length=100)
+    reply_to: Addresses = Field(default=(), max_length=10)
+    sender: EmailStr | None = None
+    """None: as `[emails] from` says."""
+
+    template: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,100}$")
+    variables: Sensitive[dict[str, JsonValue]] = Field(default_factory=dict)
+    subject: Sensitive[str | None] = Field(default=None, min_length=1, max_length=998, pattern=_NO_CONTROL)
+    text: Sensitive[str | None] = None
+    html: Sensitive[str | None] = None
+    attachments: tuple[Attachment, ...] = Field(default=(), max_length=50)
+
+    deliver_to: Addresses = ()
+    """Only these of the recipients get it, though the headers name all: those a server put off the first time."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SendEmail:
+        written = self.subject is not None or self.text is not None or self.html is not None
+        if self.template is not None and written:
+            raise ValueError("give a template, or subject with text or html, not both")
+        if self.template is None and (self.subject is None or (self.text is None and self.html is None)):
+            raise ValueError("give a template, or subject with text or html")
+        if self.template is None and self.variables:
+            raise ValueError("variables need a template")
+        if stranger := set(self.deliver_to) - {*self.to, *self.cc, *self.bcc}:
+            raise ValueError(f"deliver_to names {len(stranger)} that are not among the recipients")
+        return self
+
+
+class Refusal(BaseModel):
+    """A recipient whom the server did not take, while it took others."""
+
+    address: str
+    code: int
+    """The SMTP reply: 5xx for good, 4xx for now."""
+    reason: str
+
+
+class EmailSent(BaseModel):
+    message_id: str
+    """The header `Message-ID`, made of the job's id: the same in every attempt."""
+    accepted: tuple[str, ...]
+    """Recipients the server took the mail for."""
+    refused: tuple[Refusal, ...] = ()
+    """Those it refused. The ones put off (4xx) get a job of their own."""
+    already_delivered: bool = False
+    """An earlier attempt had delivered it, and nothing was sent (local mailbox folders can tell)."""

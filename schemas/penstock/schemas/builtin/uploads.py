@@ -1,0 +1,51 @@
+"""`upload.process`: check an uploaded object, and make thumbnails and metadata of it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.retry_policy import RetryPolicy
+
+
+class ProcessUpload(Job, kind="upload.process", queue="uploads", timeout=600, retry=RetryPolicy(max_attempts=8)):
+    """Check one object of the storage against `[uploads]`, and write what is made of it back."""
+
+    key: str = Field(min_length=1, max_length=1024)
+    """Of the object in the storage."""
+    max_bytes: int | None = Field(default=None, ge=1)
+    """A limit below the setting of that name, for this upload."""
+    media_types: tuple[str, ...] | None = None
+    """What this upload may be, among what the settings accept, such as `("image/*",)` for a portrait."""
+
+
+class Thumbnail(BaseModel):
+    key: str
+    side: int
+    """The size asked for: its longest side at most, in pixels."""
+    width: int
+    height: int
+
+
+class UploadProcessed(BaseModel):
+    """What was found and written. Also the content of the `metadata.json` beside the results.
+
+    It depends on the bytes and the settings alone, so that the same upload under two names has the same results.
+    """
+
+    sha256: str
+    size: int
+    """In bytes, as uploaded."""
+    media_type: str
+    """As the content shows, whatever the name says."""
+    original: str | None
+    """Key of the bytes as they came; None for an image where `keep_original` is off."""
+    clean: str | None = None
+    """Key of an image's copy: turned upright, without EXIF, GPS, XMP or comments."""
+    width: int | None = None
+    """In pixels, upright; None for what is no image."""
+    height: int | None = None
+    frames: int | None = None
+    thumbnails: tuple[Thumbnail, ...] = ()
+    metadata: str
+    """Key of the JSON with these fields. It is written last: where it is, the rest is."""

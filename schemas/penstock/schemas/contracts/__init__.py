@@ -1,0 +1,1 @@
+"""Contracts of kinds: export, check for breaking changes, catalog, AsyncAPI."""

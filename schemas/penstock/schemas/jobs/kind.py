@@ -1,0 +1,205 @@
+"""Kinds: the stable names of jobs, what is declared beside them, and the registry that finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from penstock.config.errors import DuplicateKind, KindError, UndecodableMessage
+from penstock.schemas.jobs.limits import Limit
+from penstock.schemas.jobs.retry_policy import RetryPolicy
+from penstock.schemas.jobs.unique_policy import Unique
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+    from penstock.schemas.jobs.job import Job
+
+DeliveryPromise = Literal["at_least_once", "once", "at_most_once"]
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+"""From the first served to the last. Each is a lane of its own in a queue."""
+
+Payload = dict[str, Any]
+Upcaster = Callable[[Payload], Payload]
+
+DISPATCHER_QUEUE = "dispatcher"
+"""The queue the dispatcher consumes: jobs whose time has not come."""
+DEAD_QUEUE = "dead"
+"""Where RabbitMQ puts what it gives up on."""
+
+
+def reserved_queue(name: str) -> str | None:
+    """Why no queue may have this name, or None. The names of lanes are queues of their own on RabbitMQ."""
+    if name == DISPATCHER_QUEUE:
+        return "is the dispatcher's own"
+    if name == DEAD_QUEUE:
+        return "is where the broker puts what it gives up on"
+    if "." in name and name.rpartition(".")[2] in PRIORITIES:
+        return "ends like a priority's lane"
+    return None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is declared beside a job class, as `class SendInvoice(Job, kind=…, queue=…)`."""
+
+    name: str
+    job: type[Job]
+    queue: str = "default"
+    version: int = 1
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: timedelta | None = None
+    """The longest an attempt may run; None: as long as it likes."""
+    delivery: DeliveryPromise = "at_least_once"
+    track: bool = True
+    """False keeps only failures in the ledger."""
+    unique_by: tuple[str, ...] = ()
+    """Fields whose values make a job's key when none is given."""
+    unique: Unique | None = None
+    """What becomes of a job whose key another one holds; None: a key is only to find jobs by."""
+    aliases: tuple[str, ...] = ()
+    """Former names, still understood."""
+    priority: Priority = "normal"
+    expires_in: timedelta | None = None
+    """Age past which a waiting job is discarded instead of run."""
+    max_crashes: int | None = None
+    """Overrides the setting of that name."""
+    limits: tuple[Limit, ...] = ()
+    """What all of its jobs together, or those of one tenant, key and so on, must keep to."""
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @cached_property
+    def sensitive(self) -> frozenset[str]:
+        """Fields marked `Sensitive`."""
+        from penstock.schemas.jobs.job import SENSITIVE
+
+        fields = self.job.model_fields
+        return frozenset(name for name, info in fields.items() if SENSITIVE in info.metadata)
+
+    @cached_property
+    def body(self) -> TypeAdapter[tuple[list[Any], Job, dict[str, Any] | None]]:
+        """Validates a whole Celery body, `[args, kwargs, embed]`, from JSON in one pass."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(tuple[list[Any], self.job, dict[str, Any] | None])  # type: ignore[name-defined]
+
+    def redact(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The payload with the values of sensitive fields replaced by `***`."""
+        return {name: "***" if name in self.sensitive else value for name, value in payload.items()}
+
+
+class Registry:
+    """Kinds by name and alias, and the upcasters between their versions."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, Kind] = {}
+        self._upcasters: dict[tuple[str, int], Upcaster] = {}
+
+    def add(self, kind: Kind) -> None:
+        """Register a kind under its name and aliases.
+
+        Raises:
+            DuplicateKind: another class holds one of them. The same class defined anew (a reload) replaces itself.
+        """
+        for name in (kind.name, *kind.aliases):
+            other = self._kinds.get(name)
+            if other is not None and _path(other.job) != _path(kind.job):
+                raise DuplicateKind(
+                    f"kind {name!r} of {_path(kind.job)} is already taken by {_path(other.job)}; "
+                    "give one of them another kind"
+                )
+        for name in (kind.name, *kind.aliases):
+            self._kinds[name] = kind
+
+    def discard(self, kind: Kind) -> None:
+        """Forget a kind and its upcasters; for tests."""
+        for name in (kind.name, *kind.aliases):
+            if self._kinds.get(name) is kind:
+                del self._kinds[name]
+        for key in [key for key in self._upcasters if key[0] == kind.name]:
+            del self._upcasters[key]
+
+    def find(self, name: str) -> Kind | None:
+        """The kind with this name or alias."""
+        return self._kinds.get(name)
+
+    def __getitem__(self, name: str) -> Kind:
+        """Raises UndecodableMessage (`unknown_kind`) where there is none."""
+        try:
+            return self._kinds[name]
+        except KeyError:
+            raise UndecodableMessage("unknown_kind", f"no imported module defines kind {name!r}") from None
+
+    def __iter__(self) -> Iterator[Kind]:
+        """Every kind once, by name."""
+        return iter(sorted({kind.name: kind for kind in self._kinds.values()}.values(), key=lambda kind: kind.name))
+
+    def queues(self) -> set[str]:
+        """The queues that kinds name."""
+        return {kind.queue for kind in self._kinds.values()}
+
+    def add_upcaster(self, kind: Kind, from_version: int, upcaster: Upcaster) -> None:
+        if not 1 <= from_version < kind.version:
+            raise KindError(
+                f"upcaster of {kind.name!r}: from_version={from_version} must lie between 1 and "
+                f"{kind.version - 1}, below the kind's own version {kind.version}"
+            )
+        if (kind.name, from_version) in self._upcasters:
+            raise KindError(f"kind {kind.name!r} has two upcasters from version {from_version}")
+        self._upcasters[kind.name, from_version] = upcaster
+
+    def upcasters(self, kind: Kind) -> list[int]:
+        """The versions from which one is declared, in order."""
+        return sorted(version for name, version in self._upcasters if name == kind.name)
+
+    def lift(self, kind: Kind, payload: Payload, version: int) -> Payload:
+        """Bring an old payload to the kind's version, one upcaster after the other.
+
+        Raises:
+            UndecodableMessage: (`unknown_version`) the version is newer than this code, or a step is missing or fails.
+        """
+        if version > kind.version:
+            raise UndecodableMessage(
+                "unknown_version",
+                f"{kind.name} version {version} is newer than version {kind.version} known here; deploy this worker",
+            )
+        for step in range(version, kind.version):
+            upcaster = self._upcasters.get((kind.name, step))
+            if upcaster is None:
+                raise UndecodableMessage("unknown_version", f"{kind.name} has no upcaster from version {step}")
+            try:
+                payload = upcaster(payload)
+            except Exception as error:
+                detail = f"the upcaster of {kind.name} from version {step} failed: {error!r}"
+                raise UndecodableMessage("unknown_version", detail) from error
+        return payload
+
+
+registry = Registry()
+"""The kinds of this process: a class enters when its module is imported."""
+
+
+def upcasts(job: type[Job], *, from_version: int) -> Callable[[Upcaster], Upcaster]:
+    """Declare how a payload of `from_version` becomes one of the next version.
+
+    The function takes and returns a dict of fields:
+
+        @upcasts(SendInvoice, from_version=1)
+        def split_name(payload: dict[str, Any]) -> dict[str, Any]: ...
+    """
+
+    def declare(upcaster: Upcaster) -> Upcaster:
+        registry.add_upcaster(job.kind(), from_version, upcaster)
+        return upcaster
+
+    return declare
+
+
+def _path(job: type[Job]) -> str:
+    return f"{job.__module__}.{job.__qualname__}"

@@ -1,0 +1,148 @@
+"""When a cron rule fires, in its time zone.
+
+Five fields, or six with seconds first; names (`MON`, `JAN`), steps, ranges, lists, `L`, `LW`, `5L` and `MON#2` are
+understood, as CronSim documents, and `@daily` and the like. On the days the clock changes it is as in Debian's cron:
+
+- A time that the clock skips fires once, at the first minute after the gap. A rule for every hour (`30 * * * *`) misses
+  nothing by a gap of whole hours, so it goes on as ever.
+- A time that comes twice fires the first time, if the rule is for a fixed time: minute and hour do not begin with `*`.
+  Any other rule (`*/10 * * * *`, `0 * * * *`) goes by elapsed time: it fires in both of two equal hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from penstock.config.errors import ConfigError
+from penstock.schemas.schedules.calendars import Closed, Days, moved
+
+_NAMED = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+_DAY, _HOUR, _MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+_EVERY_HOUR = set(range(24))
+
+
+class Cron:
+    """One rule, read.
+
+    Arguments:
+        days: which days are business days; None: all.
+        closed: what becomes of a time on a day that is none: see `calendars.moved`.
+
+    Raises:
+        ConfigError: the rule is wrong, or never fires.
+    """
+
+    def __init__(self, rule: str, zone: ZoneInfo, days: Days | None = None, closed: Closed = "skip") -> None:
+        try:
+            from cronsim import CronSim, CronSimError
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{error}; cron rules need pip install 'penstock[workers]'") from None
+
+        text = rule.strip().lower()
+        fields = _NAMED.get(text, text)
+        if fields.startswith("@"):
+            raise ConfigError(f"cron {rule!r}: there are {', '.join(_NAMED)}")
+        try:
+            # Naive, so that it goes by the wall clock alone: the days when that changes are handled here.
+            self._sim: Any = CronSim(fields, datetime(2000, 1, 1))  # noqa: DTZ001
+        except CronSimError as error:
+            raise ConfigError(f"cron {rule!r}: {str(error).lower()}; see `minute hour day month weekday`") from None
+        minute, hour = fields.split()[-5:-3]
+        self._zone, self._days, self._closed = zone, days, closed
+        self._is_fixed = not minute.startswith("*") and not hour.startswith("*")
+        self._is_hourly = self._sim.hours == _EVERY_HOUR
+        if next(self.after(datetime.now(UTC)), None) is None:
+            raise ConfigError(f"cron {rule!r}: it never fires" + (" on a business day" if days is not None else ""))
+
+    def after(self, after: datetime) -> Iterator[datetime]:
+        """The times, in UTC and rising, at which it fires after an aware time."""
+        last = after.astimezone(UTC)
+        for time in self._instants(self._walls(self._first_wall(last))):
+            if time > last:
+                last = time
+                yield time
+
+    def _first_wall(self, after: datetime) -> datetime:
+        """From where on to look: what the wall clock says then, or less if it is about to go back."""
+        local = after.astimezone(self._zone)
+        back = _offset(local) - _offset((after + _DAY).astimezone(self._zone))
+        return local.replace(tzinfo=None) - max(back, timedelta())
+
+    def _walls(self, after: datetime) -> Iterator[datetime]:
+        """The wall-clock times after one, rising. Ends if there is none for 50 years."""
+        if self._days is None:
+            return self._plain(after)
+        return moved(self._plain, after, self._days, self._closed)
+
+    def _plain(self, after: datetime) -> Iterator[datetime]:
+        sim = copy(self._sim)
+        sim.dt = after.replace(microsecond=0)
+        times: Iterator[datetime] = sim
+        return times
+
+    def _instants(self, walls: Iterator[datetime]) -> Iterator[datetime]:
+        again: list[datetime] = []  # what comes a second time, after all that comes the first time
+        for wall in walls:
+            first, second = _both(wall, self._zone)
+            if second > first and not self._is_fixed:
+                again.append(second)
+            elif again:
+                yield from again
+                again.clear()
+            if second < first:
+                if self._is_hourly and not self._is_fixed and not (first - second) % _HOUR:
+                    continue
+                first = _after_gap(wall, self._zone)
+            yield first
+        yield from again
+
+
+def _both(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """When the clock shows this: the same twice on most days, the later one second where it shows it twice. Where it
+    never does, the first is the later one."""
+    return wall.replace(tzinfo=zone).astimezone(UTC), wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
+
+
+def _after_gap(wall: datetime, zone: ZoneInfo) -> datetime:
+    first, second = _both(wall, zone)
+    while second < first:
+        wall = wall.replace(second=0) + _MINUTE
+        first, second = _both(wall, zone)
+    return first
+
+
+def _offset(local: datetime) -> timedelta:
+    return local.utcoffset() or timedelta()
+
+
+def localized(wall: datetime, zone: ZoneInfo) -> datetime:
+    """An aware time as it is; one without an offset as the clock of the zone: the first where it comes twice, after the
+    gap where it never comes."""
+    return wall.astimezone(UTC) if wall.tzinfo is not None else _after_gap(wall, zone)
+
+
+def clock_changes(zone: ZoneInfo, after: datetime, until: datetime) -> Iterator[tuple[datetime, timedelta]]:
+    """When (UTC, to the minute) the zone's clock changes between two aware times, and by how much."""
+    day = after.astimezone(UTC)
+    while day < until:
+        low, high = day, min(day + _DAY, until)
+        before = _offset(low.astimezone(zone))
+        change = _offset(high.astimezone(zone)) - before
+        if change:
+            while high - low > _MINUTE:
+                middle = low + (high - low) / 2
+                low, high = (middle, high) if _offset(middle.astimezone(zone)) == before else (low, middle)
+            yield high.replace(second=0, microsecond=0), change
+        day += _DAY

@@ -1,0 +1,106 @@
+"""The times of a schedule: cron, interval or once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count, islice, takewhile
+
+from penstock.config.sections.schedules import TOLERANCE, ScheduleSettings
+from penstock.schemas.schedules.calendars import Days
+from penstock.schemas.schedules.cron import Cron, localized
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MOST_AT_ONCE = 500
+"""Missed times made up for in one round; the rest follow in the next."""
+_REACHES = (timedelta(minutes=2), timedelta(hours=2), timedelta(days=2), timedelta(days=64))
+
+
+class Times:
+    """When a schedule fires.
+
+    Raises:
+        ConfigError: its cron rule is wrong or never fires, or there is no such calendar.
+    """
+
+    def __init__(self, settings: ScheduleSettings) -> None:
+        self._settings = settings
+        self._cron: Cron | None = None
+        self._following: tuple[datetime, datetime | None] = (EPOCH, None)
+        zone = settings.zone
+        if settings.cron is not None:
+            days = None if settings.calendar is None else Days(settings.calendar)
+            self._cron = Cron(settings.cron, zone, days, settings.closed or "skip")
+        if settings.every is not None:
+            self._anchor = EPOCH if settings.anchor is None else localized(settings.anchor, zone)
+
+    def after(self, after: datetime) -> Iterator[datetime]:
+        """The times, in UTC and rising, after an aware time. They may end."""
+        settings, after = self._settings, after.astimezone(UTC)
+        if self._cron is not None:
+            return self._cron.after(after)
+        if settings.at is not None:
+            at = localized(settings.at, settings.zone)
+            return iter([at] if at > after else [])
+        assert settings.every is not None
+        return self._steps(settings.every, after)
+
+    def _steps(self, every: timedelta, after: datetime) -> Iterator[datetime]:
+        # Counted from the anchor each time: nothing adds up.
+        for number in count((after - self._anchor) // every + 1):
+            try:
+                yield self._anchor + number * every
+            except OverflowError:  # after the year 9999
+                return
+
+    def next(self, after: datetime) -> datetime | None:
+        """The first of `after`; the last answer is kept, so that it may be asked for ahead of time."""
+        asked, answer = self._following
+        if asked != after:
+            answer = next(self.after(after), None)
+            self._following = (after, answer)
+        return answer
+
+    def choose(self, first: datetime, now: datetime) -> tuple[list[datetime], datetime | None]:
+        """Which of the times that have come, from `first` on, make a job, and the next time to look at.
+
+        A time is *missed* when it is over a minute late, or the next one has come too.
+        """
+        settings = self._settings
+        following = self.next(first)
+        if following is None or following > now:  # as it mostly is
+            return [first] if self._is_wanted(first, now) else [], following
+        if settings.misfire == "all":
+            oldest = first if settings.catch_up is None else max(first, now - settings.catch_up)
+            begin = [first] if oldest == first else []
+            due = [*begin, *takewhile(lambda time: time <= now, islice(self.after(oldest), MOST_AT_ONCE - len(begin)))]
+            return due, self.next(due[-1] if due else now)
+        newest = self._newest(first, now)
+        return [newest] if self._is_wanted(newest, now) else [], self.next(newest)
+
+    def _is_wanted(self, newest: datetime, now: datetime) -> bool:
+        """Whether a time makes a job for itself, and for those missed before it."""
+        late, settings = now - newest, self._settings
+        if late <= TOLERANCE:
+            return True
+        return settings.misfire != "skip" and (settings.catch_up is None or late <= settings.catch_up)
+
+    def _newest(self, first: datetime, now: datetime) -> datetime:
+        """The latest time until now. Looked for from near to far: a year away does not mean a million steps."""
+        for reach in _REACHES:
+            if now - reach > first and (times := self.until(now - reach, now)):
+                return times[-1]
+        return [first, *self.until(first, now)][-1]
+
+    def until(self, after: datetime, until: datetime, most: int | None = None) -> list[datetime]:
+        """The times after one and until another, at most so many."""
+        return list(takewhile(lambda time: time <= until, islice(self.after(after), most)))
+
+
+def offset(name: str, jitter: timedelta) -> timedelta:
+    """By how much later than its times a schedule fires: the same each time and everywhere, to the millisecond."""
+    if not jitter:
+        return timedelta()
+    drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return timedelta(milliseconds=int(jitter / timedelta(milliseconds=1) * drawn))

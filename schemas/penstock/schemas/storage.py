@@ -1,0 +1,71 @@
+"""Object storage as its users see it; `penstock.producers.storage` has files and S3."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import IO, BinaryIO
+
+from penstock.config.errors import InvalidKey
+
+CHUNK = 256 * 1024
+"""Bytes read at a time, here and by the handlers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object's size in bytes and its media type."""
+
+    size: int
+    media_type: str
+
+
+def check_key(key: str) -> str:
+    """The key, if it is fit for every storage: relative, parts separated by single slashes, no `.` or `..`.
+
+    Raises:
+        InvalidKey: says what is wrong.
+    """
+    parts = key.split("/")
+    if not key or key.startswith("/"):
+        raise InvalidKey(f"storage key {key!r} must be relative and not empty")
+    if any(part in ("", ".", "..") for part in parts):
+        raise InvalidKey(f"storage key {key!r} must not have empty parts, '.' or '..'")
+    if "\\" in key or any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+        raise InvalidKey(f"storage key {key!r} must not have backslashes or control characters")
+    try:
+        encoded = key.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"storage key {key!r} is not valid Unicode") from error
+    if len(encoded) > 1024 or any(len(part.encode()) > 200 for part in parts):
+        raise InvalidKey(f"storage key {key[:80]!r}… is longer than 1024 bytes, or one of its parts than 200")
+    return key
+
+
+class Storage(ABC):
+    """Safe to use from several threads. Every method checks the key and raises InvalidKey or StorageError."""
+
+    @abstractmethod
+    def read(self, key: str) -> AbstractContextManager[IO[bytes]]:
+        """Open an object as a stream; `.read(CHUNK)` until it is empty. Raises ObjectNotFound."""
+
+    @abstractmethod
+    def write(self, key: str, source: BinaryIO, media_type: str | None = None) -> None:
+        """Store all that is left of a stream under a key: readers see the old object or the whole new one."""
+
+    @abstractmethod
+    def find(self, key: str) -> Stored | None:
+        """Size and media type; None where there is no such object."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete an object if it is there."""
+
+    @abstractmethod
+    def link(self, key: str, expires: timedelta = timedelta(days=1)) -> str:
+        """A URL to read it without credentials: presigned for S3 (at most 7 days), `file://` for a folder."""
+
+    def close(self) -> None:  # noqa: B027  # nothing to close is fine
+        """Let go of connections."""

@@ -1,0 +1,360 @@
+"""The wire: Celery's message protocol, version 2, in JSON. See `docs/wire.md`.
+
+An `Envelope` is what brokers carry: headers and a body. `encode` makes one of a job, `decode` reads one, from our own
+producers or from a stock Celery client. Times on the wire are ISO 8601 in UTC.
+https://docs.celeryq.dev/en/stable/internals/protocol.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeGuard
+
+from pydantic import ValidationError
+
+from penstock.config.errors import PayloadTooLarge, UndecodableMessage
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, Kind, Priority, Registry
+from penstock.schemas.jobs.kind import registry as default_registry
+from penstock.schemas.wire.ids import made_at, new_id
+
+HEADER = "penstock"
+"""The one header of ours among Celery's."""
+
+EMBED = b'{"callbacks":null,"errbacks":null,"chain":null,"chord":null}'
+_MAX_ID = 128
+_LARGEST = 2**31 - 1
+# What the ledger has room for. One longer would spoil the INSERT of a whole batch.
+_LONGEST = {"queue": 127, "key": 255, "tenant": 255, "traceparent": 64}
+
+
+@dataclass(slots=True)
+class Envelope:
+    """One message as a broker carries it.
+
+    Attributes:
+        queue: the queue it goes to, or came from; `dispatcher` while its time has not come.
+        priority: its lane in that queue.
+        headers: JSON-compatible; Celery's, and ours under `penstock`.
+        body: JSON, `[args, kwargs, embed]` in UTF-8.
+    """
+
+    queue: str
+    priority: Priority
+    headers: dict[str, Any]
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        return str(self.headers.get("id", ""))
+
+    @property
+    def kind(self) -> str:
+        return str(self.headers.get("task", ""))
+
+
+@dataclass(slots=True)
+class Message:
+    """A decoded, validated envelope: what the executor works on.
+
+    Attributes:
+        id: the job's id.
+        kind: as found in the registry; an alias is resolved.
+        job: the message itself.
+        queue: where it runs.
+        attempt: the number of the attempt that this delivery asks for, from 1.
+        fence: the ledger's fence when it was sent; 0 from a producer. A delivery whose fence is behind the ledger's
+            is a duplicate.
+        due_at: when it may run; None: at once.
+        embed: what a stock client put beside the arguments (callbacks, chain, …); None where that is nothing.
+    """
+
+    id: str
+    kind: Kind
+    job: Job
+    queue: str
+    priority: Priority = "normal"
+    attempt: int = 1
+    fence: int = 0
+    key: str | None = None
+    tenant: str | None = None
+    sent_at: datetime | None = None
+    due_at: datetime | None = None
+    expires_at: datetime | None = None
+    traceparent: str | None = None
+    embed: dict[str, Any] | None = None
+
+
+def encode(
+    job: Job,
+    *,
+    id: str | None = None,
+    queue: str | None = None,
+    priority: Priority | None = None,
+    attempt: int = 1,
+    fence: int = 0,
+    key: str | None = None,
+    tenant: str | None = None,
+    sent_at: datetime | None = None,
+    due_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    traceparent: str | None = None,
+    max_bytes: int | None = None,
+    embed: bytes = EMBED,
+) -> Envelope:
+    """Make the envelope of a job. What is None takes the kind's default or is left out.
+
+    A job with `due_at` goes to the dispatcher's queue, its own queue named in the header.
+
+    Raises:
+        KindError: the class has no kind; PayloadTooLarge: the body is over `max_bytes`.
+    """
+    kind = job.kind()
+    body = body_of(job.__pydantic_serializer__.to_json(job, by_alias=True), embed)
+    if max_bytes is not None and len(body) > max_bytes:
+        raise PayloadTooLarge(kind.name, len(body), max_bytes)
+    if key is None and (kind.unique_by or kind.unique is not None):
+        key = unique_key(job)
+    return seal(
+        kind.name,
+        kind.version,
+        body,
+        id or new_id(),
+        queue or kind.queue,
+        priority or kind.priority,
+        attempt,
+        fence,
+        key,
+        tenant,
+        sent_at,
+        due_at,
+        expires_at,
+        traceparent,
+    )
+
+
+def body_of(payload: bytes, embed: bytes = EMBED) -> bytes:
+    """The body around a payload and what a stock client put beside it, both as JSON."""
+    return b"[[]," + payload + b"," + embed + b"]"
+
+
+def seal(
+    kind: str,
+    version: int,
+    body: bytes,
+    id: str,
+    queue: str,
+    priority: Priority,
+    attempt: int = 1,
+    fence: int = 0,
+    key: str | None = None,
+    tenant: str | None = None,
+    sent_at: datetime | None = None,
+    due_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    traceparent: str | None = None,
+) -> Envelope:
+    """Put the headers on a body that is made already; the kind may be one that this process does not know."""
+    ours: dict[str, Any] = {
+        "version": version,
+        "attempt": attempt,
+        "priority": priority,
+        "sent_at": (sent_at or datetime.now(UTC)).isoformat(),
+    }
+    headers: dict[str, Any] = {"lang": "py", "task": kind, "id": id, "root_id": id, HEADER: ours}
+    if fence:
+        ours["fence"] = fence
+    if key is not None:
+        ours["key"] = key
+    if tenant is not None:
+        ours["tenant"] = tenant
+    if traceparent is not None:
+        ours["traceparent"] = traceparent
+    if expires_at is not None:
+        ours["expires_at"] = headers["expires"] = expires_at.isoformat()
+    if attempt > 1:
+        headers["retries"] = attempt - 1
+    if due_at is not None:
+        ours["due_at"] = due_at.isoformat()
+        ours["queue"] = queue
+        queue = DISPATCHER_QUEUE
+    return Envelope(queue, priority, headers, body)
+
+
+def decode(envelope: Envelope, registry: Registry = default_registry) -> Message:
+    """Read an envelope.
+
+    Raises:
+        UndecodableMessage: and never anything else, whatever the bytes are. Its `reason` is `undecodable`,
+            `unknown_kind`, `invalid_payload` or `unknown_version`.
+    """
+    try:
+        return _decode(envelope, registry)
+    except UndecodableMessage:
+        raise
+    except Exception as error:  # headers from a stranger can be wrong in more ways than can be listed
+        raise UndecodableMessage("undecodable", f"{type(error).__name__}: {error}") from error
+
+
+def _decode(envelope: Envelope, registry: Registry) -> Message:
+    headers = envelope.headers
+    name, job_id = headers.get("task"), headers.get("id")
+    if not isinstance(name, str) or not is_id(job_id):
+        raise UndecodableMessage("undecodable", "not a Celery protocol 2 message: headers 'task' and 'id' are needed")
+    kind = registry[name]
+    ours = headers.get(HEADER)
+    if ours is None:
+        ours = {}
+    elif not isinstance(ours, dict):
+        raise UndecodableMessage("undecodable", f"header {HEADER!r} is not an object")
+    version = _integer(ours, "version", kind.version)
+    job, embed = _body(kind, envelope.body, version, registry)
+    priority = ours.get("priority") or envelope.priority
+    return Message(
+        id=job_id,
+        kind=kind,
+        job=job,
+        queue=_text(ours, "queue") or (envelope.queue if envelope.queue != DISPATCHER_QUEUE else kind.queue),
+        priority=priority if priority in PRIORITIES else "normal",
+        attempt=_integer(ours, "attempt", 1),
+        fence=_integer(ours, "fence", 0, least=0),
+        key=_text(ours, "key") if ours else (unique_key(job) if kind.unique_by else None),
+        tenant=_text(ours, "tenant"),
+        sent_at=parse_time(ours.get("sent_at")) or made_at(job_id),
+        due_at=parse_time(ours.get("due_at") or headers.get("eta")),
+        expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
+        traceparent=_text(ours, "traceparent"),
+        embed=embed if embed and any(embed.values()) else None,
+    )
+
+
+def _body(kind: Kind, body: bytes, version: int, registry: Registry) -> tuple[Job, dict[str, Any] | None]:
+    if version == kind.version:
+        try:
+            args, job, embed = kind.body.validate_json(body)
+        except ValidationError as error:
+            if not _has_positional(body):
+                raise UndecodableMessage("invalid_payload", explain(error, skip=1)) from error
+        else:
+            if not args:
+                return job, embed
+    # The slow way: positional arguments of a stock client, or an older version.
+    payload, embed = read_body(body, list(kind.job.model_fields))
+    payload = registry.lift(kind, payload, version)
+    try:
+        return kind.job.model_validate_json(json.dumps(payload)), embed
+    except ValidationError as error:
+        raise UndecodableMessage("invalid_payload", explain(error)) from error
+
+
+def read_body(body: bytes, fields: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The payload, positional arguments of a stock client named by the kind's fields, and what stands beside it.
+
+    Raises:
+        UndecodableMessage: `undecodable`, or `invalid_payload` for more positional arguments than fields.
+    """
+    args, payload, embed = open_body(body)
+    if len(args) > len(fields):
+        raise UndecodableMessage("invalid_payload", f"{len(args)} positional arguments for {len(fields)} fields")
+    return {**dict(zip(fields, args, strict=False)), **payload}, embed
+
+
+def open_body(body: bytes) -> tuple[list[Any], dict[str, Any], dict[str, Any] | None]:
+    """The three parts of a body: positional arguments, keyword arguments, what stands beside them.
+
+    Raises:
+        UndecodableMessage: `undecodable`.
+    """
+    try:
+        args, payload, embed = json.loads(body)
+    except ValueError as error:
+        raise UndecodableMessage("undecodable", f"the body is not JSON [args, kwargs, embed]: {error}") from error
+    if not isinstance(args, list) or not isinstance(payload, dict):
+        raise UndecodableMessage("undecodable", "the body is not JSON [args, kwargs, embed]")
+    return args, payload, embed if isinstance(embed, dict) else None
+
+
+def explain(error: ValidationError, skip: int = 0) -> str:
+    """A validation error in one line, without the values, which may be sensitive."""
+    parts = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        path = ".".join(str(part) for part in item["loc"][skip:])
+        parts.append(f"{path}: {item['msg']}" if path else item["msg"])
+    return "; ".join(parts)
+
+
+def unique_key(job: Job) -> str:
+    """The key that `unique_by` makes: `kind:field=value,…`, or a hash of that where it is too long."""
+    kind = job.kind()
+    values = job.model_dump(mode="json", include=set(kind.unique_by))
+    key = f"{kind.name}:" + ",".join(f"{name}={values[name]}" for name in kind.unique_by)
+    if len(key) > _LONGEST["key"]:
+        key = f"{kind.name}:sha256={hashlib.sha256(key.encode()).hexdigest()}"
+    return key
+
+
+def payload(body: bytes) -> dict[str, Any]:
+    """The keyword arguments in a body, for showing; empty where it cannot be read."""
+    try:
+        kwargs = json.loads(body)[1]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return kwargs if isinstance(kwargs, dict) else {}
+
+
+def _has_positional(body: bytes) -> bool:
+    return not body.lstrip().startswith((b"[[],", b"[[ ]"))
+
+
+def _integer(header: dict[str, Any], name: str, default: int, least: int = 1) -> int:
+    value = header.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST:
+        raise UndecodableMessage("undecodable", f"{HEADER}.{name} must be an integer from {least}, not {value!r}")
+    return value
+
+
+def _text(header: dict[str, Any], name: str) -> str | None:
+    value = header.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UndecodableMessage("undecodable", f"{HEADER}.{name} must be text, not {value!r}")
+    if len(value) > _LONGEST[name] or not _is_storable(value):
+        raise UndecodableMessage("undecodable", f"{HEADER}.{name} is over {_LONGEST[name]} characters or no clean text")
+    return value
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether a value off the wire can be a job's id."""
+    return isinstance(value, str) and 0 < len(value) <= _MAX_ID and _is_storable(value)
+
+
+def _is_storable(text: str) -> bool:
+    """Whether every database takes it: PostgreSQL refuses NUL, and a lone surrogate has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def parse_time(value: object) -> datetime | None:
+    """An ISO 8601 time; one without an offset, as Celery may send it, is UTC.
+
+    Raises:
+        ValueError, OverflowError: it is none.
+    """
+    if value is None:
+        return None
+    time = datetime.fromisoformat(str(value))
+    if time.tzinfo is UTC:
+        return time  # ours are
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def is_due(due_at: datetime | None, now: datetime, tolerance: timedelta = timedelta(milliseconds=5)) -> bool:
+    return due_at is None or due_at <= now + tolerance

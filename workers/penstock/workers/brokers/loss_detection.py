@@ -1,0 +1,141 @@
+"""What a broker can no longer have, told from outside: for the dispatcher, which sends again what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, cast
+
+from penstock.config.errors import BrokerUnavailable
+from penstock.producers.senders import scheme
+from penstock.schemas.jobs.kind import Priority
+
+Lane = tuple[str, str]
+"""A queue and a priority."""
+
+_NONE = timedelta()
+
+# In one step, by the server's own clock. Entries are in the order of their ids, which begin with the time they were
+# added; what a worker holds is among them until it is acknowledged.
+_AGE_OF_OLDEST = """
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if not oldest then return 0 end
+local now, added = redis.call('TIME'), string.match(oldest[1], '^%d+')
+return math.max(now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(added), 0)
+"""
+
+
+class Lanes(Protocol):
+    """Connects when first used. Every call may raise BrokerUnavailable."""
+
+    def born(self, now: Callable[[], datetime]) -> datetime | None:
+        """Since when the broker has kept what it was given: all that was sent before is lost. None: it cannot tell.
+
+        Arguments:
+            now: the time, by the clock that sendings are kept by.
+        """
+        ...
+
+    def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
+        """At most how old what a lane holds is, waiting or in a worker's hands; zero where it holds nothing.
+
+        None: it cannot be told.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_lanes(url: str, *, prefix: str = "penstock", timeout_seconds: float = 5.0) -> Lanes:
+    """For a broker URL. Raises ConfigError where its scheme is unknown."""
+    opened = RedisLanes if scheme(url) == "redis" else RabbitmqLanes
+    return opened(url, prefix, timeout_seconds)
+
+
+class RedisLanes:
+    """`Lanes` over Redis.
+
+    A key, `{prefix}:incarnation`, holds when it was found missing: a Redis that was wiped, or is another one, has none.
+    One that came back from an older snapshot has; its lanes then hold nothing newer than that.
+    """
+
+    def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
+        from penstock.producers.senders.redis.connections import RedisConnections
+
+        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
+        self._prefix = prefix
+
+    def born(self, now: Callable[[], datetime]) -> datetime | None:
+        from penstock.producers.senders.redis.connections import pack
+
+        key = f"{self._prefix}:incarnation"
+        [found] = self._call(pack("GET", key))
+        if found is None:
+            # The time is taken after the look, so that nothing sent before the wipe is later than it. Of several
+            # dispatchers one sets it.
+            [_, found] = self._call(pack("SET", key, now().isoformat(), "NX"), pack("GET", key))
+        try:
+            return datetime.fromisoformat(found.decode()).astimezone(UTC)
+        except (AttributeError, ValueError):  # wiped once more in between, or somebody else's
+            return None
+
+    def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
+        from penstock.producers.senders.redis.connections import pack
+        from penstock.producers.senders.redis.sender import lane_key
+
+        keys = [lane_key(self._prefix, queue, cast(Priority, priority)) for queue, priority in lanes]
+        ages = self._call(*(pack("EVAL", _AGE_OF_OLDEST, 1, key) for key in keys)) if keys else []
+        return {lane: timedelta(milliseconds=age) for lane, age in zip(lanes, ages, strict=True)}
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def _call(self, *commands: bytes) -> list[Any]:
+        from penstock.producers.senders.redis.sender import refusal
+
+        replies = self._connections.call(b"".join(commands), len(commands))
+        if error := refusal(replies):
+            self._connections.fail(error)
+        return replies
+
+
+class RabbitmqLanes:
+    """`Lanes` over RabbitMQ, which tells how many messages are ready, and nothing of those in workers' hands.
+
+    So an empty lane counts as one that holds nothing. What a busy worker has fetched ahead and not begun is then
+    sent again, and may be run by an idle one; whichever of the two comes second is refused.
+    """
+
+    def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
+        self._url, self._prefix, self._timeout_seconds = url, prefix, timeout_seconds
+
+    def born(self, now: Callable[[], datetime]) -> datetime | None:
+        return None
+
+    def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
+        from amqp.exceptions import NotFound
+
+        from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
+        from penstock.producers.senders.rabbitmq.sender import address, lane_name
+
+        ages: dict[Lane, timedelta | None] = {}
+        try:
+            # Not kept: this is asked seldom, and only where something seems to be missing.
+            connection = connect(self._url, timeout_seconds=self._timeout_seconds)
+            try:
+                channel = open_channel(connection)
+                for queue, priority in lanes:
+                    name = lane_name(self._prefix, queue, cast(Priority, priority))
+                    try:
+                        ready = channel.queue_declare(name, passive=True).message_count
+                    except NotFound:
+                        ready, channel = 0, open_channel(connection)  # the question has closed the channel
+                    ages[queue, priority] = None if ready else _NONE
+            finally:
+                connection.close()
+        except LOST as error:
+            raise BrokerUnavailable(f"RabbitMQ at {address(self._url)}: {error or type(error).__name__}") from error
+        return ages
+
+    def close(self) -> None:
+        pass

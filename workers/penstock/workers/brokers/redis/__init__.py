@@ -1,0 +1,1 @@
+"""Consuming Redis Streams: deliveries, leases, and their keeper."""

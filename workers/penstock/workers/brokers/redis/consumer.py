@@ -1,0 +1,279 @@
+"""Deliveries off Redis Streams.
+
+What a consumer fetches is pending under its name in the lane's group. A thread of its own keeps resetting the idle time
+of everything it holds, and a process beside it where that thread gets no turn; an entry whose idle time reaches the
+lease belongs to a consumer that fell silent, and any other takes it over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic_core import from_json
+
+from penstock.config.errors import BrokerUnavailable
+from penstock.producers.senders.redis.connections import RedisConnections, Reply, pack
+from penstock.producers.senders.redis.sender import GROUP, lane_key
+from penstock.schemas.jobs.kind import PRIORITIES, Priority
+from penstock.schemas.wire.codec import Envelope
+from penstock.workers.brokers import Delivery
+from penstock.workers.brokers.redis.lease_keeper import Keeper, is_possible
+from penstock.workers.brokers.redis.leases import Leases
+from penstock.workers.brokers.wakeup import Wakeup
+
+log = logging.getLogger(__name__)
+
+LONGEST_BLOCK_SECONDS = 5.0
+"""A stream deleted under a blocked read is noticed no later than this, on servers that do not end the read for it."""
+_FORGET_CONSUMERS_MS = 3_600_000
+
+# In one step: a consumer seen idle may fetch before it is deleted, and deleting it would delete what it fetched.
+_DELETE_CONSUMERS = """
+local found = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+if found.err then return 0 end
+for _, fields in ipairs(found) do
+  local is = {}
+  for i = 1, #fields, 2 do is[fields[i]] = fields[i + 1] end
+  if is.pending == 0 and (is.name == ARGV[2] or is.idle > tonumber(ARGV[3])) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], is.name)
+  end
+end
+return 1
+"""
+
+
+# Lane after lane until the limit is reached: XREADGROUP over several streams takes up to its COUNT from each, so a
+# worker with one free slot would get a low job along with the high one and run it before the next high one.
+_READ_IN_ORDER = """
+local found, left = {}, tonumber(ARGV[3])
+for _, key in ipairs(KEYS) do
+  local streams = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', left, 'STREAMS', key, '>')
+  if streams then
+    found[#found + 1] = streams[1]
+    left = left - #streams[1][2]
+    if left == 0 then break end
+  end
+end
+return found
+"""
+
+
+class RedisConsumer:
+    """`Consumer` over Redis Streams.
+
+    An entry counts as delivered once when fetched first, and once more with each take-over. An acknowledgement counts
+    even after another consumer took the entry over: the job is done, and its second run will find that in the ledger.
+    """
+
+    counts_releases = False
+
+    def __init__(
+        self,
+        url: str,
+        queues: Iterable[str],
+        *,
+        name: str,
+        prefix: str = "penstock",
+        lease_seconds: float = 15.0,
+        timeout_seconds: float = 5.0,
+        keeper: bool = False,
+    ) -> None:
+        self.queues = set(queues)
+        self.name, self.prefix, self.lease_seconds = name, prefix, lease_seconds
+        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
+        kept = keeper and is_possible()
+        beside = Keeper(url, name, lease_seconds=lease_seconds, timeout_seconds=timeout_seconds) if kept else None
+        self._leases = Leases(self._connections, name, lease_seconds, beside)
+        self._fetching = threading.Lock()
+        self._wakeup = Wakeup()
+        self._connection: Any = None
+        self._client_id = 0
+        self._lanes: dict[bytes, tuple[str, Priority]] = {}
+        self._lanes_of: frozenset[str] = frozenset()
+        self._take_over_at = 0.0
+
+    def open(self) -> None:
+        with self._fetching:
+            self._disconnect()
+            self._connection = self._connections.connect(client_name=self.name.replace(" ", "_"))
+            self._leases.follow(self._connections.server_url)
+            self._client_id = self._connections.call_on(self._connection, pack("CLIENT", "ID"))[0]
+            self._declare()
+            self._delete_consumers(idle_ms=_FORGET_CONSUMERS_MS)
+        self._leases.start()
+
+    def fetch(self, limit: int, timeout_seconds: float) -> list[Delivery]:
+        deadline = time.monotonic() + timeout_seconds
+        with self._fetching:
+            if self._connection is None:
+                raise BrokerUnavailable(f"Redis at {self._connections.address}: not connected; open the consumer")
+            while True:
+                if self._lanes_of != self.queues:
+                    self._declare()
+                now = time.monotonic()
+                if limit < 1:  # for Redis a COUNT of 0 is none
+                    self._wakeup.wait([], deadline - now)
+                    return []
+                if now >= self._take_over_at and (taken := self._take_over(limit)):
+                    return taken
+                slice_ends = min(deadline, self._take_over_at, now + LONGEST_BLOCK_SECONDS)
+                found, woken = self._read(limit, slice_ends - now)
+                if found or woken or time.monotonic() >= deadline:
+                    return found
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        self._leases.settle([delivery.tag for delivery in deliveries])
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        self._leases.release([delivery.tag for delivery in deliveries])
+
+    def drain_dead(self, limit: int) -> list[Delivery]:
+        """Redis gives up on nothing by itself."""
+        return []
+
+    def add_queue(self, queue: str) -> None:
+        self.queues = self.queues | {queue}
+        self.wake()
+
+    def cancel_queue(self, queue: str) -> None:
+        self.queues = self.queues - {queue}
+        self.wake()
+
+    def wake(self) -> None:
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Settle what is acknowledged and leave. What was not settled comes to others with the end of its lease."""
+        self._wakeup.set()
+        with self._fetching:
+            self._leases.stop()
+            try:
+                self._delete_consumers(name=self.name)
+            except BrokerUnavailable as error:
+                log.warning("consumer %s stays registered: %s", self.name, error)
+            self._disconnect()
+        self._connections.close()
+        self._wakeup.close()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None
+
+    def _declare(self) -> None:
+        queues = frozenset(self.queues)
+        # The higher lanes of all queues first: XREADGROUP answers in the order of the keys.
+        lanes: dict[bytes, tuple[str, Priority]] = {
+            lane_key(self.prefix, queue, priority).encode(): (queue, priority)
+            for priority in PRIORITIES
+            for queue in sorted(queues)
+        }
+        commands = [pack("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in lanes]
+        replies = self._connections.call(b"".join(commands), len(commands)) if commands else []
+        for reply in replies:
+            if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
+                self._connections.fail(reply)
+        self._lanes, self._lanes_of = lanes, queues
+
+    def _delete_consumers(self, name: str = "", idle_ms: int = 2**52) -> None:
+        commands = [pack("EVAL", _DELETE_CONSUMERS, 1, key, GROUP, name, idle_ms) for key in self._lanes]
+        if commands:
+            self._connections.call(b"".join(commands), len(commands))
+
+    def _read(self, limit: int, wait_seconds: float) -> tuple[list[Delivery], bool]:
+        """New entries, and whether `wake` ended the wait for them."""
+        if not self._lanes:
+            return [], self._wakeup.wait([], wait_seconds)[1]
+        keys = tuple(self._lanes)
+        if found := self._entries(pack("EVAL", _READ_IN_ORDER, len(keys), *keys, GROUP, self.name, limit)):
+            return found, False
+        woken = False
+
+        def wait() -> None:
+            nonlocal woken
+            # The socket's own timeout is shorter than a long block; this wait ends when the answer is there.
+            answered, woken = self._wakeup.wait([self._connection._sock], wait_seconds + 1)
+            while woken and not answered:
+                # Redis may see this before the read it is to end, so again until there is an answer.
+                [ended] = self._connections.call(pack("CLIENT", "UNBLOCK", self._client_id))
+                longest = wait_seconds if isinstance(ended, Exception) else 0.02  # not allowed to: wait for the end
+                answered = self._wakeup.wait([self._connection._sock], longest)[0] or isinstance(ended, Exception)
+
+        block = ("BLOCK", int(wait_seconds * 1000)) if wait_seconds >= 0.001 else ()
+        streams = (*self._lanes, *(b">" for _ in self._lanes))
+        command = pack("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", limit, *block, "STREAMS", *streams)
+        # What arrives meanwhile may come from several lanes at once, up to the limit from each.
+        found = self._entries(command, before_reading=wait)
+        return found, woken
+
+    def _entries(self, command: bytes, before_reading: Callable[[], None] | None = None) -> list[Delivery]:
+        [reply] = self._ask(command, 1, before_reading=before_reading)
+        if isinstance(reply, Exception):
+            # The stream or its group is gone: Redis was flushed, or lost its data. A read that was blocked meanwhile
+            # ends with "UNBLOCKED the stream key no longer exists".
+            if "NOGROUP" not in str(reply) and not str(reply).startswith("UNBLOCKED"):
+                self._connections.fail(reply)
+            self._declare()
+            return []
+        return [delivery for key, entries in reply or () for delivery in self._hold(key, entries, {})]
+
+    def _take_over(self, limit: int) -> list[Delivery]:
+        """Entries of silent consumers, up to the limit; another look is due at once when it was reached."""
+        idle = int(self.lease_seconds * 1000)
+        asked = b"".join(pack("XPENDING", key, GROUP, "IDLE", idle, "-", "+", limit) for key in self._lanes)
+        taken: list[Delivery] = []
+        for key, found in zip(self._lanes, self._ask(asked, len(self._lanes)), strict=True):
+            if isinstance(found, Exception):  # no such group any more; the next read makes it
+                continue
+            mine = self._leases.held(key)  # idle after an outage, until the next renewal
+            deliveries = {entry_id: times + 1 for entry_id, _, _, times in found if entry_id not in mine}
+            if ids := list(deliveries)[: limit - len(taken)]:
+                # Of several that look at the same time one gets each entry: the claim makes it fresh.
+                try:
+                    [claimed] = self._ask(pack("XCLAIM", key, GROUP, self.name, idle, *ids), 1)
+                except BrokerUnavailable:
+                    if not taken:
+                        raise
+                    return taken  # of the lanes before: they are renewed from here on. The next fetch says it is away
+                if isinstance(claimed, Exception):
+                    continue
+                # Redis 6.2 answers nil for an entry that was deleted while pending.
+                taken += self._hold(key, [entry for entry in claimed if entry and entry[1] is not None], deliveries)
+        if len(taken) < limit:
+            self._take_over_at = time.monotonic() + self.lease_seconds / 3
+        return taken
+
+    def _hold(self, key: bytes, entries: Sequence[Any], deliveries: Mapping[bytes, int]) -> list[Delivery]:
+        """Deliveries of `[id, fields]`, renewed from now on; `deliveries` counts those of entries that are not new."""
+        self._leases.hold(key, [entry_id for entry_id, _ in entries])
+        queue, priority = self._lanes[key]
+        held = []
+        for entry_id, fields in entries:
+            envelope, raw = _read_entry(queue, priority, fields)
+            held.append(Delivery(envelope, raw, deliveries.get(entry_id, 1), (key, entry_id), self))
+        return held
+
+    def _ask(self, packed: bytes, replies: int, before_reading: Callable[[], None] | None = None) -> list[Reply]:
+        """Ask on the connection for fetching."""
+        try:
+            return self._connections.call_on(self._connection, packed, replies, before_reading=before_reading)
+        except BrokerUnavailable:
+            self._disconnect()
+            raise
+
+
+def _read_entry(queue: str, priority: Priority, fields: list[bytes]) -> tuple[Envelope, bytes]:
+    """The envelope of an entry, and its raw bytes. What we did not write has no headers, and all fields as its body."""
+    if len(fields) == 4 and fields[0] == b"h" and fields[2] == b"b":
+        try:
+            headers = from_json(fields[1])
+        except ValueError:
+            headers = None
+        if isinstance(headers, dict):
+            return Envelope(queue, priority, headers, fields[3]), fields[3]
+    raw = b"\n".join(name + b"=" + value for name, value in zip(fields[::2], fields[1::2], strict=True))
+    return Envelope(queue, priority, {}, raw), raw

@@ -1,0 +1,190 @@
+"""The leases of one Redis consumer: renewed until settled, and settled even across an outage."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+
+from penstock.config.errors import BrokerUnavailable
+from penstock.producers.senders.redis.connections import RedisConnections, pack
+from penstock.producers.senders.redis.sender import GROUP, refusal
+from penstock.workers.brokers.redis.lease_keeper import Keeper
+
+log = logging.getLogger(__name__)
+
+Tag = tuple[bytes, bytes]
+"""The key of a lane, and the id of an entry in it."""
+
+_RENEWED_AT_ONCE = 1000
+_RETRY_SECONDS = 1.0
+
+# Only what is still this consumer's. One that was stopped for longer than its lease (a suspended machine) would take
+# back what others run by now. Returns the ids it has lost.
+_RENEW = """
+local lost, mine = {}, {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
+for i = 3, #ARGV do
+  local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  if #pending == 1 then table.insert(mine, ARGV[i]) else table.insert(lost, ARGV[i]) end
+end
+if #mine > 5 then
+  for _, option in ipairs({'IDLE', 0, 'JUSTID'}) do table.insert(mine, option) end
+  redis.call(unpack(mine))
+end
+return lost
+"""
+
+# A copy at the end of the lane in place of the old entry. Nothing if the entry has another owner by now, or is done.
+_RELEASE = """
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
+local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
+if entry then redis.call('XADD', KEYS[1], '*', unpack(entry[2])) end
+redis.call('XDEL', KEYS[1], ARGV[3])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
+
+class Leases:
+    """What a consumer holds, renewed every third of the lease by a thread. Thread-safe.
+
+    Arguments:
+        keeper: renews instead while the thread gets no turn; closed with this.
+    """
+
+    def __init__(
+        self, connections: RedisConnections, name: str, lease_seconds: float, keeper: Keeper | None = None
+    ) -> None:
+        self.connections, self.name, self.lease_seconds = connections, name, lease_seconds
+        self._keeper = keeper
+        self._lock = threading.Lock()
+        self._held: dict[bytes, set[bytes]] = {}
+        self._settled: dict[bytes, list[bytes]] = {}
+        self._retry_at = 0.0
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            if self._keeper is not None:
+                self._keeper.start()
+            self._thread = threading.Thread(target=self._renew_regularly, name="penstock-leases", daemon=True)
+            self._thread.start()
+
+    def follow(self, server_url: str) -> None:
+        """The entries are on this server from now on."""
+        if self._keeper is not None:
+            self._keeper.follow(server_url)
+
+    def stop(self) -> None:
+        """End the renewals and settle what is left to settle."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._keeper is not None:
+            self._keeper.close()
+        self._stopping.clear()
+        self._retry_at = 0.0
+        self.flush()
+
+    def hold(self, lane: bytes, ids: Iterable[bytes]) -> None:
+        with self._lock:
+            if lane not in self._held and self._keeper is not None:
+                self._keeper.watch(lane)
+            self._held.setdefault(lane, set()).update(ids)
+
+    def held(self, lane: bytes) -> set[bytes]:
+        """A copy of the ids held in a lane."""
+        with self._lock:
+            return set(self._held.get(lane, ()))
+
+    def settle(self, tags: Sequence[Tag]) -> None:
+        """Acknowledge and delete the entries. While Redis is away they are kept, renewed and tried again."""
+        with self._lock:
+            for lane, entry_id in tags:
+                self._settled.setdefault(lane, []).append(entry_id)
+        if time.monotonic() >= self._retry_at:  # else each call would wait for the timeout of a silent host
+            self.flush()
+
+    def flush(self) -> None:
+        """Settle in one round trip what `settle` was given."""
+        with self._lock:
+            settled, self._settled = self._settled, {}
+        if not settled:
+            return
+        # A transaction: deleted but pending, or acknowledged but still in the stream, an entry would never go away.
+        commands = [pack("MULTI")]
+        for lane, ids in settled.items():
+            commands += (pack("XACK", lane, GROUP, *ids), pack("XDEL", lane, *ids))
+        commands.append(pack("EXEC"))
+        try:
+            replies = self.connections.call(b"".join(commands), len(commands))
+            if error := refusal(replies):
+                self.connections.fail(error)
+        except BrokerUnavailable as error:
+            log.warning("acknowledgements are kept for later: %s", error)
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            with self._lock:
+                for lane, ids in settled.items():
+                    self._settled.setdefault(lane, []).extend(ids)
+            return
+        with self._lock:
+            for lane, ids in settled.items():
+                self._held.get(lane, set()).difference_update(ids)
+
+    def release(self, tags: Sequence[Tag]) -> None:
+        """Give entries back. While Redis is away they are only forgotten: others get them when the lease has passed."""
+        if not tags:
+            return
+        self._forget(tags)
+        commands = b"".join(pack("EVAL", _RELEASE, 1, lane, GROUP, self.name, entry_id) for lane, entry_id in tags)
+        try:
+            self.connections.call(commands, len(tags))
+        except BrokerUnavailable as error:
+            log.warning("%d jobs come back with the end of their lease: %s", len(tags), error)
+
+    def renew(self) -> None:
+        """Reset the idle time of everything held; forget what was lost to others.
+
+        Raises:
+            BrokerUnavailable: and the leases run on.
+        """
+        with self._lock:
+            held = [(lane, sorted(ids)) for lane, ids in self._held.items() if ids]
+        for lane, ids in held:
+            for start in range(0, len(ids), _RENEWED_AT_ONCE):
+                part = ids[start : start + _RENEWED_AT_ONCE]
+                [lost] = self.connections.call(pack("EVAL", _RENEW, 1, lane, GROUP, self.name, *part))
+                if isinstance(lost, Exception):
+                    self.connections.fail(lost)
+                self._forget([(lane, entry_id) for entry_id in lost])
+
+    def _forget(self, tags: Sequence[Tag]) -> None:
+        with self._lock:
+            for lane, entry_id in tags:
+                self._held.get(lane, set()).discard(entry_id)
+
+    def _renew_regularly(self) -> None:
+        pause = self.lease_seconds / 3
+        due = time.monotonic() + pause
+        while not self._stopping.wait(pause):
+            if (late := time.monotonic() - due) > self.lease_seconds:
+                log.warning(
+                    "this process stood still, or a handler held the interpreter, for %.0f s, longer than a lease; "
+                    "isolate=True gives such a handler a process of its own",
+                    late,
+                )
+            try:
+                self.renew()
+                self.flush()
+                pause = self.lease_seconds / 3
+            except BrokerUnavailable as error:
+                log.warning("leases could not be renewed: %s", error)
+                pause = min(_RETRY_SECONDS, self.lease_seconds / 10)
+            except Exception:  # a thread that ended here would let every lease run out in silence
+                log.exception("leases could not be renewed")
+            if self._keeper is not None:
+                self._keeper.renewed()  # or tried to: it would fare no better
+            due = time.monotonic() + pause

@@ -1,0 +1,1 @@
+"""Queues of unmodified Celery and Dramatiq clients."""

@@ -1,0 +1,245 @@
+"""Takes in what unmodified Celery and Dramatiq clients sent: lists on Redis, classic queues on RabbitMQ.
+
+The default priority of a stock client is 0, which is the most urgent on Redis and the least urgent on RabbitMQ. So a
+message with another priority goes to the low lane on Redis, and to the high lane on RabbitMQ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from amqp.exceptions import ChannelError
+from pydantic_core import to_json
+
+from penstock.config.errors import BrokerUnavailable, UndecodableMessage
+from penstock.producers.senders import scheme
+from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
+from penstock.producers.senders.rabbitmq.sender import RabbitmqSender, address
+from penstock.producers.senders.redis.connections import RedisConnections, pack
+from penstock.producers.senders.redis.sender import lane_key, refusal
+from penstock.schemas.jobs.kind import Priority
+from penstock.schemas.wire.codec import Envelope
+from penstock.workers.brokers.rabbitmq.lenient_frames import plain, read_leniently
+from penstock.workers.brokers.stock.messages import read_dramatiq, read_kombu
+
+Route = Callable[[Envelope, bytes], Envelope | None]
+"""Gets a message (its queue is the stock client's; no headers where it cannot be read) and its raw bytes. Returns the
+envelope to send on, or None when it took care of the message itself. It may see a message again after a crash."""
+
+_PRIORITY_STEPS = (0, 3, 6, 9)
+_DELAYED = ".DQ"
+"""Ends the names of Dramatiq's queues of delayed messages."""
+_BATCH = 200
+_LOOK_AGAIN_SECONDS = 10.0
+"""How soon to look again for a queue missing on RabbitMQ: each look costs a channel and a line in the server's log."""
+
+# The removal decides: of several dispatchers that read the same message, one moves it. LPOS keeps the others from
+# searching a long list for what is gone.
+_MOVE = """
+if not redis.call('LPOS', KEYS[1], ARGV[1], 'RANK', -1, 'MAXLEN', 1000) then return 0 end
+redis.call('LREM', KEYS[1], -1, ARGV[1])
+if KEYS[2] then redis.call('XADD', KEYS[2], '*', 'h', ARGV[2], 'b', ARGV[3]) end
+return 1
+"""
+# Dramatiq's list holds ids, the oldest first, and its messages are in a hash. What a Dramatiq worker has fetched is in
+# the hash only, so the removal from the list decides here too.
+_MOVE_DRAMATIQ = """
+if not redis.call('LPOS', KEYS[1], ARGV[1], 'MAXLEN', 1000) then return 0 end
+redis.call('LREM', KEYS[1], 1, ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+if KEYS[3] then redis.call('XADD', KEYS[3], '*', 'h', ARGV[2], 'b', ARGV[3]) end
+return 1
+"""
+
+
+class StockIntake(Protocol):
+    def take(self, limit: int, route: Route) -> int:
+        """Move up to `limit` messages and return how many were moved. A crash loses none, but may route one twice.
+
+        Raises:
+            BrokerUnavailable: what was not moved stays where it is; so with an error of `route`.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_stock_intake(
+    url: str, queues: Iterable[str], prefix: str = "penstock", *, timeout_seconds: float = 5.0
+) -> StockIntake:
+    """The intake for a broker URL; it connects when first used."""
+    opened = RedisStockIntake if scheme(url) == "redis" else RabbitmqStockIntake
+    return opened(url, queues, prefix, timeout_seconds=timeout_seconds)
+
+
+@dataclass(frozen=True)
+class _List:
+    """A stock client's list on Redis.
+
+    Attributes:
+        queue: the client's name for it.
+        messages: the key of the hash where Dramatiq keeps the messages of the ids in the list; None: it is kombu's.
+    """
+
+    queue: str
+    key: str
+    messages: str | None = None
+
+
+class RedisStockIntake:
+    """Lists of kombu's Redis transport, one for each of its four priorities, the oldest message at the tail; and those
+    of Dramatiq's Redis broker, under its usual namespace, one for what is due and one for what is delayed."""
+
+    def __init__(self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float) -> None:
+        self.prefix = prefix
+        self._lists = [found for queue in queues for found in _lists(queue)]
+        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
+
+    def take(self, limit: int, route: Route) -> int:
+        taken = 0
+        for found, length in zip(self._lists, self._call([pack("LLEN", one.key) for one in self._lists]), strict=True):
+            if length:
+                taken += self._take(found, limit - taken, route)
+        return taken
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def _call(self, commands: list[bytes]) -> list[Any]:
+        replies = self._connections.call(b"".join(commands), len(commands)) if commands else []
+        if error := refusal(replies):
+            self._connections.fail(error)
+        return replies
+
+    def _take(self, source: _List, limit: int, route: Route) -> int:
+        taken = 0
+        while (count := min(_BATCH, limit - taken)) > 0:
+            found = self._read_dramatiq(source, count) if source.messages else self._read_kombu(source, count)
+            moves = [self._move(source, entry, raw, envelope, route) for entry, raw, envelope in found]
+            moved = sum(self._call(moves))
+            taken += moved
+            if moved < count:  # the list is empty, or another dispatcher is at it
+                break
+        return taken
+
+    def _read_kombu(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
+        [found] = self._call([pack("LRANGE", source.key, -count, -1)])
+        for raw in reversed(found):
+            yield raw, raw, read_kombu(source.queue, raw)
+
+    def _read_dramatiq(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
+        [ids] = self._call([pack("LRANGE", source.key, 0, count - 1)])
+        [found] = self._call([pack("HMGET", source.messages or "", *ids)]) if ids else [[]]
+        for entry, raw in zip(ids, found, strict=True):
+            yield entry, raw, _read_dramatiq(source.queue, raw or b"")
+
+    def _move(self, source: _List, entry: bytes, raw: bytes | None, envelope: Envelope, route: Route) -> bytes:
+        """Arguments: raw: None for an id in Dramatiq's list without a message: it is taken out and that is all."""
+        routed = None if raw is None else route(envelope, raw)
+        script, keys = (
+            (_MOVE, [source.key]) if source.messages is None else (_MOVE_DRAMATIQ, [source.key, source.messages])
+        )
+        if routed is None:
+            return pack("EVAL", script, len(keys), *keys, entry)
+        keys.append(lane_key(self.prefix, routed.queue, routed.priority))
+        return pack("EVAL", script, len(keys), *keys, entry, to_json(routed.headers), routed.body)
+
+
+class RabbitmqStockIntake:
+    """Queues that stock clients declared; one that is missing, or has consumers of its own, is left alone. Beside a
+    queue stands Dramatiq's for delayed messages."""
+
+    def __init__(self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float) -> None:
+        self.url, self.queues, self.timeout_seconds = url, tuple(queues), timeout_seconds
+        self._sender = RabbitmqSender(url, prefix=prefix, timeout_seconds=timeout_seconds)
+        self._connection: Any = None
+        self._channel: Any = None
+        self._look_at: dict[str, float] = {}  # at missing queues, and when
+
+    def take(self, limit: int, route: Route) -> int:
+        taken = 0
+        try:
+            if self._connection is None:
+                self._connection = connect(self.url, timeout_seconds=self.timeout_seconds)
+                read_leniently(self._connection)
+            for queue in self.queues:
+                for name in (queue, queue + _DELAYED):
+                    found = self._look(name)
+                    if found is None:
+                        break
+                    if not found.consumer_count and found.message_count:
+                        taken += self._take(queue, name, limit - taken, route)
+        except LOST as error:
+            self._disconnect()
+            raise BrokerUnavailable(f"RabbitMQ at {address(self.url)}: {error or type(error).__name__}") from error
+        except BaseException:
+            self._disconnect()  # and RabbitMQ takes back what was not acknowledged
+            raise
+        return taken
+
+    def close(self) -> None:
+        self._disconnect()
+        self._sender.close()
+
+    def _look(self, name: str) -> Any:
+        """What RabbitMQ tells of a queue; None: it is missing."""
+        if time.monotonic() < self._look_at.get(name, 0.0):
+            return None
+        if self._channel is None:
+            self._channel = open_channel(self._connection)
+        try:
+            return self._channel.queue_declare(name, passive=True)
+        except ChannelError:  # and the channel is closed
+            self._channel = None
+            self._look_at[name] = time.monotonic() + _LOOK_AGAIN_SECONDS
+            return None
+
+    def _take(self, queue: str, name: str, limit: int, route: Route) -> int:
+        channel = self._channel
+        taken, message = 0, None
+        while taken < limit:
+            outgoing: list[Envelope] = []
+            last = 0
+            while len(outgoing) < _BATCH and taken < limit and (message := channel.basic_get(name)):
+                last = message.delivery_info["delivery_tag"]
+                priority: Priority = "high" if message.properties.get("priority") else "normal"
+                body = bytes(message.body)
+                headers = plain(message.headers or {})
+                envelope = Envelope(queue, priority, headers, body)
+                if "task" not in headers:
+                    with suppress(UndecodableMessage):
+                        envelope = read_dramatiq(queue, body, priority)
+                if routed := route(envelope, body):
+                    outgoing.append(routed)
+                taken += 1
+            if outgoing:
+                self._sender.send(outgoing)  # confirmed before the old one goes
+            if last:
+                channel.basic_ack(last, multiple=True)
+            if message is None:
+                break
+        return taken
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.collect()
+            self._connection = self._channel = None
+
+
+def _lists(queue: str) -> Iterator[_List]:
+    for step in _PRIORITY_STEPS:
+        yield _List(queue, f"{queue}\x06\x16{step}" if step else queue)
+    for key in (f"dramatiq:{queue}", f"dramatiq:{queue}{_DELAYED}"):
+        yield _List(queue, key, f"{key}.msgs")
+
+
+def _read_dramatiq(queue: str, raw: bytes) -> Envelope:
+    """Bytes that are no message have no headers."""
+    try:
+        return read_dramatiq(queue, raw)
+    except UndecodableMessage:
+        return Envelope(queue, "normal", {}, raw)

@@ -1,0 +1,9 @@
+"""The built-in workers. Importing this registers their kinds, handlers and resources (`penstock.handlers`)."""
+
+from penstock.workers.builtin.emails import handler as emails
+from penstock.workers.builtin.reports import handler as reports
+from penstock.workers.builtin.syncs import handler as syncs
+from penstock.workers.builtin.uploads import handler as uploads
+from penstock.workers.builtin.webhooks import handler as deliveries
+
+__all__ = ["deliveries", "emails", "reports", "syncs", "uploads"]

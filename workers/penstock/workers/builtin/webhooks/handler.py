@@ -1,0 +1,54 @@
+"""`webhook.deliver`: a signed POST to a receiver, and what its answer means for the job."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pydantic_core import to_json
+
+from penstock.config.settings import Settings
+from penstock.schemas.builtin.webhooks import DeliverWebhook, WebhookDelivered
+from penstock.schemas.events.signatures import SIGNATURE, sign
+from penstock.workers.builtin.webhooks.http_client import post
+from penstock.workers.handlers.context import Context
+from penstock.workers.handlers.registry import handles
+from penstock.workers.handlers.returns import Discard, Permanent
+
+GONE = 410
+
+
+class NotTaken(Exception):
+    """The receiver did not answer with success. Has its `response`, for its `Retry-After`."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__(f"the receiver answered with status {response.status_code}")
+        self.response = response
+
+
+@handles(DeliverWebhook)
+async def deliver(job: DeliverWebhook, ctx: Context, settings: Settings) -> WebhookDelivered | Discard:
+    """Any answer but success is worth another try, except 410, with which a receiver wants no more.
+
+    Raises:
+        Permanent: there is no such hook, it has no address, or one where nothing is sent to.
+        NotTaken, OSError, httpx.HTTPError: worth another try.
+    """
+    hook = settings.hooks.get(job.hook)
+    if hook is None:
+        known = ", ".join(sorted(settings.hooks)) or "none"
+        raise Permanent(f"no hook {job.hook!r} in penstock.toml; there is: {known}")
+    if hook.url is not None and job.url is not None:
+        raise Permanent(f"hook {job.hook!r} has an address of its own; what is signed for it goes nowhere else")
+    if (url := hook.url or job.url) is None:
+        raise Permanent(f"neither hook {job.hook!r} nor the job says where to")
+    body = to_json({"type": job.type, "timestamp": job.occurred_at.isoformat(), "data": job.data})
+    now = int(time.time())
+    signed = [sign(secret, ctx.job_id, now, body) for secret in hook.secrets(job.hook)]
+    headers = {**signed[0], SIGNATURE: " ".join(one[SIGNATURE] for one in signed), "content-type": "application/json"}
+    response = await post(url, body, headers, allowed=hook.allow_networks, timeout_seconds=hook.timeout_seconds)
+    if response.status_code == GONE:
+        return Discard("the receiver wants no more of these (410)")
+    if not response.is_success:
+        raise NotTaken(response)
+    return WebhookDelivered(status=response.status_code)

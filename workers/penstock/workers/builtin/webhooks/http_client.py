@@ -1,0 +1,90 @@
+"""Requests to addresses that others chose: never into the networks around the worker, unless that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from penstock.workers.handlers.returns import Permanent
+
+if TYPE_CHECKING:
+    import httpx
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+async def post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    allowed: Sequence[Network] = (),
+    timeout_seconds: float,
+    verify: Any = True,
+) -> httpx.Response:
+    """One POST, without redirects or proxies. The body of the answer is not read.
+
+    The name is resolved once, and the connection made to the address that was looked at: a server of names that answers
+    otherwise the next moment changes nothing. Certificates are checked for the name.
+
+    Arguments:
+        allowed: networks that are not public and may be reached.
+        timeout_seconds: to connect, and between two pieces of the answer.
+        verify: as httpx takes it.
+
+    Raises:
+        Permanent: none of the addresses is public or allowed.
+        OSError, httpx.HTTPError: it cannot be resolved, reached or understood.
+    """
+    import httpx  # with the first request: other workers do without its memory
+
+    try:
+        asked = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise Permanent(f"no URL: {error}") from None
+    if asked.scheme not in ("http", "https") or not asked.host:
+        raise Permanent("no http:// or https:// URL")
+    address = await resolve(asked.host, asked.port or (443 if asked.scheme == "https" else 80), allowed)
+    pinned = asked.copy_with(host=str(address))
+    said = {**headers, "host": asked.netloc.decode("ascii"), "user-agent": "penstock"}
+    async with (
+        httpx.AsyncClient(timeout=timeout_seconds, follow_redirects=False, trust_env=False, verify=verify) as client,
+        client.stream(
+            "POST", pinned, content=body, headers=said, extensions={"sni_hostname": asked.raw_host.decode("ascii")}
+        ) as response,
+    ):
+        return response
+
+
+async def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> Address:
+    """The first address of a host that is public or allowed.
+
+    Raises:
+        Permanent: there is none; OSError: the name cannot be resolved.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    for address in addresses:
+        if is_public(address) or any(address in network for network in allowed):
+            return address
+    told = ", ".join(map(str, dict.fromkeys(addresses)))
+    raise Permanent(f"{host} is {told}, which is not public; allow_networks may name its network")
+
+
+def is_public(address: Address) -> bool:
+    """Also of an IPv4 address that is wrapped in an IPv6 one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        wrapped = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            wrapped = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if wrapped is not None:
+            return is_public(wrapped)
+        if address.teredo is not None:
+            return False
+    return address.is_global and not address.is_multicast

@@ -1,0 +1,29 @@
+"""How commands end: an error of ours is a line on stderr and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from penstock.config.errors import ConfigError, InvalidJob, PenstockError
+from penstock.workers.handlers.discovery import ImportFailed
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+
+class Commands(TyperGroup):
+    """1: it failed. 2: wrong usage, configuration or module. 130: interrupted by Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except PenstockError as error:
+            if isinstance(error, ImportFailed):
+                typer.echo(error.trace, err=True, nl=False)
+            typer.echo(f"penstock: {error}", err=True)
+            wrong_use = isinstance(error, ConfigError | InvalidJob)
+            raise typer.Exit(WRONG_USE if wrong_use else FAILED) from None

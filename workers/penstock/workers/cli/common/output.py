@@ -1,0 +1,83 @@
+"""Printing: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import typer
+
+HIDDEN = "***"
+
+
+def print_json(value: Any) -> None:
+    """Times become ISO 8601."""
+    typer.echo(json.dumps(value, indent=2, default=_plain, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
+    """A table.
+
+    Arguments:
+        columns: those people see, in order; JSON has all that the rows have.
+        empty: what to say to people if there are no rows.
+    """
+    if as_json:
+        print_json(list(rows))
+        return
+    if not rows:
+        typer.echo(empty, err=True)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name == "id")
+    for row in rows:
+        table.add_row(*(_text(row[name]) for name in columns))
+    # Into a file or pipe nothing is folded for a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False).print(table)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """One thing, a line for each field that has a value."""
+    width = max(map(len, fields), default=0)
+    for name, value in fields.items():
+        if value not in (None, "", [], {}):
+            text = _text(value)
+            first, *rest = text.splitlines() or [""]
+            typer.echo(f"{name.replace('_', ' '):<{width}}  {first}")
+            for line in rest:
+                typer.echo(f"{'':<{width}}  {line}")
+
+
+def hide(kind_name: str | None, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """A payload fit for people. Of a kind that is not known here only the names of the fields are: which of them are
+    sensitive is declared beside the kind."""
+    from penstock.schemas.jobs.kind import registry
+
+    kind = registry.find(kind_name or "")
+    return kind.redact(payload) if kind is not None else dict.fromkeys(payload, HIDDEN)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=_plain, ensure_ascii=False)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return str(value)

@@ -1,0 +1,94 @@
+"""`penstock db`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from penstock.workers.cli.common.options import AsJson
+from penstock.workers.cli.common.output import print_json, print_rows
+from penstock.workers.cli.common.session import open_ledger, open_settings
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def upgrade() -> None:
+    """Bring the ledger's tables up to date. Safe to run by several at once, and again."""
+    from penstock.ledger.sql.upgrade import upgrade as run_upgrade
+
+    with open_ledger() as database:
+        typer.echo(f"the ledger is at revision {run_upgrade(database)}")
+
+
+@app.command()
+def current(as_json: AsJson = False) -> None:
+    """Say which revision the ledger is at, and which one this program works with."""
+    from penstock.ledger.sql import upgrade as upgrades
+
+    with open_ledger() as database:
+        found, head = upgrades.current(database), upgrades.head()
+    if as_json:
+        print_json({"current": found, "head": head})
+    elif found == head:
+        typer.echo(f"{found}, up to date")
+    else:
+        typer.echo(f"{found or 'not set up'}; run: penstock db upgrade (to {head})")
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what is over for longer than the settings keep it. The dispatcher does so by itself, every few minutes."""
+    from penstock.ledger.retention.pruning import Pruning
+    from penstock.producers.storage import make_storage
+
+    settings = open_settings()
+    storage = make_storage(settings.storage_url)
+    try:
+        with open_ledger(settings) as database:
+            counts = Pruning(database, settings.retention, lambda: storage, dry_run=dry_run).run()
+    finally:
+        storage.close()
+    rows = [{"what": what, "would be deleted" if dry_run else "deleted": count} for what, count in counts.items()]
+    if as_json:
+        print_json({"dry_run": dry_run, "counts": counts})
+    else:
+        print_rows(rows, tuple(rows[0]) if rows else (), as_json=False, empty="nothing is over for long enough")
+
+
+@app.command("stats")
+def show_stats(as_json: AsJson = False) -> None:
+    """Say how large each table and outbox is, how many jobs each state has, and when the next of them are pruned."""
+    from penstock.ledger.queries import stats
+
+    settings = open_settings()
+    with open_ledger(settings) as database:
+        tables = [asdict(one) for one in stats.tables(database)]
+        states = [asdict(one) for one in stats.states(database, settings.retention)]
+        outboxes = [asdict(one) for one in stats.outboxes(database, settings.outbox_urls)]
+    if as_json:
+        print_json({"tables": tables, "states": states, "outboxes": outboxes})
+        return
+    people = [table | {"size": _size(table["bytes"])} for table in tables]
+    print_rows(people, ("table", "rows", "size"), as_json=False, empty="no tables")
+    for state in states:
+        state["kept"] = _kept(state)
+    print_rows(states, ("state", "jobs", "oldest", "kept", "next_prune"), as_json=False, empty="no jobs")
+    print_rows(outboxes, ("outbox", "jobs", "lag_seconds", "trouble"), as_json=False, empty="no outbox")
+
+
+def _size(count: int | None) -> str | None:
+    return None if count is None else f"{count / 2**20:,.1f} MiB"
+
+
+def _kept(state: dict[str, Any]) -> str:
+    kept: timedelta | None = state["kept"]
+    if kept is not None:
+        return f"{kept / timedelta(days=1):g} d"
+    return "for ever" if state["state"].final else ""

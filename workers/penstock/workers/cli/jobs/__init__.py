@@ -1,0 +1,1 @@
+"""`penstock jobs`, `penstock deadletters` and what belongs to them."""

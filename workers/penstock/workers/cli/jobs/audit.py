@@ -1,0 +1,45 @@
+"""`penstock audit`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from penstock.workers.cli.common.options import AsJson, Limit, past
+from penstock.workers.cli.common.output import print_rows
+from penstock.workers.cli.common.session import open_ledger
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("list")
+def list_acts(
+    subject: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only what was done to this job, dead letter or queue.")
+    ] = None,
+    act: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these acts, such as replay, edit, discard or retry; may be given repeatedly."),
+    ] = None,
+    actor: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this one did.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Done since: 1h, 2d, or a time.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Done before: 1h, 2d, or a time.")
+    ] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List what operators decided: who, when, what, and to how many. The newest comes first."""
+    from penstock.ledger.rows import audit
+
+    with open_ledger() as database:
+        found = audit.find(
+            database, subject=subject, acts=act or (), actor=actor, since=since, until=until, limit=limit
+        )
+    columns = ("at", "actor", "act", "subject_kind", "subject", "count", "detail")
+    print_rows([asdict(one) for one in found], columns, as_json=as_json, empty="nothing was done")

@@ -1,0 +1,187 @@
+"""`penstock jobs`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penstock.schemas.states import State
+from penstock.workers.cli.common.actor import Actor
+from penstock.workers.cli.common.options import AsJson, Imports, Limit, duration, moment, past
+from penstock.workers.cli.common.output import hide, print_fields, print_json, print_rows
+from penstock.workers.cli.common.session import for_each, open_ledger
+from penstock.workers.cli.jobs import effects, erase, explain
+from penstock.workers.handlers.discovery import discover
+
+if TYPE_CHECKING:
+    from penstock.ledger.sql.database import Database
+
+app = typer.Typer(no_args_is_help=True)
+
+Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Jobs.")]
+Chosen = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Jobs, or give --key.")]
+Key = Annotated[str | None, typer.Option(help="All that have this key and have not ended.")]
+Tenant = Annotated[str | None, typer.Option(help="With --key, only those of this tenant.")]
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only those of this kind.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only those of this queue.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only those with this key.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only those of this tenant.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Enqueued since: 1h, 2d, or a time.")
+    ] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the jobs the ledger knows, newest first."""
+    from penstock.ledger.queries import jobs
+
+    with open_ledger() as database:
+        found = jobs.find(
+            database, state=state, kind=kind, queue=queue, key=key, tenant=tenant, since=since, limit=limit
+        )
+    columns = ("id", "kind", "queue", "state", "attempt", "enqueued_at", "due_at", "key", "error")
+    print_rows([row._asdict() for row in found], columns, as_json=as_json, empty="no jobs")
+
+
+@app.command()
+def show(
+    job_id: Annotated[str, typer.Argument(metavar="ID")], imports: Imports = None, as_json: AsJson = False
+) -> None:
+    """Show one job, its attempts, and the traceback of the last one (--json: of each).
+
+    Of a kind that no imported module defines, the fields' values are hidden.
+    """
+    from penstock.ledger.queries import jobs
+
+    discover(imports or ())
+    with open_ledger() as database:
+        row, ran = jobs.show(database, job_id)
+    fields: dict[str, Any] = row._asdict()
+    fields["payload"] = hide(row.kind, json.loads(row.payload) or {})
+    fields["embed"] = "present, not shown" if row.embed else None
+    if row.state == State.QUEUED:
+        fields["sent_at"], fields["due_at"] = row.due_at, None
+    fields["result"] = None if row.result is None else json.loads(row.result)
+    attempts = [attempt._asdict() for attempt in ran]
+    if as_json:
+        print_json(fields | {"attempts": attempts})
+        return
+    print_fields(fields)
+    for attempt in attempts:
+        typer.echo()
+        left_out = {"job_id", "number"} if attempt is attempts[-1] else {"job_id", "number", "traceback"}
+        print_fields({"attempt": attempt["number"], **{k: v for k, v in attempt.items() if k not in left_out}})
+
+
+@app.command()
+def retry(
+    ids: Ids,
+    force: Annotated[bool, typer.Option("--force", help="Also run again what succeeded.")] = False,
+    imports: Imports = None,
+    actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
+) -> None:
+    """Try ended jobs again, now."""
+    from penstock.ledger.queries import jobs
+
+    discover(imports or ())
+
+    def act(database: Database, job_id: str) -> str:
+        jobs.retry(database, job_id, actor=actor, force=force)
+        return "scheduled"
+
+    for_each(ids, act)
+
+
+@app.command()
+def cancel(
+    ids: Chosen = None,
+    key: Key = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Its kind, for a job that still waits in the broker; with --key only those of this kind."),
+    ] = None,
+    tenant: Tenant = None,
+    imports: Imports = None,
+    actor: Actor = None,  # type: ignore[assignment]
+) -> None:
+    """Cancel jobs: at once while they wait, through their worker while they run.
+
+    With --key, those that the broker has and no worker has seen are cancelled when a worker gets them.
+    """
+    from penstock.ledger.transitions import audited
+
+    _check_chosen(ids, key, tenant)
+    discover(imports or ())
+
+    def act(database: Database, job_id: str) -> str:
+        state = audited.cancel(database, job_id, actor=actor, kind=kind)
+        return "is asked to stop" if state == State.RUNNING else str(state)
+
+    if key is None:
+        for_each(ids or (), act)
+        return
+    with open_ledger() as database:
+        cancelled = audited.cancel_key(database, key, actor=actor, kind=kind, tenant=tenant)
+    _print_done(cancelled, "cancelled or asked to stop")
+
+
+@app.command()
+def reschedule(
+    ids: Chosen = None,
+    key: Key = None,
+    kind: Annotated[str | None, typer.Option(help="With --key, only those of this kind.")] = None,
+    tenant: Tenant = None,
+    at: Annotated[datetime | None, typer.Option(parser=moment, metavar="TIME", help="The new due time.")] = None,
+    after: Annotated[
+        timedelta | None,
+        typer.Option("--in", parser=duration, metavar="DURATION", help="Or how long from now; 0: now."),
+    ] = None,
+    imports: Imports = None,
+    actor: Actor = None,  # type: ignore[assignment]
+) -> None:
+    """Let jobs that wait for their time in the ledger run at another: delayed ones, snoozed ones and retries."""
+    from penstock.ledger.transitions import audited
+
+    _check_chosen(ids, key, tenant or kind)
+    if (at is None) == (after is None):
+        raise typer.BadParameter("give --at or --in")
+    due_at = at or datetime.now(UTC) + (after or timedelta())
+    discover(imports or ())
+
+    def act(database: Database, job_id: str) -> str:
+        audited.reschedule(database, job_id, due_at, actor=actor)
+        return f"is due at {due_at.isoformat()}"
+
+    if key is None:
+        for_each(ids or (), act)
+        return
+    with open_ledger() as database:
+        moved = audited.reschedule_key(database, key, due_at, actor=actor, kind=kind, tenant=tenant)
+    _print_done(moved, f"due at {due_at.isoformat()}")
+
+
+def _check_chosen(ids: list[str] | None, key: str | None, with_key: str | None) -> None:
+    if (key is None) == (not ids):
+        raise typer.BadParameter("give the ids of jobs, or --key")
+    if key is None and with_key is not None:
+        raise typer.BadParameter("--kind and --tenant choose among those of a --key")
+
+
+def _print_done(ids: list[str], what: str) -> None:
+    for job_id in ids:
+        typer.echo(job_id)
+    typer.echo(f"{what}: {len(ids):,}", err=True)
+
+
+# Last, so that help begins with what is needed most.
+explain.add_to(app)
+effects.add_to(app)
+erase.add_to(app)

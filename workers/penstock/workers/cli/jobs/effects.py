@@ -1,0 +1,62 @@
+"""`penstock jobs effects`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from penstock.workers.cli.common.actor import Actor
+from penstock.workers.cli.common.options import AsJson
+from penstock.workers.cli.common.output import print_rows
+from penstock.workers.cli.common.session import open_ledger
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("effects")(effects)
+
+
+def effects(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    confirm: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Say that this effect happened; a replay then goes on after it.")
+    ] = None,
+    result: Annotated[
+        str | None, typer.Option(metavar="JSON", help="With --confirm: what the handler is to get as its result.")
+    ] = None,
+    forget: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Say that it did not happen; a replay then calls it anew.")
+    ] = None,
+    actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
+    as_json: AsJson = False,
+) -> None:
+    """Show what a job has begun with ctx.once(key), or decide about what is in doubt."""
+    from penstock.ledger import effects as records
+
+    if (confirm is not None and forget is not None) or (result is not None and confirm is None):
+        raise typer.BadParameter("give --confirm KEY with or without --result, or --forget KEY")
+    if result is not None:
+        try:
+            json.loads(result)
+        except ValueError as error:
+            raise typer.BadParameter(f"--result is no JSON: {error}") from error
+    with open_ledger() as database:
+        if (key := confirm if confirm is not None else forget) is not None:
+            records.decide(database, job_id, key, happened=confirm is not None, result=result, actor=actor)
+            typer.echo(
+                f"effect {key} of job {job_id} {'happened' if confirm is not None else 'did not happen'}", err=True
+            )
+        found = records.effects_of(database, job_id)
+    rows = [
+        {
+            "key": row.key,
+            "id": row.id,
+            "state": "done" if row.done_at is not None else "not confirmed",
+            "begun_at": row.begun_at,
+            "done_at": row.done_at,
+            "result": None if row.result is None else json.loads(row.result),
+        }
+        for row in found
+    ]
+    print_rows(rows, ("key", "id", "state", "begun_at", "done_at", "result"), as_json=as_json, empty="no effects")

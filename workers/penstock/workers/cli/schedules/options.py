@@ -1,0 +1,65 @@
+"""The options that say when a schedule fires and how: each a key of `[schedules.NAME]`."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo
+
+import typer
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter('write the fields as {"field": value}')
+    return value
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def at_clock(text: str | None, zone: ZoneInfo) -> datetime | None:
+    """A date or time; without an offset as the clock of the zone shows it."""
+    from penstock.schemas.schedules.cron import localized
+
+    try:
+        return None if text is None else localized(datetime.fromisoformat(text), zone)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time; write 2026-03-01, 2026-03-01T09:00 or with +01:00") from None
+
+
+_CRON = 'minute hour day month weekday, such as "0 9 * * mon-fri"; six fields begin with seconds; or @daily.'
+Cron = Annotated[str | None, typer.Option(metavar="RULE", help=_CRON)]
+Every = Annotated[str | None, typer.Option(metavar="DURATION", help="Elapsed time between two: 30s, 15m, 2h, 1d.")]
+Anchor = Annotated[
+    str | None, typer.Option(metavar="TIME", help="One of the times of --every; 1970-01-01T00:00Z if not given.")
+]
+At = Annotated[str | None, typer.Option(metavar="TIME", help="The only time.")]
+Zone = Annotated[str, typer.Option("--timezone", metavar="ZONE", help="An IANA name, such as Europe/Berlin.")]
+Calendar = Annotated[str | None, typer.Option(help="Whose holidays: DE, DE-BY, NYSE; goes with --closed.")]
+Closed = Annotated[
+    str | None,
+    typer.Option(metavar="skip|before|after", help="What becomes of a time on a weekend or holiday of --calendar."),
+]
+Payload = Annotated[
+    Any, typer.Option(parser=_object, metavar="JSON", help='The fields of its jobs, as {"field": value}.')
+]
+TimeField = Annotated[str | None, typer.Option(metavar="FIELD", help="The field that is given the time a job is for.")]
+Overlap = Annotated[
+    str, typer.Option(metavar="skip|allow|queue|replace", help="What to do when the last job has not ended.")
+]
+Misfire = Annotated[
+    str, typer.Option(metavar="skip|once|all", help="What to do with times missed while no dispatcher was up.")
+]
+CatchUp = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="How old a missed time may be to be made up for.")
+]
+Jitter = Annotated[str | None, typer.Option(metavar="DURATION", help="Fire later by up to this, always by the same.")]
+Count = Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many times.")]

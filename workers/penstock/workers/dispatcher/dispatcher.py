@@ -1,0 +1,113 @@
+"""Wires the dispatcher's services together and runs them until a signal comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from functools import partial
+from types import FrameType
+
+from penstock.config.settings import Settings, redact_url
+from penstock.ledger.sql.database import Database
+from penstock.producers.senders import open_sender
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
+from penstock.schemas.wire.ids import new_id
+from penstock.workers.brokers import open_consumer
+from penstock.workers.brokers.loss_detection import open_lanes
+from penstock.workers.dispatcher.due_jobs import DueJobs, Rescue
+from penstock.workers.dispatcher.heartbeat import Presence
+from penstock.workers.dispatcher.inbox import Intake
+from penstock.workers.dispatcher.limits import Limits
+from penstock.workers.dispatcher.lost_jobs import LostJobs
+from penstock.workers.dispatcher.outbox.relay import open_outboxes
+from penstock.workers.dispatcher.poller import Poller, log
+from penstock.workers.dispatcher.pruning import Retention
+from penstock.workers.dispatcher.schedules.service import Schedules
+from penstock.workers.dispatcher.stock_clients import StockClients
+from penstock.workers.dispatcher.workflows.send_jobs import Sending
+from penstock.workers.dispatcher.workflows.service import Workflows
+
+STOP_SECONDS = 10.0
+"""The longest wait for a round under way, such as a send to a broker that does not answer."""
+
+
+class Dispatcher:
+    """All services of one dispatcher, each in a thread. It needs neither broker nor database to start."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._database = Database(settings.database_url)
+        name = f"dispatcher@{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
+        consumer = open_consumer(
+            settings.broker_url,
+            [DISPATCHER_QUEUE],
+            name=name,
+            prefix=settings.prefix,
+            lease_seconds=settings.lease_seconds,
+        )
+        # Without the queues' max_length: what is due was accepted long ago, and a producer's limit is not for it.
+        open_own = partial(
+            open_sender, settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
+        )
+        lanes = open_lanes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+        lost = LostJobs(self._database, lanes, settings.lease)
+        due = DueJobs(self._database, open_own(), after=lost.begun)
+        sending = Sending(self._database, open_own(), due.news, lost.begun)
+        self.services: list[Poller] = [
+            Intake(self._database, consumer),
+            due,
+            *Limits.open(settings, self._database),
+            *open_outboxes(settings, self._database, after=lost.begun),
+            Schedules(self._database, settings, due.news),
+            Workflows(settings, self._database, pushed=True, sending=sending),
+            Rescue(self._database, settings.lease),
+            lost,
+            Retention(settings, self._database),
+            Presence(self._database, name, settings.lease),
+        ]
+        if settings.stock_queues:
+            # An empty setting turns all of it off: on a broker shared with a Celery application of its own, queues
+            # named like ours may be that application's.
+            self.services.append(StockClients(settings, self._database))
+
+    def start(self) -> None:
+        for service in self.services:
+            service.start()
+
+    def stop(self) -> None:
+        """Stop after the rounds under way. What a round leaves unfinished is taken up by another dispatcher."""
+        for service in self.services:
+            service.stop()
+        for service in self.services:
+            if not service.join(STOP_SECONDS):
+                log.warning("%s: still busy, left behind", service.name)
+        self._database.close()
+
+
+def run_dispatcher(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT. Returns the process's exit code."""
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    dispatcher = Dispatcher(settings)
+    dispatcher.start()
+    log.info(
+        "dispatcher runs: broker %s, ledger %s, %d schedules",
+        redact_url(settings.broker_url),
+        redact_url(settings.database_url),
+        len(settings.schedules),
+    )
+    try:
+        # In slices: a signal's handler runs only between two of the main thread's steps on some platforms.
+        while not stopping.wait(0.5):
+            pass
+    finally:
+        dispatcher.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    log.info("dispatcher stopped")
+    return 0

@@ -1,0 +1,86 @@
+"""Sends again what the broker has lost: a Redis that was wiped, a queue that was deleted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions import lost
+from penstock.workers.brokers.loss_detection import Lane, Lanes
+from penstock.workers.dispatcher.poller import Poller, log
+
+_LONGEST_PATIENCE = timedelta(hours=1)
+_SHARE = 50
+"""A look takes at most one part in so many of the time, however many jobs are queued."""
+
+
+class LostJobs(Poller):
+    """Puts jobs back that the ledger believes in a broker that cannot have them.
+
+    A wiped Redis is noticed at the next round. Otherwise a job that was sent two leases ago is missed as soon as its
+    lane holds nothing as old. Each time that happens to a lane it is given twice as long the next time, so that jobs
+    which are only late (fetched ahead by a busy worker) are not sent again and again.
+    """
+
+    name = "lost jobs"
+    interval_seconds = 1.0
+
+    def __init__(self, database: Database, lanes: Lanes, lease: timedelta) -> None:
+        super().__init__()
+        self._database, self._lanes = database, lanes
+        self._patience, self._silence = lost.PATIENT_LEASES * lease, lost.SILENT_LEASES * lease
+        self._patiences: dict[Lane, tuple[timedelta, float]] = {}  # and when it was last needed
+        self._look_at = time.monotonic() + self._patience.total_seconds()
+        self.begun = threading.Event()
+        """Set after the first round. What is sent before it counts as sent to the Redis before, and goes out twice."""
+
+    def work(self) -> bool:
+        try:
+            wiped = self._put_back_wiped()
+        finally:
+            self.begun.set()
+        if wiped:
+            return True
+        if time.monotonic() >= self._look_at:
+            began = time.monotonic()
+            for lane in self._look():
+                self._put_back(*lane)
+            took = time.monotonic() - began
+            self._look_at = time.monotonic() + max(self._patience.total_seconds() / 3, took * _SHARE)
+        return False
+
+    def close(self) -> None:
+        self._lanes.close()
+
+    def _put_back_wiped(self) -> int:
+        born = self._lanes.born(lambda: lost.clock(self._database))
+        count = 0 if born is None else lost.put_back(self._database, born)
+        if count:
+            log.warning("Redis has lost all it had before %s: %d jobs are sent again", born, count)
+        return count
+
+    def _look(self) -> list[tuple[Lane, timedelta]]:
+        """Lanes that miss jobs, with the age of the oldest each may still hold."""
+        missed = lost.suspects(self._database, self._patience, self._silence)
+        now = time.monotonic()
+        for lane, (patience, at) in list(self._patiences.items()):
+            if lane not in missed and now - at > 2 * patience.total_seconds():
+                del self._patiences[lane]
+        ages = self._lanes.oldest(sorted(missed)) if missed else {}
+        return [(lane, age) for lane, age in ages.items() if age is not None]
+
+    def _put_back(self, lane: Lane, age: timedelta) -> None:
+        patience, _ = self._patiences.get(lane, (self._patience, 0.0))
+        count, batch = 0, lost.BATCH
+        before = lost.clock(self._database) - age - patience
+        while batch >= lost.BATCH and not self.stopping.is_set():
+            count += (batch := lost.put_back(self._database, before, lane))
+        batch = lost.BATCH
+        while batch >= lost.BATCH and not self.stopping.is_set():
+            silence = max(age + patience, self._silence)
+            count += (batch := lost.put_back_begun(self._database, silence, lane))
+        if count:
+            self._patiences[lane] = (min(2 * patience, _LONGEST_PATIENCE), time.monotonic())
+            log.warning("queue %s, priority %s: the broker has lost jobs; %d are sent again", *lane, count)

@@ -1,0 +1,1 @@
+"""Outboxes that the dispatcher relays to the broker."""

@@ -1,0 +1,66 @@
+"""PostgreSQL tells when something was committed to an outbox, so that nobody has to wait for the next look."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.config.settings import redact_url
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import OUTBOX_CHANNEL
+from penstock.workers.dispatcher.poller import Poller
+
+_LISTEN_SECONDS = 0.5
+
+
+class Notifications(Poller):
+    """Listens on a connection of its own, and sets `news`. What is missed while it is down, polling finds.
+
+    Arguments:
+        database: one for which `possible` says so.
+    """
+
+    interval_seconds = 0.0  # listening waits
+
+    def __init__(self, database: Database, news: threading.Event) -> None:
+        self.name = f"outbox's notifications from {redact_url(database.url)}"
+        super().__init__()
+        self._database, self._news = database, news
+        self._owner: Connection | None = None
+        self._connection: Any = None
+
+    @staticmethod
+    def possible(database: Database) -> bool:
+        return database.dialect == "postgresql" and database.engine.driver == "psycopg"
+
+    def work(self) -> bool:
+        import psycopg
+
+        try:
+            if self._connection is None:
+                self._connection = self._listen()
+                self._news.set()
+            for _ in self._connection.notifies(timeout=_LISTEN_SECONDS):
+                self._news.set()
+        except (psycopg.Error, DBAPIError) as error:
+            self.close()
+            where = redact_url(self._database.url)
+            raise LedgerUnavailable(f"{where} is not available: {str(error).strip().splitlines()[0]}") from error
+        return True
+
+    def _listen(self) -> Any:
+        self._owner = self._database.engine.connect()
+        own: Any = self._owner.connection.driver_connection
+        self._owner.detach()  # from the pool, which would count it
+        own.autocommit = True
+        own.execute(f"LISTEN {OUTBOX_CHANNEL}")
+        return own
+
+    def close(self) -> None:
+        owner, self._owner, self._connection = self._owner, None, None
+        if owner is not None:
+            owner.close()

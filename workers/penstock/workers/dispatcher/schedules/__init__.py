@@ -1,0 +1,1 @@
+"""Schedules that the dispatcher declares and fires."""

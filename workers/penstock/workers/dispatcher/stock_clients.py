@@ -1,0 +1,95 @@
+"""Routes what unmodified Celery and Dramatiq clients sent to where our workers look."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from penstock.config.errors import UndecodableMessage
+from penstock.config.settings import Settings
+from penstock.ledger.members import heartbeats
+from penstock.ledger.queries import dead_letters
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.due import keep, waiting
+from penstock.producers.senders import scheme
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
+from penstock.schemas.wire.codec import Envelope, is_due, parse_time
+from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
+from penstock.workers.dispatcher.poller import Poller, log
+
+BATCH = 500
+_LEARN_SECONDS = 2.0
+
+
+class StockClients(Poller):
+    """Empties the stock clients' queues: those in `stock_queues`, and those named like queues of ours."""
+
+    name = "stock clients"
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        super().__init__()
+        # Asking RabbitMQ for a queue that is not there costs a channel and a line in its log.
+        self.interval_seconds = 0.2 if scheme(settings.broker_url) == "redis" else 2.0
+        self._settings, self._database = settings, database
+        self._workers_kinds: dict[str, str] = {}
+        self._own: set[str] = set()
+        self._intake: StockIntake | None = None
+        self._looked_at: set[str] = set()
+        self._learn_at = 0.0
+
+    def work(self) -> bool:
+        if time.monotonic() >= self._learn_at:
+            self._learn()
+        assert self._intake is not None
+        return self._intake.take(BATCH, self.route) >= BATCH
+
+    def close(self) -> None:
+        if self._intake is not None:
+            self._intake.close()
+
+    def route(self, envelope: Envelope, raw: bytes) -> Envelope | None:
+        """The envelope for the queue of its kind. None: it waits in the ledger, or is a dead letter there."""
+        try:
+            return self._route(envelope)
+        except UndecodableMessage as error:
+            log.error("message %r of queue %s is a dead letter: %s", envelope.id, envelope.queue, error)
+            dead_letters.add(self._database, envelope, raw, error.reason, error.detail)
+            return None
+
+    def _route(self, envelope: Envelope) -> Envelope | None:
+        if not envelope.headers:
+            raise UndecodableMessage("undecodable", "neither Celery's protocol 2 nor a Dramatiq message, in JSON")
+        routed = Envelope(self._queue_of(envelope), envelope.priority, envelope.headers, envelope.body)
+        if registry.find(envelope.kind) is None:
+            return routed  # the worker that knows it reads it, its time included
+        try:
+            due_at = parse_time(envelope.headers.get("eta"))
+        except (ValueError, OverflowError) as error:
+            raise UndecodableMessage("undecodable", f"header 'eta': {error}") from error
+        if is_due(due_at, datetime.now(UTC)):
+            return routed
+        keep(self._database, [waiting(routed)])
+        return None
+
+    def _queue_of(self, envelope: Envelope) -> str:
+        if (kind := registry.find(envelope.kind)) is not None:
+            return kind.queue
+        if envelope.kind in self._workers_kinds:
+            return self._workers_kinds[envelope.kind]
+        if envelope.queue in self._own:
+            return envelope.queue
+        raise UndecodableMessage("unknown_kind", f"no worker and no module imported here knows kind {envelope.kind!r}")
+
+    def _learn(self) -> None:
+        """Which queues there are: workers of other programs come and go."""
+        self._workers_kinds = heartbeats.known_kinds(self._database)
+        self._own = registry.queues() | set(self._settings.queues) | set(self._workers_kinds.values())
+        self._own.discard(DISPATCHER_QUEUE)
+        wanted = self._own | set(self._settings.stock_queues)
+        if wanted != self._looked_at or self._intake is None:
+            self.close()
+            url, prefix = self._settings.broker_url, self._settings.prefix
+            timeout = self._settings.broker_timeout_seconds
+            self._intake = open_stock_intake(url, sorted(wanted), prefix, timeout_seconds=timeout)
+            self._looked_at = wanted
+        self._learn_at = time.monotonic() + _LEARN_SECONDS

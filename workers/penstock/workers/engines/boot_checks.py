@@ -1,0 +1,92 @@
+"""What a worker refuses to start with, so that it fails here and not in the middle of a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from penstock.config.errors import ConfigError, KindError
+from penstock.config.settings import Settings
+from penstock.producers.limits.rules import Rule, Rules, store_url
+from penstock.producers.senders import scheme
+from penstock.schemas.jobs.limits import SHARES
+from penstock.workers.handlers.registry import Handler
+
+log = logging.getLogger("penstock.worker")
+
+
+def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iterable[str]) -> None:
+    """Compare what is declared beside kinds with what the settings allow.
+
+    Arguments:
+        queues: that the worker consumes; kinds of others are not its concern.
+
+    Raises:
+        KindError: a line for each kind that cannot be kept as it is declared; names the handler's file and the setting.
+        ConfigError: there is no ledger.
+    """
+    served = set(queues)
+    mine = sorted((one for one in handlers if one.kind.queue in served), key=lambda one: one.kind.name)
+    problems = []
+    if settings.database_url.strip().lower() in ("", "none"):
+        problems += [_without_ledger(one) for one in mine if _needs_ledger(one)]
+        if not problems:
+            raise ConfigError("database_url is empty, and a worker keeps its record there; set PENSTOCK_DATABASE_URL")
+    rules, store = Rules(settings), store_url(settings)
+    for one in mine:
+        problems += [_wrong_limit(one, rule, store) for rule in rules.of(one.kind, one.kind.queue)]
+    problems = [problem for problem in problems if problem]
+    if scheme(settings.broker_url) == "rabbitmq":
+        limit = settings.rabbitmq_consumer_timeout_seconds
+        unlimited = []
+        for one in mine:
+            if one.kind.delivery == "at_most_once":
+                continue  # acknowledged before it runs
+            if one.kind.timeout is None:
+                unlimited.append(one.kind.name)
+            elif one.kind.timeout.total_seconds() >= limit:
+                problems.append(_too_long(one, limit))
+        if unlimited and not problems:
+            log.warning(
+                "no timeout is declared for %s; RabbitMQ hands a job that runs longer than its consumer timeout "
+                "(rabbitmq_consumer_timeout_seconds = %g) to another worker",
+                ", ".join(unlimited),
+                limit,
+            )
+    if problems:
+        raise KindError("\n".join(problems))
+
+
+def _needs_ledger(handler: Handler) -> bool:
+    return handler.kind.delivery != "at_least_once" or handler.kind.unique is not None
+
+
+def _without_ledger(handler: Handler) -> str:
+    kind = handler.kind
+    asked = f"unique={kind.unique.policy!r}" if kind.unique is not None else f"delivery={kind.delivery!r}"
+    return (
+        f"{handler.source}: kind {kind.name!r} with {asked} needs the ledger, and database_url is empty; "
+        "set PENSTOCK_DATABASE_URL"
+    )
+
+
+def _wrong_limit(handler: Handler, rule: Rule, store: str | None) -> str:
+    """Why it cannot be kept; empty: it can."""
+    kind, by = handler.kind, rule.limit.by
+    named = f"{handler.source}: kind {kind.name!r} has limit {rule.name!r} ({rule.text})"
+    if store is None:
+        return f"{named}, which is counted in Redis, and there is none; set PENSTOCK_LIMITS_URL to a redis:// URL"
+    if not kind.track:
+        return f"{named}, and what it holds back waits in the ledger; remove track=False, or the kind from that limit"
+    if by is not None and by not in SHARES and by not in kind.job.model_fields:
+        return f"{named}, and no field {by!r}; name one it has, or one of {', '.join(SHARES)}, or leave the kind out"
+    return ""
+
+
+def _too_long(handler: Handler, limit: float) -> str:
+    seconds = 0.0 if handler.kind.timeout is None else handler.kind.timeout.total_seconds()
+    return (
+        f"{handler.source}: kind {handler.kind.name!r} has timeout={seconds:g}, and RabbitMQ takes a job back after "
+        f"its consumer timeout of {limit:g} s; shorten it, or raise consumer_timeout in rabbitmq.conf and then "
+        'rabbitmq_consumer_timeout_seconds, or declare delivery="at_most_once", which is acknowledged before it runs'
+    )

@@ -1,0 +1,1 @@
+"""Celery's events and remote control, for engines that are not Celery."""

@@ -1,0 +1,106 @@
+"""What Celery's monitors are told of a job, and in which words.
+
+What happens to a job becomes, on the wire,
+
+| here | event | fields beside those of every event |
+| --- | --- | --- |
+| received | `task-received` | name, args, kwargs (sensitive fields as `***`), retries, eta, expires, queue |
+| started | `task-started` | |
+| succeeded | `task-succeeded` | result, runtime |
+| retry, snoozed, interrupted | `task-retried` | exception: the error or the reason; traceback |
+| dead | `task-failed` | exception, traceback |
+| cancelled | `task-revoked` | terminated: true |
+| discarded | `task-revoked` | terminated: false, exception: the reason |
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from penstock.ledger.transitions.outcome import Ending
+from penstock.schemas.states import Outcome
+from penstock.schemas.wire.codec import Message
+
+Fields = dict[str, Any]
+What = Literal["received", "started", "ended", "revoked"]
+
+_TEXT = 1024
+_TRACEBACK = 4096
+
+
+def message_of(what: What, subject: Any) -> tuple[str, Fields]:
+    """The type of an event and the fields of its own.
+
+    Arguments:
+        subject: the Message received, the Claim started, the Ending, or the id of a job revoked while it waited.
+    """
+    match what:
+        case "received":
+            return "task-received", _received(subject)
+        case "started":
+            return "task-started", {"uuid": subject.message.id}
+        case "revoked":
+            return "task-revoked", _revoked(subject, terminated=False)
+        case "ended":
+            return _ended(subject)
+
+
+def fields_text(message: Message) -> str:
+    """The job's fields as text of at most about 1 KB, with `***` for sensitive ones."""
+    return shorten(repr({name: _cut(value) for name, value in message.job.redacted().items()}))
+
+
+def shorten(text: str, limit: int = _TEXT) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _cut(value: Any) -> Any:
+    """No more of a long value than can be shown."""
+    return value[:_TEXT] if isinstance(value, str | list) and len(value) > _TEXT else value
+
+
+def _received(message: Message) -> Fields:
+    return {
+        "uuid": message.id,
+        "name": message.kind.name,
+        "args": "()",
+        "kwargs": fields_text(message),
+        "root_id": message.id,
+        "parent_id": None,
+        "retries": message.attempt - 1,
+        "eta": None if message.due_at is None else message.due_at.isoformat(),
+        "expires": None if message.expires_at is None else message.expires_at.isoformat(),
+        "queue": message.queue,
+        "exchange": "",
+        "routing_key": message.queue,
+    }
+
+
+def _ended(ending: Ending) -> tuple[str, Fields]:
+    fields: Fields = {"uuid": ending.claim.message.id}
+    match ending.outcome:
+        case Outcome.SUCCEEDED:
+            fields["result"] = shorten(ending.result or "None")
+            fields["runtime"] = (ending.finished_at - ending.claim.started_at).total_seconds()
+            return "task-succeeded", fields
+        case Outcome.CANCELLED:
+            return "task-revoked", _revoked(fields["uuid"], terminated=True)
+        case Outcome.DISCARDED:
+            fields |= _revoked(fields["uuid"], terminated=False)
+            fields["exception"] = shorten(f"discarded: {ending.error}" if ending.error else "discarded")
+            return "task-revoked", fields
+    fields["exception"] = shorten(_why(ending))
+    fields["traceback"] = None if ending.traceback is None else ending.traceback[-_TRACEBACK:]
+    fields["retries"] = ending.claim.attempt - 1
+    return "task-failed" if ending.outcome is Outcome.DEAD else "task-retried", fields
+
+
+def _why(ending: Ending) -> str:
+    if ending.outcome is Outcome.SNOOZED:
+        until = "" if ending.due_at is None else f" until {ending.due_at.isoformat(timespec='seconds')}"
+        return f"snoozed{until}" + (f": {ending.error}" if ending.error else "")
+    return ending.detail or ending.error or str(ending.outcome)
+
+
+def _revoked(job_id: str, *, terminated: bool) -> Fields:
+    return {"uuid": job_id, "terminated": terminated, "signum": None, "expired": False}

@@ -1,0 +1,281 @@
+"""Celery's remote control over a worker of either engine: `celery inspect …`, `celery control …` and Flower's buttons.
+
+A method per command; parameters and answers are those of `celery.worker.control`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from penstock.config.errors import InvalidState, JobNotFound, LedgerUnavailable
+from penstock.config.settings import redact_url
+from penstock.ledger.queries.status import read_status, request_cancel
+from penstock.schemas.states import State
+from penstock.schemas.wire.codec import Message
+from penstock.workers.engines.monitoring import kombu_connection
+from penstock.workers.engines.monitoring.event_messages import fields_text
+from penstock.workers.engines.monitoring.events import Events
+from penstock.workers.engines.worker import Worker
+from penstock.workers.handlers.registry import Handler, handlers
+
+log = logging.getLogger("penstock.remote")
+
+Answer = dict[str, Any]
+
+_UNSEEN_KIND = "unknown"
+"""Stands in the ledger for a job that was revoked by its id before any worker saw it."""
+_VERSIONS = ("penstock", "celery", "dramatiq", "kombu", "redis", "amqp", "sqlalchemy", "pydantic")
+
+
+class Remote:
+    """The commands.
+
+    Arguments:
+        shut_down: begins to drain the worker; returns at once.
+    """
+
+    def __init__(self, worker: Worker, events: Events, shut_down: Callable[[], None]) -> None:
+        self.worker, self.events = worker, events
+        self._shut_down = shut_down
+        self._started_at = time.time()
+
+    def commands(self) -> dict[str, Callable[..., Any]]:
+        """By the names they have on the wire."""
+        names = [
+            *("ping", "clock", "hello", "report", "conf", "stats", "registered", "query_task"),
+            *("active", "reserved", "scheduled", "revoked", "active_queues"),
+            *("revoke", "terminate", "shutdown", "pool_grow", "pool_shrink", "add_consumer", "cancel_consumer"),
+            *("enable_events", "disable_events", "heartbeat", "rate_limit", "time_limit", "pool_restart", "autoscale"),
+        ]
+        found: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
+        aliases = {"active": "active", "reserved": "reserved", "schedule": "scheduled", "revoked": "revoked"}
+        return found | {f"dump_{old}": found[new] for old, new in {**aliases, "tasks": "registered"}.items()}
+
+    # What the worker is.
+
+    def ping(self, **_: Any) -> Answer:
+        return _ok("pong")
+
+    def clock(self, **_: Any) -> Answer:
+        return {"clock": self.events.clock.value}
+
+    def hello(self, from_node: str, revoked: Any = None, **_: Any) -> Answer | None:
+        if from_node == self.worker.name:
+            return None
+        return {"revoked": [], "clock": self.events.clock.forward()}
+
+    def report(self, **_: Any) -> Answer:
+        lines = [f"{name}: {found}" for name in _VERSIONS if (found := _version(name))]
+        lines.append(f"python: {platform.python_version()} {platform.platform()}")
+        lines += [f"{name}: {value}" for name, value in self.conf().items()]
+        return _ok("\n" + "\n".join(lines) + "\n")
+
+    def conf(self, **_: Any) -> Answer:
+        settings = self.worker.settings
+        return {
+            "engine": self.worker.engine,
+            "queues": sorted(self.worker.consumer.queues),
+            "broker_url": redact_url(settings.broker_url),
+            "database_url": redact_url(settings.database_url),
+            **settings.model_dump(
+                mode="json",
+                include={"prefix", "lease_seconds", "grace_seconds", "max_crashes", "max_payload_bytes"},
+            ),
+        }
+
+    def stats(self, **_: Any) -> Answer:
+        executor = self.worker.executor
+        broker = kombu_connection.connection(self.worker.settings.broker_url).info()
+        broker.pop("password", None)
+        return {
+            "total": dict(self.events.started_counts),
+            "pid": os.getpid(),
+            "clock": str(self.events.clock.value),
+            "uptime": round(time.time() - self._started_at),
+            "engine": self.worker.engine,
+            "ready": self.worker.ready,
+            "pool": {
+                "implementation": "penstock.workers.executor.executor:Executor",
+                "max-concurrency": executor.concurrency,
+                "processes": [os.getpid()],
+                "running": len(executor.running()),
+                "waiting": len(executor.waiting()),
+            },
+            "broker": {name: value for name, value in broker.items() if name != "alternates"},
+            "prefetch_count": executor.prefetch,
+            "rusage": _rusage(),
+        }
+
+    def registered(self, taskinfoitems: Sequence[str] | None = None, builtins: bool = False, **_: Any) -> list[str]:
+        shown = sorted(handlers, key=lambda handler: handler.kind.name)
+        return [_described(handler, taskinfoitems or ()) for handler in shown]
+
+    def active_queues(self, **_: Any) -> list[Answer]:
+        from kombu.entity import Queue
+
+        make: Any = Queue
+        return [
+            dict(make(name, routing_key=name).as_dict(recurse=True)) for name in sorted(self.worker.consumer.queues)
+        ]
+
+    # What it does.
+
+    def active(self, safe: bool = False, **_: Any) -> list[Answer]:
+        return [
+            self._request(attempt.claim.message, started=attempt.claim.started_at.timestamp())
+            for attempt in self.worker.executor.running()
+        ]
+
+    def reserved(self, **_: Any) -> list[Answer]:
+        return [self._request(message) for message in self.worker.executor.waiting()]
+
+    def scheduled(self, **_: Any) -> list[Answer]:
+        """None: what is not due waits in the ledger, never in a worker."""
+        return []
+
+    def revoked(self, **_: Any) -> list[str]:
+        """None: the ledger knows which jobs are cancelled."""
+        return []
+
+    def query_task(self, ids: Any, **_: Any) -> Answer:
+        wanted = set(_listed(ids))
+        found = {request["id"]: ("reserved", request) for request in self.reserved() if request["id"] in wanted}
+        return found | {request["id"]: ("active", request) for request in self.active() if request["id"] in wanted}
+
+    # What it should do.
+
+    def revoke(self, task_id: Any, terminate: bool = False, signal: str | None = None, **_: Any) -> Answer:
+        """Cancel jobs that wait; those that run only with `terminate`. The signal is of no account."""
+        ids = _listed(task_id)
+        try:
+            for job_id in ids:
+                self._revoke(job_id, terminate)
+        except LedgerUnavailable as error:
+            return _error(str(error))
+        return _ok(f"{'terminate' if terminate else 'tasks flagged as revoked'}: {', '.join(ids)}")
+
+    def terminate(self, signal: str, task_id: Any, **_: Any) -> Answer:
+        return self.revoke(task_id, terminate=True)
+
+    def _revoke(self, job_id: str, terminate: bool) -> None:
+        executor, database = self.worker.executor, self.worker.database
+        if any(attempt.claim.message.id == job_id for attempt in executor.running()):
+            if terminate:
+                executor.cancel(job_id)
+            return
+        status = read_status(database, job_id)
+        if status is not None and status.state is State.RUNNING:
+            return  # on another worker, which hears this command too
+        waiting = (message.kind.name for message in executor.waiting() if message.id == job_id)
+        try:
+            request_cancel(database, job_id, kind=next(waiting, _UNSEEN_KIND))
+        except (InvalidState, JobNotFound) as error:
+            log.info("%s", error)
+        else:
+            self.events.revoked(job_id)
+
+    def shutdown(self, msg: str = "shutdown asked for by remote control", **_: Any) -> None:
+        log.warning("%s", msg)
+        self._shut_down()
+
+    def pool_grow(self, n: int = 1, **_: Any) -> Answer:
+        self.worker.executor.resize(self.worker.executor.concurrency + int(n))
+        return _ok("pool will grow")
+
+    def pool_shrink(self, n: int = 1, **_: Any) -> Answer:
+        self.worker.executor.resize(self.worker.executor.concurrency - int(n))
+        return _ok("pool will shrink")
+
+    def add_consumer(self, queue: str, **_: Any) -> Answer:
+        self.worker.consumer.add_queue(queue)
+        return _ok(f"add consumer {queue}")
+
+    def cancel_consumer(self, queue: str, **_: Any) -> Answer:
+        self.worker.consumer.cancel_queue(queue)
+        return _ok(f"no longer consuming from {queue}")
+
+    def enable_events(self, **_: Any) -> Answer:
+        said = "already enabled" if self.events.enabled else "enabled"
+        self.events.enabled = True
+        return _ok(f"task events {said}")
+
+    def disable_events(self, **_: Any) -> Answer:
+        said = "disabled" if self.events.enabled else "already disabled"
+        self.events.enabled = False
+        return _ok(f"task events {said}")
+
+    def heartbeat(self, **_: Any) -> None:
+        self.events.beat()
+
+    def rate_limit(self, **_: Any) -> Answer:
+        return _error("limits are declared in penstock.toml, not set on a worker")
+
+    def time_limit(self, **_: Any) -> Answer:
+        return _error("a kind's timeout is declared beside its message, not set on a worker")
+
+    def pool_restart(self, **_: Any) -> Answer:
+        return _error("there is no pool of processes to restart; stop the worker and start it anew")
+
+    def autoscale(self, **_: Any) -> Answer:
+        return _error("a worker does not scale itself; use pool_grow, pool_shrink, or more workers")
+
+    def _request(self, message: Message, started: float | None = None) -> Answer:
+        return {
+            "id": message.id,
+            "name": message.kind.name,
+            "args": [],
+            "kwargs": message.job.redacted() if len(fields_text(message)) < 1000 else fields_text(message),
+            "type": message.kind.name,
+            "hostname": self.worker.name,
+            "time_start": started,
+            "acknowledged": False,
+            "delivery_info": {
+                "exchange": "",
+                "routing_key": message.queue,
+                "priority": message.priority,
+                "redelivered": None,
+            },
+            "worker_pid": os.getpid() if started is not None else None,
+        }
+
+
+def _ok(said: str) -> Answer:
+    return {"ok": said}
+
+
+def _error(said: str) -> Answer:
+    return {"error": said}
+
+
+def _listed(ids: Any) -> list[str]:
+    return [ids] if isinstance(ids, str) else [str(one) for one in ids or ()]
+
+
+def _described(handler: Handler, items: Sequence[str]) -> str:
+    kind = handler.kind
+    known = {"routing_key": kind.queue, "queue": kind.queue, "version": kind.version, "timeout": kind.timeout}
+    shown = [f"{name}={known[name]}" for name in items if known.get(name) is not None]
+    return f"{kind.name} [{' '.join(shown)}]" if shown else kind.name
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _rusage() -> Answer | str:
+    if sys.platform == "win32":
+        return "N/A"
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {name.removeprefix("ru_"): getattr(usage, name) for name in dir(usage) if name.startswith("ru_")}

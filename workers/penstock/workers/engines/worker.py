@@ -1,0 +1,140 @@
+"""A worker: everything one engine process needs, wired in one place. An engine hosts it and adds its own manners."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Sequence
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.config.settings import Settings, redact_url
+from penstock.ledger.members import heartbeats
+from penstock.ledger.sql.database import Database
+from penstock.producers.senders import scheme
+from penstock.workers.brokers import Consumer, open_consumer
+from penstock.workers.engines.boot_checks import check_settings
+from penstock.workers.executor.attempt import child_process
+from penstock.workers.executor.executor import Executor
+from penstock.workers.executor.followups.change_publisher import Pushes
+from penstock.workers.executor.intake import Intake
+from penstock.workers.executor.limit_gate import open_gate
+from penstock.workers.executor.observers import Observer
+from penstock.workers.handlers.registry import handlers
+from penstock.workers.workflows.definition import check_workflows
+
+log = logging.getLogger("penstock.worker")
+
+
+def worker_name(engine: str) -> str:
+    """`engine@host-pid-xxxx`: unique also where pids repeat, as in containers."""
+    return f"{engine}@{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+class Worker:
+    """Consumer, intake, executor and ledger of one process.
+
+    Arguments:
+        queues: the queues to consume.
+        concurrency: attempts running at a time; None: the largest that the settings of its queues name.
+        name: unique among all workers; None makes one.
+        consumer: for an engine or test that brings its own.
+
+    Raises:
+        KindError: handlers ask for what nothing provides, or their kinds for what the settings do not allow.
+        ConfigError: a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: str,
+        queues: Iterable[str],
+        concurrency: int | None = None,
+        name: str | None = None,
+        observers: Sequence[Observer] = (),
+        consumer: Consumer | None = None,
+    ) -> None:
+        handlers.check()
+        check_workflows()
+        queues = sorted(set(queues))
+        if consumer is None:
+            check_settings(handlers, settings, queues)
+        self.settings, self.engine = settings, engine
+        self.name = name or worker_name(engine)
+        self.queues = queues
+        self.database = Database(settings.database_url)
+        self.consumer = consumer or open_consumer(
+            settings.broker_url,
+            self.queues,
+            name=self.name,
+            prefix=settings.prefix,
+            lease_seconds=settings.lease_seconds,
+            keeper=True,
+        )
+        # A consumer that was brought along may be of no Redis.
+        pushed = consumer is None and scheme(settings.broker_url) == "redis"
+        self._pushes = (
+            Pushes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+            if pushed
+            else None
+        )
+        self.executor = Executor(
+            settings,
+            self.database,
+            name=self.name,
+            concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
+            observers=observers,
+            pushes=self._pushes,
+            limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
+        )
+        self.intake = Intake(self.consumer, self.executor)
+
+    def start(self) -> None:
+        """Enter the worker in the ledger and begin to fetch. Returns at once.
+
+        Raises:
+            LedgerUnavailable: the database cannot be reached or is not set up.
+        """
+        child_process.prepare(sorted({handler.function.__module__ for handler in handlers}), self.settings)
+        heartbeats.register(
+            self.database,
+            self.name,
+            engine=self.engine,
+            queues=self.queues,
+            kinds={handler.kind.name: handler.kind.queue for handler in handlers},
+            lease=self.settings.lease,
+        )
+        if self._pushes is not None:
+            self._pushes.start()
+        self.executor.start()
+        self.intake.start()
+        log.info(
+            "worker %s consumes %s from %s, %d at a time",
+            self.name,
+            ", ".join(self.queues),
+            redact_url(self.settings.broker_url),
+            self.executor.concurrency,
+        )
+
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Drain: fetch no more, give back what has not started, let running jobs finish within the grace."""
+        grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
+        self.intake.stop()
+        self.executor.drain(grace)
+        if self._pushes is not None:
+            self._pushes.close()
+        self.consumer.close()
+        try:
+            heartbeats.sign_off(self.database, self.name)
+        except LedgerUnavailable as error:
+            log.warning("%s; worker %s counts as gone when its lease has ended", error, self.name)
+        self.database.close()
+        log.info("worker %s has stopped", self.name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs flow: it consumes, and its ledger is there."""
+        return self.intake.alive and self.executor.ready

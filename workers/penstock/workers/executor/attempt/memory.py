@@ -1,0 +1,29 @@
+"""How much memory a process has used."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+
+def peak_memory(pid: int | None = None) -> int | None:
+    """The most memory in bytes that a process has had resident; None where that cannot be told.
+
+    Arguments:
+        pid: None: this process.
+    """
+    try:
+        # Not `ru_maxrss`: that also counts what the parent had when it forked.
+        for line in Path(f"/proc/{pid or 'self'}/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        if pid is None:
+            return peak_of(resource.getrusage(resource.RUSAGE_SELF))
+    return None
+
+
+def peak_of(usage: resource.struct_rusage) -> int:
+    """Of what a process or its parent was told about its use of resources."""
+    return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,1 @@
+"""Follow-ups of an outcome: Celery callbacks, webhooks, change notifications."""

@@ -1,0 +1,177 @@
+"""The gate between a claim and its run: asks the store for a worker's jobs, and renews what it was given."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TypeVar
+
+from penstock.config.errors import BrokerUnavailable
+from penstock.config.settings import Settings
+from penstock.ledger.transitions.outcome import Ending
+from penstock.producers.limits import open_store
+from penstock.producers.limits.rules import Rule, Rules
+from penstock.producers.limits.store import Entered, Entry, HeldBack, LimitStore, Place
+from penstock.schemas.states import Outcome, State
+from penstock.workers.executor.attempt.run import Attempt, stopped
+from penstock.workers.executor.loop_thread import Tasks
+from penstock.workers.handlers.registry import Handler
+
+T = TypeVar("T")
+log = logging.getLogger("penstock.executor")
+
+_BATCH = 200
+_LONGEST_WAIT = timedelta(hours=1)
+"""After which a job that waits is tried whatever is known. It is woken long before; this is for what nobody foresaw."""
+
+
+class Gate:
+    """On the executor's loop. Calls to the store gather while one is under way, in a thread of their own.
+
+    Arguments:
+        served: the rules of the kinds that the worker runs, for those who know no kinds.
+
+    Attributes:
+        away: whether the store could not be reached the last time. Nobody is let in then.
+    """
+
+    def __init__(self, store: LimitStore, rules: Rules, served: Sequence[Rule], lease: timedelta) -> None:
+        self.away = False
+        self._store, self._rules, self._served = store, rules, served
+        self._pause = lease.total_seconds() / 4
+        self._tasks = Tasks(log)
+        self._thread = ThreadPoolExecutor(1, "penstock limits")
+        self._asking: list[tuple[Entry, asyncio.Future[Entered | HeldBack]]] = []
+        self._running: dict[str, Entry] = {}
+        self._held_back: dict[str, str] = {}  # and not on record yet
+        self._left: list[Entry] = []
+        self._waiting: set[str] = set()
+        self._busy = False
+        self._renewing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._renewing = self._tasks.spawn(self._renew())
+
+    def places(self, attempt: Attempt) -> tuple[Place, ...]:
+        """What the job has to be let in by; mostly nothing."""
+        message = attempt.claim.message
+        return tuple((rule, rule.slot(message)) for rule in self._rules.of(message.kind, message.queue))
+
+    async def enter(self, attempt: Attempt, places: tuple[Place, ...]) -> Ending | None:
+        """Wait until it may run, for milliseconds; or how it ends for now, since it may not."""
+        entry = Entry(attempt.claim.message.id, attempt.claim.fence, places)
+        try:
+            answer = await self._ask(entry)
+            if isinstance(answer, HeldBack):
+                self._held_back[entry.job_id] = answer.slot
+                return _held_back(attempt, answer.slot)
+            await asyncio.sleep(answer.wait_seconds)
+        except asyncio.CancelledError:
+            return stopped(attempt)
+        return None
+
+    def settled(self, job_ids: Iterable[str]) -> None:
+        """The outcomes of these are on record, or given up: others may have their places."""
+        for job_id in job_ids:
+            if (entry := self._running.pop(job_id, None)) is not None:
+                self._left.append(entry)
+            elif (slot := self._held_back.pop(job_id, None)) is not None:
+                self._waiting.add(slot)
+        self._go_on()
+
+    async def close(self) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await self._tasks.join()
+        with contextlib.suppress(Exception):  # nothing runs here any more
+            await self._in_thread(partial(self._store.renew, self._served, self._running.values()))
+        self._thread.shutdown()
+        self._store.close()
+
+    async def _ask(self, entry: Entry) -> Entered | HeldBack:
+        if self.away:  # each would wait for the timeout, in a slot that others could use
+            return HeldBack(entry.places[0][1])
+        future = asyncio.get_running_loop().create_future()
+        self._asking.append((entry, future))
+        self._go_on()
+        answer: Entered | HeldBack = await future
+        return answer
+
+    def _go_on(self) -> None:
+        if not self._busy and (self._asking or self._left or self._waiting):
+            self._busy = True
+            self._tasks.spawn(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._asking or self._left or self._waiting:
+                if self._left or self._waiting:
+                    left, self._left = self._left, []
+                    waiting, self._waiting = self._waiting, set()
+                    # Where this fails, the leases end, and the dispatcher finds in the ledger who waits.
+                    with contextlib.suppress(Exception):
+                        await self._in_thread(partial(self._store.leave, left, sorted(waiting)))
+                if self._asking:
+                    asked, self._asking = self._asking[:_BATCH], self._asking[_BATCH:]
+                    await self._enter(asked)
+        finally:
+            self._busy = False
+
+    async def _enter(self, asked: list[tuple[Entry, asyncio.Future[Entered | HeldBack]]]) -> None:
+        answers: Sequence[Entered | HeldBack]
+        try:
+            answers = await self._in_thread(partial(self._store.enter, [entry for entry, _ in asked]))
+        except Exception:
+            answers = [HeldBack(entry.places[0][1]) for entry, _ in asked]
+        for (entry, future), answer in zip(asked, answers, strict=True):
+            if future.cancelled():
+                self._left.append(entry)  # it was stopped meanwhile
+                continue
+            if isinstance(answer, Entered):
+                self._running[entry.job_id] = entry
+            future.set_result(answer)
+
+    async def _renew(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            running = list(self._running.values())
+            with contextlib.suppress(Exception):  # which is logged
+                await self._in_thread(partial(self._store.renew, self._served, running))
+            await asyncio.sleep(min(self._pause, 1.0) if self.away else self._pause)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Raises what the work does, which is logged when it begins."""
+        try:
+            value = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except Exception as error:
+            if not self.away:
+                ours = None if isinstance(error, BrokerUnavailable) else error
+                log.error("limits cannot be asked: %s; jobs with limits wait until they can", error, exc_info=ours)
+            self.away = True
+            raise
+        if self.away:
+            log.warning("the store of limits is back")
+            self.away = False
+        return value
+
+
+def open_gate(settings: Settings, worker: str, handlers: Iterable[Handler], queues: Iterable[str]) -> Gate | None:
+    """The gate of a worker of these queues; None: nothing it may run has limits."""
+    rules, served = Rules(settings), set(queues)
+    reachable = [(one.kind, queue) for one in handlers for queue in served | {one.kind.queue}]
+    found = {rule.name: rule for kind, queue in reachable for rule in rules.of(kind, queue)}
+    store = open_store(settings, worker) if found else None
+    return None if store is None else Gate(store, rules, list(found.values()), settings.lease)
+
+
+def _held_back(attempt: Attempt, slot: str) -> Ending:
+    """Back into the ledger: it costs no attempt, and the dispatcher sends it when it may run."""
+    now, expires_at = datetime.now(UTC), attempt.claim.message.expires_at
+    latest = now + _LONGEST_WAIT
+    due_at = latest if expires_at is None else min(latest, expires_at)
+    return Ending(attempt.claim, Outcome.SNOOZED, State.SCHEDULED, now, due_at=due_at, waits_for=slot)

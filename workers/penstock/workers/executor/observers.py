@@ -1,0 +1,50 @@
+"""Who hears what happens to jobs: an engine's events, signals and middleware."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.outcome import Ending
+from penstock.schemas.wire.codec import Message
+
+log = logging.getLogger("penstock.executor")
+
+
+class Observer(Protocol):
+    """Called on the executor's loop, so it must be quick. What it raises is logged and harms no job."""
+
+    def received(self, message: Message) -> None: ...
+
+    def refused(self, message: Message, reason: str) -> None:
+        """It is not run: it has ended already, was cancelled, is a duplicate, or a limit holds it back."""
+        ...
+
+    def started(self, claim: Claim) -> None: ...
+
+    def ended(self, ending: Ending) -> None: ...
+
+
+class Observers(list[Observer]):
+    """All of them, told one after the other."""
+
+    def received(self, message: Message) -> None:
+        self._tell(lambda observer: observer.received(message))
+
+    def refused(self, message: Message, reason: str) -> None:
+        self._tell(lambda observer: observer.refused(message, reason))
+
+    def started(self, claim: Claim) -> None:
+        self._tell(lambda observer: observer.started(claim))
+
+    def ended(self, ending: Ending) -> None:
+        self._tell(lambda observer: observer.ended(ending))
+
+    def _tell(self, what: Callable[[Observer], None]) -> None:
+        for observer in self:
+            try:
+                what(observer)
+            except Exception:
+                log.exception("%s failed", type(observer).__name__)

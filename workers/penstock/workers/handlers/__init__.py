@@ -1,0 +1,1 @@
+"""The author's side: handlers, context, return values, resources."""

@@ -1,0 +1,228 @@
+"""`Context`: what a handler may ask and do besides its work."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from penstock.schemas.wire.codec import Envelope, encode
+from penstock.workers.handlers.returns import JobCancelled
+
+LONGEST_KEY = 255
+"""Of what `ctx.once` is given, in characters."""
+_once_lock = threading.Lock()
+
+if TYPE_CHECKING:
+    from penstock.schemas.jobs.job import Job
+    from penstock.schemas.wire.codec import Message
+
+
+class ProgressSink(Protocol):
+    """Takes the progress of running jobs; the executor writes the latest of each every so often."""
+
+    def progress(self, job_id: str, done: int, total: int | None, note: str | None) -> None: ...
+
+
+class Context:
+    """The surroundings of one attempt.
+
+    Attributes:
+        job_id: the job's id.
+        attempt: its number, from 1.
+        tenant, key: as the producer gave them, or None.
+        deadline: when the attempt is stopped by its timeout (aware), or None.
+        enqueued_at: when the producer sent it.
+        fence: of the claim; 0 without one.
+    """
+
+    _once_running: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        job_id: str,
+        attempt: int = 1,
+        tenant: str | None = None,
+        key: str | None = None,
+        deadline: datetime | None = None,
+        enqueued_at: datetime | None = None,
+        kind: str = "",
+        sink: ProgressSink | None = None,
+        traceparent: str | None = None,
+        open_session: Callable[[], Any] | None = None,
+        open_once: Callable[[Context, str], Any] | None = None,
+        fence: int = 0,
+    ) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.tenant = tenant
+        self.key = key
+        self.deadline = deadline
+        self.enqueued_at = enqueued_at or datetime.now(UTC)
+        self.kind = kind
+        self._traceparent = traceparent
+        self._sink = sink
+        self._open_session = open_session
+        self._open_once = open_once
+        self.fence = fence
+        self._session: Any = None
+        self._cancelled = False
+        self._outgoing: list[Envelope] = []
+
+    @classmethod
+    def of(
+        cls,
+        message: Message,
+        attempt: int,
+        deadline: datetime | None,
+        sink: ProgressSink | None,
+        open_session: Callable[[], Any] | None,
+        open_once: Callable[[Context, str], Any] | None,
+        fence: int,
+    ) -> Context:
+        return cls(
+            job_id=message.id,
+            attempt=attempt,
+            tenant=message.tenant,
+            key=message.key,
+            deadline=deadline,
+            enqueued_at=message.sent_at,
+            kind=message.kind.name,
+            sink=sink,
+            traceparent=message.traceparent,
+            open_session=open_session,
+            open_once=open_once,
+            fence=fence,
+        )
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names the job in every line."""
+        logger = logging.getLogger(f"penstock.job.{self.kind}")
+        return logging.LoggerAdapter(logger, {"job_id": self.job_id, "attempt": self.attempt})
+
+    def progress(self, done: int, total: int | None = None, note: str | None = None) -> None:
+        """Say how far the job is. Cheap: only the latest of a short while is written."""
+        if self._sink is not None:
+            self._sink.progress(self.job_id, done, total, note)
+
+    def enqueue(
+        self,
+        job: Job,
+        *,
+        delay: timedelta | float | None = None,
+        key: str | None = None,
+        tenant: str | None = None,
+    ) -> str:
+        """Send another job, only if this attempt succeeds. Returns its id.
+
+        The jobs are written with the outcome, and sent after it: a crash between loses none.
+        """
+        wait = delay if isinstance(delay, timedelta) or delay is None else timedelta(seconds=delay)
+        envelope = encode(
+            job,
+            key=key,
+            tenant=tenant if tenant is not None else self.tenant,
+            due_at=None if wait is None else datetime.now(UTC) + wait,
+            traceparent=self._traceparent,
+        )
+        self._outgoing.append(envelope)
+        return envelope.id
+
+    @property
+    def session(self) -> Any:
+        """A transaction in the ledger's database that commits together with "succeeded".
+
+        A SQLAlchemy `Session` for a plain `def`, an `AsyncSession` for an `async def`. It is opened on first use,
+        committed with the outcome if the handler returns a result, and rolled back otherwise; never commit it
+        yourself. On SQLite it holds the one write lock until the handler returns, so use it last.
+
+        Raises:
+            RuntimeError: the handler runs in a child process or its kind has `track=False`: there is no outcome in
+                this process's ledger to commit with.
+        """
+        if self._session is None:
+            if self._open_session is None:
+                raise RuntimeError("ctx.session is for tracked kinds whose handler does not run isolated")
+            self._session = self._open_session()
+        return self._session
+
+    def once(self, key: str) -> Any:
+        """An effect outside the database that must not happen twice, such as a payment.
+
+            receipt = await ctx.once("charge").run(
+                lambda effect_id: bank.charge(job.amount, idempotency_key=effect_id),
+                ask=lambda effect_id: bank.find(effect_id),
+            )
+
+        In a plain `def` the same without `await`. The ledger has it on record before it is called and again once it has
+        happened; from then on its recorded result is returned and nothing is called. Where an earlier run was cut
+        short in between, `ask` is called: what it answers is the result, and None means that it did not happen, so it
+        is called now. An effect that raises may have happened, unless it raises `NotDone`.
+
+        Arguments:
+            key: names the effect within its job, at most 255 characters.
+
+        `run` takes two functions of the effect's id, a UUID that is the same each time: give it to the provider as the
+        idempotency key. It returns the result as JSON values, the first time too.
+
+        Raises:
+            InDoubt: (from `run`) an earlier run was cut short and there is no `ask`. Not caught, it makes the job a
+                dead letter.
+            FenceLost: (from `run`) another worker has the job by now; nothing was called.
+            RuntimeError: the kind has `track=False`, or the effect is running already.
+        """
+        if not key or len(key) > LONGEST_KEY:
+            raise ValueError(f"ctx.once({key[:40]!r}): the key must have 1 to {LONGEST_KEY} characters")
+        if self._open_once is None:
+            raise RuntimeError("ctx.once is for tracked kinds: it needs the job's row in the ledger")
+        return self._open_once(self, key)
+
+    @contextlib.contextmanager
+    def running_once(self, key: str) -> Iterator[None]:
+        """Refuse the same effect twice at a time within one attempt: the second would look cut short."""
+        with _once_lock:
+            if key in self._once_running:
+                raise RuntimeError(f"ctx.once({key!r}) is running already in this attempt")
+            self._once_running |= {key}
+        try:
+            yield
+        finally:
+            with _once_lock:
+                self._once_running -= {key}
+
+    @property
+    def opened_session(self) -> Any:
+        """The session if it was used, else None. The executor asks."""
+        return self._session
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, its time is up, or the worker must stop: a thread should end its work."""
+        return self._cancelled
+
+    def check_cancelled(self) -> None:
+        """Raises JobCancelled if `cancelled`; for the loops of threads."""
+        if self.cancelled:
+            raise JobCancelled(f"job {self.job_id} was asked to stop")
+
+    def cancel(self) -> None:
+        """Make `cancelled` true. The executor calls this."""
+        self._cancelled = True
+
+    @property
+    def tracked(self) -> bool:
+        """Whether the job has a row in the ledger that this attempt holds."""
+        return self._open_once is not None
+
+    @property
+    def outgoing(self) -> list[Envelope]:
+        """What `enqueue` has gathered."""
+        return self._outgoing
+
+    def __repr__(self) -> str:
+        return f"Context(job_id={self.job_id!r}, attempt={self.attempt})"

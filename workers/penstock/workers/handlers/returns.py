@@ -1,0 +1,96 @@
+"""What a handler may return besides its result. Control flow is returned; only failure is raised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+
+def _seconds(value: float | timedelta) -> timedelta:
+    duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    if duration < timedelta(0):
+        raise ValueError(f"a wait cannot be negative: {duration}")
+    return duration
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Snooze:
+    """Run the job again later; costs no attempt. `Snooze(60)`, `Snooze(timedelta(hours=1))`, `Snooze(until=…)`."""
+
+    delay: timedelta
+    reason: str | None
+
+    def __init__(
+        self, delay: float | timedelta = 0, *, until: datetime | None = None, reason: str | None = None
+    ) -> None:
+        if until is not None:
+            delay = max(until - datetime.now(UTC), timedelta(0))
+        object.__setattr__(self, "delay", _seconds(delay))
+        object.__setattr__(self, "reason", reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """End the job without success or alarm: there is nothing to do any more."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Retry:
+    """A failed attempt that the handler foresaw, such as a 503 with `Retry-After`. Costs an attempt.
+
+    Attributes:
+        after: the wait before the next one; None: as the kind's policy says.
+        reason: shown where an error would be.
+    """
+
+    after: timedelta | None
+    reason: str
+
+    def __init__(
+        self, after: float | timedelta | None = None, *, reason: str = "the handler asked for a retry"
+    ) -> None:
+        object.__setattr__(self, "after", None if after is None else _seconds(after))
+        object.__setattr__(self, "reason", reason)
+
+
+class Permanent(Exception):
+    """Raised by a handler: this failure will not mend by itself. The job is a dead letter at once."""
+
+
+class JobCancelled(Exception):
+    """Raised in a thread or child process that asks `ctx.check_cancelled()` after the job was cancelled."""
+
+
+class TimedOut(Exception):
+    """The attempt ran longer than its kind's `timeout`."""
+
+
+class NotDone(Exception):
+    """Raised by the effect of a `ctx.once(key)`, best `from` the error it met: it certainly did not happen."""
+
+
+def blamed(error: BaseException) -> BaseException:
+    """The error that tells how to go on: of a NotDone the one it was raised from."""
+    while isinstance(error, NotDone) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+class InDoubt(Exception):
+    """Raised by `ctx.once(key)`: an earlier run of the effect was cut short, and nobody can say whether it happened.
+
+    Not caught, it makes the job a dead letter with the reason `in_doubt`.
+
+    Attributes:
+        key: of the effect. effect_id: what its provider was given.
+        begun_at: when it was begun last.
+    """
+
+    def __init__(self, key: str, effect_id: str, begun_at: datetime) -> None:
+        super().__init__(
+            f"effect {key!r} (id {effect_id}) was begun at {begun_at.isoformat(timespec='seconds')} and not confirmed; "
+            "find out whether it happened, then say so with penstock jobs effects, and replay the job"
+        )
+        self.key, self.effect_id, self.begun_at = key, effect_id, begun_at

@@ -1,0 +1,1 @@
+"""Running everything on this machine: `penstock up` and `penstock demo`."""

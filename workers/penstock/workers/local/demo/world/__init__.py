@@ -1,0 +1,1 @@
+"""The world around the demo: inputs, mail server, a partner's API."""

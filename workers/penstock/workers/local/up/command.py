@@ -1,0 +1,75 @@
+"""`penstock up`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from penstock.config.settings import load_settings, redact_url
+from penstock.config.toml import find_config
+from penstock.workers.handlers.discovery import discover
+from penstock.workers.local.up.layout import Layout, plan, queues_by_engine
+from penstock.workers.local.up.lock import folder_lock
+from penstock.workers.local.up.running import running
+from penstock.workers.local.up.signals import stopping_on_signals
+
+DEFAULT_FOLDER = Path("var")
+
+
+def run_up(folder: str | Path | None = None, imports: Sequence[str] = ()) -> int:
+    """Run everything on this machine until Ctrl-C, SIGTERM or SIGHUP. Returns the exit code.
+
+    Arguments:
+        folder: of all state; None: `./var`.
+        imports: modules with handlers of the user's own.
+
+    Raises:
+        FolderInUse: another one runs there. PortInUse. ConfigError, BrokerUnavailable, LedgerUnavailable,
+        PenstockError: see `running`.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
+
+    home = Path(folder) if folder is not None else DEFAULT_FOLDER
+    with folder_lock(home) as lock, stopping_on_signals() as stopping:
+        discover(imports)
+        layout = plan(load_settings(), home, imports, config=find_config())
+        with running(layout, lock=lock, stopping=stopping, say=say) as (supervisor, _database):
+            if not stopping.is_set():
+                hint = f"In another terminal: source {_short(layout.environment_file)}; penstock enqueue … then works."
+                for line in ("", *overview(layout), "", hint, "Ctrl-C stops everything.", ""):
+                    console.print(line, markup=False)
+            supervisor.watch(stopping)
+            say("stopping: workers finish what they run; Ctrl-C again kills them")
+    say("all has stopped")
+    return 0
+
+
+def overview(layout: Layout) -> list[str]:
+    """What runs where, as lines."""
+    settings = layout.settings
+    user, _, password = layout.flower_auth.partition(":")
+    workers = queues_by_engine(settings).items()
+    rows = [
+        ("Flower", f"{layout.flower_url}  user {user}, password {password}"),
+        ("gateway", f"{layout.gateway_url}  Authorization: Bearer, with the key in {_short(layout.gateway_key)}"),
+        *((f"worker {engine}", f"queues {', '.join(queues)}") for engine, queues in workers),
+        ("broker", redact_url(settings.broker_url)),
+        ("ledger", redact_url(settings.database_url)),
+        ("storage", redact_url(settings.storage_url)),
+        ("mail", redact_url(settings.smtp_url)),
+        ("logs", f"{_short(layout.logs)}/*.log"),
+    ]
+    return [f"    {name:<16}{where}" for name, where in rows]
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,285 @@
+"""What `penstock up` runs, where and with which settings. Nothing is started here."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import secrets
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.config.settings import Settings
+from penstock.ledger import api_keys
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import workers as workers_table
+from penstock.schemas.jobs.kind import registry
+from penstock.workers.engines import ENGINES
+from penstock.workers.engines.celery.flower_server import BASIC_AUTH
+from penstock.workers.engines.celery.flower_server import USER as FLOWER_USER
+from penstock.workers.local.up.ports import (
+    FLOWER_PORT,
+    FLOWER_VARIABLE,
+    GATEWAY_PORT,
+    GATEWAY_VARIABLE,
+    REDIS_VARIABLE,
+    asked_port,
+    is_free,
+    need_free,
+)
+from penstock.workers.local.up.processes import Child, Service
+from penstock.workers.local.up.redis_server import free_port, redis_answers, redis_command
+
+BUILTIN_ENGINES = {"emails": "celery", "syncs": "celery", "uploads": "dramatiq", "reports": "dramatiq"}
+"""Who consumes the queues of the built-in workers where `penstock.toml` does not say: waiting is for one engine and
+computing for the other, as in the `penstock.toml` of this repository."""
+URLS = ("broker_url", "database_url", "storage_url", "smtp_url")
+ENVIRONMENT_FILE = "penstock.env"
+_PENSTOCK = (sys.executable, "-c", "from penstock.workers.cli import main; main()")
+"""The command line of this very installation, wherever its console script lies."""
+_FLOWER = (
+    sys.executable,
+    "-c",
+    "import sys, pathlib; from penstock.workers.engines.celery.flower_server import run_flower; "
+    "sys.exit(run_flower(port=int(sys.argv[1]), folder=pathlib.Path(sys.argv[2])))",
+)
+
+GATEWAY, WORKERS, DISPATCHER, FLOWER, REDIS = range(5)
+"""The stages of stopping, the first one first."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are.
+
+    Attributes:
+        folder: of all state, absolute.
+        settings: complete; all four URLs are those the services use.
+        environment: of every service.
+        redis_port: of the Redis to start; None where a broker is configured.
+        flower_auth: `user:password`.
+        gateway_port: `gateway_key` is the file with the key to it.
+    """
+
+    folder: Path
+    settings: Settings
+    environment: Mapping[str, str]
+    redis_port: int | None
+    flower_port: int
+    flower_auth: str
+    gateway_port: int
+    imports: tuple[str, ...] = ()
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def flower_url(self) -> str:
+        return f"http://127.0.0.1:{self.flower_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway_port}"
+
+    @property
+    def gateway_key(self) -> Path:
+        return self.folder / "gateway.key"
+
+    @property
+    def environment_file(self) -> Path:
+        return self.folder / ENVIRONMENT_FILE
+
+
+def plan(
+    settings: Settings,
+    folder: Path,
+    imports: Iterable[str] = (),
+    *,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flower_port: int | None = None,
+    gateway_port: int | None = None,
+) -> Layout:
+    """Fill in what is not configured: a Redis on a free port, and the rest as files in the folder.
+
+    Arguments:
+        config: the penstock.toml that the services shall read.
+        environment: theirs, before ours is added; None: this process's.
+        flower_port: None: as `PENSTOCK_FLOWER_PORT` says, else 5555.
+        gateway_port: None: as `PENSTOCK_GATEWAY_PORT` says, else 8480.
+
+    Raises:
+        PortInUse: names the port, and what to do.
+    """
+    folder = folder.resolve()
+    given = settings.model_fields_set
+    redis_port = None if "broker_url" in given else _redis_port(folder)
+    defaults = {
+        "broker_url": f"redis://127.0.0.1:{redis_port}/0",
+        "database_url": f"sqlite:///{folder}/penstock.db",
+        "storage_url": f"file:{folder}/storage",
+        "smtp_url": f"maildir:{folder}/mail",
+    }
+    if settings.token_secret is None:
+        defaults["token_secret"] = _kept_secret(folder / "token.secret")
+    settings = settings.model_copy(update={name: url for name, url in defaults.items() if name not in given})
+    if flower_port is None:
+        flower_port = need_free("Flower", asked_port(FLOWER_VARIABLE) or FLOWER_PORT, FLOWER_VARIABLE)
+    if gateway_port is None:
+        gateway_port = need_free("the gateway", asked_port(GATEWAY_VARIABLE) or GATEWAY_PORT, GATEWAY_VARIABLE)
+    base = dict(os.environ if environment is None else environment)
+    auth = base.get(BASIC_AUTH) or f"{FLOWER_USER}:{_kept_secret(folder / 'flower.password')}"
+    ours = {f"PENSTOCK_{name.upper()}": str(getattr(settings, name)) for name in (*URLS, "token_secret")}
+    if config is not None:
+        ours["PENSTOCK_CONFIG"] = str(config.resolve())
+    environment = {**base, **ours, BASIC_AUTH: auth}
+    return Layout(folder, settings, environment, redis_port, flower_port, auth, gateway_port, tuple(imports))
+
+
+def write_environment(layout: Layout) -> None:
+    """Write `penstock.env`, which a shell can source to use these services from another terminal."""
+    names = [f"PENSTOCK_{name.upper()}" for name in (*URLS, "token_secret")]
+    names += ["PENSTOCK_CONFIG"] if "PENSTOCK_CONFIG" in layout.environment else []
+    lines = [f"export {name}={shlex.quote(layout.environment[name])}\n" for name in names]
+    _write_private(layout.environment_file, "".join(lines))
+
+
+def engine_of(settings: Settings, queue: str) -> str:
+    """Who consumes a queue: as the file says, else as `BUILTIN_ENGINES` does, else Celery."""
+    listed = settings.queues.get(queue)
+    if listed is not None and "engine" in listed.model_fields_set:
+        return listed.engine
+    return BUILTIN_ENGINES.get(queue, "celery")
+
+
+def queues_by_engine(settings: Settings) -> dict[str, list[str]]:
+    """The queues of the imported kinds and of the file, for each engine that has any."""
+    names = sorted(registry.queues() | set(settings.queues))
+    shares = {engine: [name for name in names if engine_of(settings, name) == engine] for engine in ENGINES}
+    return {engine: share for engine, share in shares.items() if share}
+
+
+def redis_service(layout: Layout, port: int) -> Service:
+    folder = layout.folder / "redis"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Service("redis", redis_command(folder, port), REDIS, lambda _child: redis_answers(port), layout.environment)
+
+
+def services(layout: Layout, database: Database) -> list[Service]:
+    """What runs beside Redis."""
+    imports = [word for module in layout.imports for word in ("--import", module)]
+
+    def service(name: str, stage: int, ready: Callable[[Child], bool], *words: str) -> Service:
+        return Service(name, [*_PENSTOCK, *words], stage, ready, layout.environment)
+
+    def consumes(child: Child) -> bool:
+        return child.pid is not None and is_registered(database, child.pid)
+
+    def dispatches(child: Child) -> bool:
+        return "dispatcher runs" in child.output()  # it enters itself nowhere; its log says when it has begun
+
+    def answers(_child: Child) -> bool:
+        return http_answers(layout.flower_port)
+
+    def opens(_child: Child) -> bool:
+        return http_answers(layout.gateway_port)
+
+    _keep_key(layout.gateway_key, database)
+    workers = [
+        service(
+            f"worker-{engine}", WORKERS, consumes, "worker", "--engine", engine, "--queues", ",".join(queues), *imports
+        )
+        for engine, queues in queues_by_engine(layout.settings).items()
+    ]
+    flower = [*_FLOWER, str(layout.flower_port), str(layout.folder / "flower")]
+    return [
+        service("gateway", GATEWAY, opens, "gateway", "--port", str(layout.gateway_port), *imports),
+        *workers,
+        service("dispatcher", DISPATCHER, dispatches, "dispatcher", *imports),
+        Service("flower", flower, FLOWER, answers, layout.environment),
+    ]
+
+
+def is_registered(database: Database, pid: int) -> bool:
+    """Whether the process with this pid has entered itself in the ledger, and lives."""
+    entered = sa.select(workers_table.c.name).where(
+        workers_table.c.pid == pid,
+        workers_table.c.stopped_at.is_(None),
+        workers_table.c.lease_until > from_now(),
+    )
+    try:
+        return database.read(lambda connection: connection.execute(entered).first()) is not None
+    except LedgerUnavailable:
+        return False  # busy for a moment; the next look will tell
+
+
+def http_answers(port: int) -> bool:
+    """Whether an HTTP server answers on 127.0.0.1, even if only to ask for a password."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _redis_port(folder: Path) -> int:
+    asked = asked_port(REDIS_VARIABLE)
+    if asked is not None:
+        return need_free("Redis", asked, REDIS_VARIABLE)
+    # The port of the last time, if it is still free: what was sourced from penstock.env in a terminal stays right.
+    try:
+        text = (folder / ENVIRONMENT_FILE).read_text("utf-8")
+    except OSError:
+        text = ""
+    if found := re.search(r"PENSTOCK_BROKER_URL='?(redis://127\.0\.0\.1:\d+)/0", text):
+        port = urlsplit(found.group(1)).port
+        if port and is_free(port):
+            return port
+    return free_port()
+
+
+def _kept_secret(path: Path) -> str:
+    """The one of the last time, or a new one."""
+    if kept := _kept(path):
+        return kept
+    secret = secrets.token_urlsafe(12)
+    _write_private(path, f"{secret}\n")
+    return secret
+
+
+def _keep_key(path: Path, database: Database) -> None:
+    """See to it that the file holds a key to the gateway, for all kinds."""
+    key = api_keys.find(database, _kept(path))
+    if key is None or not key.holds(datetime.now(UTC)):
+        text, _made = api_keys.add(database, "penstock up")
+        _write_private(path, f"{text}\n")
+
+
+def _kept(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    part.replace(path)

@@ -1,0 +1,161 @@
+"""Runs services together: starts them, restarts what dies, stops all in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from penstock.config.errors import PenstockError
+from penstock.workers.local.up.processes import Child, Guard, Service
+
+LOOK_SECONDS = 0.1
+"""Between looks at the children."""
+START_SECONDS = 120.0
+"""How long a service may take until it is ready."""
+TELL_SECONDS = 2.0
+"""How long the end of everything waits for who is told of a death."""
+LAST_LINES = 12
+"""Of the log of a service that did not start."""
+
+
+class Supervisor:
+    """Not thread-safe: while `watch` runs in a thread, other threads only read `children` and set its event.
+
+    Arguments:
+        logs: the folder of the log files, one for each service.
+        grace_seconds: how long a stage may take to stop before it is killed.
+        say: takes a line for each change of state.
+        died: is told of each process that ended: its pid, how, and the bytes of memory it has used at most. Called in
+            a thread, so that it may take its time; what it raises is of no consequence.
+    """
+
+    def __init__(
+        self,
+        logs: Path,
+        *,
+        lock: int,
+        grace_seconds: float,
+        say: Callable[[str], None],
+        died: Callable[[int, str, int | None], None] = lambda pid, how, peak: None,
+    ) -> None:
+        self.children: dict[str, Child] = {}
+        self._logs, self._grace, self._tell = logs, grace_seconds, say
+        self._guard = Guard(lock, grace_seconds)
+        self._died = died
+        self._telling: list[threading.Thread] = []
+
+    def start(self, services: Sequence[Service], stopping: threading.Event) -> None:
+        """Start services together and return when all are ready, or `stopping` is set.
+
+        Raises:
+            PenstockError: one ended or took too long; the message ends with the last lines of its log.
+        """
+        started = []
+        for service in services:
+            child = Child(service, self._logs / f"{service.name}.log")
+            self.children[service.name] = child
+            self._start(child)
+            started.append(child)
+        deadline = time.monotonic() + START_SECONDS
+        while waiting := [child for child in started if not child.ready]:
+            if stopping.wait(LOOK_SECONDS):
+                return
+            for child in waiting:
+                pid = child.pid
+                if (code := child.ended()) is not None and pid is not None:
+                    self._guard.remove(pid)
+                    raise _not_started(child, f"ended with {_named(code)}")
+                self._check_ready(child)
+            if time.monotonic() > deadline:
+                raise _not_started(waiting[0], f"was not ready after {START_SECONDS:.0f} s")
+
+    def watch(self, stopping: threading.Event) -> None:
+        """Restart what dies, until the event is set."""
+        while not stopping.wait(LOOK_SECONDS):
+            for child in self.children.values():
+                self._look(child)
+
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Stop all, the lowest stage first, and return when nothing runs.
+
+        Arguments:
+            hurry: becomes true when nobody wants to wait any longer; what runs is then killed.
+        """
+        for stage in sorted({child.service.stage for child in self.children.values()}):
+            self._stop([child for child in self.children.values() if child.service.stage == stage], hurry)
+        self._guard.close()
+        for thread in self._telling:
+            thread.join(TELL_SECONDS)
+
+    def _start(self, child: Child) -> None:
+        self._guard.add(child.start(), child.service.stage)
+
+    def _look(self, child: Child) -> None:
+        pid = child.pid
+        if pid is None:
+            if time.monotonic() >= child.start_at:
+                child.restarts += 1
+                self._start(child)
+                self._say(f"{child.service.name} starts again (pid {child.pid})")
+        elif (code := child.ended()) is not None:
+            self._guard.remove(pid)
+            self._tell_death(pid, _named(code), child.peak_memory_bytes)
+            self._say(
+                f"{child.service.name} (pid {pid}) ended with {_named(code)}; starts again in "
+                f"{child.start_at - time.monotonic():.1f} s; its log: {child.log}"
+            )
+        else:
+            self._check_ready(child)
+
+    def _check_ready(self, child: Child) -> None:
+        if not child.ready and child.pid is not None and child.service.ready(child):
+            child.ready = True
+            self._say(f"{child.service.name} is ready (pid {child.pid})")
+
+    def _tell_death(self, pid: int, how: str, peak: int | None) -> None:
+        def tell() -> None:
+            with contextlib.suppress(Exception):
+                self._died(pid, how, peak)
+
+        self._telling = [thread for thread in self._telling if thread.is_alive()]
+        self._telling.append(threading.Thread(target=tell, daemon=True))
+        self._telling[-1].start()
+
+    def _say(self, line: str) -> None:
+        # A terminal that was closed must not keep us from stopping; rich leaves with SystemExit then.
+        with contextlib.suppress(OSError, SystemExit):
+            self._tell(line)
+
+    def _stop(self, children: list[Child], hurry: Callable[[], bool]) -> None:
+        for child in children:
+            child.signal(signal.SIGTERM)
+        deadline = time.monotonic() + self._grace
+        while running := [child for child in children if child.pid is not None]:
+            for child in running:
+                pid = child.pid
+                if (code := child.ended()) is not None and pid is not None:
+                    self._guard.remove(pid)
+                    self._tell_death(pid, _named(code), child.peak_memory_bytes)
+                    self._say(f"{child.service.name} has stopped" + (f" with {_named(code)}" if code else ""))
+            if hurry() or time.monotonic() > deadline:
+                for child in children:
+                    child.signal(signal.SIGKILL)
+            time.sleep(0.02)
+
+
+def _not_started(child: Child, what: str) -> PenstockError:
+    lines = "".join(f"\n    {line}" for line in child.output().splitlines()[-LAST_LINES:])
+    return PenstockError(f"{child.service.name} {what}; its log {child.log} ends with:{lines or ' nothing'}")
+
+
+def _named(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

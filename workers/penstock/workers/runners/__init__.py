@@ -1,1 +1,0 @@
-"""Where attempts run besides the worker's loop and its threads."""
