@@ -17,7 +17,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs, metadata
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
-from penstock.ledger.transitions.outcome import Ending, record
+from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.schemas import Job, Outcome, Sensitive, State
 from penstock.schemas.wire.codec import Envelope, Message, decode, encode
 
@@ -109,12 +109,12 @@ _STATES = {
 }
 
 
-def ending(given: Claim, outcome: Outcome, **fields: Any) -> Ending:
-    return Ending(given, outcome, _STATES[outcome], datetime.now(UTC), **fields)
+def attempt_outcome(given: Claim, outcome: Outcome, **fields: Any) -> AttemptOutcome:
+    return AttemptOutcome(given, outcome, _STATES[outcome], datetime.now(UTC), **fields)
 
 
 def end(database: Database, given: Claim, outcome: Outcome, *, worker: str = "w1", **fields: Any) -> bool:
-    [kept] = record(database, [ending(given, outcome, **fields)], worker=worker)
+    [kept] = record(database, [attempt_outcome(given, outcome, **fields)], worker=worker)
     return kept
 
 

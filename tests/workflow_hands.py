@@ -16,7 +16,7 @@ from penstock.ledger.sql.tables import jobs
 from penstock.ledger.transitions.claim import Claim, Wanted, claim
 from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
-from penstock.ledger.transitions.outcome import Ending, record
+from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.ledger.workflows import commands
 from penstock.ledger.workflows.rows import PARKED
 from penstock.schemas import Job, Outcome, State
@@ -59,13 +59,13 @@ def run(ledger: Database, rows: list[Any], worker: str, results: Callable[[Any],
     """Claim these jobs and record their ends, as a worker does. Returns how many it was given."""
     messages = [decode(envelope_of(row)) for row in rows]
     given = claim(ledger, [Wanted(message, False, 3) for message in messages], worker=worker)
-    ends = [_ending(one, results, **how) for one in given if isinstance(one, Claim)]
+    ends = [_outcome(one, results, **how) for one in given if isinstance(one, Claim)]
     return sum(record(ledger, ends, worker=worker)) if ends else 0
 
 
-def _ending(one: Claim, results: Callable[[Any], Any], outcome: Outcome = Outcome.SUCCEEDED) -> Ending:
+def _outcome(one: Claim, results: Callable[[Any], Any], outcome: Outcome = Outcome.SUCCEEDED) -> AttemptOutcome:
     states = {Outcome.SUCCEEDED: State.SUCCEEDED, Outcome.DEAD: State.DEAD}
-    end = Ending(one, outcome, states[outcome], datetime.now(UTC))
+    end = AttemptOutcome(one, outcome, states[outcome], datetime.now(UTC))
     if outcome == Outcome.SUCCEEDED:
         end.result = json.dumps(results(one.message.job))
     else:

@@ -16,7 +16,7 @@ from running import Running
 
 from penstock.config.settings import Settings
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 from penstock.schemas.states import Outcome, State
@@ -103,7 +103,7 @@ def test_middleware_hears_of_a_job_from_start_to_acknowledgement(broker: Penstoc
     observer = MiddlewareObserver(broker)
     claim = _claim(Add(a=1))
     observer.started(claim)
-    observer.ended(Ending(claim, Outcome.SUCCEEDED, State.SUCCEEDED, datetime.now(UTC), result="2"))
+    observer.ended(AttemptOutcome(claim, Outcome.SUCCEEDED, State.SUCCEEDED, datetime.now(UTC), result="2"))
     assert recorder.heard == [
         ("before", {"a": 1, "b": 1, "card": "***"}),
         ("after", 2),
@@ -117,7 +117,7 @@ def test_a_dead_letter_is_a_nack_with_its_exception(broker: PenstockBroker) -> N
     observer = MiddlewareObserver(broker)
     claim = _claim(Break())
     observer.started(claim)
-    observer.ended(Ending(claim, Outcome.DEAD, State.DEAD, datetime.now(UTC), error="ValueError: it broke"))
+    observer.ended(AttemptOutcome(claim, Outcome.DEAD, State.DEAD, datetime.now(UTC), error="ValueError: it broke"))
     assert "ValueError: it broke" in recorder.heard[1][1]
     assert recorder.heard[2] == ("nack", True)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, Tick, claimed, end, ending, message, row_of
+from ledgers import Note, Tick, attempt_outcome, claimed, end, message, row_of
 
 from penstock.config.errors import InvalidState
 from penstock.ledger.effects import Found, begin, confirm, decide, effect_id, effects_of, withdraw
@@ -140,7 +140,7 @@ def test_a_delay_is_measured_by_the_clock_of_the_database(ledger: Database, seco
     wrong = datetime.now(UTC) + timedelta(days=300)  # what a worker with a wrong clock would write
     loose = Claim(untracked, 0, 1, 0, 0, datetime.now(UTC), tracked=False)
     both = [
-        ending(claim, Outcome.RETRY, error="no", due_at=wrong, delay=timedelta(seconds=seconds))
+        attempt_outcome(claim, Outcome.RETRY, error="no", due_at=wrong, delay=timedelta(seconds=seconds))
         for claim in (claimed(ledger, tracked), loose)
     ]
     before = now()
@@ -157,9 +157,9 @@ def test_what_has_no_delay_keeps_its_due_time_beside_others_that_have_one(ledger
     record(
         ledger,
         [
-            ending(claims[0], Outcome.RETRY, error="no", due_at=due),
-            ending(claims[1], Outcome.RETRY, error="no", delay=timedelta(hours=1)),
-            ending(claims[2], Outcome.DISCARDED),
+            attempt_outcome(claims[0], Outcome.RETRY, error="no", due_at=due),
+            attempt_outcome(claims[1], Outcome.RETRY, error="no", delay=timedelta(hours=1)),
+            attempt_outcome(claims[2], Outcome.DISCARDED),
         ],
         worker="w1",
     )

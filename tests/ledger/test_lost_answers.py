@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, Pay, Ring, attempts_of, ending, message, row_of, set_up, start_worker
+from ledgers import Note, Pay, Ring, attempt_outcome, attempts_of, message, row_of, set_up, start_worker
 from proxy import Proxy
 from sqlalchemy import event
 
@@ -84,7 +84,7 @@ def test_a_claim_whose_answer_was_lost_is_given_when_asked_again(
     assert isinstance(given, Claim)
     assert (given.attempt, given.crashes, given.quarantine) == (1, 0, False)
     assert attempts_of(ledger, sent.id) == []
-    assert record(distant, [ending(given, Outcome.SUCCEEDED)], worker="w1") == [True]
+    assert record(distant, [attempt_outcome(given, Outcome.SUCCEEDED)], worker="w1") == [True]
     [again] = claim(distant, wanted, worker="w1", asked_before=True)
     assert isinstance(again, Refusal)
 
@@ -96,7 +96,7 @@ def test_an_outcome_whose_answer_was_lost_is_recorded_once(
     sent = message(Note())
     [given] = claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
     assert isinstance(given, Claim)
-    ended = ending(given, Outcome.RETRY)
+    ended = attempt_outcome(given, Outcome.RETRY)
     cut_at_commit(lambda: record(distant, [ended], worker="w1"))
     assert record(distant, [ended], worker="w1") == [False]
     assert row_of(ledger, sent.id).state == State.RETRYING

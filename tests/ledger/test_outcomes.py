@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ledgers import Note, Tick, attempts_of, claimed, end, ending, letter_of, message, row_of
+from ledgers import Note, Tick, attempt_outcome, attempts_of, claimed, end, letter_of, message, row_of
 
 from penstock.ledger.queries.status import Progress, read_status, request_cancel
 from penstock.ledger.sql.database import Database
@@ -30,7 +30,7 @@ def test_who_lost_the_claim_writes_nothing(ledger: Database) -> None:
     sent = message(Note())
     lost = claimed(ledger, sent, worker="paused")
     given = claimed(ledger, sent, worker="w2", again=True)
-    late = ending(lost, Outcome.SUCCEEDED, result="1", outgoing=[encode(Note(text="never"))])
+    late = attempt_outcome(lost, Outcome.SUCCEEDED, result="1", outgoing=[encode(Note(text="never"))])
     assert record(ledger, [late], worker="paused") == [False]
     assert row_of(ledger, sent.id).state == State.RUNNING
     assert row_of(ledger, late.outgoing[0].id) is None
@@ -99,7 +99,10 @@ def test_of_an_untracked_kind_only_failures_are_kept(ledger: Database) -> None:
     due = datetime.now(UTC)
     kept = record(
         ledger,
-        [ending(untracked(good), Outcome.SUCCEEDED), ending(untracked(bad), Outcome.RETRY, error="no", due_at=due)],
+        [
+            attempt_outcome(untracked(good), Outcome.SUCCEEDED),
+            attempt_outcome(untracked(bad), Outcome.RETRY, error="no", due_at=due),
+        ],
         worker="w1",
     )
     assert kept == [True, True]

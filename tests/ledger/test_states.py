@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from job_model import ACTS, Broker, Copy, Crash, Held, Modelled, act, pick
-from ledgers import Note, Pay, Ring, empty, ending, start_worker
+from ledgers import Note, Pay, Ring, attempt_outcome, empty, start_worker
 from unique_jobs import Debounce, Existing, Reject, Replace
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, InvalidState
@@ -34,7 +34,7 @@ from penstock.ledger.transitions import due as delays
 from penstock.ledger.transitions import lost as resending
 from penstock.ledger.transitions import replay as replays
 from penstock.ledger.transitions.claim import Claim, Wanted, asks_of_keys, claim, without_cancelled
-from penstock.ledger.transitions.outcome import FenceLost, record, write_endings
+from penstock.ledger.transitions.outcome import FenceLost, record, write_outcomes
 from penstock.producers import Producer
 from penstock.schemas import Job, Outcome, State
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
@@ -659,7 +659,7 @@ class States(RuleBasedStateMachine):
         """Record how an attempt ended, and settle its message."""
         job = self.model[held.claim.message.id]
         later = outcome in (Outcome.RETRY, Outcome.SNOOZED)
-        made = ending(held.claim, outcome, delay=HOUR if later else None, reason=reason)
+        made = attempt_outcome(held.claim, outcome, delay=HOUR if later else None, reason=reason)
         keeps = self._may_write(held)
         if session:
             assert self._commit(held, made) == keeps
@@ -694,7 +694,7 @@ class States(RuleBasedStateMachine):
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.insert(SESSIONS).values(job_id=held.claim.message.id))
-            [kept] = write_endings(connection, self.ledger, [made], held.worker)
+            [kept] = write_outcomes(connection, self.ledger, [made], held.worker)
             if not kept:
                 raise FenceLost
 

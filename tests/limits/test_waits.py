@@ -13,7 +13,7 @@ from penstock.ledger.rows import limit_waits as waits
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, limit_waits
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import Ending, record
+from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Outcome, State
 from penstock.schemas.wire.codec import decode
@@ -25,8 +25,8 @@ HOUR = timedelta(hours=1)
 
 def hold_back(ledger: Database, given: Claim, slot: str = "one:") -> bool:
     later = datetime.now(UTC) + HOUR
-    ending = Ending(given, Outcome.SNOOZED, State.SCHEDULED, datetime.now(UTC), due_at=later, waits_for=slot)
-    [kept] = record(ledger, [ending], worker="w1")
+    outcome = AttemptOutcome(given, Outcome.SNOOZED, State.SCHEDULED, datetime.now(UTC), due_at=later, waits_for=slot)
+    [kept] = record(ledger, [outcome], worker="w1")
     return kept
 
 

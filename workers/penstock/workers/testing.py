@@ -23,7 +23,7 @@ from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.storage import make_storage
 from penstock.producers.testing import Ran
@@ -158,7 +158,7 @@ class _Run:
         self._database = database
         self._broker = MemoryBroker()
         self._raised: Exception | None = None
-        self._ending: Ending | None = None
+        self._outcome: AttemptOutcome | None = None
         self._refused = False
         watched = Handlers()
         for handler in handlers:
@@ -173,7 +173,7 @@ class _Run:
 
     def attempt(self, row: Any, raising: bool) -> Ran | None:
         """Run one attempt of a row's job; None: it is not run after all, since it was cancelled."""
-        self._raised = self._ending = None
+        self._raised = self._outcome = None
         self._refused = False
         envelope = envelope_of(row)
         self._database.write(functools.partial(_hand_over, row=row))
@@ -183,31 +183,31 @@ class _Run:
         with self._broker.changed:
             self._broker.changed.wait_for(lambda: not consumer.unsettled)
             self._broker.lanes.clear()  # of what was given back: its row says what becomes of it
-        if self._ending is not None:
-            if enqueued := [one.id for one in self._ending.outgoing if one.queue != DISPATCHER_QUEUE]:
+        if self._outcome is not None:
+            if enqueued := [one.id for one in self._outcome.outgoing if one.queue != DISPATCHER_QUEUE]:
                 self._database.write(functools.partial(_send, ids=enqueued))
-            return self._ran(self._ending, raising)
+            return self._ran(self._outcome, raising)
         if self._refused:
             return None
         select = sa.select(dead_letters.c.detail).where(dead_letters.c.id == row.id)
         why = self._database.read(lambda connection: connection.execute(select).scalar())
         return Ran(decode(envelope).job, row.id, Outcome.DEAD, row.failures + 1, error=why)
 
-    def _ran(self, ending: Ending, raising: bool) -> Ran:
-        message = ending.claim.message
-        if raising and (ending.traceback is not None or ending.outcome == Outcome.DEAD):
-            self._raise(ending)
-        result = None if ending.result is None else json.loads(ending.result)
-        return Ran(message.job, message.id, ending.outcome, ending.claim.attempt, result, ending.error)
+    def _ran(self, outcome: AttemptOutcome, raising: bool) -> Ran:
+        message = outcome.claim.message
+        if raising and (outcome.traceback is not None or outcome.name == Outcome.DEAD):
+            self._raise(outcome)
+        result = None if outcome.result is None else json.loads(outcome.result)
+        return Ran(message.job, message.id, outcome.name, outcome.claim.attempt, result, outcome.error)
 
-    def _raise(self, ending: Ending) -> None:
-        message, raised = ending.claim.message, self._raised
-        note = f"in drain(), at attempt {ending.claim.attempt} of {message.job!r}"
-        if raised is not None and (ending.error or "").startswith(type(raised).__name__):
+    def _raise(self, outcome: AttemptOutcome) -> None:
+        message, raised = outcome.claim.message, self._raised
+        note = f"in drain(), at attempt {outcome.claim.attempt} of {message.job!r}"
+        if raised is not None and (outcome.error or "").startswith(type(raised).__name__):
             raised.add_note(note)
             raise raised
-        error = JobFailed(message.id, ending.state, ending.detail or ending.error)
-        error.add_note(note if ending.traceback is None else f"{note}\n\n{ending.traceback}")
+        error = JobFailed(message.id, outcome.state, outcome.detail or outcome.error)
+        error.add_note(note if outcome.traceback is None else f"{note}\n\n{outcome.traceback}")
         raise error
 
     def _watched(self, handler: Handler) -> Handler:
@@ -243,8 +243,8 @@ class _Run:
 
     def started(self, claim: Claim) -> None: ...
 
-    def ended(self, ending: Ending) -> None:
-        self._ending = ending
+    def ended(self, outcome: AttemptOutcome) -> None:
+        self._outcome = outcome
 
 
 def _send(connection: sa.Connection, ids: Sequence[str]) -> None:

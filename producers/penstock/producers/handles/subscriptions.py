@@ -122,7 +122,7 @@ class _Listener:
         self._subscribed: list[str] = []  # and not entered yet
         self._outgoing: list[bytes] = []
         self._work = asyncio.Event()
-        self._ending = asyncio.Event()
+        self._outcome = asyncio.Event()
         self._connected = self._heard = False
         self._pause = _FIRST_PAUSE
         self._task: asyncio.Task[None] | None = None
@@ -153,7 +153,7 @@ class _Listener:
             waiter.closed = True
             waiter.tell()
         self._waiters.clear()
-        self._ending.set()
+        self._outcome.set()
         if (task := self._task) is not None:
             await asyncio.wait({task}, timeout=_CLOSE_SECONDS)
             await _stop(task)
@@ -173,11 +173,11 @@ class _Listener:
                     log.log(level, "watched jobs are looked up again and again: %s", error)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._pause):
-                            await self._ending.wait()
+                            await self._outcome.wait()
                     self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         finally:
             self._task = None  # first: who joins from here on needs another one
-            self._work, self._ending = asyncio.Event(), asyncio.Event()  # used ones hold on to their loop
+            self._work, self._outcome = asyncio.Event(), asyncio.Event()  # used ones hold on to their loop
             await self._connections.close()
             self._idle()
 
@@ -195,7 +195,7 @@ class _Listener:
                 self._read(connection),
                 self._write(connection),
                 self._renew(),
-                self._ending.wait(),
+                self._outcome.wait(),
             )
             parts = [asyncio.create_task(work) for work in works]
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)

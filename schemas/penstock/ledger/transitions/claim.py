@@ -1,4 +1,4 @@
-"""The right to run a job, given for a batch in one transaction. `endings` takes it back, with the outcome.
+"""The right to run a job, given for a batch in one transaction. `transitions.outcome` takes it back, with the outcome.
 
 A claim raises the job's fence. Whoever writes an outcome names the fence it was given, so a worker that lost its
 claim, because it was stopped for longer than its lease, writes nothing.

@@ -25,11 +25,11 @@ log = logging.getLogger("penstock.executor")
 
 
 @dataclass(slots=True)
-class Ending:
+class AttemptOutcome:
     """How a claimed attempt ended, to be recorded."""
 
     claim: Claim
-    outcome: Outcome
+    name: Outcome
     state: State
     finished_at: datetime
     error: str | None = None
@@ -55,27 +55,32 @@ class Ending:
     @property
     def needs_record(self) -> bool:
         """Of a kind with `track=False` only what went wrong or goes on is kept."""
-        return self.claim.tracked or bool(self.outgoing) or self.outcome not in (Outcome.SUCCEEDED, Outcome.INTERRUPTED)
+        return self.claim.tracked or bool(self.outgoing) or self.name not in (Outcome.SUCCEEDED, Outcome.INTERRUPTED)
 
 
 class FenceLost(Exception):
     """Another worker has claimed the job meanwhile: this attempt changes nothing any more, and ends."""
 
 
-def record(database: Database, endings: Sequence[Ending], *, worker: str) -> list[bool]:
+def record(database: Database, outcomes: Sequence[AttemptOutcome], *, worker: str) -> list[bool]:
     """Write the outcomes of a batch in one transaction. False marks those whose fence was lost: nothing written.
 
     Raises:
-        LedgerUnavailable: nothing was written; try again with the same endings.
+        LedgerUnavailable: nothing was written; try again with the same outcomes.
     """
     try:
-        return database.write(lambda connection: write_endings(connection, database, endings, worker, hopeful=True))
+        return database.write(lambda connection: write_outcomes(connection, database, outcomes, worker, hopeful=True))
     except FenceLost:
-        return database.write(lambda connection: write_endings(connection, database, endings, worker))
+        return database.write(lambda connection: write_outcomes(connection, database, outcomes, worker))
 
 
-def write_endings(
-    connection: sa.Connection, database: Database, endings: Sequence[Ending], worker: str, *, hopeful: bool = False
+def write_outcomes(
+    connection: sa.Connection,
+    database: Database,
+    outcomes: Sequence[AttemptOutcome],
+    worker: str,
+    *,
+    hopeful: bool = False,
 ) -> list[bool]:
     """`record` inside a transaction of the caller's.
 
@@ -83,16 +88,16 @@ def write_endings(
         hopeful: take every fence for held, and raise FenceLost, for the caller to roll back, where one is not. That
             saves looking first, and losing a fence is rare.
     """
-    kept = [True] * len(endings) if hopeful else _kept(connection, database, endings)
-    accepted = [ending for ending, keep in zip(endings, kept, strict=True) if keep]
-    tracked = [ending for ending in accepted if ending.claim.tracked]
-    plain = [_succeeded_row(ending) for ending in tracked if _is_plain(ending)]
-    rest = [_ended_row(ending) for ending in tracked if not _is_plain(ending)]
+    kept = [True] * len(outcomes) if hopeful else _kept(connection, database, outcomes)
+    accepted = [outcome for outcome, keep in zip(outcomes, kept, strict=True) if keep]
+    tracked = [outcome for outcome in accepted if outcome.claim.tracked]
+    plain = [_succeeded_row(outcome) for outcome in tracked if _is_plain(outcome)]
+    rest = [_outcome_row(outcome) for outcome in tracked if not _is_plain(outcome)]
     for statement, rows in ((_SUCCEEDED, plain), (_ENDED, rest)):
         if rows and database.execute_many(connection, statement, rows) != len(rows):
             raise FenceLost
     if new := [
-        _untracked_row(ending, worker) for ending in accepted if not ending.claim.tracked and ending.needs_record
+        _untracked_row(outcome, worker) for outcome in accepted if not outcome.claim.tracked and outcome.needs_record
     ]:
         # A second delivery of one sending may end when the retry of the first is on its way or done: its row stays.
         ids = [row["id"] for row in new]
@@ -103,17 +108,19 @@ def write_endings(
             late = [_delay_row(one) for one in accepted if one.delay is not None and one.claim.message.id in written]
             if late:
                 database.execute_many(connection, _DELAYED, late)
-    limit_waits.enter(connection, database, [_wait_row(ending) for ending in accepted if ending.waits_for is not None])
-    if rows := [_attempt_row(ending, worker) for ending in accepted if _is_told_of(ending)]:
+    limit_waits.enter(
+        connection, database, [_wait_row(outcome) for outcome in accepted if outcome.waits_for is not None]
+    )
+    if rows := [_attempt_row(outcome, worker) for outcome in accepted if _is_told_of(outcome)]:
         database.execute_many(connection, database.insert_ignore(attempts), rows)
-    if dead := [_dead_row(ending) for ending in accepted if ending.state == State.DEAD]:
+    if dead := [_dead_row(outcome) for outcome in accepted if outcome.state == State.DEAD]:
         connection.execute(database.upsert(dead_letters), dead)
     # Only a step's job has a mark beside its fields.
     if of_steps := [
         one.claim.message for one in accepted if one.claim.message.embed is not None and one.state in FINAL
     ]:
         steps.ended(connection, database, [one.id for one in of_steps if one.embed and steps.MARK in one.embed])
-    if outgoing := [envelope for ending in accepted for envelope in ending.outgoing]:
+    if outgoing := [envelope for outcome in accepted for envelope in outcome.outgoing]:
         # Last, so that a job which has just ended here does not hold the key of the next one.
         for envelope, answer in zip(outgoing, enter(connection, database, outgoing, datetime.now(UTC)), strict=True):
             if not answer.created:
@@ -121,11 +128,13 @@ def write_endings(
     return kept
 
 
-def _kept(connection: sa.Connection, database: Database, endings: Sequence[Ending]) -> list[bool]:
-    tracked = [ending.claim.message.id for ending in endings if ending.claim.tracked]
+def _kept(connection: sa.Connection, database: Database, outcomes: Sequence[AttemptOutcome]) -> list[bool]:
+    tracked = [outcome.claim.message.id for outcome in outcomes if outcome.claim.tracked]
     rows = database.rows_of(connection, _RUNNING, jobs.c.id, tracked)
     fences = {row.id: row.fence for row in rows}
-    return [not ending.claim.tracked or fences.get(ending.claim.message.id) == ending.claim.fence for ending in endings]
+    return [
+        not outcome.claim.tracked or fences.get(outcome.claim.message.id) == outcome.claim.fence for outcome in outcomes
+    ]
 
 
 _FENCES = sa.select(jobs.c.id, jobs.c.fence)
@@ -179,114 +188,114 @@ _ENDED = (
 _DELAYED = sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(due_at=seconds_from_now("b_delay"))
 
 
-def _is_told_of(ending: Ending) -> bool:
-    return ending.outcome != Outcome.SUCCEEDED and ending.waits_for is None
+def _is_told_of(outcome: AttemptOutcome) -> bool:
+    return outcome.name != Outcome.SUCCEEDED and outcome.waits_for is None
 
 
-def _is_plain(ending: Ending) -> bool:
+def _is_plain(outcome: AttemptOutcome) -> bool:
     """What almost every job comes to; its row changes in few columns."""
-    return ending.outcome == Outcome.SUCCEEDED and ending.progress is None and ending.result_ref is None
+    return outcome.name == Outcome.SUCCEEDED and outcome.progress is None and outcome.result_ref is None
 
 
-def _succeeded_row(ending: Ending) -> Row:
-    given = ending.claim
+def _succeeded_row(outcome: AttemptOutcome) -> Row:
+    given = outcome.claim
     return {
         "b_id": given.message.id,
         "b_fence": given.fence,
-        "b_finished_at": ending.finished_at,
-        "b_result": ending.result,
+        "b_finished_at": outcome.finished_at,
+        "b_result": outcome.result,
     }
 
 
-def _failures_after(ending: Ending) -> int:
-    failed = ending.outcome == Outcome.RETRY or (ending.outcome == Outcome.DEAD and not ending.claim.quarantine)
-    return ending.claim.failures + int(failed)
+def _failures_after(outcome: AttemptOutcome) -> int:
+    failed = outcome.name == Outcome.RETRY or (outcome.name == Outcome.DEAD and not outcome.claim.quarantine)
+    return outcome.claim.failures + int(failed)
 
 
-def _ended_row(ending: Ending) -> Row:
-    given = ending.claim
-    done, total, note = ending.progress or (None, None, None)
-    unfinished = ending.outcome in (Outcome.INTERRUPTED, Outcome.SNOOZED)
+def _outcome_row(outcome: AttemptOutcome) -> Row:
+    given = outcome.claim
+    done, total, note = outcome.progress or (None, None, None)
+    unfinished = outcome.name in (Outcome.INTERRUPTED, Outcome.SNOOZED)
     return {
         "b_id": given.message.id,
         "b_fence": given.fence,
-        "b_state": ending.state,
+        "b_state": outcome.state,
         "b_attempt": given.attempt - 1 if unfinished else given.attempt,
-        "b_failures": _failures_after(ending),
-        "b_finished_at": ending.finished_at,
-        "b_due_at": ending.finished_at if ending.state == State.QUEUED else ending.due_at,  # as when it was sent
-        "b_delay": None if ending.delay is None else ending.delay.total_seconds(),
-        "b_result": ending.result if ending.result_ref is None else None,
-        "b_result_ref": ending.result_ref,
-        "b_error": ending.error,
+        "b_failures": _failures_after(outcome),
+        "b_finished_at": outcome.finished_at,
+        "b_due_at": outcome.finished_at if outcome.state == State.QUEUED else outcome.due_at,  # as when it was sent
+        "b_delay": None if outcome.delay is None else outcome.delay.total_seconds(),
+        "b_result": outcome.result if outcome.result_ref is None else None,
+        "b_result_ref": outcome.result_ref,
+        "b_error": outcome.error,
         "b_done": done,
         "b_total": total,
         "b_note": note[:255] if note else note,
     }
 
 
-def _delay_row(ending: Ending) -> Row:
-    assert ending.delay is not None
-    return {"b_id": ending.claim.message.id, "b_delay": ending.delay.total_seconds()}
+def _delay_row(outcome: AttemptOutcome) -> Row:
+    assert outcome.delay is not None
+    return {"b_id": outcome.claim.message.id, "b_delay": outcome.delay.total_seconds()}
 
 
-def _untracked_row(ending: Ending, worker: str) -> Row:
-    given = ending.claim
+def _untracked_row(outcome: AttemptOutcome, worker: str) -> Row:
+    given = outcome.claim
     row = message_row(given.message, given.started_at)
     row.update(
-        state=ending.state,
+        state=outcome.state,
         worker=worker,
         fence=given.fence + 1,
         attempt=given.attempt,
-        failures=_failures_after(ending),
-        finished_at=ending.finished_at,
-        due_at=ending.due_at,
-        error=ending.error,
+        failures=_failures_after(outcome),
+        finished_at=outcome.finished_at,
+        due_at=outcome.due_at,
+        error=outcome.error,
     )
     return row
 
 
-def _attempt_row(ending: Ending, worker: str) -> Row:
-    given = ending.claim
+def _attempt_row(outcome: AttemptOutcome, worker: str) -> Row:
+    given = outcome.claim
     return {
         "job_id": given.message.id,
         "fence": given.fence,
         "number": given.attempt,
         "worker": worker,
         "started_at": given.started_at,
-        "finished_at": ending.finished_at,
-        "outcome": ending.outcome,
-        "error": ending.error,
-        "traceback": ending.traceback,
+        "finished_at": outcome.finished_at,
+        "outcome": outcome.name,
+        "error": outcome.error,
+        "traceback": outcome.traceback,
     }
 
 
-def _wait_row(ending: Ending) -> Row:
-    message = ending.claim.message
+def _wait_row(outcome: AttemptOutcome) -> Row:
+    message = outcome.claim.message
     return {
         "job_id": message.id,
-        "slot": ending.waits_for,
-        "enqueued_at": message.sent_at or ending.claim.started_at,
-        "due_at": ending.due_at,
+        "slot": outcome.waits_for,
+        "enqueued_at": message.sent_at or outcome.claim.started_at,
+        "due_at": outcome.due_at,
     }
 
 
-def _dead_row(ending: Ending) -> Row:
-    message = ending.claim.message
+def _dead_row(outcome: AttemptOutcome) -> Row:
+    message = outcome.claim.message
     return {
         "id": message.id,
         "kind": message.kind.name,
         "queue": message.queue,
-        "reason": ending.reason or "failed",
-        "detail": ending.detail or ending.error or "",
+        "reason": outcome.reason or "failed",
+        "detail": outcome.detail or outcome.error or "",
         "fingerprint": (
             crash_fingerprint(message.kind.name)
-            if ending.reason == "crashed"
-            else fingerprint(message.kind.name, ending.error or ending.detail or "", ending.traceback)
+            if outcome.reason == "crashed"
+            else fingerprint(message.kind.name, outcome.error or outcome.detail or "", outcome.traceback)
         ),
         "headers": None,
         "raw": None,
-        "created_at": ending.finished_at,
+        "created_at": outcome.finished_at,
         "replayed_at": None,
         "discarded_at": None,
     }

@@ -25,7 +25,7 @@ from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.limits.store import Place
 from penstock.schemas.jobs.kind import PRIORITIES, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
@@ -349,26 +349,26 @@ class Executor:
 
     async def _limited(self, held: Held, attempt: Attempt, limits: Gate, places: tuple[Place, ...]) -> None:
         """Run it if its limits let it in, else give it back."""
-        if (ending := await limits.enter(attempt, places)) is not None:
-            self._finish(held, ending)
+        if (outcome := await limits.enter(attempt, places)) is not None:
+            self._finish(held, outcome)
         else:
             self.observers.started(attempt.claim)
             await self._attempt(held, attempt)
 
     async def _attempt(self, held: Held, attempt: Attempt) -> None:
-        ending = await run_attempt(
+        outcome = await run_attempt(
             attempt, self._resources, self._threads, self._sessions, self._results, lambda: self._stopping
         )
-        self._finish(held, ending)
+        self._finish(held, outcome)
 
-    def _finish(self, held: Held, ending: Ending) -> None:
+    def _finish(self, held: Held, outcome: AttemptOutcome) -> None:
         del self._running[held.message.id]
-        ending.progress = self._progress.pop(held.message.id, None)
-        if held.message.embed is not None and ending.state == State.DEAD:
-            ending.outgoing = self._canvas.after_death(held.message)
-        if self._hooks is not None and ending.state != State.SUCCEEDED:
-            ending.outgoing = [*ending.outgoing, *self._hooks.after(ending)]
-        self._recorder.add(held, ending)
+        outcome.progress = self._progress.pop(held.message.id, None)
+        if held.message.embed is not None and outcome.state == State.DEAD:
+            outcome.outgoing = self._canvas.after_death(held.message)
+        if self._hooks is not None and outcome.state != State.SUCCEEDED:
+            outcome.outgoing = [*outcome.outgoing, *self._hooks.after(outcome)]
+        self._recorder.add(held, outcome)
         self._start_more()
 
     def _settled(self, done: list[Held]) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.config.settings import Settings
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.limits import open_store
 from penstock.producers.limits.rules import Rule, Rules
 from penstock.producers.limits.store import Entered, Entry, HeldBack, LimitStore, Place
@@ -62,7 +62,7 @@ class Gate:
         message = attempt.claim.message
         return tuple((rule, rule.slot(message)) for rule in self._rules.of(message.kind, message.queue))
 
-    async def enter(self, attempt: Attempt, places: tuple[Place, ...]) -> Ending | None:
+    async def enter(self, attempt: Attempt, places: tuple[Place, ...]) -> AttemptOutcome | None:
         """Wait until it may run, for milliseconds; or how it ends for now, since it may not."""
         entry = Entry(attempt.claim.message.id, attempt.claim.fence, places)
         try:
@@ -169,9 +169,9 @@ def open_gate(settings: Settings, worker: str, handlers: Iterable[Handler], queu
     return None if store is None else Gate(store, rules, list(found.values()), settings.lease)
 
 
-def _held_back(attempt: Attempt, slot: str) -> Ending:
+def _held_back(attempt: Attempt, slot: str) -> AttemptOutcome:
     """Back into the ledger: it costs no attempt, and the dispatcher sends it when it may run."""
     now, expires_at = datetime.now(UTC), attempt.claim.message.expires_at
     latest = now + _LONGEST_WAIT
     due_at = latest if expires_at is None else min(latest, expires_at)
-    return Ending(attempt.claim, Outcome.SNOOZED, State.SCHEDULED, now, due_at=due_at, waits_for=slot)
+    return AttemptOutcome(attempt.claim, Outcome.SNOOZED, State.SCHEDULED, now, due_at=due_at, waits_for=slot)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.wire.codec import Message
 
 log = logging.getLogger("penstock.executor")
@@ -24,7 +24,7 @@ class Observer(Protocol):
 
     def started(self, claim: Claim) -> None: ...
 
-    def ended(self, ending: Ending) -> None: ...
+    def ended(self, outcome: AttemptOutcome) -> None: ...
 
 
 class Observers(list[Observer]):
@@ -39,8 +39,8 @@ class Observers(list[Observer]):
     def started(self, claim: Claim) -> None:
         self._tell(lambda observer: observer.started(claim))
 
-    def ended(self, ending: Ending) -> None:
-        self._tell(lambda observer: observer.ended(ending))
+    def ended(self, outcome: AttemptOutcome) -> None:
+        self._tell(lambda observer: observer.ended(outcome))
 
     def _tell(self, what: Callable[[Observer], None]) -> None:
         for observer in self:

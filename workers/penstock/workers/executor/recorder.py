@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.ledger.sql.database import Database
-from penstock.ledger.transitions.outcome import Ending, record
+from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.attempt.large_results import LargeResults
 from penstock.workers.executor.capacity import Held
@@ -24,7 +24,7 @@ BATCH = 500
 
 
 class Recorder:
-    """Takes endings one by one and writes those that gathered while the last batch was under way.
+    """Takes outcomes one by one and writes those that gathered while the last batch was under way.
 
     Arguments:
         results: where those are that are too large for the ledger.
@@ -46,60 +46,60 @@ class Recorder:
         self._database, self._worker, self._offload, self._tasks = database, worker, offload, tasks
         self._results, self._pushes = results, pushes
         self._observers, self._settled = observers, settled
-        self._endings: list[tuple[Held, Ending]] = []
+        self._outcomes: list[tuple[Held, AttemptOutcome]] = []
         self._writing = False
 
     @property
     def busy(self) -> bool:
-        return self._writing or bool(self._endings)
+        return self._writing or bool(self._outcomes)
 
-    def add(self, held: Held, ending: Ending) -> None:
-        self._endings.append((held, ending))
+    def add(self, held: Held, outcome: AttemptOutcome) -> None:
+        self._outcomes.append((held, outcome))
         if not self._writing:
             self._writing = True
             self._tasks.spawn(self._write())
 
     async def _write(self) -> None:
         try:
-            while self._endings:
-                batch, self._endings = self._endings[:BATCH], self._endings[BATCH:]
+            while self._outcomes:
+                batch, self._outcomes = self._outcomes[:BATCH], self._outcomes[BATCH:]
                 await self._record(batch)
         except LedgerUnavailable as error:
             log.error("%s; %d outcomes are lost with this worker, and their jobs will run again", error, len(batch))
-            self._endings.clear()
+            self._outcomes.clear()
         finally:
             self._writing = False
 
-    async def _record(self, batch: list[tuple[Held, Ending]]) -> None:
+    async def _record(self, batch: list[tuple[Held, AttemptOutcome]]) -> None:
         """A crash between the record and the acknowledgement repeats a delivery, which the claim then refuses."""
-        changing = [ending for _, ending in batch if ending.needs_record]
-        if endings := [ending for ending in changing if ending.recorded is None]:
+        changing = [outcome for _, outcome in batch if outcome.needs_record]
+        if outcomes := [outcome for outcome in changing if outcome.recorded is None]:
             try:
-                kept = await self._offload.ledger(lambda: record(self._database, endings, worker=self._worker))
+                kept = await self._offload.ledger(lambda: record(self._database, outcomes, worker=self._worker))
             except LedgerUnavailable:
                 raise
             except Exception as error:
                 await self._record_one_by_one(batch, error)
                 return
-            for ending, keep in zip(endings, kept, strict=True):
-                ending.recorded = keep
+            for outcome, keep in zip(outcomes, kept, strict=True):
+                outcome.recorded = keep
         if changing and self._pushes is not None:
-            self._pushes.changed([ending.claim.message.id for ending in changing])
+            self._pushes.changed([outcome.claim.message.id for outcome in changing])
         done: list[Held] = []
         back: list[Held] = []
-        for held, ending in batch:
-            lost = ending.recorded is False
+        for held, outcome in batch:
+            lost = outcome.recorded is False
             # One that was lost goes back too: acknowledging it could take the entry from under the worker that has it.
-            (back if lost or ending.outcome == Outcome.INTERRUPTED else done).append(held)
+            (back if lost or outcome.name == Outcome.INTERRUPTED else done).append(held)
             if lost:
                 log.warning("job %s: another worker has taken it over; this outcome is dropped", held.message.id)
-                if ending.result_ref is not None:
-                    self._tasks.spawn(self._results.drop(ending))
+                if outcome.result_ref is not None:
+                    self._tasks.spawn(self._results.drop(outcome))
                 continue
-            if ending.waits_for is None:
-                self._observers.ended(ending)
+            if outcome.waits_for is None:
+                self._observers.ended(outcome)
             else:
-                self._observers.refused(ending.claim.message, "limited")
+                self._observers.refused(outcome.claim.message, "limited")
         if done:
             await self._offload.ack([held.delivery for held in done])
             self._settled(done)
@@ -107,21 +107,21 @@ class Recorder:
             self._settled(back)  # first: what is released may be back before this goes on
             await self._offload.release([held.delivery for held in back])
 
-    async def _record_one_by_one(self, batch: list[tuple[Held, Ending]], error: Exception) -> None:
+    async def _record_one_by_one(self, batch: list[tuple[Held, AttemptOutcome]], error: Exception) -> None:
         """What the database refuses must not take the batch with it: that attempt alone has failed."""
         if len(batch) > 1:
             for one in batch:
                 await self._record([one])
             return
-        [(held, ending)] = batch
+        [(held, outcome)] = batch
         log.error("the outcome of job %s cannot be recorded", held.message.id, exc_info=error)
-        if ending.reason == "unrecordable":
+        if outcome.reason == "unrecordable":
             # Not even that. It stays with the broker, which gives it to another worker when this one ends.
             self._settled([held])
             return
-        await self._record([(held, _unrecordable(ending, error))])
+        await self._record([(held, _unrecordable(outcome, error))])
 
 
-def _unrecordable(ending: Ending, error: Exception) -> Ending:
-    text = f"its outcome ({ending.outcome}) cannot be recorded: {type(error).__name__}"
-    return Ending(ending.claim, Outcome.DEAD, State.DEAD, datetime.now(UTC), error=text, reason="unrecordable")
+def _unrecordable(outcome: AttemptOutcome, error: Exception) -> AttemptOutcome:
+    text = f"its outcome ({outcome.name}) cannot be recorded: {type(error).__name__}"
+    return AttemptOutcome(outcome.claim, Outcome.DEAD, State.DEAD, datetime.now(UTC), error=text, reason="unrecordable")

@@ -369,18 +369,18 @@ class _Batch:
                 run.finished = run.changed = False
                 first = next(iter(run.rows.values()))
                 first.due_at, first.changed = self._now + _SOON, True
-        ending = [run for run in runs if run.finished and run.own in WAITING]
-        succeeded = [run for run in ending if run.state == WorkflowState.SUCCEEDED]
+        outcome = [run for run in runs if run.finished and run.own in WAITING]
+        succeeded = [run for run in outcome if run.state == WorkflowState.SUCCEEDED]
         if succeeded:
             now, results = datetime.now(UTC), self._results_of(succeeded)
             changes = [{"b_id": run.id, "b_finished_at": now} | results.get(run.id, _NO_RESULT) for run in succeeded]
             self._database.execute_many(self._connection, WRITE_OWN, changes)
-        for run in ending:
+        for run in outcome:
             if run.state != WorkflowState.SUCCEEDED:
                 self._end_own_job(run)
         # Steps of other workflows.
         notes.ended(
-            self._connection, self._database, [one.id for one in ending if self._owns[one.id].embed is not None]
+            self._connection, self._database, [one.id for one in outcome if self._owns[one.id].embed is not None]
         )
 
     def _end_own_job(self, run: Run) -> None:

@@ -138,13 +138,13 @@ def _write(
     ctx: Context,
 ) -> UploadProcessed:
     """Store what the metadata will name. All is decoded before anything is stored: a broken image leaves nothing."""
-    ending = media_types.extension(received.media_type)
+    outcome = media_types.extension(received.media_type)
     ready: list[tuple[str, Path, str]] = []
-    original, clean, thumbnails = f"{base}/original.{ending}", None, []
+    original, clean, thumbnails = f"{base}/original.{outcome}", None, []
     if image is None or policy.keep_original:
         ready.append((original, received.path, received.media_type))
     if image is not None:
-        clean = f"{base}/clean.{ending}"
+        clean = f"{base}/clean.{outcome}"
         file = received.path.with_name("clean")
         image.save_clean(file)
         ready.append((clean, file, received.media_type))

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from penstock.config.errors import JobFailed
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
 
@@ -43,29 +43,29 @@ class SignalsObserver:
         if signals.task_prerun.receivers:
             signals.task_prerun.send(**self._common(claim), kwargs=claim.message.job.redacted())
 
-    def ended(self, ending: Ending) -> None:
-        claim, outcome = ending.claim, ending.outcome
+    def ended(self, outcome: AttemptOutcome) -> None:
+        claim = outcome.claim
         common = self._common(claim)
         task = common["sender"]
-        match outcome:
+        match outcome.name:
             case Outcome.SUCCEEDED if signals.task_success.receivers:
-                signals.task_success.send(sender=task, result=_result(ending))
+                signals.task_success.send(sender=task, result=_result(outcome))
             case Outcome.DEAD if signals.task_failure.receivers:
                 signals.task_failure.send(
                     sender=task,
                     task_id=claim.message.id,
-                    exception=_exception(ending),
+                    exception=_exception(outcome),
                     args=(),
                     kwargs=claim.message.job.redacted(),
                     traceback=None,
-                    einfo=ending.traceback,
+                    einfo=outcome.traceback,
                 )
             case Outcome.RETRY | Outcome.SNOOZED | Outcome.INTERRUPTED if signals.task_retry.receivers:
                 request = self._request(claim.message, claim.attempt)
-                signals.task_retry.send(sender=task, request=request, reason=ending.error, einfo=ending.traceback)
+                signals.task_retry.send(sender=task, request=request, reason=outcome.error, einfo=outcome.traceback)
             case Outcome.CANCELLED | Outcome.DISCARDED if signals.task_revoked.receivers:
                 request = self._request(claim.message, claim.attempt)
-                terminated = outcome is Outcome.CANCELLED
+                terminated = outcome.name is Outcome.CANCELLED
                 signals.task_revoked.send(
                     sender=task, request=request, terminated=terminated, signum=None, expired=False
                 )
@@ -73,8 +73,8 @@ class SignalsObserver:
             signals.task_postrun.send(
                 **common,
                 kwargs=claim.message.job.redacted(),
-                retval=_result(ending),
-                state=_STATES.get(outcome, "RETRY"),
+                retval=_result(outcome),
+                state=_STATES.get(outcome.name, "RETRY"),
             )
 
     def _common(self, claim: Claim) -> dict[str, Any]:
@@ -94,10 +94,10 @@ class SignalsObserver:
         )
 
 
-def _result(ending: Ending) -> Any:
-    return None if ending.result is None else from_json(ending.result)
+def _result(outcome: AttemptOutcome) -> Any:
+    return None if outcome.result is None else from_json(outcome.result)
 
 
-def _exception(ending: Ending) -> JobFailed:
+def _exception(outcome: AttemptOutcome) -> JobFailed:
     """The handler's exception ended with its attempt, perhaps in another process; this carries what is on record."""
-    return JobFailed(ending.claim.message.id, str(ending.state), ending.error)
+    return JobFailed(outcome.claim.message.id, str(outcome.state), outcome.error)

@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from penstock.config.errors import JobFailed
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
 
@@ -53,17 +53,17 @@ class MiddlewareObserver:
         proxy = self._proxies[claim.message.id] = dramatiq.MessageProxy(_message(claim.message, claim.attempt))
         self._emit("before_process_message", proxy)
 
-    def ended(self, ending: Ending) -> None:
-        message = ending.claim.message
+    def ended(self, outcome: AttemptOutcome) -> None:
+        message = outcome.claim.message
         proxy = self._proxies.pop(message.id, None)
         if proxy is None:  # it never started: it had expired or crashed its workers
-            proxy = dramatiq.MessageProxy(_message(message, ending.claim.attempt))
+            proxy = dramatiq.MessageProxy(_message(message, outcome.claim.attempt))
             self._emit("after_skip_message", proxy)
         else:
-            self._emit("after_process_message", proxy, **_came_of(ending))
-        if ending.outcome is Outcome.INTERRUPTED:
+            self._emit("after_process_message", proxy, **_came_of(outcome))
+        if outcome.name is Outcome.INTERRUPTED:
             return  # it goes back to its queue
-        settle = "nack" if ending.outcome is Outcome.DEAD else "ack"
+        settle = "nack" if outcome.name is Outcome.DEAD else "ack"
         if settle == "nack":
             proxy.fail()
         self._emit(f"before_{settle}", proxy)
@@ -92,8 +92,8 @@ def _message(message: Message, attempt: int) -> dramatiq.Message[Any]:
     )
 
 
-def _came_of(ending: Ending) -> dict[str, Any]:
-    if ending.outcome in (Outcome.RETRY, Outcome.DEAD):
-        error = JobFailed(ending.claim.message.id, str(ending.state), ending.error)
+def _came_of(outcome: AttemptOutcome) -> dict[str, Any]:
+    if outcome.name in (Outcome.RETRY, Outcome.DEAD):
+        error = JobFailed(outcome.claim.message.id, str(outcome.state), outcome.error)
         return {"result": None, "exception": error}
-    return {"result": None if ending.result is None else from_json(ending.result), "exception": None}
+    return {"result": None if outcome.result is None else from_json(outcome.result), "exception": None}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
 
@@ -32,7 +32,7 @@ def message_of(what: What, subject: Any) -> tuple[str, Fields]:
     """The type of an event and the fields of its own.
 
     Arguments:
-        subject: the Message received, the Claim started, the Ending, or the id of a job revoked while it waited.
+        subject: the Message received, the Claim started, the AttemptOutcome, or the id of a job revoked while it waited.
     """
     match what:
         case "received":
@@ -76,30 +76,30 @@ def _received(message: Message) -> Fields:
     }
 
 
-def _ended(ending: Ending) -> tuple[str, Fields]:
-    fields: Fields = {"uuid": ending.claim.message.id}
-    match ending.outcome:
+def _ended(outcome: AttemptOutcome) -> tuple[str, Fields]:
+    fields: Fields = {"uuid": outcome.claim.message.id}
+    match outcome.name:
         case Outcome.SUCCEEDED:
-            fields["result"] = shorten(ending.result or "None")
-            fields["runtime"] = (ending.finished_at - ending.claim.started_at).total_seconds()
+            fields["result"] = shorten(outcome.result or "None")
+            fields["runtime"] = (outcome.finished_at - outcome.claim.started_at).total_seconds()
             return "task-succeeded", fields
         case Outcome.CANCELLED:
             return "task-revoked", _revoked(fields["uuid"], terminated=True)
         case Outcome.DISCARDED:
             fields |= _revoked(fields["uuid"], terminated=False)
-            fields["exception"] = shorten(f"discarded: {ending.error}" if ending.error else "discarded")
+            fields["exception"] = shorten(f"discarded: {outcome.error}" if outcome.error else "discarded")
             return "task-revoked", fields
-    fields["exception"] = shorten(_why(ending))
-    fields["traceback"] = None if ending.traceback is None else ending.traceback[-_TRACEBACK:]
-    fields["retries"] = ending.claim.attempt - 1
-    return "task-failed" if ending.outcome is Outcome.DEAD else "task-retried", fields
+    fields["exception"] = shorten(_why(outcome))
+    fields["traceback"] = None if outcome.traceback is None else outcome.traceback[-_TRACEBACK:]
+    fields["retries"] = outcome.claim.attempt - 1
+    return "task-failed" if outcome.name is Outcome.DEAD else "task-retried", fields
 
 
-def _why(ending: Ending) -> str:
-    if ending.outcome is Outcome.SNOOZED:
-        until = "" if ending.due_at is None else f" until {ending.due_at.isoformat(timespec='seconds')}"
-        return f"snoozed{until}" + (f": {ending.error}" if ending.error else "")
-    return ending.detail or ending.error or str(ending.outcome)
+def _why(outcome: AttemptOutcome) -> str:
+    if outcome.name is Outcome.SNOOZED:
+        until = "" if outcome.due_at is None else f" until {outcome.due_at.isoformat(timespec='seconds')}"
+        return f"snoozed{until}" + (f": {outcome.error}" if outcome.error else "")
+    return outcome.detail or outcome.error or str(outcome.name)
 
 
 def _revoked(job_id: str, *, terminated: bool) -> Fields:

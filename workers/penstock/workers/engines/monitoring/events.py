@@ -20,7 +20,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.senders import scheme
 from penstock.schemas.wire.codec import Message
 from penstock.workers.engines.monitoring import kombu_connection
@@ -83,8 +83,8 @@ class Events:
         self.started_counts[claim.message.kind.name] += 1
         self._append("started", claim)
 
-    def ended(self, ending: Ending) -> None:
-        self._append("ended", ending)
+    def ended(self, outcome: AttemptOutcome) -> None:
+        self._append("ended", outcome)
 
     def revoked(self, job_id: str) -> None:
         """A job that waited was cancelled through this worker. Any thread."""

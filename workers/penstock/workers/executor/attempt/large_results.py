@@ -9,7 +9,7 @@ from functools import partial
 
 from penstock.config.errors import ConfigError, StorageError
 from penstock.ledger.queries.results import result_ref, write_result
-from penstock.ledger.transitions.outcome import Ending
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.workers.handlers.resources import Resources
 from penstock.workers.handlers.storage import Storage
 
@@ -26,30 +26,30 @@ class LargeResults:
     def __init__(self, limit: int, resources: Resources, threads: ThreadPool) -> None:
         self.limit, self._resources, self._threads = limit, resources, threads
 
-    def holds(self, ending: Ending) -> bool:
+    def holds(self, outcome: AttemptOutcome) -> bool:
         """Whether its result belongs here."""
-        result = ending.result
+        result = outcome.result
         if result is None or 4 * len(result) <= self.limit:  # no character takes more bytes
             return False
-        return ending.claim.tracked and len(result.encode()) > self.limit
+        return outcome.claim.tracked and len(result.encode()) > self.limit
 
-    async def store(self, ending: Ending) -> None:
+    async def store(self, outcome: AttemptOutcome) -> None:
         """Raises StorageError, which fails the attempt."""
-        assert ending.result is not None
-        data, claim = ending.result.encode(), ending.claim
+        assert outcome.result is not None
+        data, claim = outcome.result.encode(), outcome.claim
         try:
             storage = await self._resources.get(Storage)
             write = partial(write_result, storage, claim.message.id, claim.fence, data)
-            ending.result_ref = await asyncio.get_running_loop().run_in_executor(self._threads, write)
+            outcome.result_ref = await asyncio.get_running_loop().run_in_executor(self._threads, write)
         except (StorageError, ConfigError) as error:
             raise StorageError(
                 f"its result of {len(data)} bytes is over max_result_bytes_inline ({self.limit}) "
                 f"and cannot be put into the storage: {error}"
             ) from error
 
-    async def drop(self, ending: Ending) -> None:
+    async def drop(self, outcome: AttemptOutcome) -> None:
         """Delete the result of an outcome that was refused: another worker has the job."""
-        ref = result_ref(ending.claim.message.id, ending.claim.fence)
+        ref = result_ref(outcome.claim.message.id, outcome.claim.fence)
         try:
             storage = await self._resources.get(Storage)
             await asyncio.get_running_loop().run_in_executor(self._threads, storage.delete, ref)

@@ -1,4 +1,4 @@
-"""One attempt: call the handler where it wants to run, and turn what comes of it into an `Ending`."""
+"""One attempt: call the handler where it wants to run, and turn the result into an `AttemptOutcome`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import Ending, FenceLost
+from penstock.ledger.transitions.outcome import AttemptOutcome, FenceLost
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.attempt.child_process import ChildFailed, run_in_child
 from penstock.workers.executor.attempt.large_results import LargeResults
@@ -67,7 +67,7 @@ async def run_attempt(
     sessions: Sessions,
     results: LargeResults,
     retired: Callable[[], bool],
-) -> Ending:
+) -> AttemptOutcome:
     """Run one attempt to its end. Never raises, whatever the handler does.
 
     Arguments:
@@ -83,12 +83,12 @@ async def run_attempt(
         if handler.mode != "child":
             for name, wanted in handler.resources.items():
                 arguments[name] = await resources.get(wanted)
-        ending = _returned(attempt, await _call(attempt, arguments, threads))
-        if results.holds(ending):
-            await results.store(ending)
-        if context.opened_session is not None and ending.outcome == Outcome.SUCCEEDED:
-            await _commit(attempt, ending, threads, sessions)
-        return ending
+        outcome = _returned(attempt, await _call(attempt, arguments, threads))
+        if results.holds(outcome):
+            await results.store(outcome)
+        if context.opened_session is not None and outcome.name == Outcome.SUCCEEDED:
+            await _commit(attempt, outcome, threads, sessions)
+        return outcome
     except asyncio.CancelledError:
         return stopped(attempt)
     except JobCancelled as error:
@@ -96,12 +96,12 @@ async def run_attempt(
             return _failed(attempt, error)
         return stopped(attempt)
     except FenceLost:
-        ending = _ending(attempt, Outcome.INTERRUPTED, State.QUEUED)
-        ending.recorded = False
-        return ending
+        outcome = _outcome(attempt, Outcome.INTERRUPTED, State.QUEUED)
+        outcome.recorded = False
+        return outcome
     except Exception as error:
         if sessions.lost(error) and handler.kind.delivery != "at_most_once":
-            return _ending(attempt, Outcome.INTERRUPTED, State.QUEUED, error=_line(error))
+            return _outcome(attempt, Outcome.INTERRUPTED, State.QUEUED, error=_line(error))
         return _failed(attempt, error)
     except BaseException as error:  # SystemExit of a handler must end the job, not the worker
         return _failed(attempt, RuntimeError(f"the handler raised {error!r}"))
@@ -110,17 +110,17 @@ async def run_attempt(
             await _close(attempt, threads)
 
 
-async def _commit(attempt: Attempt, ending: Ending, threads: ThreadPool, sessions: Sessions) -> None:
+async def _commit(attempt: Attempt, outcome: AttemptOutcome, threads: ThreadPool, sessions: Sessions) -> None:
     """Commit the handler's transaction with its outcome in it."""
     session = attempt.context.opened_session
     try:
         if attempt.handler.mode == "async":
-            await sessions.commit_async(session, ending)
+            await sessions.commit_async(session, outcome)
         else:
-            await asyncio.get_running_loop().run_in_executor(threads, sessions.commit, session, ending)
-        ending.recorded = True
+            await asyncio.get_running_loop().run_in_executor(threads, sessions.commit, session, outcome)
+        outcome.recorded = True
     except FenceLost:
-        ending.recorded = False
+        outcome.recorded = False
 
 
 async def _close(attempt: Attempt, threads: ThreadPool) -> None:
@@ -133,18 +133,18 @@ async def _close(attempt: Attempt, threads: ThreadPool) -> None:
             await asyncio.get_running_loop().run_in_executor(threads, session.close)
 
 
-def quarantined(claimed: Claim) -> Ending:
+def quarantined(claimed: Claim) -> AttemptOutcome:
     """The end of a job that is not run: it crashed its workers too often."""
     last = f", the last time: {claimed.crash}" if claimed.crash else ""
     error = _clean(f"its worker crashed {claimed.crashes} times while it ran{last}")
-    return Ending(claimed, Outcome.DEAD, State.DEAD, datetime.now(UTC), error=error, reason="crashed")
+    return AttemptOutcome(claimed, Outcome.DEAD, State.DEAD, datetime.now(UTC), error=error, reason="crashed")
 
 
-def expired(claimed: Claim) -> Ending:
+def expired(claimed: Claim) -> AttemptOutcome:
     """The end of a job that is not run: it waited past its expiry."""
     late = datetime.now(UTC) - (claimed.message.expires_at or datetime.now(UTC))
     error = f"expired {late - timedelta(microseconds=late.microseconds)} before it could run"
-    return Ending(claimed, Outcome.DISCARDED, State.DISCARDED, datetime.now(UTC), error=error)
+    return AttemptOutcome(claimed, Outcome.DISCARDED, State.DISCARDED, datetime.now(UTC), error=error)
 
 
 async def _call(attempt: Attempt, arguments: dict[str, Any], threads: ThreadPool) -> Any:
@@ -199,12 +199,12 @@ def _forget(future: asyncio.Future[Any]) -> None:
         future.exception()  # retrieved, so that asyncio does not report it as lost
 
 
-def _returned(attempt: Attempt, value: Any) -> Ending:
+def _returned(attempt: Attempt, value: Any) -> AttemptOutcome:
     match value:
         case Snooze():
-            return _ending(attempt, Outcome.SNOOZED, State.SCHEDULED, delay=value.delay, error=value.reason)
+            return _outcome(attempt, Outcome.SNOOZED, State.SCHEDULED, delay=value.delay, error=value.reason)
         case Discard():
-            return _ending(attempt, Outcome.DISCARDED, State.DISCARDED, error=value.reason or None)
+            return _outcome(attempt, Outcome.DISCARDED, State.DISCARDED, error=value.reason or None)
         case Retry():
             return _failed(attempt, None, said=value.reason, after=value.after)
         case None:
@@ -217,29 +217,31 @@ def _returned(attempt: Attempt, value: Any) -> Ending:
             return _succeeded(attempt, result)
 
 
-def _succeeded(attempt: Attempt, result: str | None) -> Ending:
-    ending = _ending(attempt, Outcome.SUCCEEDED, State.SUCCEEDED)
-    ending.result = result
-    ending.outgoing = attempt.context.outgoing
+def _succeeded(attempt: Attempt, result: str | None) -> AttemptOutcome:
+    outcome = _outcome(attempt, Outcome.SUCCEEDED, State.SUCCEEDED)
+    outcome.result = result
+    outcome.outgoing = attempt.context.outgoing
     if attempt.canvas is not None:
-        ending.outgoing = [*ending.outgoing, *attempt.canvas.after_success(attempt.claim.message, result)]
+        outcome.outgoing = [*outcome.outgoing, *attempt.canvas.after_success(attempt.claim.message, result)]
     if attempt.hooks is not None:
-        ending.outgoing = [*ending.outgoing, *attempt.hooks.after(ending)]
-    return ending
+        outcome.outgoing = [*outcome.outgoing, *attempt.hooks.after(outcome)]
+    return outcome
 
 
-def stopped(attempt: Attempt) -> Ending:
+def stopped(attempt: Attempt) -> AttemptOutcome:
     """The end of an attempt that was told to stop."""
     if attempt.stop == "cancelled":
-        return _ending(attempt, Outcome.CANCELLED, State.CANCELLED)
+        return _outcome(attempt, Outcome.CANCELLED, State.CANCELLED)
     if attempt.handler.kind.delivery == "at_most_once":
-        ending = _ending(attempt, Outcome.DEAD, State.DEAD, error="the worker stopped while it ran")
-        ending.reason, ending.detail = "interrupted", "the worker stopped while it ran, and it must not run twice"
-        return ending
-    return _ending(attempt, Outcome.INTERRUPTED, State.QUEUED, error="the worker stopped")
+        outcome = _outcome(attempt, Outcome.DEAD, State.DEAD, error="the worker stopped while it ran")
+        outcome.reason, outcome.detail = "interrupted", "the worker stopped while it ran, and it must not run twice"
+        return outcome
+    return _outcome(attempt, Outcome.INTERRUPTED, State.QUEUED, error="the worker stopped")
 
 
-def _failed(attempt: Attempt, error: BaseException | None, *, said: str = "", after: timedelta | None = None) -> Ending:
+def _failed(
+    attempt: Attempt, error: BaseException | None, *, said: str = "", after: timedelta | None = None
+) -> AttemptOutcome:
     claim, now = attempt.claim, datetime.now(UTC)
     failures = claim.failures + 1
     text = said if error is None else _line(error)
@@ -250,19 +252,19 @@ def _failed(attempt: Attempt, error: BaseException | None, *, said: str = "", af
     if error is not None and attempt.handler.kind.delivery == "at_most_once":
         why = "at_most_once is never repeated"
     if reason := _final(kind):
-        ending = _ending(attempt, Outcome.DEAD, State.DEAD, error=text)
-        ending.reason, ending.detail = reason, text
+        outcome = _outcome(attempt, Outcome.DEAD, State.DEAD, error=text)
+        outcome.reason, outcome.detail = reason, text
     elif why is not None:
-        ending = _ending(attempt, Outcome.DEAD, State.DEAD, error=text)
-        ending.reason, ending.detail = "failed", f"{text} ({why})"
+        outcome = _outcome(attempt, Outcome.DEAD, State.DEAD, error=text)
+        outcome.reason, outcome.detail = "failed", f"{text} ({why})"
     else:
         wait = after if after is not None else policy.wait(failures, age=age, asked=asked)
-        ending = _ending(attempt, Outcome.RETRY, State.RETRYING, error=text, delay=wait)
+        outcome = _outcome(attempt, Outcome.RETRY, State.RETRYING, error=text, delay=wait)
     if isinstance(error, ChildFailed):
-        ending.traceback = error.remote_traceback
+        outcome.traceback = error.remote_traceback
     elif error is not None:
-        ending.traceback = _clean("".join(traceback.format_exception(error))[-_MAX_TRACEBACK:], _MAX_TRACEBACK)
-    return ending
+        outcome.traceback = _clean("".join(traceback.format_exception(error))[-_MAX_TRACEBACK:], _MAX_TRACEBACK)
+    return outcome
 
 
 def _final(kind: type[BaseException] | None) -> str | None:
@@ -280,12 +282,12 @@ def _told(error: BaseException, now: datetime) -> tuple[type[BaseException] | No
     return type(error), asked_wait(error, now)
 
 
-def _ending(
+def _outcome(
     attempt: Attempt, outcome: Outcome, state: State, *, error: str | None = None, delay: timedelta | None = None
-) -> Ending:
+) -> AttemptOutcome:
     text, now = None if error is None else _clean(error), datetime.now(UTC)
     due_at = None if delay is None else now + delay
-    return Ending(attempt.claim, outcome, state, now, error=text, due_at=due_at, delay=delay)
+    return AttemptOutcome(attempt.claim, outcome, state, now, error=text, due_at=due_at, delay=delay)
 
 
 def _line(error: BaseException) -> str:

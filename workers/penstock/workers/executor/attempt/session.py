@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from penstock.config.errors import ConfigError, LedgerUnavailable
 from penstock.ledger.sql.database import POSTGRES_ARGUMENTS, Database, tune
-from penstock.ledger.transitions.outcome import Ending, FenceLost, write_endings
+from penstock.ledger.transitions.outcome import AttemptOutcome, FenceLost, write_outcomes
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -47,14 +47,14 @@ class Sessions:
 
         return AsyncSession(self._engine(), expire_on_commit=False)
 
-    def commit(self, session: Session, ending: Ending) -> None:
+    def commit(self, session: Session, outcome: AttemptOutcome) -> None:
         """Write the outcome and commit. Raises FenceLost."""
-        self._write(session.connection(), ending)
+        self._write(session.connection(), outcome)
         session.commit()
 
-    async def commit_async(self, session: AsyncSession, ending: Ending) -> None:
+    async def commit_async(self, session: AsyncSession, outcome: AttemptOutcome) -> None:
         """Write the outcome and commit. Raises FenceLost."""
-        await (await session.connection()).run_sync(lambda connection: self._write(connection, ending))
+        await (await session.connection()).run_sync(lambda connection: self._write(connection, outcome))
         await session.commit()
 
     async def close(self) -> None:
@@ -73,8 +73,8 @@ class Sessions:
         if isinstance(error, sa.exc.DBAPIError) and self._database.is_away(error):
             error.ledger_is_away = True  # type: ignore[attr-defined]
 
-    def _write(self, connection: sa.Connection, ending: Ending) -> None:
-        [kept] = write_endings(connection, self._database, [ending], self._worker)
+    def _write(self, connection: sa.Connection, outcome: AttemptOutcome) -> None:
+        [kept] = write_outcomes(connection, self._database, [outcome], self._worker)
         if not kept:
             raise FenceLost
 
