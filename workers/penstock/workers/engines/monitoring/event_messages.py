@@ -32,7 +32,8 @@ def message_of(what: What, subject: Any) -> tuple[str, Fields]:
     """The type of an event and the fields of its own.
 
     Arguments:
-        subject: the Message received, the Claim started, the AttemptOutcome, or the id of a job revoked while it waited.
+        subject: the Message received, the Claim started, the AttemptOutcome, or the id of a job revoked while it
+            waited.
     """
     match what:
         case "received":
