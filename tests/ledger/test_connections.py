@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from penstock.ledger.sql import database as database_module
+from penstock.ledger.sql import engine as engine_module
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import audit_subjects
 
@@ -35,7 +35,7 @@ def _subjects(ledger: Database) -> list[str]:
     indirect=True,
 )
 def test_a_connection_that_died_idle_is_replaced(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "_PING_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(engine_module, "_PING_AFTER_SECONDS", 0.0)
     before = ledger.write(_number)
     other = Database(ledger.url)
     other.write(lambda connection: connection.exec_driver_sql(_END[ledger.dialect].format(before)))

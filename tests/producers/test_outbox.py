@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from penstock.config.errors import InvalidJob, PayloadTooLarge, UnknownQueue
 from penstock.config.settings import Settings
-from penstock.ledger.sql.database import tune
+from penstock.ledger.sql.engine import configure_sqlite
 from penstock.ledger.sql.tables import outbox
 from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
 from penstock.producers.outbox import Outbox, create_outbox, drop_outbox, outbox_metadata
@@ -42,7 +42,7 @@ def engine(ledger_url: str) -> Iterator[sa.Engine]:
     """An application's own engine, with a table of its own beside the outbox."""
     engine = sa.create_engine(ledger_url)
     if engine.dialect.name == "sqlite":
-        tune(engine)  # pysqlite begins no transaction for a savepoint
+        configure_sqlite(engine)  # pysqlite begins no transaction for a savepoint
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
     yield engine

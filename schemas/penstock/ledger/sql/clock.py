@@ -1,4 +1,4 @@
-"""The clock of the ledger's database. Leases are kept by it: it is the one clock that all machines share."""
+"""The clock of the ledger's database. Leases use it, since it is the one clock that all machines share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def from_now(lease: timedelta = timedelta()) -> sa.ColumnElement[datetime]:
 
 
 def seconds_from_now(name: str) -> sa.ColumnElement[datetime]:
-    """`from_now` of the seconds that are bound under this name for each row; NULL for none."""
+    """`from_now` with the seconds that each row binds under this name; NULL for None."""
     return _FromNow(sa.bindparam(name, type_=sa.Float()))
 
 

@@ -1,4 +1,4 @@
-"""Bringing the ledger's tables up to date: `penstock db upgrade`."""
+"""Migrations of the ledger's tables: `penstock db upgrade`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ VERSION_TABLE = "penstock_alembic_version"
 
 
 def upgrade(database: Database) -> str:
-    """Run the migrations that are missing. Safe to run by several processes at once. Returns the revision."""
+    """Run the missing migrations and return the revision. Several processes may do this at once."""
     config = _config()
 
-    def run(connection: sa.Connection) -> None:
+    def run_migrations(connection: sa.Connection) -> None:
         if database.dialect == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(724377)"))
         elif database.dialect in ("mysql", "mariadb"):
@@ -31,23 +31,23 @@ def upgrade(database: Database) -> str:
             if database.dialect in ("mysql", "mariadb"):
                 connection.execute(sa.text("SELECT RELEASE_LOCK('penstock_upgrade')"))
 
-    database.write(run)
+    database.write(run_migrations)
     return head()
 
 
 def head() -> str:
-    """The revision this code works with."""
+    """The revision that this code needs."""
     return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
 def current(database: Database) -> str | None:
-    """The revision of the database; None: no ledger there yet."""
+    """The revision of the database; None if it holds no ledger yet."""
 
-    def read(connection: sa.Connection) -> str | None:
+    def read_revision(connection: sa.Connection) -> str | None:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         return context.get_current_revision()
 
-    return database.read(read)
+    return database.read(read_revision)
 
 
 def _config() -> Config:

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from penstock.config.errors import ConfigError, LedgerUnavailable
-from penstock.ledger.sql.database import POSTGRES_ARGUMENTS, Database, tune
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.engine import POSTGRES_ARGUMENTS, configure_sqlite
 from penstock.ledger.transitions.outcome import AttemptOutcome, FenceLost, write_outcomes
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Sessions:
     def _mark(self, context: sa.ExceptionContext) -> None:
         # By the engine that raised it, as a handler may speak to databases of its own.
         error = context.sqlalchemy_exception
-        if isinstance(error, sa.exc.DBAPIError) and self._database.is_away(error):
+        if isinstance(error, sa.exc.DBAPIError) and self._database.is_unavailable(error):
             error.ledger_is_away = True  # type: ignore[attr-defined]
 
     def _write(self, connection: sa.Connection, outcome: AttemptOutcome) -> None:
@@ -93,6 +94,6 @@ class Sessions:
             if self._database.dialect == "postgresql":
                 options |= {"pool_pre_ping": True, "connect_args": POSTGRES_ARGUMENTS}
             self._async_engine = create_async_engine(url, **options)
-            tune(self._async_engine.sync_engine)
+            configure_sqlite(self._async_engine.sync_engine)
             event.listen(self._async_engine.sync_engine, "handle_error", self._mark)
         return self._async_engine

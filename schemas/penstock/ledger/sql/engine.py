@@ -1,0 +1,145 @@
+"""SQLAlchemy engines, set up for SQLite, PostgreSQL and MySQL or MariaDB."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from penstock.config.errors import ConfigError
+from penstock.config.settings import redact_url
+
+POSTGRES_ARGUMENTS = {
+    "connect_timeout": 5,
+    # Without these a client waits two hours, or a quarter of one, for a server that vanished.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+_PING_AFTER_SECONDS = 1.0
+"""A connection that was used more recently counts as alive."""
+_SQLITE_BUSY_SECONDS = 10
+
+
+def make_engine(url: str, pool_size: int) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ConfigError(f"database_url {redact_url(url)!r} is not a valid database URL: {error}") from error
+    # Payloads stay out of error messages, and so out of logs.
+    hidden: dict[str, Any] = {"hide_parameters": True}
+    options = hidden | {"pool_size": pool_size, "max_overflow": pool_size}
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            options = hidden | {"pool_size": pool_size, "max_overflow": pool_size}
+        else:
+            options = hidden | {"poolclass": sa.pool.StaticPool, "connect_args": {"check_same_thread": False}}
+    elif parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg":
+        # We send BEGIN ourselves, below.
+        options |= {"connect_args": POSTGRES_ARGUMENTS, "isolation_level": "AUTOCOMMIT"}
+    elif parsed.get_backend_name() in ("mysql", "mariadb"):
+        # Read committed: with MySQL's default, SELECT … FOR UPDATE also locks the gaps and claims deadlock.
+        options |= {"isolation_level": "READ COMMITTED", "connect_args": {"connect_timeout": 5}}
+    try:
+        engine = sa.create_engine(parsed, **options)
+    except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"database_url {redact_url(url)!r}: its driver is not installed ({error}); "
+            "install penstock[postgres] or penstock[mysql]"
+        ) from error
+    configure_sqlite(engine)
+    _close_late(engine)
+    if engine.dialect.name != "sqlite":
+        _ping_idle(engine)
+    if "isolation_level" in options and engine.dialect.name == "postgresql":
+        _begin_at_once(engine)
+    return engine
+
+
+def _close_late(engine: sa.Engine) -> None:
+    """Close a connection that returns to a pool its engine has replaced. Nothing else would close it."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(_connection: Any, record: Any) -> None:
+        record.info["pool"] = engine.pool
+
+    @event.listens_for(engine, "checkin")
+    def on_checkin(_connection: Any, record: Any) -> None:
+        if record.info.get("pool") is not engine.pool:
+            record.close()
+
+
+def _ping_idle(engine: sa.Engine) -> None:
+    """Ping connections that were idle: SQLAlchemy's `pool_pre_ping` without a round trip for each of many transactions
+    in a row."""
+
+    @event.listens_for(engine, "checkin")
+    def on_checkin(_connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", time.monotonic()) < _PING_AFTER_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except Exception as error:
+            raise sa.exc.InvalidatePoolError from error  # the pool connects again
+
+
+def _begin_at_once(engine: sa.Engine) -> None:
+    """Send BEGIN and a transaction's settings to PostgreSQL in one round trip; psycopg takes one for each."""
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("penstock_batch"):
+            # Until PostgreSQL has first analyzed a new table, it reads all of it to find a batch's few hundred ids.
+            connection.exec_driver_sql("BEGIN; SET LOCAL enable_seqscan = off")
+        elif "isolation_level" not in options:  # if given, psycopg sends BEGIN, or there is no transaction
+            connection.exec_driver_sql("BEGIN")
+
+
+def configure_sqlite(engine: sa.Engine) -> None:
+    """Make SQLite fit for several processes. Does nothing for other databases."""
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we send BEGIN ourselves, below
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_SECONDS * 1000}")
+        _write_ahead(cursor)
+        cursor.execute("PRAGMA synchronous = FULL")  # what is acknowledged after a commit must be on disk
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        # Taking the write lock first: a read that turns into a write fails at once instead of waiting its turn.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Switch a file to its write-ahead log, trying again while it is locked.
+
+    SQLite does not wait here: of several processes that do this on a new file at once, some get "locked" immediately.
+    """
+    deadline = time.monotonic() + _SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.001, 0.02))
+        else:
+            return
