@@ -141,18 +141,18 @@ def test_upcasters_lift_a_payload_version_by_version() -> None:
         return {"full": payload["name"]}
 
     with pytest.raises(UndecodableMessage, match="no upcaster from version 2"):
-        registry.lift(Greet.kind(), {"name": "Ada Lovelace"}, 1)
+        registry.upcast(Greet.kind(), {"name": "Ada Lovelace"}, 1)
 
     @upcasts(Greet, from_version=2)
     def two(payload: dict[str, Any]) -> dict[str, Any]:
         first, last = payload["full"].split()
         return {"first": first, "last": last}
 
-    assert registry.lift(Greet.kind(), {"name": "Ada Lovelace"}, 1) == {"first": "Ada", "last": "Lovelace"}
+    assert registry.upcast(Greet.kind(), {"name": "Ada Lovelace"}, 1) == {"first": "Ada", "last": "Lovelace"}
     with pytest.raises(UndecodableMessage, match="newer than version 3"):
-        registry.lift(Greet.kind(), {}, 4)
+        registry.upcast(Greet.kind(), {}, 4)
     with pytest.raises(UndecodableMessage, match="failed"):
-        registry.lift(Greet.kind(), {"full": "Plato"}, 2)
+        registry.upcast(Greet.kind(), {"full": "Plato"}, 2)
 
 
 @pytest.mark.parametrize("version", [0, 2, 3])

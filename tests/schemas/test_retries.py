@@ -34,11 +34,11 @@ def test_full_jitter_spreads_over_the_whole_range() -> None:
 def test_it_gives_up_on_attempts_age_and_named_errors() -> None:
     policy = RetryPolicy(max_attempts=3, max_age=timedelta(hours=1), give_up_on=ValueError)
     young, old = timedelta(minutes=1), timedelta(hours=2)
-    assert policy.gives_up(KeyError, 1, young) is None
-    assert "3 of 3" in str(policy.gives_up(KeyError, 3, young))
-    assert "max_age" in str(policy.gives_up(KeyError, 1, old))
-    assert "ValueError" in str(policy.gives_up(ValueError, 1, young))
-    assert "UnicodeError" in str(policy.gives_up(UnicodeError, 1, young))
+    assert policy.exhausted_reason(KeyError, 1, young) is None
+    assert "3 of 3" in str(policy.exhausted_reason(KeyError, 3, young))
+    assert "max_age" in str(policy.exhausted_reason(KeyError, 1, old))
+    assert "ValueError" in str(policy.exhausted_reason(ValueError, 1, young))
+    assert "UnicodeError" in str(policy.exhausted_reason(UnicodeError, 1, young))
 
 
 def test_the_policy_of_the_nearest_class_counts_and_is_completed_by_the_general_one() -> None:
@@ -48,9 +48,9 @@ def test_the_policy_of_the_nearest_class_counts_and_is_completed_by_the_general_
         jitter=False,
         by_error={OSError: RetryPolicy(max_attempts=2), ConnectionError: RetryPolicy(first_delay=60, factor=1)},
     )
-    assert policy.gives_up(FileNotFoundError, 2, AGE) == "failed 2 of 2 attempts"
-    assert policy.gives_up(ConnectionResetError, 7, AGE) is None
-    assert policy.gives_up(ConnectionResetError, 8, AGE) == "failed 8 of 8 attempts"
+    assert policy.exhausted_reason(FileNotFoundError, 2, AGE) == "failed 2 of 2 attempts"
+    assert policy.exhausted_reason(ConnectionResetError, 7, AGE) is None
+    assert policy.exhausted_reason(ConnectionResetError, 8, AGE) == "failed 8 of 8 attempts"
     assert policy.for_error(ConnectionResetError).delay(5) == timedelta(minutes=1)
     assert policy.for_error(FileNotFoundError).delay(1) == timedelta(seconds=7)
     assert policy.for_error(KeyError) is policy
@@ -59,20 +59,20 @@ def test_the_policy_of_the_nearest_class_counts_and_is_completed_by_the_general_
 
 def test_of_what_is_given_up_on_a_nearer_class_with_a_policy_is_not() -> None:
     policy = RetryPolicy(give_up_on=(OSError, ZeroDivisionError), by_error={ConnectionError: RetryPolicy()})
-    assert policy.gives_up(ConnectionResetError, 1, AGE) is None
-    assert "FileNotFoundError" in str(policy.gives_up(FileNotFoundError, 1, AGE))
+    assert policy.exhausted_reason(ConnectionResetError, 1, AGE) is None
+    assert "FileNotFoundError" in str(policy.exhausted_reason(FileNotFoundError, 1, AGE))
     further = RetryPolicy(give_up_on=ConnectionError, by_error={OSError: RetryPolicy(max_attempts=50)})
-    assert "ConnectionResetError" in str(further.gives_up(ConnectionResetError, 1, AGE))
+    assert "ConnectionResetError" in str(further.exhausted_reason(ConnectionResetError, 1, AGE))
 
 
 def test_a_wait_that_was_asked_for_is_never_cut_short() -> None:
     policy = RetryPolicy(max_attempts=50, first_delay=10, factor=1, jitter=False, max_age=3600, max_retry_after=600)
     assert policy.wait(1, asked=timedelta(seconds=30)) == timedelta(seconds=30)
     assert policy.wait(1, asked=timedelta(seconds=3)) == timedelta(seconds=10)
-    assert policy.gives_up(OSError, 1, AGE, timedelta(seconds=600)) is None
-    assert "max_retry_after" in str(policy.gives_up(OSError, 1, AGE, timedelta(seconds=601)))
-    assert policy.gives_up(None, 1, AGE, timedelta(seconds=601)) is None  # the handler's own Retry(after=…)
-    assert "max_age" in str(policy.gives_up(OSError, 1, timedelta(seconds=3100), timedelta(seconds=501)))
+    assert policy.exhausted_reason(OSError, 1, AGE, timedelta(seconds=600)) is None
+    assert "max_retry_after" in str(policy.exhausted_reason(OSError, 1, AGE, timedelta(seconds=601)))
+    assert policy.exhausted_reason(None, 1, AGE, timedelta(seconds=601)) is None  # the handler's own Retry(after=…)
+    assert "max_age" in str(policy.exhausted_reason(OSError, 1, timedelta(seconds=3100), timedelta(seconds=501)))
 
 
 def test_the_last_try_is_within_max_age() -> None:

@@ -115,15 +115,16 @@ def _rule(entry: ScheduleEntry) -> str:
 
 
 def _job(kind: Kind, settings: ScheduleSettings, time: datetime) -> Job:
+    job_class: type[Job] = kind.job
     payload = json.loads(json.dumps(settings.payload, default=str))  # TOML has dates of its own
     if (field := settings.time_field) is None:
-        return kind.job.model_validate_json(json.dumps(payload))
+        return job_class.model_validate_json(json.dumps(payload))
     if field not in kind.job.model_fields:
         raise ConfigError(f"kind {kind.name!r} has no field {field!r}")
     local = time.astimezone(settings.zone)
     try:
-        return kind.job.model_validate_json(json.dumps(payload | {field: local.isoformat()}))
+        return job_class.model_validate_json(json.dumps(payload | {field: local.isoformat()}))
     except ValidationError as error:
         if not any(item["loc"][:1] == (field,) for item in error.errors()):
             raise
-    return kind.job.model_validate_json(json.dumps(payload | {field: local.date().isoformat()}))
+    return job_class.model_validate_json(json.dumps(payload | {field: local.date().isoformat()}))

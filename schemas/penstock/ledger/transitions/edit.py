@@ -87,13 +87,14 @@ def _fitted(kind: Kind, letter_id: str, payload: dict[str, Any], edit: Mapping[s
                 f"it has {', '.join(wire_names) or 'none'}"
             )
     try:
-        return kind.job.model_validate_json(json.dumps(edited))
+        job: Job = kind.job.model_validate_json(json.dumps(edited))
+        return job
     except ValidationError as error:
         raise InvalidJob(f"dead letter {letter_id}: the edit does not fit {kind.name}: {explain(error)}") from error
 
 
 def _lifted(kind: Kind, payload: dict[str, Any], version: object) -> dict[str, Any]:
-    return registry.lift(kind, payload, version if isinstance(version, int) else kind.version)
+    return registry.upcast(kind, payload, version if isinstance(version, int) else kind.version)
 
 
 def _has_made_key(kind: Kind, payload: dict[str, Any], key: str | None) -> bool:

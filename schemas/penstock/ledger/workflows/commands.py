@@ -263,7 +263,7 @@ def _edit(connection: sa.Connection, workflow_id: str, kind_name: str, edit: Map
     if kind is None:
         raise InvalidJob(f"no imported module defines workflow {kind_name!r}; import its module with --import")
     row = connection.execute(sa.select(jobs.c.payload, jobs.c.version).where(jobs.c.id == workflow_id)).one()
-    payload = registry.lift(kind, json.loads(row.payload), row.version)
+    payload = registry.upcast(kind, json.loads(row.payload), row.version)
     try:
         job = kind.job.model_validate_json(json.dumps({**payload, **edit}))
     except ValidationError as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr
 
 from penstock.config.errors import KindError
-from penstock.schemas.jobs.kind import PRIORITIES, DeliveryPromise, Kind, Priority, registry, reserved_queue
+from penstock.schemas.jobs.kind import PRIORITIES, SENSITIVE, DeliveryPromise, Kind, Priority, registry, reserved_queue
 from penstock.schemas.jobs.limits import SHARES, Limit
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.jobs.unique_policy import Unique, UniquePolicy
@@ -18,7 +18,6 @@ from penstock.schemas.jobs.unique_policy import Unique, UniquePolicy
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}")
 """What a kind or queue may be called: it becomes part of keys and queue names on every broker."""
 
-SENSITIVE = "penstock:sensitive"
 _T = TypeVar("_T")
 Sensitive = Annotated[_T, SENSITIVE]
 """`iban: Sensitive[str]`: the field travels as it is, and shows as `***` in logs, Flower and the dashboards."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from penstock.config.errors import DuplicateKind, KindError, UndecodableMessage
 from penstock.schemas.jobs.limits import Limit
@@ -16,12 +16,13 @@ from penstock.schemas.jobs.unique_policy import Unique
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-    from penstock.schemas.jobs.job import Job
-
 DeliveryPromise = Literal["at_least_once", "once", "at_most_once"]
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-"""From the first served to the last. Each is a lane of its own in a queue."""
+"""In the order they are served. Each is a lane of its own in a queue."""
+
+SENSITIVE = "penstock:sensitive"
+"""Marks the annotation of a field that `Sensitive` makes."""
 
 Payload = dict[str, Any]
 Upcaster = Callable[[Payload], Payload]
@@ -29,15 +30,15 @@ Upcaster = Callable[[Payload], Payload]
 DISPATCHER_QUEUE = "dispatcher"
 """The queue the dispatcher consumes: jobs whose time has not come."""
 DEAD_QUEUE = "dead"
-"""Where RabbitMQ puts what it gives up on."""
+"""The queue for messages that RabbitMQ gave up on."""
 
 
 def reserved_queue(name: str) -> str | None:
-    """Why no queue may have this name, or None. The names of lanes are queues of their own on RabbitMQ."""
+    """Reason why a queue cannot have this name, or None. On RabbitMQ each lane is a queue of its own."""
     if name == DISPATCHER_QUEUE:
         return "is the dispatcher's own"
     if name == DEAD_QUEUE:
-        return "is where the broker puts what it gives up on"
+        return "holds the messages that the broker gave up on"
     if "." in name and name.rpartition(".")[2] in PRIORITIES:
         return "ends like a priority's lane"
     return None
@@ -48,19 +49,20 @@ class Kind:
     """What is declared beside a job class, as `class SendInvoice(Job, kind=…, queue=…)`."""
 
     name: str
-    job: type[Job]
+    job: type[Any]
+    """The `Job` class. Its type is not named here, since `job` imports this module."""
     queue: str = "default"
     version: int = 1
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None
-    """The longest an attempt may run; None: as long as it likes."""
+    """Longest run of an attempt; None: without bound."""
     delivery: DeliveryPromise = "at_least_once"
     track: bool = True
     """False keeps only failures in the ledger."""
     unique_by: tuple[str, ...] = ()
     """Fields whose values make a job's key when none is given."""
     unique: Unique | None = None
-    """What becomes of a job whose key another one holds; None: a key is only to find jobs by."""
+    """Policy for a job whose key another job holds; None: a key only serves to find jobs."""
     aliases: tuple[str, ...] = ()
     """Former names, still understood."""
     priority: Priority = "normal"
@@ -69,7 +71,7 @@ class Kind:
     max_crashes: int | None = None
     """Overrides the setting of that name."""
     limits: tuple[Limit, ...] = ()
-    """What all of its jobs together, or those of one tenant, key and so on, must keep to."""
+    """Limits on all jobs of the kind together, or on those of one tenant, key and so on."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -77,13 +79,11 @@ class Kind:
     @cached_property
     def sensitive(self) -> frozenset[str]:
         """Fields marked `Sensitive`."""
-        from penstock.schemas.jobs.job import SENSITIVE
-
         fields = self.job.model_fields
         return frozenset(name for name, info in fields.items() if SENSITIVE in info.metadata)
 
     @cached_property
-    def body(self) -> TypeAdapter[tuple[list[Any], Job, dict[str, Any] | None]]:
+    def body(self) -> TypeAdapter[tuple[list[Any], Any, dict[str, Any] | None]]:
         """Validates a whole Celery body, `[args, kwargs, embed]`, from JSON in one pass."""
         from pydantic import TypeAdapter
 
@@ -92,6 +92,13 @@ class Kind:
     def redact(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The payload with the values of sensitive fields replaced by `***`."""
         return {name: "***" if name in self.sensitive else value for name, value in payload.items()}
+
+
+class DeclaresKind(Protocol):
+    """A `Job` class, as far as kinds are concerned."""
+
+    @classmethod
+    def kind(cls) -> Kind: ...
 
 
 class Registry:
@@ -105,7 +112,7 @@ class Registry:
         """Register a kind under its name and aliases.
 
         Raises:
-            DuplicateKind: another class holds one of them. The same class defined anew (a reload) replaces itself.
+            DuplicateKind: another class has one of them. The same class defined again (a reload) replaces itself.
         """
         for name in (kind.name, *kind.aliases):
             other = self._kinds.get(name)
@@ -155,11 +162,11 @@ class Registry:
         self._upcasters[kind.name, from_version] = upcaster
 
     def upcasters(self, kind: Kind) -> list[int]:
-        """The versions from which one is declared, in order."""
+        """Versions that have an upcaster, in order."""
         return sorted(version for name, version in self._upcasters if name == kind.name)
 
-    def lift(self, kind: Kind, payload: Payload, version: int) -> Payload:
-        """Bring an old payload to the kind's version, one upcaster after the other.
+    def upcast(self, kind: Kind, payload: Payload, version: int) -> Payload:
+        """Old payload → payload of the kind's version, one upcaster after the other.
 
         Raises:
             UndecodableMessage: (`unknown_version`) the version is newer than this code, or a step is missing or fails.
@@ -182,10 +189,10 @@ class Registry:
 
 
 registry = Registry()
-"""The kinds of this process: a class enters when its module is imported."""
+"""Kinds of this process. A class is added when its module is imported."""
 
 
-def upcasts(job: type[Job], *, from_version: int) -> Callable[[Upcaster], Upcaster]:
+def upcasts(job: type[DeclaresKind], *, from_version: int) -> Callable[[Upcaster], Upcaster]:
     """Declare how a payload of `from_version` becomes one of the next version.
 
     The function takes and returns a dict of fields:
@@ -201,5 +208,5 @@ def upcasts(job: type[Job], *, from_version: int) -> Callable[[Upcaster], Upcast
     return declare
 
 
-def _path(job: type[Job]) -> str:
+def _path(job: type[Any]) -> str:
     return f"{job.__module__}.{job.__qualname__}"

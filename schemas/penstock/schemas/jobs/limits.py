@@ -1,4 +1,4 @@
-"""Limits: how many jobs may run at a time, and how many may begin in a while, over all workers together."""
+"""Limits: how many jobs run at a time (concurrency) or start in a period (rate), over all workers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from penstock.config.errors import KindError
 
 SHARES = ("queue", "tenant", "key")
-"""What `by` may name beside the fields of a job."""
+"""Values of `by` besides the fields of a job."""
 
 
 @dataclass(frozen=True)
 class Concurrency:
-    """At most so many jobs run at a time.
+    """At most `most` jobs run at a time.
 
     Arguments:
         most: how many, 1 or more.
-        by: `queue`, `tenant`, `key` or a field of the job: each of its values has the limit for itself. None: all
+        by: `queue`, `tenant`, `key` or a field of the job: each value has a limit of its own. None: all
             jobs share it.
 
     Raises:
@@ -33,7 +33,7 @@ class Concurrency:
 
     @property
     def label(self) -> str:
-        """What it is called beside others; without its number, so that changing that keeps what runs counted."""
+        """Name among the limits of a kind. It leaves out the number, so that running jobs stay counted if that changes."""
         return _shared("concurrency", self.by)
 
     def __str__(self) -> str:
@@ -42,14 +42,14 @@ class Concurrency:
 
 @dataclass(frozen=True)
 class Rate:
-    """At most `most` jobs begin in any `per`, evenly spread.
+    """At most `most` jobs start in any `per`, evenly spread.
 
     Arguments:
         most: how many, 1 or more.
         per: the period, in seconds or as a timedelta.
-        burst: how many may begin at once after a pause, 1 or more. A larger one lets up to `most + burst - 1` begin in
+        burst: how many may start at once after a pause, 1 or more. A larger one lets up to `most + burst - 1` start in
             one period.
-        by: as of `Concurrency`.
+        by: see `Concurrency`.
 
     Raises:
         KindError: a number is out of its bounds.
@@ -71,7 +71,7 @@ class Rate:
 
     @property
     def label(self) -> str:
-        """As of `Concurrency`; one kind may have several rates, each with its period."""
+        """See `Concurrency`. One kind may have several rates, each with its own period."""
         return _shared(f"rate-{self.seconds:g}s", self.by)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""When to try a failed job again, and when to stop."""
+"""Retry policy: when to try a failed job again, and when to stop."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class RetryPolicy(BaseModel):
     max_retry_after: timedelta = Field(default=timedelta(days=1), ge=timedelta(0))
     """The longest wait that an error may ask for (`Retry-After`). A longer one is not cut short: the job is dead."""
     give_up_on: tuple[type[BaseException], ...] = ()
-    """Errors that no retry mends: the job is dead at once."""
+    """Errors that no retry fixes: the job is dead at once."""
     by_error: dict[type[BaseException], RetryPolicy] = Field(default_factory=dict)
-    """Policies for some errors and what is derived from them, the nearest class first; what such a policy does not say
-    is as it is here. Failures are counted together, whatever they were."""
+    """Policies for some errors and their subclasses, the nearest class first. Such a policy inherits from this one each
+    setting that it does not give. Failures count together, whatever raised them."""
 
     @field_validator("give_up_on", mode="before")
     @classmethod
@@ -59,17 +59,17 @@ class RetryPolicy(BaseModel):
                 return self
             if base in self.by_error:
                 special = self.by_error[base]
-                said = {name: getattr(special, name) for name in special.model_fields_set}
-                # Named here and nearer than what is given up on: so it is not given up on.
-                return self.model_copy(update={"give_up_on": (), **said, "by_error": {}})
+                settings = {name: getattr(special, name) for name in special.model_fields_set}
+                # It is nearer than a base class in give_up_on, so it is retried.
+                return self.model_copy(update={"give_up_on": (), **settings, "by_error": {}})
         return self
 
     def wait(self, failures: int, *, age: timedelta = timedelta(0), asked: timedelta | None = None) -> timedelta:
-        """How long to wait after a failure: `delay`, but no longer than until `max_age`, and never less than was asked.
+        """Wait after a failure: `delay`, at most until `max_age`, and never less than `asked`.
 
         Arguments:
-            age: since the enqueueing.
-            asked: by the error.
+            age: time since the job was enqueued.
+            asked: the wait that the error asks for.
         """
         wait = self.delay(failures)
         if self.max_age is not None:
@@ -77,24 +77,24 @@ class RetryPolicy(BaseModel):
         return wait if asked is None else max(wait, asked)
 
     def delay(self, failures: int) -> timedelta:
-        """How long to wait after the `failures`-th failed attempt (1 or more)."""
+        """Wait after the `failures`-th failed attempt (1 or more)."""
         exponent = min(failures - 1, 64)  # 2.0 ** 1024 overflows a float
         longest = min(self.max_delay.total_seconds(), self.first_delay.total_seconds() * self.factor**exponent)
         return timedelta(seconds=random.uniform(0, longest) if self.jitter else longest)
 
-    def gives_up(
+    def exhausted_reason(
         self,
         error: type[BaseException] | None,
         failures: int,
         age: timedelta,
         asked: timedelta | None = None,
     ) -> str | None:
-        """Why a job that just failed is dead, or None if it is to be tried again.
+        """Reason why a job that just failed is dead; None if it is tried again.
 
         Arguments:
-            error: the type of what the attempt raised; None: the handler returned a Retry.
+            error: type of the exception that the attempt raised; None: the handler returned a Retry.
             failures: failed attempts so far, this one included.
-            age: since the enqueueing.
+            age: time since the job was enqueued.
             asked: the wait that the error or the handler asks for.
         """
         policy = self.for_error(error)

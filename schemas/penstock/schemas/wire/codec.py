@@ -1,7 +1,7 @@
 """The wire: Celery's message protocol, version 2, in JSON. See `docs/wire.md`.
 
 An `Envelope` is what brokers carry: headers and a body. `encode` makes one of a job, `decode` reads one, from our own
-producers or from a stock Celery client. Times on the wire are ISO 8601 in UTC.
+producers or from an unmodified Celery client. Times on the wire are ISO 8601 in UTC.
 https://docs.celeryq.dev/en/stable/internals/protocol.html
 """
 
@@ -70,7 +70,7 @@ class Message:
         fence: the ledger's fence when it was sent; 0 from a producer. A delivery whose fence is behind the ledger's
             is a duplicate.
         due_at: when it may run; None: at once.
-        embed: what a stock client put beside the arguments (callbacks, chain, …); None where that is nothing.
+        embed: callbacks, chain and so on of an unmodified Celery client; None if there are none.
     """
 
     id: str
@@ -138,7 +138,7 @@ def encode(
 
 
 def body_of(payload: bytes, embed: bytes = EMBED) -> bytes:
-    """The body around a payload and what a stock client put beside it, both as JSON."""
+    """Payload and embed → body, all as JSON."""
     return b"[[]," + payload + b"," + embed + b"]"
 
 
@@ -196,7 +196,7 @@ def decode(envelope: Envelope, registry: Registry = default_registry) -> Message
         return _decode(envelope, registry)
     except UndecodableMessage:
         raise
-    except Exception as error:  # headers from a stranger can be wrong in more ways than can be listed
+    except Exception as error:  # headers of other software can be wrong in any way
         raise UndecodableMessage("undecodable", f"{type(error).__name__}: {error}") from error
 
 
@@ -242,9 +242,9 @@ def _body(kind: Kind, body: bytes, version: int, registry: Registry) -> tuple[Jo
         else:
             if not args:
                 return job, embed
-    # The slow way: positional arguments of a stock client, or an older version.
+    # The slow path: positional arguments of a Celery client, or an older version.
     payload, embed = read_body(body, list(kind.job.model_fields))
-    payload = registry.lift(kind, payload, version)
+    payload = registry.upcast(kind, payload, version)
     try:
         return kind.job.model_validate_json(json.dumps(payload)), embed
     except ValidationError as error:
@@ -252,7 +252,7 @@ def _body(kind: Kind, body: bytes, version: int, registry: Registry) -> tuple[Jo
 
 
 def read_body(body: bytes, fields: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The payload, positional arguments of a stock client named by the kind's fields, and what stands beside it.
+    """The payload, positional arguments of a stock client named by the kind's fields, and the embed beside it.
 
     Raises:
         UndecodableMessage: `undecodable`, or `invalid_payload` for more positional arguments than fields.
@@ -264,7 +264,7 @@ def read_body(body: bytes, fields: Sequence[str]) -> tuple[dict[str, Any], dict[
 
 
 def open_body(body: bytes) -> tuple[list[Any], dict[str, Any], dict[str, Any] | None]:
-    """The three parts of a body: positional arguments, keyword arguments, what stands beside them.
+    """The three parts of a body: positional arguments, keyword arguments, embed (callbacks, chain, …).
 
     Raises:
         UndecodableMessage: `undecodable`.
@@ -324,7 +324,10 @@ def _text(header: dict[str, Any], name: str) -> str | None:
     if not isinstance(value, str):
         raise UndecodableMessage("undecodable", f"{HEADER}.{name} must be text, not {value!r}")
     if len(value) > _LONGEST[name] or not _is_storable(value):
-        raise UndecodableMessage("undecodable", f"{HEADER}.{name} is over {_LONGEST[name]} characters or no clean text")
+        raise UndecodableMessage(
+            "undecodable",
+            f"{HEADER}.{name} is over {_LONGEST[name]} characters, or has characters that a database refuses",
+        )
     return value
 
 
@@ -346,7 +349,7 @@ def parse_time(value: object) -> datetime | None:
     """An ISO 8601 time; one without an offset, as Celery may send it, is UTC.
 
     Raises:
-        ValueError, OverflowError: it is none.
+        ValueError, OverflowError: the value is not such a time.
     """
     if value is None:
         return None

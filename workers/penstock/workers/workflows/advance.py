@@ -171,7 +171,7 @@ class _Batch:
             return None
         try:
             kind = registry[row.kind]
-            payload = json.dumps(registry.lift(kind, json.loads(own.payload), own.version))
+            payload = json.dumps(registry.upcast(kind, json.loads(own.payload), own.version))
             input = kind.job.model_validate_json(payload)
         except (ValueError, UndecodableMessage) as error:
             self._abandon(row.id, f"its input cannot be read: {error}")

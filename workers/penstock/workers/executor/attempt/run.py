@@ -248,7 +248,7 @@ def _failed(
     kind, asked = (None, after) if error is None else _told(error, now)
     policy = attempt.handler.kind.retry.for_error(kind)
     age = now - (claim.message.sent_at or claim.started_at)
-    why = policy.gives_up(kind, failures, age, asked)
+    why = policy.exhausted_reason(kind, failures, age, asked)
     if error is not None and attempt.handler.kind.delivery == "at_most_once":
         why = "at_most_once is never repeated"
     if reason := _final(kind):
