@@ -33,7 +33,7 @@ class Concurrency:
 
     @property
     def label(self) -> str:
-        """Name among the limits of a kind. It leaves out the number, so that running jobs stay counted if that changes."""
+        """Name among the limits of a kind, without the number, so that running jobs stay counted when that changes."""
         return _shared("concurrency", self.by)
 
     def __str__(self) -> str:
