@@ -16,7 +16,7 @@ metadata = sa.MetaData(
 
 
 class _SqliteTime(sa.types.UserDefinedType[str]):
-    """SQLite has no times of its own, only text. SQLAlchemy's DATETIME writes the same text more slowly."""
+    """A time as text: SQLite has no type for times. SQLAlchemy's DATETIME writes the same text more slowly."""
 
     cache_ok = True
 
@@ -28,7 +28,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     """An aware time, kept in UTC with microseconds on every database.
 
     Raises:
-        ValueError: when a naive datetime is bound: its zone can only be guessed.
+        ValueError: a naive datetime is bound. Its zone can only be guessed.
     """
 
     impl = sa.DateTime
@@ -76,28 +76,28 @@ jobs = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("payload", LongText, nullable=False),  # the fields as JSON
-    sa.Column("embed", LongText),  # what a stock client put beside them
+    sa.Column("embed", LongText),  # callbacks, chain and so on of an unmodified Celery client
     sa.Column("key", sa.String(255)),
     sa.Column("tenant", sa.String(255)),
     sa.Column("traceparent", sa.String(64)),
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),  # number of the last one begun
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),  # number of the last attempt that started
     sa.Column("failures", sa.Integer, nullable=False, default=0),
     sa.Column("crashes", sa.Integer, nullable=False, default=0),
     sa.Column("fence", sa.BigInteger, nullable=False, default=0),  # rises with every claim
-    sa.Column("worker", NAME),  # who runs it, or ran it last
+    sa.Column("worker", NAME),  # the worker that runs the job, or ran it last
     sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
     sa.Column("enqueued_at", UtcDateTime, nullable=False),
-    sa.Column("due_at", UtcDateTime),  # of a queued one: when it was sent, on the database's clock
+    sa.Column("due_at", UtcDateTime),  # if queued: when it was sent, on the database's clock
     sa.Column("expires_at", UtcDateTime),
     sa.Column("started_at", UtcDateTime),  # of the last attempt
     sa.Column("finished_at", UtcDateTime),
     sa.Column("result", LongText),
-    sa.Column("result_ref", sa.String(255)),  # where it is in the storage, if it is too large to be here
-    sa.Column("error", sa.Text),  # of the last failed attempt, in a line
+    sa.Column("result_ref", sa.String(255)),  # key in the storage, if the result is too large for a row
+    sa.Column("error", sa.Text),  # of the last failed attempt, on one line
     sa.Column("progress_done", sa.BigInteger),
     sa.Column("progress_total", sa.BigInteger),
     sa.Column("progress_note", sa.String(255)),
-    sa.Index(None, "state", "due_at"),  # what is due, and every list by state
+    sa.Index(None, "state", "due_at"),  # due jobs, and every list by state
     sa.Index(None, "key"),
 )
 
@@ -118,26 +118,26 @@ attempts = sa.Table(
 unique_keys = sa.Table(
     "penstock_unique_keys",
     metadata,
-    # A hash of kind, tenant and key: some databases hold "A" and "a" for equal. Who decides about a key locks its row.
+    # A hash of kind, tenant and key, since some databases treat "A" and "a" as equal. Its row is the lock of a key.
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("kind", NAME, nullable=False),
     sa.Column("key", sa.String(255), nullable=False),
     sa.Column("tenant", sa.String(255)),
-    sa.Column("job_id", ID, nullable=False),  # whose it is, as long as that job's state and `held_until` say
-    sa.Column("held_until", UtcDateTime),  # None: only the state says
-    sa.Column("due_at", UtcDateTime),  # what was last put off until then, and waits untouched if its due time is this
+    sa.Column("job_id", ID, nullable=False),  # the holder, as long as its state and `held_until` say so
+    sa.Column("held_until", UtcDateTime),  # None: only the state counts
+    sa.Column("due_at", UtcDateTime),  # set by debounce; a job with another due time was touched since
     sa.Index(None, "held_until"),
 )
 
 cancelled_keys = sa.Table(
     "penstock_cancelled_keys",
     metadata,
-    # Jobs that still waited in the broker, unseen, when their key was cancelled; whoever sees one looks here.
+    # Cancelled keys of jobs that waited in the broker, unknown to the ledger. Whatever claims or keeps one looks here.
     sa.Column("id", sa.String(64), primary_key=True),  # a hash of the next three
     sa.Column("key", sa.String(255), nullable=False),
     sa.Column("kind", NAME),  # None: of every kind
     sa.Column("tenant", sa.String(255)),  # None: of every tenant
-    sa.Column("cancelled_at", UtcDateTime, nullable=False),  # those enqueued until then
+    sa.Column("cancelled_at", UtcDateTime, nullable=False),  # applies to jobs enqueued until then
     sa.Index(None, "key"),
     sa.Index(None, "cancelled_at"),
 )
@@ -145,17 +145,17 @@ cancelled_keys = sa.Table(
 dead_letters = sa.Table(
     "penstock_dead_letters",
     metadata,
-    sa.Column("id", ID, primary_key=True),  # the job's, or a new one for bytes without
+    sa.Column("id", ID, primary_key=True),  # the job's id; a new one for bytes without an id
     sa.Column("kind", NAME),
     sa.Column("queue", NAME, nullable=False),
     sa.Column("reason", sa.String(32), nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
-    sa.Column("fingerprint", sa.String(32), nullable=False),  # the same for letters that died of the same error
-    sa.Column("headers", LongText),  # as JSON; for what never became a job
+    sa.Column("fingerprint", sa.String(32), nullable=False),  # equal for dead letters with the same error
+    sa.Column("headers", LongText),  # as JSON; for a message that never became a job
     sa.Column("raw", LongBytes),  # likewise
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("replayed_at", UtcDateTime),
-    sa.Column("discarded_at", UtcDateTime),  # None, as replayed_at: it waits for somebody's decision
+    sa.Column("discarded_at", UtcDateTime),  # None, like replayed_at: it waits for a decision
     sa.Index("ix_penstock_dead_letters_open", "replayed_at", "discarded_at", "created_at"),
     sa.Index(None, "fingerprint", "created_at"),
 )
@@ -165,12 +165,12 @@ audit = sa.Table(
     metadata,
     sa.Column("id", ID, primary_key=True),
     sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("actor", sa.String(255), nullable=False),  # who
+    sa.Column("actor", sa.String(255), nullable=False),  # the person or program that acted
     sa.Column("act", sa.String(32), nullable=False),
     sa.Column("subject_kind", sa.String(32), nullable=False),  # `job`, `dead letter`, `queue`, …
-    sa.Column("subject", sa.String(255)),  # its id or name; None: many, or what the detail describes
-    sa.Column("count", sa.Integer, nullable=False),  # of how many it was done to
-    sa.Column("detail", LongText, nullable=False),  # JSON object; never holds what a payload does
+    sa.Column("subject", sa.String(255)),  # its id or name; None: many subjects, or described in the detail
+    sa.Column("count", sa.Integer, nullable=False),  # number of subjects
+    sa.Column("detail", LongText, nullable=False),  # JSON object; never holds values of a payload
     sa.Index(None, "at"),
     sa.Index(None, "subject"),
 )
@@ -179,7 +179,7 @@ audit_subjects = sa.Table(
     "penstock_audit_subjects",
     metadata,
     sa.Column("subject", ID, primary_key=True),
-    sa.Column("audit_id", ID, primary_key=True),  # of an act that was done to many
+    sa.Column("audit_id", ID, primary_key=True),  # of an act with many subjects
 )
 
 workers = sa.Table(
@@ -192,29 +192,29 @@ workers = sa.Table(
     sa.Column("queues", sa.Text, nullable=False),  # JSON list
     sa.Column("kinds", sa.Text, nullable=False),  # JSON object: kind -> queue
     sa.Column("started_at", UtcDateTime, nullable=False),
-    sa.Column("lease_until", UtcDateTime, nullable=False),  # holds for all jobs it runs
+    sa.Column("lease_until", UtcDateTime, nullable=False),  # covers all jobs that it runs
     sa.Column("peak_memory_bytes", sa.BigInteger),  # resident, as of the last heartbeat
     sa.Column("stopped_at", UtcDateTime),
-    sa.Column("ended", sa.String(32)),  # how it died, such as SIGKILL, where somebody watched
+    sa.Column("ended", sa.String(32)),  # exit reported by its supervisor, such as SIGKILL
 )
 
 limit_waits = sa.Table(
     "penstock_limit_waits",
     metadata,
     sa.Column("job_id", ID, primary_key=True),
-    sa.Column("slot", sa.String(255), nullable=False),  # what it waits for: the limit, and a hash of its share
-    sa.Column("enqueued_at", UtcDateTime, nullable=False),  # the oldest is the first
-    sa.Column("due_at", UtcDateTime, nullable=False),  # it waits untouched if its due time is this
+    sa.Column("slot", sa.String(255), nullable=False),  # the slot it waits for: the limit, and a hash of its share
+    sa.Column("enqueued_at", UtcDateTime, nullable=False),  # the oldest comes first
+    sa.Column("due_at", UtcDateTime, nullable=False),  # a job with another due time was touched since
     sa.Index(None, "slot", "enqueued_at", "job_id"),
 )
 
 effects = sa.Table(
     "penstock_effects",
     metadata,
-    sa.Column("id", sa.String(36), primary_key=True),  # made of job and key; what a provider is given
+    sa.Column("id", sa.String(36), primary_key=True),  # derived from job and key; sent to the provider
     sa.Column("job_id", ID, nullable=False),
     sa.Column("key", sa.String(255), nullable=False),
-    sa.Column("fence", sa.BigInteger, nullable=False),  # of the claim that began it last
+    sa.Column("fence", sa.BigInteger, nullable=False),  # of the claim that started it last
     sa.Column("begun_at", UtcDateTime, nullable=False),
     sa.Column("done_at", UtcDateTime),  # None: under way, or in doubt
     sa.Column("result", LongText),  # as JSON
@@ -227,12 +227,12 @@ schedules = sa.Table(
     sa.Column("name", NAME, primary_key=True),
     sa.Column("source", sa.String(8), nullable=False),  # `file`, `code` or `made` (at run time)
     sa.Column("module", sa.String(255)),  # of `code`: the one that declares it
-    sa.Column("rule", LongText, nullable=False),  # the definition, as JSON; what fires, wherever it came from
+    sa.Column("rule", LongText, nullable=False),  # the definition as JSON; dispatchers fire by it alone
     sa.Column("next_at", UtcDateTime),  # None: it does not fire
-    sa.Column("due_at", UtcDateTime),  # that and its jitter; None also while it is paused
+    sa.Column("due_at", UtcDateTime),  # next_at plus jitter; None also while paused
     sa.Column("last_at", UtcDateTime),
     sa.Column("last_job_id", ID),
-    sa.Column("waiting_at", UtcDateTime),  # the time whose job waits for the end of the last one
+    sa.Column("waiting_at", UtcDateTime),  # the time whose job waits until the last one ends
     sa.Column("paused_at", UtcDateTime),
     sa.Column("error", sa.Text),
     sa.Index(None, "due_at"),
@@ -247,23 +247,23 @@ firings = sa.Table(
     sa.Column("cause", sa.String(16), nullable=False, default="time"),  # or `run` or `backfill`, by a person
     sa.Column("job_id", ID),
     sa.Column("fired_at", UtcDateTime, nullable=False),
-    sa.Column("skipped", sa.String(32)),  # why no job was made
+    sa.Column("skipped", sa.String(32)),  # reason why no job was made
 )
 
 workflows = sa.Table(
     "penstock_workflows",
     metadata,
-    # Its job's: a workflow is a job that waits in the ledger until its last step has ended.
+    # The id of its job: a workflow is a job that waits in the ledger until its last step has ended.
     sa.Column("id", ID, primary_key=True),
     sa.Column("kind", NAME, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("definition", sa.String(32), nullable=False),  # a hash of the graph
-    sa.Column("graph", LongText, nullable=False),  # that it started with, as JSON
-    sa.Column("ends_as", sa.String(16)),  # what it comes to when its steps have stopped: failed or cancelled
-    sa.Column("undo", sa.Boolean, nullable=False, default=True),  # whether its compensations are run first
+    sa.Column("graph", LongText, nullable=False),  # the graph that it started with, as JSON
+    sa.Column("ends_as", sa.String(16)),  # its final state once its steps have stopped: failed or cancelled
+    sa.Column("undo", sa.Boolean, nullable=False, default=True),  # whether compensations run first
     sa.Column("started_at", UtcDateTime, nullable=False),
     sa.Column("finished_at", UtcDateTime),
-    sa.Column("error", sa.Text),  # which step failed, and why; or why it rests
+    sa.Column("error", sa.Text),  # which step failed and why, or why the workflow rests
     sa.Index(None, "state", "id"),
 )
 
@@ -271,18 +271,20 @@ steps = sa.Table(
     "penstock_steps",
     metadata,
     sa.Column("workflow_id", ID, primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),  # 0: the step; from 1: one of its jobs
+    sa.Column(
+        "number", sa.Integer, primary_key=True, autoincrement=False
+    ),  # 0: the step itself; from 1: a job of its fan-out
     sa.Column("step", NAME, primary_key=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("job_id", ID),
-    sa.Column("members", sa.Integer),  # how many jobs it has; None: one, or none
-    sa.Column("done", sa.Integer, nullable=False, default=0),  # how many of them have ended
-    sa.Column("failed", sa.Integer, nullable=False, default=0),  # and how many of these not well
-    sa.Column("due_at", UtcDateTime),  # when the dispatcher is to look at it, on the database's clock
+    sa.Column("members", sa.Integer),  # number of jobs of a fan-out; None for other steps
+    sa.Column("done", sa.Integer, nullable=False, default=0),  # number of those that have ended
+    sa.Column("failed", sa.Integer, nullable=False, default=0),  # number of those that failed
+    sa.Column("due_at", UtcDateTime),  # when the dispatcher looks at it next, on the database's clock
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
     sa.Column("error", sa.Text),
-    sa.Column("result", LongText),  # JSON object, of a step that waits: the `answer`, or what it is `otherwise`
+    sa.Column("result", LongText),  # JSON object of a step that waits: the `answer`, or its `otherwise`
     sa.Index(None, "due_at"),
     sa.Index(None, "job_id"),
 )
@@ -290,12 +292,12 @@ steps = sa.Table(
 api_keys = sa.Table(
     "penstock_api_keys",
     metadata,
-    sa.Column("id", sa.String(16), primary_key=True),  # the part of a key that is no secret
-    sa.Column("digest", sa.String(64), nullable=False),  # SHA-256 of the whole key, which is kept nowhere
+    sa.Column("id", sa.String(16), primary_key=True),  # the public part of a key
+    sa.Column("digest", sa.String(64), nullable=False),  # SHA-256 of the whole key, which is not stored
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("kinds", sa.Text),  # JSON list of patterns; None: all
     sa.Column("queues", sa.Text),  # likewise
-    sa.Column("tenants", sa.Text),  # JSON list of names; None: all, and jobs of none
+    sa.Column("tenants", sa.Text),  # JSON list of names; None: all tenants, and jobs without one
     sa.Column("requests_per_second", sa.Float),  # None: as the settings say
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime),
@@ -305,12 +307,14 @@ api_keys = sa.Table(
 requests = sa.Table(
     "penstock_requests",
     metadata,
-    # Of clients of the gateway that sent an Idempotency-Key, so that repeating one is harmless.
+    # Requests to the gateway with an Idempotency-Key, so that repeating one is harmless.
     sa.Column("id", sa.String(64), primary_key=True),  # a hash of the caller and its key
-    sa.Column("fingerprint", sa.String(64), nullable=False),  # of what was asked
-    sa.Column("job_ids", LongText, nullable=False),  # JSON list, made before they are sent: a repetition has the same
+    sa.Column("fingerprint", sa.String(64), nullable=False),  # of the request
+    sa.Column(
+        "job_ids", LongText, nullable=False
+    ),  # JSON list, made before sending, so that a repetition has the same ids
     sa.Column("begun_at", UtcDateTime, nullable=False),
-    sa.Column("status", sa.Integer),  # of the answer; None: there is none yet
+    sa.Column("status", sa.Integer),  # of the response; None until there is one
     sa.Column("answer", LongText),
     sa.Index(None, "begun_at"),
 )
@@ -322,27 +326,27 @@ OUTBOX_TRIGGER = (
     "CREATE TRIGGER penstock_outbox_notify AFTER INSERT ON penstock_outbox "
     "FOR EACH STATEMENT EXECUTE FUNCTION penstock_outbox_notify()",
 )
-"""What PostgreSQL wakes the dispatcher with; sent with the commit."""
+"""Trigger by which PostgreSQL wakes the dispatcher at the commit."""
 
 
 def _outbox(metadata: sa.MetaData) -> sa.Table:
     table = sa.Table(
         "penstock_outbox",
         metadata,
-        # Given by the database, so that it rises from one transaction to the next: a key's jobs leave in this order.
+        # Assigned by the database, so it rises from one transaction to the next. Jobs of one key leave in this order.
         sa.Column("position", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-        sa.Column("id", ID, nullable=False),  # the job's; not unique, so that a repeated call is harmless here too
+        sa.Column("id", ID, nullable=False),  # of the job; not unique, so that a repeated call is harmless
         sa.Column("kind", NAME, nullable=False),
         sa.Column("queue", NAME, nullable=False),
         sa.Column("priority", sa.String(8), nullable=False),
         sa.Column("key", sa.String(255)),
-        sa.Column("track", sa.Boolean, nullable=False),  # as its kind says; the dispatcher may not know it
+        sa.Column("track", sa.Boolean, nullable=False),  # from its kind, which the dispatcher may not know
         sa.Column("policy", sa.Text),  # JSON object; of a unique job
         sa.Column("headers", LongText, nullable=False),  # JSON object
         sa.Column("body", LongBytes, nullable=False),
         sa.Column("created_at", UtcDateTime, nullable=False),
-        sa.Column("taken_by", sa.String(36)),  # which batch of a dispatcher's it is in
-        sa.Column("taken_until", UtcDateTime),  # and until when, on this database's clock
+        sa.Column("taken_by", sa.String(36)),  # the dispatcher's batch that reserved it
+        sa.Column("taken_until", UtcDateTime),  # end of that reservation, on this database's clock
         sa.Index(None, "key", "position"),
     )
     for statement in OUTBOX_TRIGGER:
@@ -352,6 +356,6 @@ def _outbox(metadata: sa.MetaData) -> sa.Table:
 
 
 outbox_metadata = sa.MetaData(naming_convention=metadata.naming_convention)
-"""Of the outbox alone, for databases of users' own."""
+"""Tables of an outbox in a user's own database."""
 outbox = _outbox(outbox_metadata)
-_outbox(metadata)  # a ledger's database has one too
+_outbox(metadata)  # the ledger's database has an outbox, too

@@ -1,4 +1,4 @@
-"""What becomes of a job whose key another job holds already."""
+"""Policies for a job whose key another job holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Duration = timedelta | float
 
 UNENDED = frozenset(State) - FINAL
 REPLACEABLE = UNENDED - {State.RUNNING}
-"""What `replace` and `debounce` end for a newer job: what runs goes on."""
+"""States in which `replace` and `debounce` end a job for a newer one. A running job goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Unique:
     Attributes:
         policy: `reject` raises DuplicateJob, `existing` answers with the job that holds the key, `replace` cancels it
             if it waits, `debounce` does so too and puts the new one off by `quiet`.
-        states: those in which a job holds its key.
-        hold: how long it does, from its enqueueing; None: as long as its state says.
-        quiet: how long no further job with the key must come before the last one runs.
+        states: states in which a job holds its key.
+        hold: how long a job holds its key, from when it was enqueued; None: as long as its state counts.
+        quiet: period without another job of the key, after which the last one runs.
     """
 
     policy: UniquePolicy
@@ -42,10 +42,10 @@ class Unique:
         unique_states: Sequence[str] | None = None,
         debounce: Duration | None = None,
     ) -> Unique | None:
-        """The policy that these keywords declare; None: none.
+        """Keywords of a job class → policy; None if they declare none.
 
         Raises:
-            ValueError: they do not go together; says which and why.
+            ValueError: the keywords do not go together; says which and why.
         """
         if policy is None:
             for name, value in (("unique_for", unique_for), ("unique_states", unique_states), ("debounce", debounce)):
@@ -55,13 +55,13 @@ class Unique:
         if policy not in get_args(UniquePolicy):
             raise ValueError(f"unique={policy!r} must be one of {', '.join(get_args(UniquePolicy))}")
         if policy in ("replace", "debounce") and (unique_for is not None or unique_states is not None):
-            raise ValueError(f"unique={policy!r} is about what waits: unique_for and unique_states do not go with it")
+            raise ValueError(f"unique={policy!r} concerns waiting jobs; remove unique_for and unique_states")
         if policy == "debounce" and debounce is None:
             raise ValueError('unique="debounce" needs its quiet period, such as debounce=30')
         if policy != "debounce" and debounce is not None:
             raise ValueError(f'debounce goes with unique="debounce", not with unique={policy!r}')
         hold = _duration("unique_for", unique_for)
-        # What failed or was stopped must not keep its repetition away, and what succeeded is what a period is for.
+        # A job that failed or was stopped must not block its repetition. One that succeeded blocks it for the period.
         states = UNENDED if hold is None else UNENDED | {State.SUCCEEDED}
         if unique_states is not None:
             states = _states(unique_states)
