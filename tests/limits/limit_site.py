@@ -134,7 +134,7 @@ class Site:
         self.producer = Producer.from_settings(self.settings)
         self.store: LimitStore = open_store(self.settings)  # type: ignore[assignment]
         # As if somebody had been here long ago: the first job need not wait as on a Redis that is new.
-        self.store._call([pack("SET", f"{prefix}:limits:asked", 0)])
+        self.store._connections.execute(pack("SET", f"{prefix}:limits:asked", 0))
         self.book = Pages.book = Book()
         self.handles: list[JobHandle] = []
         self.workers: list[Worker] = []

@@ -40,7 +40,7 @@ class Clocked(LimitStore):
 
     def at(self, now: float) -> None:
         self.now = now
-        self._call([pack("SET", f"{self._base}:clock", round(now * 1e6))])
+        self._connections.execute(pack("SET", f"{self._base}:clock", round(now * 1e6)))
 
     def after(self, seconds: float) -> None:
         self.at(self.now + seconds)
@@ -211,7 +211,7 @@ def test_a_redis_that_lost_all_lets_nobody_in_until_all_could_say_what_they_run(
     runs = entry("runs", ONE)
     store.enter([runs])
     names = ["", ":since", ":asked", ":busy", ":wakes", ":held:one:"]
-    store._call([pack("DEL", *(f"{store._base}{name}" for name in names))])
+    store._connections.execute(pack("DEL", *(f"{store._base}{name}" for name in names)))
     assert enter(store, TWO) == HeldBack("two:")
     store.renew([*RULES.values()], [runs])
     store.after(LEASE / 2)

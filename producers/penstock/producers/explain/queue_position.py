@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from pydantic_core import to_json
 
@@ -118,7 +118,7 @@ class RedisPlaces:
         number = PRIORITIES.index(cast(Priority, priority))
         keys = lane_keys(self._prefix, queue)
         needle = b'"id":' + to_json(job_id)  # as the sender has packed it
-        lanes = self._call(*(pack("EVAL", _LANE, 1, key, GROUP) for key in keys))
+        lanes = self._connections.execute(*(pack("EVAL", _LANE, 1, key, GROUP) for key in keys))
         waits = [max(length - held, 0) for length, held, _ in lanes]
         waiting, higher = sum(waits), sum(waits[:number])
         last = lanes[number][2].decode()
@@ -145,7 +145,9 @@ class RedisPlaces:
 
         seen = 0
         while seen < LOOKED_AT:
-            [(index, count, end)] = self._call(pack("EVAL", _SCAN, 1, key, needle, command, first, last, _PAGE))
+            [(index, count, end)] = self._connections.execute(
+                pack("EVAL", _SCAN, 1, key, needle, command, first, last, _PAGE)
+            )
             if index:
                 return seen + index - 1, False
             if count < _PAGE:
@@ -160,7 +162,9 @@ class RedisPlaces:
 
         seen, first = 0, "-"
         while seen < _HELD_LOOKED_AT:
-            [(count, end, *found)] = self._call(pack("EVAL", _SCAN_HELD, 1, key, needle, GROUP, first, _PAGE))
+            [(count, end, *found)] = self._connections.execute(
+                pack("EVAL", _SCAN_HELD, 1, key, needle, GROUP, first, _PAGE)
+            )
             if found:
                 return (found[0].decode(), timedelta(milliseconds=found[1])), False
             if count < _PAGE:
@@ -168,14 +172,6 @@ class RedisPlaces:
             seen += count
             first = f"({end.decode()}"
         return None, False
-
-    def _call(self, *commands: bytes) -> list[Any]:
-        from penstock.producers.senders.redis.sender import refusal
-
-        replies = self._connections.call(b"".join(commands), len(commands))
-        if error := refusal(replies):
-            self._connections.fail(error)
-        return replies
 
 
 class RabbitmqPlaces:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from penstock.producers.limits import scripts
 from penstock.producers.limits.rules import Rule
 from penstock.producers.senders.redis.connections import RedisConnections, pack
-from penstock.producers.senders.redis.sender import refusal
 from penstock.schemas.jobs.limits import Concurrency
 
 LEAD_SECONDS = 0.1
@@ -132,7 +130,7 @@ class LimitStore:
             self._packed(scripts.ENTER, _woken(one.job_id), one.member, *fixed, *_numbers(one.places))
             for one in entries
         ]
-        replies = self._call(packed)
+        replies = self._connections.execute(*packed)
         return [
             Entered(int(reply[1]) / 1e6) if reply[0] else HeldBack(one.places[int(reply[1])][1])
             for one, reply in zip(entries, replies, strict=True)
@@ -141,17 +139,19 @@ class LimitStore:
     def leave(self, ended: Iterable[Entry], waiting: Sequence[str] = ()) -> None:
         """Give back the places of what has ended; and say which slots are waited for, after that is on record."""
         left = [part for entry in ended for part in _members(entry)]
-        self._call([self._packed(scripts.LEAVE, len(waiting), *waiting, *left)])
+        self._connections.execute(self._packed(scripts.LEAVE, len(waiting), *waiting, *left))
 
     def renew(self, rules: Sequence[Rule], running: Iterable[Entry]) -> None:
         """Say what runs, and what the rules are."""
         named = [part for rule in rules for part in (rule.name, _rule(rule), rule.text)]
         members = [part for entry in running for part in _members(entry)]
-        self._call([self._packed(scripts.RENEW, self._lease, self._worker, len(rules), *named, *members)])
+        self._connections.execute(self._packed(scripts.RENEW, self._lease, self._worker, len(rules), *named, *members))
 
     def take(self, most: int) -> list[Free]:
         """Slots that jobs wait for and that have become free. For some seconds nobody else is told of them."""
-        [found] = self._call([self._packed(scripts.TAKE, most, _micros(LEAD_SECONDS), _micros(_HOLD_SECONDS))])
+        [found] = self._connections.execute(
+            self._packed(scripts.TAKE, most, _micros(LEAD_SECONDS), _micros(_HOLD_SECONDS))
+        )
         return [
             Free(slot.decode(), count, token.decode())
             for slot, count, token in zip(found[::3], found[1::3], found[2::3], strict=True)
@@ -159,24 +159,26 @@ class LimitStore:
 
     def wake(self, free: Free, job_ids: Sequence[str], *, more: bool) -> None:
         """Keep places for jobs that are about to be sent; `more`: others wait behind them."""
-        self._call([self._packed(scripts.WAKE, free.slot, free.token, self._lease, int(more), *map(_woken, job_ids))])
+        self._connections.execute(
+            self._packed(scripts.WAKE, free.slot, free.token, self._lease, int(more), *map(_woken, job_ids))
+        )
 
     def expect(self, slots: Iterable[str]) -> None:
         """Say that jobs wait for these slots, where Redis does not know it."""
         packed = [pack("ZADD", f"{self._base}:wakes", "NX", 0, slot) for slot in slots]
         if packed:
-            self._call(packed)
+            self._connections.execute(*packed)
 
     def look(self, slots: Sequence[str]) -> list[Use]:
         """What is known of these slots."""
         if not slots:
             return []
-        [found] = self._call([self._packed(scripts.LOOK, *slots)])
+        [found] = self._connections.execute(self._packed(scripts.LOOK, *slots))
         return [_use(int(next_in), [member.decode() for member in members]) for next_in, members in found]
 
     def rules(self) -> dict[str, Told]:
         """Every rule that a worker has told of, by name."""
-        numbers, texts = self._call([pack("HGETALL", self._base), pack("HGETALL", f"{self._base}:text")])
+        numbers, texts = self._connections.execute(pack("HGETALL", self._base), pack("HGETALL", f"{self._base}:text"))
         said = dict(zip(texts[::2], texts[1::2], strict=True))
         return {
             name.decode(): Told.of(said.get(name, b"").decode(), rule.decode())
@@ -187,7 +189,7 @@ class LimitStore:
         """Every slot under which something runs or is about to."""
         start, cursor, found = f"{self._base}:held:", b"0", set[str]()
         while True:
-            [(cursor, keys)] = self._call([pack("SCAN", cursor, "MATCH", f"{start}*", "COUNT", 1000)])
+            [(cursor, keys)] = self._connections.execute(pack("SCAN", cursor, "MATCH", f"{start}*", "COUNT", 1000))
             found |= {key.decode().removeprefix(start) for key in keys}
             if cursor == b"0":
                 return found
@@ -197,12 +199,6 @@ class LimitStore:
 
     def _packed(self, script: str, *arguments: str | int) -> bytes:
         return pack("EVAL", script, 1, self._base, *arguments)
-
-    def _call(self, packed: Sequence[bytes]) -> list[Any]:
-        replies = self._connections.call(b"".join(packed), len(packed))
-        if error := refusal(replies):
-            self._connections.fail(error)
-        return replies
 
 
 def _use(next_in: int, members: Sequence[str]) -> Use:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import scheme
@@ -69,11 +69,11 @@ class RedisLanes:
         from penstock.producers.senders.redis.connections import pack
 
         key = f"{self._prefix}:incarnation"
-        [found] = self._call(pack("GET", key))
+        [found] = self._connections.execute(pack("GET", key))
         if found is None:
             # The time is taken after the look, so that nothing sent before the wipe is later than it. Of several
             # dispatchers one sets it.
-            [_, found] = self._call(pack("SET", key, now().isoformat(), "NX"), pack("GET", key))
+            [_, found] = self._connections.execute(pack("SET", key, now().isoformat(), "NX"), pack("GET", key))
         try:
             return datetime.fromisoformat(found.decode()).astimezone(UTC)
         except (AttributeError, ValueError):  # wiped once more in between, or somebody else's
@@ -84,19 +84,11 @@ class RedisLanes:
         from penstock.producers.senders.redis.sender import lane_key
 
         keys = [lane_key(self._prefix, queue, cast(Priority, priority)) for queue, priority in lanes]
-        ages = self._call(*(pack("EVAL", _AGE_OF_OLDEST, 1, key) for key in keys)) if keys else []
+        ages = self._connections.execute(*(pack("EVAL", _AGE_OF_OLDEST, 1, key) for key in keys)) if keys else []
         return {lane: timedelta(milliseconds=age) for lane, age in zip(lanes, ages, strict=True)}
 
     def close(self) -> None:
         self._connections.close()
-
-    def _call(self, *commands: bytes) -> list[Any]:
-        from penstock.producers.senders.redis.sender import refusal
-
-        replies = self._connections.call(b"".join(commands), len(commands))
-        if error := refusal(replies):
-            self._connections.fail(error)
-        return replies
 
 
 class RabbitmqLanes:

@@ -148,6 +148,18 @@ class RedisConnections:
         self._idle.append((connection, time.monotonic()))
         return result
 
+    def execute(self, *commands: bytes) -> list[Reply]:
+        """As `call`, for commands that Redis has no reason to refuse. Returns a reply for each.
+
+        Raises:
+            BrokerUnavailable: within the timeout, or Redis refused one of them.
+        """
+        replies = self.call(b"".join(commands), len(commands)) if commands else []
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self.fail(reply)
+        return replies
+
     def connect(self, **options: Any) -> Any:
         """A new, connected `redis.connection.Connection` that the caller owns.
 

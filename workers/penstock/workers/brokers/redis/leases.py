@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders.redis.connections import RedisConnections, pack
-from penstock.producers.senders.redis.sender import GROUP, refusal
+from penstock.producers.senders.redis.sender import GROUP
 from penstock.workers.brokers.redis.lease_keeper import Keeper
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,7 @@ class Leases:
             commands += (pack("XACK", lane, GROUP, *ids), pack("XDEL", lane, *ids))
         commands.append(pack("EXEC"))
         try:
-            replies = self.connections.call(b"".join(commands), len(commands))
-            if error := refusal(replies):
-                self.connections.fail(error)
+            self.connections.execute(*commands)
         except BrokerUnavailable as error:
             log.warning("acknowledgements are kept for later: %s", error)
             self._retry_at = time.monotonic() + _RETRY_SECONDS
@@ -156,9 +154,7 @@ class Leases:
         for lane, ids in held:
             for start in range(0, len(ids), _RENEWED_AT_ONCE):
                 part = ids[start : start + _RENEWED_AT_ONCE]
-                [lost] = self.connections.call(pack("EVAL", _RENEW, 1, lane, GROUP, self.name, *part))
-                if isinstance(lost, Exception):
-                    self.connections.fail(lost)
+                [lost] = self.connections.execute(pack("EVAL", _RENEW, 1, lane, GROUP, self.name, *part))
                 self._forget([(lane, entry_id) for entry_id in lost])
 
     def _forget(self, tags: Sequence[Tag]) -> None:

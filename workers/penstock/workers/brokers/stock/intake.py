@@ -20,7 +20,7 @@ from penstock.producers.senders import scheme
 from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
 from penstock.producers.senders.rabbitmq.sender import RabbitmqSender, address
 from penstock.producers.senders.redis.connections import RedisConnections, pack
-from penstock.producers.senders.redis.sender import lane_key, refusal
+from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers.rabbitmq.lenient_frames import plain, read_leniently
@@ -101,7 +101,9 @@ class RedisStockIntake:
 
     def take(self, limit: int, route: Route) -> int:
         taken = 0
-        for found, length in zip(self._lists, self._call([pack("LLEN", one.key) for one in self._lists]), strict=True):
+        for found, length in zip(
+            self._lists, self._connections.execute(*(pack("LLEN", one.key) for one in self._lists)), strict=True
+        ):
             if length:
                 taken += self._take(found, limit - taken, route)
         return taken
@@ -109,31 +111,25 @@ class RedisStockIntake:
     def close(self) -> None:
         self._connections.close()
 
-    def _call(self, commands: list[bytes]) -> list[Any]:
-        replies = self._connections.call(b"".join(commands), len(commands)) if commands else []
-        if error := refusal(replies):
-            self._connections.fail(error)
-        return replies
-
     def _take(self, source: _List, limit: int, route: Route) -> int:
         taken = 0
         while (count := min(_BATCH, limit - taken)) > 0:
             found = self._read_dramatiq(source, count) if source.messages else self._read_kombu(source, count)
             moves = [self._move(source, entry, raw, envelope, route) for entry, raw, envelope in found]
-            moved = sum(self._call(moves))
+            moved = sum(self._connections.execute(*moves))
             taken += moved
             if moved < count:  # the list is empty, or another dispatcher is at it
                 break
         return taken
 
     def _read_kombu(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
-        [found] = self._call([pack("LRANGE", source.key, -count, -1)])
+        [found] = self._connections.execute(pack("LRANGE", source.key, -count, -1))
         for raw in reversed(found):
             yield raw, raw, read_kombu(source.queue, raw)
 
     def _read_dramatiq(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
-        [ids] = self._call([pack("LRANGE", source.key, 0, count - 1)])
-        [found] = self._call([pack("HMGET", source.messages or "", *ids)]) if ids else [[]]
+        [ids] = self._connections.execute(pack("LRANGE", source.key, 0, count - 1))
+        [found] = self._connections.execute(pack("HMGET", source.messages or "", *ids)) if ids else [[]]
         for entry, raw in zip(ids, found, strict=True):
             yield entry, raw, _read_dramatiq(source.queue, raw or b"")
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.handles.subscriptions import channel_start, watched_key
 from penstock.producers.senders.redis.connections import RedisConnections, pack
-from penstock.producers.senders.redis.sender import refusal
 
 log = logging.getLogger("penstock.worker")
 
@@ -87,7 +86,5 @@ class Pushes:
 
     def _call(self, command: bytes) -> bool:
         """Whether anybody watches any job."""
-        replies = self._connections.call(command)
-        if error := refusal(replies):
-            self._connections.fail(error)
-        return bool(replies[0])
+        [reply] = self._connections.execute(command)
+        return bool(reply)
