@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from penstock.config.settings import Settings
 from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.rows.jobs import RESERVED
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, outbox
 from penstock.ledger.sql.upgrade import upgrade
@@ -373,7 +374,7 @@ def test_while_the_broker_is_down_the_outbox_grows_and_keeps_its_order(
 def test_a_commit_on_postgresql_wakes_the_dispatcher(
     redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relaying, "_POLL_SECONDS_WHEN_TOLD", 3600.0)
+    monkeypatch.setattr(relaying, "_POLL_SECONDS_WHEN_NOTIFIED", 3600.0)
     ledger = Database(postgres_url)
     upgrade(ledger)
     empty(ledger)
@@ -398,11 +399,12 @@ import os, signal, sys
 from datetime import timedelta
 import ledgers
 from penstock.config.settings import Settings
-from penstock.schemas.database import Database
-from penstock.workers.dispatcher import outbox
+from penstock.ledger.outbox import batch, rows
+from penstock.ledger.sql.database import Database
+from penstock.workers.dispatcher.outbox import relay as outbox
 
 broker_url, database_url, prefix, point, shop_url = sys.argv[1:]
-outbox.RESERVED = timedelta(seconds=2)
+batch.RESERVED = rows.RESERVED = timedelta(seconds=2)
 outbox.BATCH = 100
 shops = (shop_url,) if shop_url else ()
 settings = Settings(broker_url=broker_url, database_url=database_url, prefix=prefix, outbox_urls=shops)
@@ -501,7 +503,7 @@ def test_one_of_two_dispatchers_is_killed_at_some_moment(
 def test_a_reservation_outlasts_a_slow_broker() -> None:
     """Else a second dispatcher would send what the first is sending."""
     slowest = timedelta(seconds=Settings().broker_timeout_seconds)
-    assert slowest < relaying.RESERVED
+    assert slowest < RESERVED
 
 
 def test_relays_open_a_sender_for_each_database_once(tmp_path: Path) -> None:

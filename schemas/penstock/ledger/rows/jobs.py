@@ -126,6 +126,15 @@ def reserved(database: Database, ids: Sequence[str], until: datetime) -> sa.Colu
     return sa.and_(database.among(jobs.c.id, ids), *waiting)
 
 
+def release_reserved(connection: sa.Connection, database: Database, ids: Sequence[str], until: datetime) -> None:
+    """Make reserved rows due now, for any dispatcher to send.
+
+    Arguments:
+        until: until when they were reserved.
+    """
+    connection.execute(sa.update(jobs).where(reserved(database, ids, until)).values(due_at=from_now()))
+
+
 def _check(row: Row) -> None:
     for name, longest in _TEXTS.items():
         value = row[name]

@@ -52,13 +52,13 @@ class Dispatcher:
         )
         lanes = open_lanes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
         lost = LostJobs(self._database, lanes, settings.lease)
-        due = DueJobs(self._database, open_own(), after=lost.begun)
+        due = DueJobs(self._database, open_own(), ready=lost.begun)
         sending = Sending(self._database, open_own(), due.news, lost.begun)
         self.services: list[Poller] = [
             Intake(self._database, consumer),
             due,
             *Limits.open(settings, self._database),
-            *open_outboxes(settings, self._database, after=lost.begun),
+            *open_outboxes(settings, self._database, ready=lost.begun),
             Schedules(self._database, settings, due.news),
             Workflows(settings, self._database, pushed=True, sending=sending),
             Rescue(self._database, settings.lease),

@@ -42,19 +42,19 @@ class DueJobs(Poller):
     """Sends what is due.
 
     Arguments:
-        after: what to wait for before the first sending.
+        ready: what to wait for before the first sending.
     """
 
     name = "due jobs"
     interval_seconds = 0.05
 
-    def __init__(self, database: Database, sender: Sender, after: threading.Event | None = None) -> None:
+    def __init__(self, database: Database, sender: Sender, ready: threading.Event | None = None) -> None:
         super().__init__()
-        self._database, self._sender, self._after = database, sender, after
+        self._database, self._sender, self._ready = database, sender, ready
         self._full: dict[str, float] = {}
 
     def work(self) -> bool:
-        if self._after is not None and not self._after.is_set():
+        if self._ready is not None and not self._ready.is_set():
             return False
         now = time.monotonic()
         self._full = {queue: until for queue, until in self._full.items() if until > now}

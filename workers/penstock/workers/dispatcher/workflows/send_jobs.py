@@ -7,13 +7,9 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-import sqlalchemy as sa
-
 from penstock.config.errors import PenstockError
-from penstock.ledger.rows.jobs import mark_sent, reserved
-from penstock.ledger.sql.clock import from_now
+from penstock.ledger.rows.jobs import mark_sent, release_reserved
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import jobs
 from penstock.producers.senders import Sender
 from penstock.schemas.wire.codec import Envelope
 
@@ -28,18 +24,18 @@ class Sending:
     Arguments:
         sender: its own; closed with this.
         news: of the service of due jobs: set when there are jobs for it.
-        after: what to wait for before the first sending.
+        ready: what to wait for before the first sending.
     """
 
-    def __init__(self, database: Database, sender: Sender, news: threading.Event, after: threading.Event) -> None:
-        self._database, self._sender, self._after = database, sender, after
+    def __init__(self, database: Database, sender: Sender, news: threading.Event, ready: threading.Event) -> None:
+        self._database, self._sender, self._ready = database, sender, ready
         self.news = news
         self._not_before = 0.0
 
     @property
     def is_possible(self) -> bool:
         """Not at the very beginning, nor soon after the broker has failed: nobody should wait for it here again."""
-        return self._after.is_set() and time.monotonic() >= self._not_before
+        return self._ready.is_set() and time.monotonic() >= self._not_before
 
     def send(self, envelopes: Sequence[Envelope], until: datetime) -> None:
         """Hand these to the broker.
@@ -56,7 +52,7 @@ class Sending:
                 self._sender.send(chunk)
             except PenstockError:  # it is the other service that tells people
                 self._not_before = time.monotonic() + _AFTER_FAILURE_SECONDS
-                self._give_back(envelopes[start:], until)
+                self._release(envelopes[start:], until)
                 return
             self._mark(chunk, until, began)
 
@@ -64,11 +60,9 @@ class Sending:
         ids = [envelope.id for envelope in envelopes]
         self._database.write(lambda connection: mark_sent(connection, self._database, ids, until, began))
 
-    def _give_back(self, envelopes: Sequence[Envelope], until: datetime) -> None:
-        mine = reserved(self._database, [envelope.id for envelope in envelopes], until)
-        self._database.write(
-            lambda connection: connection.execute(sa.update(jobs).where(mine).values(due_at=from_now()))
-        )
+    def _release(self, envelopes: Sequence[Envelope], until: datetime) -> None:
+        ids = [envelope.id for envelope in envelopes]
+        self._database.write(lambda connection: release_reserved(connection, self._database, ids, until))
         self.news.set()
 
     def close(self) -> None:

@@ -1,0 +1,1 @@
+"""The way of a job from an outbox into the ledger."""
