@@ -1,6 +1,6 @@
 # The verbs of this repository. `make` lists them. Everything runs in .venv, which is made when it is first needed;
-# once it is up to date with pyproject.toml and constraints.txt, nothing here needs the network. constraints.txt is what
-# `pip freeze --exclude-editable` says in a fresh .venv after `make test`.
+# once it is up to date with pyproject.toml and constraints.txt, nothing here needs the network. constraints.txt is the
+# output of `pip freeze --exclude-editable` in a fresh .venv after `make test`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +10,10 @@ JOBS ?= 4
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check fix bench chaos clean
+.PHONY: help demo up test test-pythons check check-wheel fix bench chaos release clean
 
 help: ## List these verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.all ## Run everything for a minute on real input, with checks (ARGS=--keep leaves it running)
 	@$(BIN)/penstock demo $(ARGS)
@@ -24,13 +24,19 @@ up: $(VENV)/.all ## Run everything on this machine until Ctrl-C; state in ./var
 test: $(VENV)/.dev ## Run the tests, JOBS=4 at a time (ARGS="-k words" runs some)
 	@$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-check: $(VENV)/.dev ## Check format, lint, types and the rule of imports
+test-pythons: $(VENV)/.dev ## Run a selection of the tests on the other supported Pythons that are here
+	@$(BIN)/python infra/pythons.py --jobs $(JOBS) $(ARGS)
+
+check: $(VENV)/.dev ## Check format, lint, types and the house rules
 	@$(BIN)/ruff format --check --quiet . || { echo "make fix formats them"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/pytest -q tests/test_house.py
 
-fix: $(VENV)/.dev ## Format, and mend what lint can mend by itself
+check-wheel: $(VENV)/.dev ## Build the wheel and see that it works from a fresh environment
+	@$(BIN)/python infra/wheel.py
+
+fix: $(VENV)/.dev ## Format, and fix what lint can fix by itself
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix .
 
@@ -40,9 +46,12 @@ bench: $(VENV)/.dev ## Measure Penstock beside its peers (ARGS=--quick only show
 chaos: $(VENV)/.dev ## Kill, freeze and restart everything in the middle of jobs, and count what is lost
 	@$(BIN)/python tests/chaos/run.py $(ARGS)
 
-clean: ## Remove caches and build results; leaves .venv and var
+release: $(VENV)/.dev ## Make a release: VERSION=0.2.0 (ARGS=--dry-run changes nothing)
+	@$(BIN)/python infra/release.py $(VERSION) $(ARGS)
+
+clean: ## Remove caches and build results; leaves .venv, .venv-3.x and var
 	@rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || \

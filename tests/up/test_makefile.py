@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("help", "demo", "up", "test", "check", "fix", "bench", "chaos", "clean")
+VERBS = (
+    "help",
+    "demo",
+    "up",
+    "test",
+    "test-pythons",
+    "check",
+    "check-wheel",
+    "fix",
+    "bench",
+    "chaos",
+    "release",
+    "clean",
+)
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 

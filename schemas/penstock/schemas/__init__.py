@@ -7,6 +7,8 @@ from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.schedules.decorator import scheduled
 from penstock.schemas.states import Outcome, State
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Concurrency",
     "Job",
@@ -17,6 +19,7 @@ __all__ = [
     "RetryPolicy",
     "Sensitive",
     "State",
+    "__version__",
     "registry",
     "scheduled",
     "upcasts",

@@ -243,7 +243,7 @@ def _read(value: Any) -> _Signature:
             raise ValueError(f"task_id {signature.id!r} is no id")
         if signature.queue is not None and NAME.fullmatch(signature.queue) is None:
             raise ValueError(f"{signature.queue!r} is no name of a queue")
-    except UndecodableMessage:
+    except (UndecodableMessage, RecursionError):
         raise
     except Exception as error:  # a stranger's signature can be wrong in more ways than can be listed
         detail = f"a signature that is to follow it cannot be read: {type(error).__name__}: {error}"

@@ -1,0 +1,101 @@
+"""Run a shorter selection of the tests on the other supported Pythons that this machine has.
+
+make test-pythons                 # each in a virtual environment of its own: .venv-3.12, .venv-3.13
+make test-pythons ARGS=--list     # only says which Pythons there are
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SUPPORTED = ("3.11", "3.12", "3.13")
+"""As in the classifiers of pyproject.toml."""
+SELECTION = (
+    "tests/schemas",
+    "tests/config",
+    "tests/executor",
+    "tests/ledger",
+    "tests/producers",
+    "tests/test_house.py",
+)
+"""What depends on the Python most: annotations, asyncio, sqlite3, subprocesses. SQLite is the only database."""
+WITHOUT_SERVERS = "not rabbitmq and not postgres and not mariadb and not slow"
+INSTALLED = {
+    "PYENV_ROOT": (".pyenv", "versions/{version}*/bin/python"),
+    "ASDF_DATA_DIR": (".asdf", "installs/python/{version}*/bin/python"),
+    "MISE_DATA_DIR": (".local/share/mise", "installs/python/{version}*/bin/python"),
+    "UV_PYTHON_INSTALL_DIR": (".local/share/uv/python", "cpython-{version}*/bin/python3"),
+    "CONDA_ROOT": ("miniconda3", "envs/*/bin/python{version}"),
+    "CONDA_PREFIX": ("miniforge3", "bin/python{version}"),
+}
+"""Environment variable → (its default below the home folder, pattern below that)."""
+
+
+def candidates(version: str) -> Iterator[Path]:
+    """Where a Python of this version may be; not all are there, and some may be of another version."""
+    for variable, (default, pattern) in INSTALLED.items():
+        folder = Path(os.environ.get(variable) or Path.home() / default)
+        yield from sorted(folder.glob(pattern.format(version=version)), reverse=True)
+    for name in ("/usr/bin", "/usr/local/bin", "/opt/conda/bin"):
+        yield Path(name) / f"python{version}"
+    if path := shutil.which(f"python{version}"):
+        yield Path(path)
+
+
+def find(version: str) -> Path | None:
+    """A Python of this version that can make virtual environments."""
+    code = "import ensurepip, sqlite3, ssl, sys, venv; print('{}.{}'.format(*sys.version_info))"
+    for python in candidates(version):
+        if python.exists():
+            done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+            if done.stdout.strip() == version:
+                return python
+    return None
+
+
+def environment(version: str, python: Path) -> Path:
+    """The virtual environment of a version, up to date with pyproject.toml and constraints.txt."""
+    folder = ROOT / f".venv-{version}"
+    stamp = folder / ".dev"
+    pins = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
+    if stamp.exists() and all(stamp.stat().st_mtime > pin.stat().st_mtime for pin in pins):
+        return folder
+    print(f"installing Penstock and its development tools into {folder.name}", flush=True)
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    pip = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[dev]"], cwd=ROOT, check=True)
+    stamp.touch()
+    return folder
+
+
+def main() -> int:
+    """Exit code 0 if the tests passed on each Python that is there, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="only say which Pythons there are")
+    parser.add_argument("--jobs", default="4", help="tests at a time")
+    options = parser.parse_args()
+    failed = []
+    for version in SUPPORTED:
+        if version == "{}.{}".format(*sys.version_info):
+            continue  # `make test` runs all tests on this one
+        python = find(version)
+        print(f"Python {version}: {python or 'not found; its tests are skipped'}", flush=True)
+        if python is None or options.list:
+            continue
+        pytest = [environment(version, python) / "bin/pytest", "-q", "-n", options.jobs, "-m", WITHOUT_SERVERS]
+        if subprocess.run([*pytest, *SELECTION], cwd=ROOT, check=False).returncode != 0:
+            failed.append(version)
+    if failed:
+        print(f"tests failed on Python {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
