@@ -7,14 +7,20 @@ There are two sorts. A *job's* letter says why the job in the ledger is dead; `c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidJob, JobNotFound, UndecodableMessage
+from penstock.ledger.queries.failure_groups import Group as Group
+from penstock.ledger.queries.failure_groups import groups as groups
+from penstock.ledger.queries.scope import SCOPED, UNREAD
+from penstock.ledger.queries.selection import OPEN, PLACED, WITH_JOBS, matching, read_page
+from penstock.ledger.queries.selection import Selection as Selection
 from penstock.ledger.rows import audit, steps
 from penstock.ledger.rows.attempts import history
 from penstock.ledger.rows.dead_letters import fingerprint
@@ -104,61 +110,6 @@ def _row_of(envelope: Envelope, now: datetime) -> Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which letters: those to which all that is given applies. With nothing given, all that wait for a decision.
-
-    Attributes:
-        ids: these, in this order; an empty tuple is none of them.
-        decided: None: those that wait for a decision; else those that were `replayed` or `discarded`.
-        reason: such as `failed` or `unknown_kind`.
-        group: a fingerprint, as `groups` tells it.
-        key, tenant: of the letter's job.
-        since, until: died at that time or later; before that time.
-        error: what the error contains, in upper or lower case.
-    """
-
-    ids: tuple[str, ...] | None = None
-    decided: Literal["replayed", "discarded"] | None = None
-    reason: str | None = None
-    kind: str | None = None
-    queue: str | None = None
-    group: str | None = None
-    key: str | None = None
-    tenant: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    error: str | None = None
-
-    @property
-    def filters(self) -> dict[str, Any]:
-        """What was given beside the ids."""
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ids"}
-        return {name: value for name, value in given.items() if value is not None}
-
-
-OPEN = Selection()
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Letters that died of the same error.
-
-    Attributes:
-        fingerprint: its name, for `Selection.group`.
-        kind, reason, error: of the newest of them.
-    """
-
-    fingerprint: str
-    count: int
-    kind: str | None
-    reason: str
-    error: str
-    first_at: datetime
-    last_at: datetime
-    newest_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Shown:
     """One letter with all there is to know before deciding about it.
 
@@ -179,41 +130,31 @@ class Shown:
     decisions: Sequence[audit.Act]
 
 
-def find(database: Database, selection: Selection = OPEN, *, limit: int = 50) -> Sequence[Any]:
-    """Rows of letters, the newest first, without headers and bytes."""
-    letters = dead_letters.c
-    select = sa.select(*(column for column in letters if column.name not in ("raw", "headers")))
-    select = select.where(*_matching(database, selection))
-    select = select.order_by(letters.created_at.desc(), letters.id.desc()).limit(limit)
-    return database.read(lambda connection: connection.execute(select).all())
+def find(
+    database: Database, selection: Selection = OPEN, *, before: str | None = None, limit: int = 50
+) -> Sequence[Any]:
+    """Rows of dead letters, the newest first, without headers and bytes; with the keys and tenants of their jobs.
 
+    Arguments:
+        before: the id of one: only those that come after it in this order.
 
-def groups(database: Database, selection: Selection = OPEN, *, limit: int = 50) -> list[Group]:
-    """The groups of these letters, the largest first."""
-    letters, matching = dead_letters.c, _matching(database, selection)
-    count, last = sa.func.count().label("size"), sa.func.max(letters.created_at).label("last_at")
-    select = sa.select(letters.fingerprint, count, sa.func.min(letters.created_at).label("first_at"), last)
-    select = select.where(*matching).group_by(letters.fingerprint)
-    select = select.order_by(count.desc(), last.desc(), letters.fingerprint).limit(limit)
+    Raises:
+        JobNotFound: no dead letter has the id `before`.
+    """
+    columns = [column for column in dead_letters.c if column.name not in ("raw", "headers")]
+    select = sa.select(*columns, jobs.c.key, jobs.c.tenant, UNREAD).select_from(WITH_JOBS)
+    select = select.where(*matching(database, selection), *selection.scope.conditions())
 
-    def read(connection: sa.Connection) -> list[Group]:
-        found = connection.execute(select).all()
-        columns = [letters[name] for name in ("fingerprint", "id", "kind", "reason", "detail")]
-        newest: dict[str, Any] = {}
-        for at in range(0, len(found), 200):  # SQLite's expressions are at most 1,000 deep
-            ends = (
-                sa.and_(letters.fingerprint == row.fingerprint, letters.created_at == row.last_at)
-                for row in found[at : at + 200]
-            )
-            for row in connection.execute(sa.select(*columns).where(*matching, sa.or_(*ends)).order_by(letters.id)):
-                newest[row.fingerprint] = row
-        return [
-            Group(row.fingerprint, row.size, one.kind, one.reason, one.detail, row.first_at, row.last_at, one.id)
-            for row in found
-            if (one := newest.get(row.fingerprint)) is not None  # decided about in between
-        ]
+    def find_page(connection: sa.Connection) -> list[Any]:
+        last = None
+        if before is not None:
+            placed = sa.select(*PLACED, *SCOPED).select_from(WITH_JOBS).where(dead_letters.c.id == before)
+            last = connection.execute(placed).first()
+            if last is None or not selection.scope.includes_dead_letter(last):
+                raise JobNotFound(f"no dead letter has the id {before}")
+        return read_page(connection, select, selection, limit, newest_first=True, last=last)
 
-    return database.read(read)
+    return database.read(find_page)
 
 
 def show(database: Database, letter_id: str) -> Shown:
@@ -278,9 +219,9 @@ def replay(
         detail["edited"] = sorted(edit)
     if per_second is not None:
         detail["per_second"] = per_second
-    return replays.replay(
+    decide = partial(
+        replays.replay,
         database,
-        _chosen(database, selection, limit),
         actor=actor,
         act="edit" if edit else "replay",
         detail=detail,
@@ -288,6 +229,7 @@ def replay(
         per_second=per_second,
         dry_run=dry_run,
     )
+    return _decide(database, selection, limit, decide)
 
 
 def replay_one(database: Database, letter_id: str, *, actor: str, edit: Mapping[str, Any] | None = None) -> None:
@@ -320,50 +262,27 @@ def discard(
     if not reason.strip():
         raise ValueError("discarding a dead letter needs a reason")
     detail = {**selection.filters, "why": reason}
-    return replays.discard(database, _chosen(database, selection, limit), actor=actor, detail=detail, dry_run=dry_run)
+    decide = partial(replays.discard, database, actor=actor, detail=detail, dry_run=dry_run)
+    return _decide(database, selection, limit, decide)
 
 
-def _matching(database: Database, selection: Selection) -> list[sa.ColumnElement[bool]]:
-    letters = dead_letters.c
-    conditions: list[sa.ColumnElement[bool]] = []
-    if selection.decided is None:
-        conditions += [letters.replayed_at.is_(None), letters.discarded_at.is_(None)]
-    elif selection.decided == "replayed":
-        conditions += [letters.replayed_at.is_not(None)]
-    else:
-        conditions += [letters.discarded_at.is_not(None), letters.replayed_at.is_(None)]
-    if selection.ids is not None:
-        conditions.append(database.among(letters.id, selection.ids))
-    equal = (
-        (letters.reason, selection.reason),
-        (letters.kind, selection.kind),
-        (letters.queue, selection.queue),
-        (letters.fingerprint, selection.group),
-    )
-    conditions += [column == wanted for column, wanted in equal if wanted is not None]
-    job = [
-        column == wanted
-        for column, wanted in ((jobs.c.key, selection.key), (jobs.c.tenant, selection.tenant))
-        if wanted is not None
-    ]
-    if job:
-        conditions.append(sa.exists().where(jobs.c.id == letters.id, *job))
-    if selection.since is not None:
-        conditions.append(letters.created_at >= selection.since)
-    if selection.until is not None:
-        conditions.append(letters.created_at < selection.until)
-    if selection.error is not None:
-        conditions.append(letters.detail.icontains(selection.error, autoescape=True))
-    return conditions
-
-
-def _chosen(database: Database, selection: Selection, limit: int | None) -> list[str]:
-    """Ids to decide about. Those that were named are all in it, so that what cannot be done to one is said."""
-    if selection.ids is not None and not selection.filters:
-        return list(dict.fromkeys(selection.ids))[:limit]
-    letters = dead_letters.c
-    select = sa.select(letters.id).where(*_matching(database, selection)).order_by(letters.created_at, letters.id)
-    return database.read(lambda connection: list(connection.scalars(select.limit(limit))))
+def _decide(
+    database: Database, selection: Selection, limit: int | None, decide: Callable[[Sequence[str]], list[Verdict]]
+) -> list[Verdict]:
+    """Decide about these dead letters, the oldest first. Those that were named are all in the answer."""
+    select = sa.select(*PLACED, *SCOPED).select_from(WITH_JOBS).where(*selection.scope.conditions())
+    if selection.ids is None or selection.filters:
+        select = select.where(*matching(database, selection))
+        return decide(
+            database.read(lambda connection: [row.id for row in read_page(connection, select, selection, limit)])
+        )
+    ids = list(dict.fromkeys(selection.ids))[:limit]
+    if not selection.scope.is_bounded:
+        return decide(ids)
+    select = select.where(database.among(dead_letters.c.id, ids))
+    within = database.read(lambda connection: {row.id for row in read_page(connection, select, selection, None)})
+    verdicts = {verdict.id: verdict for verdict in decide([id for id in ids if id in within])}
+    return [verdicts.get(id) or Verdict(id, problem=JobNotFound(f"no dead letter has the id {id}")) for id in ids]
 
 
 def _hidden(kind_name: str | None, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,10 @@ class Database:
         """
         return self._among(column, None, self._listed(values))
 
+    def exact(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """The column, compared byte by byte: MariaDB's default collation does not tell "A" from "a"."""
+        return sa.cast(column, sa.LargeBinary) if self.dialect in ("mysql", "mariadb") else column
+
     def rows_of(
         self, connection: sa.Connection, select: sa.Select[Any], column: sa.Column[str], values: Sequence[str]
     ) -> Sequence[sa.Row[Any]]:

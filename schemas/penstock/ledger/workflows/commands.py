@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
+from penstock.ledger.queries.scope import may_match
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
@@ -88,9 +89,9 @@ def find(
     if before is not None:
         select = select.where(workflows.c.id < before)
     if kinds is not None:
-        select = select.where(_like(workflows.c.kind, kinds))
+        select = select.where(may_match(workflows.c.kind, kinds))
     if queues is not None:
-        select = select.where(_like(jobs.c.queue, queues))
+        select = select.where(may_match(jobs.c.queue, queues))
     if tenants is not None:
         select = select.where(jobs.c.tenant.in_(tenants))
     return database.read(
@@ -227,17 +228,6 @@ def _find(connection: sa.Connection, select: sa.Select[Any], workflow_id: str) -
         detail = f"; job {workflow_id} ({job.kind}) is {job.state} and has not begun as one" if job else ""
         raise JobNotFound(f"no workflow with the id {workflow_id} is recorded in the ledger{detail}")
     return row
-
-
-def _like(column: sa.Column[str], patterns: Sequence[str]) -> sa.ColumnElement[bool]:
-    """What may match one of them, as a shell matches; up to a bracket, which SQL has not."""
-    found: sa.ColumnElement[bool] = sa.false()
-    for pattern in patterns:
-        known, bracket, _ = pattern.partition("[")
-        for plain, written in (("!", "!!"), ("%", "!%"), ("_", "!_"), ("*", "%"), ("?", "_")):
-            known = known.replace(plain, written)
-        found = sa.or_(found, column.like(known + "%" if bracket else known, escape="!"))
-    return found
 
 
 def _checked(row: Any, step: str, answer: Any, unchecked: bool) -> str:

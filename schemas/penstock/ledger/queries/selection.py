@@ -1,0 +1,123 @@
+"""Selections of dead letters: by id, by what they died of, and within the bounds of who asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from penstock.ledger.queries.scope import EVERYTHING, Scope
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, jobs
+
+WITH_JOBS = dead_letters.outerjoin(jobs, jobs.c.id == dead_letters.c.id)
+PLACED = (dead_letters.c.id, dead_letters.c.created_at)
+"""The columns by which dead letters are in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which letters: those to which all that is given applies. With nothing given, all that wait for a decision.
+
+    Attributes:
+        ids: these, in this order; an empty tuple is none of them.
+        decided: None: those that wait for a decision; else those that were `replayed` or `discarded`.
+        reason: such as `failed` or `unknown_kind`.
+        group: a fingerprint, as `groups` tells it.
+        key, tenant: of the letter's job.
+        since, until: died at that time or later; before that time.
+        error: what the error contains, in upper or lower case.
+        scope: the bounds of the caller; what is outside of them does not exist for it.
+    """
+
+    ids: tuple[str, ...] | None = None
+    decided: Literal["replayed", "discarded"] | None = None
+    reason: str | None = None
+    kind: str | None = None
+    queue: str | None = None
+    group: str | None = None
+    key: str | None = None
+    tenant: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    error: str | None = None
+    scope: Scope = EVERYTHING
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What was given beside the ids."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("ids", "scope")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+OPEN = Selection()
+
+
+def matching(database: Database, selection: Selection) -> list[sa.ColumnElement[bool]]:
+    """Conditions on dead letters; those of the scope are beside them."""
+    letters = dead_letters.c
+    conditions: list[sa.ColumnElement[bool]] = []
+    if selection.decided is None:
+        conditions += [letters.replayed_at.is_(None), letters.discarded_at.is_(None)]
+    elif selection.decided == "replayed":
+        conditions += [letters.replayed_at.is_not(None)]
+    else:
+        conditions += [letters.discarded_at.is_not(None), letters.replayed_at.is_(None)]
+    if selection.ids is not None:
+        conditions.append(database.among(letters.id, selection.ids))
+    equal = (
+        (letters.reason, selection.reason),
+        (letters.kind, selection.kind),
+        (letters.queue, selection.queue),
+        (letters.fingerprint, selection.group),
+    )
+    conditions += [column == wanted for column, wanted in equal if wanted is not None]
+    job = [
+        column == wanted
+        for column, wanted in ((jobs.c.key, selection.key), (jobs.c.tenant, selection.tenant))
+        if wanted is not None
+    ]
+    if job:
+        conditions.append(sa.exists().where(jobs.c.id == letters.id, *job).correlate(dead_letters))
+    if selection.since is not None:
+        conditions.append(letters.created_at >= selection.since)
+    if selection.until is not None:
+        conditions.append(letters.created_at < selection.until)
+    if selection.error is not None:
+        conditions.append(letters.detail.icontains(selection.error, autoescape=True))
+    return conditions
+
+
+def read_page(
+    connection: sa.Connection,
+    select: sa.Select[Any],
+    selection: Selection,
+    limit: int | None,
+    *,
+    newest_first: bool = False,
+    last: Any = None,
+) -> list[Any]:
+    """Rows of dead letters within the selection's scope, in the order in which they died.
+
+    Arguments:
+        select: the columns; among them those of `PLACED` and, for a bounded scope, `SCOPED`.
+        last: the row after which to go on.
+    """
+    order = (dead_letters.c.created_at, dead_letters.c.id)
+    select = select.order_by(*(column.desc() for column in order) if newest_first else order).limit(limit)
+    rows: list[Any] = []
+    while True:
+        page = connection.execute(select if last is None else select.where(_comes_after(last, newest_first))).all()
+        rows += [row for row in page if selection.scope.includes_dead_letter(row)]
+        if limit is None or len(rows) >= limit or len(page) < limit:
+            return rows[:limit]
+        last = page[-1]
+
+
+def _comes_after(last: Any, newest_first: bool) -> sa.ColumnElement[bool]:
+    died, id = dead_letters.c.created_at, dead_letters.c.id
+    if newest_first:
+        return sa.or_(died < last.created_at, sa.and_(died == last.created_at, id < last.id))
+    return sa.or_(died > last.created_at, sa.and_(died == last.created_at, id > last.id))
