@@ -89,12 +89,12 @@ def celery_delays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         connection = connect(AMQP_URL, timeout_seconds=10)
         try:
             connection.channel().queue_declare("celery_delayed_0", passive=True)
-            theirs = True
+            existed = True
         except amqp.NotFound:
-            theirs = False
+            existed = False
         yield
         channel = connection.channel()
-        if not theirs:
+        if not existed:
             for number in range(28):
                 channel.queue_delete(f"celery_delayed_{number}")
                 channel.exchange_delete(f"celery_delayed_{number}")

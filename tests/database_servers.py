@@ -6,16 +6,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from polling import SETTLE_SECONDS, retry
 
 from penstock.workers.local.up.redis_server import free_port
 
-_START_SECONDS = 120.0
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 
 
@@ -42,7 +41,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start and wait until it takes connections."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", str(int(_START_SECONDS)), "-o", options, "start")
+        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", str(int(SETTLE_SECONDS)), "-o", options, "start")
 
     def stop(self) -> None:
         """At once, as a crash would: what is committed is found in its log at the next start."""
@@ -89,17 +88,16 @@ class MariadbServer:
                 [self._server, "--no-defaults", *options, *self._user], stdout=log, stderr=log, cwd=self.folder
             )
         engine = sa.create_engine(sa.make_url(self.url).set(database=""), poolclass=sa.pool.NullPool)
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                with engine.begin() as connection:
-                    connection.execute(sa.text("CREATE DATABASE IF NOT EXISTS ledger"))
-                return
-            except sa.exc.OperationalError:
-                log_text = (self.folder / "log").read_text(errors="replace")[-2000:]
-                assert self._process.poll() is None, f"MariaDB ended: {log_text}"
-                assert time.monotonic() < deadline, f"MariaDB did not start: {log_text}"
-                time.sleep(0.1)
+        process, log_file = self._process, self.folder / "log"
+
+        def create_database() -> None:
+            with engine.begin() as connection:
+                connection.execute(sa.text("CREATE DATABASE IF NOT EXISTS ledger"))
+
+        def ended() -> str | None:
+            return None if process.poll() is None else f"it ended: {log_file.read_text(errors='replace')[-2000:]}"
+
+        retry(create_database, sa.exc.OperationalError, unless=ended, pause=0.1)
 
     def stop(self) -> None:
         """At once, as a crash would."""

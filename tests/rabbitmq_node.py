@@ -7,15 +7,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import uuid
 from pathlib import Path
+
+from polling import SETTLE_SECONDS, until
 
 from penstock.workers.local.up.redis_server import free_port
 
 _PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/homebrew/sbin/rabbitmq-server")
 """Before PATH: what Debian puts there is a wrapper that changes the user, who could not write to our folder."""
-_START_SECONDS = 120.0
 
 
 def find_rabbitmq_server() -> str | None:
@@ -71,12 +71,12 @@ class RabbitmqNode:
             self._process = subprocess.Popen(
                 [command], env=env, cwd=self.folder, stdout=output, stderr=output, start_new_session=True
             )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            log = (self.folder / "output").read_text(errors="replace")[-2000:]
-            assert self._process.poll() is None, f"the RabbitMQ node ended: {log}"
-            assert time.monotonic() < deadline, f"the RabbitMQ node did not start: {log}"
-            time.sleep(0.1)
+        process, log = self._process, self.folder / "output"
+
+        def ended() -> str | None:
+            return None if process.poll() is None else f"it ended: {log.read_text(errors='replace')[-2000:]}"
+
+        until(self._answers, "the RabbitMQ node", SETTLE_SECONDS, unless=ended, pause=0.1)
 
     def kill(self) -> None:
         """SIGKILL to all of it, as a power cut would."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
 import redis
+from polling import WAIT_SECONDS, until
 
 from penstock.workers.local.up.redis_server import RedisServer, find_redis_server, free_port, redis_answers
 
 MASTER = "penstock"
 _DOWN_MILLISECONDS = 1000
-_PATIENCE_SECONDS = 60.0
 
 
 class RedisSentinels:
@@ -34,7 +33,7 @@ class RedisSentinels:
         self.replica.start()
         with redis.Redis(port=self.replica.port) as client:
             client.replicaof("127.0.0.1", self.master.port)
-            _until(lambda: client.info("replication")["master_link_status"] == "up", "replication")
+            until(lambda: client.info("replication")["master_link_status"] == "up", "replication")
         for port in self.ports:
             folder = self.folder / f"sentinel-{port}"
             folder.mkdir()
@@ -51,20 +50,20 @@ class RedisSentinels:
             command = [str(find_redis_server()), str(folder / "conf"), "--sentinel"]
             self._sentinels.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True))
         for port in self.ports:
-            _until(lambda port=port: redis_answers(port), "a sentinel")
+            until(lambda port=port: redis_answers(port), "a sentinel")
             with redis.Redis(port=port, decode_responses=True) as client:
-                _until(lambda client=client: self._knows_all(client), "sentinels that know each other")
+                until(lambda client=client: self._knows_all(client), "sentinels that know each other")
 
     def kill_master(self) -> None:
         """SIGKILL, when the replica has all that is there by now."""
         with redis.Redis(port=self.master.port) as client:
             client.set("penstock-test-mark", 1)
-            assert client.wait(1, int(_PATIENCE_SECONDS * 1000)) == 1
+            assert client.wait(1, int(WAIT_SECONDS * 1000)) == 1
             self.master.kill()
 
     def wait_for_promotion(self) -> None:
         with redis.Redis(port=self.replica.port) as client:
-            _until(lambda: client.info("replication")["role"] == "master", "a promoted replica")
+            until(lambda: client.info("replication")["role"] == "master", "a promoted replica")
 
     def stop(self) -> None:
         for process in self._sentinels:
@@ -77,11 +76,3 @@ class RedisSentinels:
     def _knows_all(self, client: redis.Redis) -> bool:
         [known] = client.sentinel_masters().values()
         return (known["num-other-sentinels"], known["num-slaves"], known["flags"]) == (2, 1, "master")
-
-
-def _until(condition: object, what: str) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.05)

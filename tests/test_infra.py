@@ -122,7 +122,7 @@ def test_services_wait_only_for_what_exists_and_can_become_ready() -> None:
                 assert "healthcheck" in services[other], f"{name} waits for {other}, which has no health check"
 
 
-def test_what_is_mounted_exists() -> None:
+def test_mounted_files_exist() -> None:
     loaded = compose()
     for name, service in loaded["services"].items():
         for mount in service.get("volumes", []):
@@ -133,7 +133,7 @@ def test_what_is_mounted_exists() -> None:
             assert config["source"] in loaded["configs"]
 
 
-def test_every_port_is_bound_to_the_loopback_address() -> None:
+def test_ports_are_bound_to_the_loopback_address() -> None:
     ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -155,7 +155,7 @@ def test_the_broker_s_user_is_valid_json_that_fits_the_url_and_the_topology() ->
     assert {"name": user["permissions"][0]["vhost"]} in json.loads(DEFINITIONS.read_text())["vhosts"]
 
 
-def test_each_worker_consumes_the_queues_that_the_configuration_gives_to_its_engine(bare_environment: None) -> None:
+def test_workers_consume_the_queues_that_the_configuration_gives_to_their_engine(bare_environment: None) -> None:
     consumed = {}
     for service in ours().values():
         command = service["command"]
@@ -244,7 +244,7 @@ def test_the_image_is_built_in_stages_and_runs_as_a_fixed_user() -> None:
     assert "HEALTHCHECK" not in instructions
 
 
-def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+def test_files_that_the_image_copies_exist_and_are_not_ignored() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (INFRA / "docker" / "Dockerfile").read_text(), re.MULTILINE)
     sources = [source for copy in copies for source in copy.split()]
@@ -294,7 +294,7 @@ def test_the_configuration_in_the_repository_loads_and_needs_no_service(bare_env
     assert active.model_copy(update={"queues": {}}).model_dump() == default.model_dump()
 
 
-def test_every_example_in_the_configuration_is_valid(tmp_path: Path, bare_environment: None) -> None:
+def test_examples_in_the_configuration_are_valid(tmp_path: Path, bare_environment: None) -> None:
     uncommented = re.sub(r"^#(?=\S)", "", CONFIG.read_text(), flags=re.MULTILINE)
     (tmp_path / "penstock.toml").write_text(uncommented)
     settings, default = load_settings(tmp_path / "penstock.toml"), Settings()
@@ -308,7 +308,7 @@ def test_every_example_in_the_configuration_is_valid(tmp_path: Path, bare_enviro
         assert getattr(settings, name) == getattr(default, name), f"the file does not show the default of {name}"
 
 
-def test_every_dependency_is_explained() -> None:
+def test_dependencies_are_all_explained() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     required = [line for lines in (project["dependencies"], *extras) for line in lines]

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 import tomllib
 import uuid
 from collections.abc import Iterator
@@ -16,11 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from polling import until
 from servers import AMQP_URL, need
 
 from penstock.config.settings import Settings
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
-from penstock.workers.local.up.redis_server import find_redis_server, free_port
+from penstock.workers.local.up.redis_server import find_redis_server, free_port, redis_answers
 
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
@@ -122,13 +122,11 @@ def test_a_real_redis_runs_with_the_settings(tmp_path: Path) -> None:
     process = subprocess.Popen(command)
     client = redis.Redis(port=port, decode_responses=True)
     try:
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                assert process.poll() is None, log.read_text() if log.exists() else "it did not start"
-                time.sleep(0.02)
+        until(
+            lambda: redis_answers(port),
+            "Redis",
+            unless=lambda: process.poll() is not None and (log.read_text() if log.exists() else "it did not start"),
+        )
         assert client.config_get("appendonly", "appendfsync", "maxmemory-policy", "save") == {
             "appendonly": "yes",
             "appendfsync": "everysec",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
+
+from polling import until
 
 from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer, Delivery
-
-PATIENCE_SECONDS = 60.0
 
 
 def envelope(id: str = "1", queue: str = "emails", priority: Priority = "normal", **headers: Any) -> Envelope:
@@ -19,13 +18,16 @@ def envelope(id: str = "1", queue: str = "emails", priority: Priority = "normal"
 
 def fetch(consumer: Consumer, count: int, limit: int = 100) -> list[Delivery]:
     """Exactly this many deliveries, as they come."""
-    found: list[Delivery] = []
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while len(found) < count:
-        assert time.monotonic() < deadline, f"{len(found)} of {count} deliveries came"
-        found += consumer.fetch(min(limit, count - len(found)), 0.5)
-    assert len(found) == count
-    return found
+    deliveries: list[Delivery] = []
+
+    def have_come() -> bool:
+        deliveries.extend(consumer.fetch(min(limit, count - len(deliveries)), 0.5))
+        assert len(deliveries) >= count, f"{len(deliveries)} of {count} deliveries came"
+        return True
+
+    until(have_come)
+    assert len(deliveries) == count
+    return deliveries
 
 
 def ids(deliveries: list[Delivery]) -> list[str]:

@@ -35,7 +35,7 @@ def test_headers_and_body_arrive_as_they_were_sent(sender: Sender, consumer: Con
     assert delivery.deliveries == 1
 
 
-def test_what_is_acknowledged_is_gone(sender: Sender, consumer: Consumer) -> None:
+def test_an_acknowledged_delivery_is_gone(sender: Sender, consumer: Consumer) -> None:
     sender.send([envelope(str(i)) for i in range(5)])
     consumer.ack(fetch(consumer, 5))
     assert consumer.fetch(10, 0.3) == []
@@ -212,7 +212,7 @@ def test_ten_thousand_in_batches_arrive_exactly_once(
     until(lambda: sender.depths(["emails"]) == {"emails": 0})
 
 
-def test_many_threads_may_share_a_sender(sender: Sender, consumer: Consumer) -> None:
+def test_a_sender_may_be_shared_by_many_threads(sender: Sender, consumer: Consumer) -> None:
     def send(worker: int) -> None:
         for i in range(20):
             sender.send([envelope(f"{worker}-{i}")])
@@ -354,7 +354,7 @@ def test_an_async_sender_names_a_broker_that_is_down(url: str, prefix: str) -> N
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_a_port_that_is_no_number_is_a_wrong_setting(scheme: str) -> None:
+def test_a_port_that_is_not_a_number_is_a_wrong_setting(scheme: str) -> None:
     with pytest.raises(ConfigError, match="notaport") as caught:
         open_sender(f"{scheme}://:secret@127.0.0.1:notaport/0").ping()
     assert "secret" not in str(caught.value)

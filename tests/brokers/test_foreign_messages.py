@@ -58,7 +58,7 @@ def bury(ledger: Database, delivery: Delivery) -> None:
 
 
 @foreign
-def test_one_among_ours_is_delivered_and_can_be_kept(
+def test_a_foreign_message_among_jobs_is_delivered_and_can_be_buried(
     properties: dict[str, Any],
     amqp_url: str,
     prefix: str,
@@ -96,7 +96,7 @@ def test_properties_that_cannot_be_read_are_kept(
 
 
 @foreign
-def test_one_among_the_dead_letters_does_not_block_them(
+def test_a_foreign_message_among_dead_letters_does_not_block_them(
     properties: dict[str, Any],
     amqp_url: str,
     prefix: str,
@@ -118,7 +118,7 @@ def test_one_among_the_dead_letters_does_not_block_them(
     consumer.ack(drained)
 
 
-def test_a_routing_key_that_is_no_text_is_delivered(
+def test_a_message_whose_routing_key_is_not_text_is_delivered(
     amqp_url: str, prefix: str, channel: Any, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     make_sender(amqp_url).send([envelope("first")])
@@ -134,7 +134,7 @@ def test_a_routing_key_that_is_no_text_is_delivered(
 
 
 @foreign
-def test_one_in_a_stock_clients_queue_does_not_block_the_intake(
+def test_a_foreign_message_in_a_stock_clients_queue_does_not_block_the_intake(
     properties: dict[str, Any], amqp_url: str, prefix: str, channel: Any
 ) -> None:
     queue = f"{prefix}stock"

@@ -44,7 +44,7 @@ def test_a_lane_that_is_missing_or_empty_holds_nothing(lanes: Lanes, sender: Sen
     assert lanes.oldest([]) == {}
 
 
-def test_redis_tells_the_age_of_the_oldest_and_counts_what_workers_hold(
+def test_redis_reports_the_age_of_the_oldest_message_and_counts_what_workers_hold(
     redis_url: str, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     lanes, sender, consumer = open_lanes(redis_url, prefix=prefix), make_sender(redis_url), make_consumer(redis_url)
@@ -65,7 +65,7 @@ def test_redis_tells_the_age_of_the_oldest_and_counts_what_workers_hold(
     lanes.close()
 
 
-def test_rabbitmq_cannot_tell_while_something_is_ready_and_an_emptied_queue_shows(
+def test_rabbitmq_reports_no_age_while_messages_are_ready_and_an_emptied_queue_shows(
     amqp_url: str, prefix: str, make_sender: MakeSender
 ) -> None:
     lanes = open_lanes(amqp_url, prefix=prefix)
@@ -103,7 +103,7 @@ def test_a_wiped_redis_is_born_again(tmp_path: Path, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"])
-def test_a_broker_that_is_away_is_said(url: str) -> None:
+def test_the_age_of_lanes_of_an_unavailable_broker_is_an_error(url: str) -> None:
     lanes = open_lanes(url.format(free_port()), timeout_seconds=1.0)
     with pytest.raises(BrokerUnavailable):
         lanes.oldest([NORMAL])

@@ -10,7 +10,7 @@ from penstock.producers.senders import Sender
 from penstock.producers.senders.memory import MemoryBroker
 
 
-def test_it_keeps_what_is_sent_in_order() -> None:
+def test_the_memory_broker_keeps_envelopes_in_order() -> None:
     memory = MemoryBroker()
     sender: Sender = memory
     sender.send([envelope("a"), envelope("b", queue="reports")])
@@ -19,7 +19,7 @@ def test_it_keeps_what_is_sent_in_order() -> None:
     assert sender.depths(["emails", "reports", "none"]) == {"emails": 2, "reports": 1, "none": 0}
 
 
-def test_it_refuses_past_the_limit_and_keeps_nothing_of_the_call() -> None:
+def test_the_memory_broker_refuses_a_call_past_the_limit_as_a_whole() -> None:
     memory = MemoryBroker(max_lengths={"emails": 2})
     with pytest.raises(QueueFull):
         memory.send([envelope(str(i)) for i in range(3)])

@@ -117,7 +117,7 @@ def test_asking_changes_nothing(
         assert not client.exists(lane_key(prefix, "unknown", "normal"))
 
 
-def test_rabbitmq_tells_how_many_are_ahead_at_most(
+def test_rabbitmq_reports_an_upper_bound_of_the_jobs_ahead(
     amqp_url: str, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     asked = open_places(amqp_url, prefix=prefix)
@@ -131,7 +131,7 @@ def test_rabbitmq_tells_how_many_are_ahead_at_most(
     until(lambda: asked.find("2", "emails", "normal") == Place(None, 0), "all in the worker's hands")
 
 
-def test_the_broker_in_memory_tells_the_same() -> None:
+def test_the_memory_broker_reports_the_same_positions() -> None:
     broker = MemoryBroker()
     asked = MemoryPlaces(broker)
     broker.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
@@ -142,7 +142,7 @@ def test_the_broker_in_memory_tells_the_same() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"])
-def test_a_broker_that_is_away_is_said(url: str) -> None:
+def test_a_position_in_an_unavailable_broker_is_an_error(url: str) -> None:
     asked = open_places(url.format(free_port()), timeout_seconds=1.0)
     with pytest.raises(BrokerUnavailable):
         asked.find("1", "emails", "normal")
@@ -202,7 +202,7 @@ def test_an_unrecorded_job_is_looked_for_in_every_queue(
         assert "either it waits in the broker" in explain(ledger, job.id, found).because
 
 
-def test_what_a_dead_worker_held_says_by_when_it_is_taken_over_and_then_by_whom(
+def test_a_job_held_by_a_dead_worker_says_when_it_is_taken_over_and_then_by_which_worker(
     redis_url: str, in_redis: Places, ledger: Database, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     lease = timedelta(seconds=0.5)
@@ -222,7 +222,7 @@ def test_what_a_dead_worker_held_says_by_when_it_is_taken_over_and_then_by_whom(
     assert "worker w1 has taken it over" in because()
 
 
-def test_what_redis_lost_under_a_dead_worker_is_sent_again(
+def test_a_job_that_redis_lost_under_a_dead_worker_is_sent_again(
     redis_url: str, in_redis: Places, ledger: Database, make_consumer: MakeConsumer
 ) -> None:
     heartbeats.register(ledger, "dead", engine="celery", queues=["notes"], kinds={}, lease=-timedelta(seconds=1))

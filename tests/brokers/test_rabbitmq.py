@@ -38,7 +38,7 @@ def test_a_sender_reconnects_after_its_connection_was_cut(amqp_url: str, make_se
     until(lambda: sender.depths(["emails"]) == {"emails": 3})
 
 
-def test_what_a_queue_refuses_for_a_moment_is_published_again_until_it_is_taken(
+def test_a_message_that_a_queue_rejects_for_a_moment_is_published_until_it_is_accepted(
     amqp_url: str, prefix: str, make_sender: MakeSender
 ) -> None:
     connection = connect(amqp_url, timeout_seconds=5)
@@ -112,17 +112,19 @@ def test_the_brokers_own_headers_do_not_stay_on_the_envelope(
     assert again.deliveries == 2
 
 
-def test_what_rabbitmq_gives_up_on_can_be_drained(
+def test_a_delivery_that_rabbitmq_gives_up_on_can_be_drained(
     amqp_url: str, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     make_sender(amqp_url).send([sent := envelope("poison", priority="low")])
     consumer = make_consumer(amqp_url)
     drained: list[Any] = []
-    deadline = time.monotonic() + 60
-    while not drained:
-        assert time.monotonic() < deadline
+
+    def is_drained() -> list[Any]:
         consumer.release(consumer.fetch(1, 0.1))
-        drained = consumer.drain_dead(10)
+        drained.extend(consumer.drain_dead(10))
+        return drained
+
+    until(is_drained)
     [dead] = drained
     assert dead.envelope == sent
     consumer.ack(drained)
@@ -199,7 +201,7 @@ def test_names_that_would_be_other_queues_lanes_are_refused(queue: str) -> None:
         lane_name("penstock", queue, "normal")
 
 
-def test_a_lanes_name_tells_its_queue_and_priority() -> None:
+def test_the_name_of_a_lane_contains_its_queue_and_priority() -> None:
     for priority in ("high", "normal", "low"):
         assert lane_of("a.b", lane_name("a.b", "c.d", priority)) == ("c.d", priority)
 

@@ -40,7 +40,7 @@ def commands(source: str) -> set[str]:
     return {f"{name} {second}" if name in SUBCOMMANDS else name for name, second in found}
 
 
-def test_no_command_is_newer_than_redis_6_2() -> None:
+def test_commands_are_not_newer_than_redis_6_2() -> None:
     files = [file for room in ("producers", "workers") for file in sorted((ROOT / room).rglob("*.py"))]
     used = {command: file for file in files for command in commands(file.read_text())}
     assert {"XADD", "XREADGROUP", "XCLAIM", "CLIENT UNBLOCK", "SENTINEL GET-MASTER-ADDR-BY-NAME"} <= used.keys()

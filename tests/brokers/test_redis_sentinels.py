@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from polling import until
+from polling import retry, until
 from redis_sentinels import RedisSentinels
 
 from brokers.support import envelope, fetch, ids
@@ -47,7 +47,7 @@ def test_a_planned_failover_is_followed_by_senders_and_consumers(
 
         with redis.Redis(port=sentinels.master.port) as client:
             until(lambda: client.info("replication")["role"] == "slave", "a first master that is a replica")
-        with_patience(lambda: sender.send([envelope("c")]))
+        retry(lambda: sender.send([envelope("c")]), BrokerUnavailable)
         await asynchronous.send([envelope("d")])
         await asynchronous.close()
 
@@ -59,7 +59,7 @@ def test_a_planned_failover_is_followed_by_senders_and_consumers(
         try:
             found.extend(consumer.fetch(100, 0.5))
         except BrokerUnavailable:
-            with_patience(consumer.open)
+            retry(consumer.open, BrokerUnavailable)
         return {"c", "d"} <= set(ids(found))
 
     found: list[object] = []
@@ -67,17 +67,6 @@ def test_a_planned_failover_is_followed_by_senders_and_consumers(
     with redis.Redis(port=sentinels.replica.port) as client:
         assert client.info("replication")["role"] == "master"
         consumer.ack(found)  # type: ignore[arg-type]
-
-
-def with_patience(do: Callable[[], object]) -> None:
-    def done() -> bool:
-        try:
-            do()
-        except BrokerUnavailable:
-            return False
-        return True
-
-    until(done)
 
 
 def test_a_keeper_follows_too(sentinels: RedisSentinels, prefix: str) -> None:
@@ -89,7 +78,7 @@ def test_a_keeper_follows_too(sentinels: RedisSentinels, prefix: str) -> None:
     assert keeper._url.startswith(f"redis://127.0.0.1:{sentinels.master.port}/0")
     first = keeper.pid
     sentinels.kill_master()
-    with_patience(consumer.open)
+    retry(consumer.open, BrokerUnavailable)
     assert keeper._url.startswith(f"redis://127.0.0.1:{sentinels.replica.port}/0")
     assert keeper.pid not in (None, first)
     consumer.close()
@@ -109,7 +98,7 @@ def test_a_url_without_a_master_or_a_host_is_a_wrong_setting(url: str) -> None:
         open_sender(url)
 
 
-def test_a_url_tells_the_servers_and_the_sentinels_what_is_theirs() -> None:
+def test_a_url_gives_the_servers_and_the_sentinels_their_own_options() -> None:
     asked: list[str] = []
 
     def ask(url: str, command: tuple[str, ...]) -> list[bytes] | None:

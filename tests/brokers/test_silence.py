@@ -51,7 +51,7 @@ def test_a_silent_name_server_is_given_up_after_the_timeout(scheme: str, monkeyp
     ended.set()
 
 
-def test_those_who_wait_for_their_turn_fail_together(silent_port: int) -> None:
+def test_threads_that_wait_for_a_silent_broker_fail_together(silent_port: int) -> None:
     sender = open_sender(f"amqp://127.0.0.1:{silent_port}", timeout_seconds=1.0)
     errors: list[BrokerUnavailable] = []
 

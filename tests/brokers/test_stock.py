@@ -113,7 +113,7 @@ def test_a_priority_of_its_own_chooses_another_lane(
     assert lanes == {"x.usual": "normal", "x.other": "low" if broker_url.startswith("redis") else "high"}
 
 
-def test_what_the_router_takes_care_of_is_removed_and_not_sent(
+def test_a_message_that_the_router_handles_is_removed_and_not_sent(
     app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
 ) -> None:
     app.send_task("x.y", queue=stock_queue)
@@ -166,7 +166,7 @@ def test_several_dispatchers_move_each_message_once(
 @pytest.mark.parametrize(
     "raw", [b"junk", b"\xff\x00", b"[]", b'{"body": "e30=", "headers": [], "properties": {}}', b'{"body": 1}', b"{}"]
 )
-def test_bytes_that_are_no_message_reach_the_router(raw: bytes, redis_url: str, prefix: str) -> None:
+def test_bytes_that_are_not_a_message_reach_the_router(raw: bytes, redis_url: str, prefix: str) -> None:
     seen: list[tuple[dict[str, Any], bytes, bytes]] = []
 
     def route(found: Envelope, raw: bytes) -> None:

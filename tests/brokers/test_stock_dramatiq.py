@@ -89,7 +89,7 @@ def test_messages_arrive_whole_and_in_order(
     assert found[delayed.message_id].headers["eta"] > "20"
 
 
-def test_what_the_router_takes_care_of_is_removed(send: Send, make_intake: Callable[[], StockIntake]) -> None:
+def test_a_message_that_the_router_handles_is_removed(send: Send, make_intake: Callable[[], StockIntake]) -> None:
     send("x.y")
     intake = make_intake()
     seen: list[tuple[str, str]] = []
@@ -122,7 +122,7 @@ def test_several_dispatchers_move_each_message_once(
     assert consumer.fetch(1, 0.2) == []
 
 
-def test_what_a_dramatiq_worker_has_fetched_stays_its_own(
+def test_a_message_that_a_dramatiq_worker_has_fetched_stays_with_it(
     send: Send, client: dramatiq.Broker, make_intake: Callable[[], StockIntake], stock_queue: str
 ) -> None:
     mine = send("x.y")
@@ -137,7 +137,7 @@ def test_what_a_dramatiq_worker_has_fetched_stays_its_own(
     theirs.close()
 
 
-def test_on_redis_nothing_is_left_of_what_was_moved(redis_url: str, prefix: str) -> None:
+def test_moved_messages_leave_nothing_on_redis(redis_url: str, prefix: str) -> None:
     broker = RedisBroker(url=redis_url, middleware=[])
     queue = f"{prefix}gone"
     broker.enqueue(dramatiq.Message(queue, "x.y", (), {}, {}))

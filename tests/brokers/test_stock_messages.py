@@ -41,7 +41,7 @@ def test_an_eta_and_a_greatest_age_are_times() -> None:
     assert read.expires_at == datetime.fromtimestamp(1_800_000_001.5, UTC)
 
 
-def test_what_is_to_follow_travels_where_a_worker_sees_it() -> None:
+def test_followers_travel_in_the_embed_where_a_worker_sees_them() -> None:
     piped = message(1) | message(2)
     read = decode(read_dramatiq("sums", piped.messages[0].encode()))
     assert read.embed is not None
@@ -78,7 +78,7 @@ almost = st.fixed_dictionaries(
 @example(b"[" * 100_000)
 @example(b'{"actor_name":"\\ud800","message_id":"a","args":[],"kwargs":{},"options":{}}')
 @example(b'{"actor_name":"x","message_id":"a","args":[],"kwargs":{},"options":{"eta":1e308}}')
-def test_any_bytes_are_a_message_or_undecodable(raw: bytes) -> None:
+def test_random_bytes_are_a_message_or_undecodable(raw: bytes) -> None:
     try:
         envelope = read_dramatiq("sums", raw)
         decode(envelope)
@@ -89,7 +89,7 @@ def test_any_bytes_are_a_message_or_undecodable(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b'{"body": "e30=", "headers": {}}', message(1).encode()[:-1]])
-def test_what_is_no_message_of_dramatiqs_is_refused(raw: bytes) -> None:
+def test_bytes_that_are_not_a_dramatiq_message_are_refused(raw: bytes) -> None:
     with pytest.raises(UndecodableMessage, match="no Dramatiq message") as caught:
         read_dramatiq("sums", raw)
     assert caught.value.reason == "undecodable"

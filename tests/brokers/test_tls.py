@@ -118,7 +118,7 @@ def refused(url: str, error: type[Exception], why: str) -> None:
         consumer._wakeup.close()
 
 
-def test_a_server_whose_certificate_nobody_here_knows_is_refused(site: Site, tmp_path: Path) -> None:
+def test_a_server_with_an_unknown_certificate_is_refused(site: Site, tmp_path: Path) -> None:
     refused(site.url(Authority(tmp_path / "other").file), BrokerUnavailable, "(?i)certificate.verify.failed")
     refused(site.url(), BrokerUnavailable, "(?i)certificate.verify.failed")  # nor by the system's authorities
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_missing_is_named(site: Site) -> None:
     refused(site.url(Path("/nowhere/ca.crt")), ConfigError, r"ssl_ca_certs=/nowhere/ca\.crt: No such file")
 
 
-def test_a_server_without_tls_is_no_server_for_it(redis_url: str) -> None:
+def test_a_server_without_tls_is_refused(redis_url: str) -> None:
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1"):
         open_sender(redis_url.replace("redis://", "rediss://"), timeout_seconds=1).ping()
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from certificates import Authority
 from ledgers import set_up
-from polling import until
+from polling import WAIT_SECONDS, until
 
 from penstock.config.errors import JobFailed
 from penstock.config.sections.events import HookSettings
@@ -33,7 +33,6 @@ from penstock.workers.builtin.webhooks.http_client import is_public, post, resol
 from penstock.workers.engines.inline import Inline
 
 assert deliveries  # imported for its handler
-WAIT = 60.0
 SECRETS = ("whsec_c2VjcmV0", "an older one")
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -138,7 +137,9 @@ def hook(**fields: Any) -> DeliverWebhook:
     ("how", "state"),
     [("return", "succeeded"), ("session", "succeeded"), ("discard", "discarded"), ("raise", "dead")],
 )
-def test_the_end_of_a_job_is_told(start: Callable[..., Producer], receiver: Receiver, how: str, state: str) -> None:
+def test_the_end_of_a_job_is_delivered(
+    start: Callable[..., Producer], receiver: Receiver, how: str, state: str
+) -> None:
     producer = start(include=("result", "error"))
     job = producer.enqueue(Greet(name="Ada", how=how), key="k", tenant="acme")
     until(lambda: receiver.got)
@@ -157,7 +158,9 @@ def test_the_end_of_a_job_is_told(start: Callable[..., Producer], receiver: Rece
     assert told["timestamp"] == data["finished_at"]
 
 
-def test_only_what_was_asked_for_is_told(start: Callable[..., Producer], receiver: Receiver) -> None:
+def test_deliveries_are_made_for_the_chosen_kinds_and_states_only(
+    start: Callable[..., Producer], receiver: Receiver
+) -> None:
     producer = start(kinds=("hooked.quiet", "hooked.g*"), states=("succeeded",))
     producer.enqueue(Greet(name="Ada", how="raise"))
     producer.enqueue(Greet(name="Ada"))
@@ -171,7 +174,7 @@ def test_only_what_was_asked_for_is_told(start: Callable[..., Producer], receive
 def test_a_delivery_is_tried_again_under_the_same_id(start: Callable[..., Producer], receiver: Receiver) -> None:
     receiver.statuses = [302]
     sent = start().enqueue(hook(data={"at": "9"}))
-    assert sent.result(WAIT) == {"status": 204}
+    assert sent.result(WAIT_SECONDS) == {"status": 204}
     assert [headers["webhook-id"] for _, headers, _ in receiver.got] == [sent.id, sent.id]
     assert [path for path, _, _ in receiver.got] == ["/hook", "/hook"]  # a redirect is not followed
     assert receiver.told()[0] == {"type": "shop.opened", "timestamp": "2026-01-31T12:00:00+00:00", "data": {"at": "9"}}
@@ -179,7 +182,7 @@ def test_a_delivery_is_tried_again_under_the_same_id(start: Callable[..., Produc
 
 def test_a_receiver_that_is_gone_ends_it(start: Callable[..., Producer], receiver: Receiver) -> None:
     receiver.statuses = [410]
-    assert start().enqueue(hook()).wait(WAIT).state == "discarded"
+    assert start().enqueue(hook()).wait(WAIT_SECONDS).state == "discarded"
 
 
 @pytest.mark.parametrize(
@@ -193,23 +196,23 @@ def test_a_receiver_that_is_gone_ends_it(start: Callable[..., Producer], receive
         ({"url": None}, {"url": "http://[::1/"}, "no URL"),
     ],
 )
-def test_what_must_not_be_sent_is_a_dead_letter_at_once(
+def test_a_forbidden_delivery_is_a_dead_letter_at_once(
     start: Callable[..., Producer], receiver: Receiver, options: dict[str, Any], fields: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(JobFailed, match="dead") as raised:
-        start(**options).enqueue(hook(**fields)).result(WAIT)
+        start(**options).enqueue(hook(**fields)).result(WAIT_SECONDS)
     assert says in str(raised.value)
     assert receiver.got == []
 
 
 def test_a_hook_without_an_address_sends_where_the_job_says(start: Callable[..., Producer], receiver: Receiver) -> None:
     producer = start(url=None)
-    assert producer.enqueue(hook(url=receiver.url)).result(WAIT) == {"status": 204}
-    assert producer.enqueue(Greet(name="Ada")).result(WAIT) == "hello Ada"
+    assert producer.enqueue(hook(url=receiver.url)).result(WAIT_SECONDS) == {"status": 204}
+    assert producer.enqueue(Greet(name="Ada")).result(WAIT_SECONDS) == "hello Ada"
     assert len(receiver.told()) == 1
 
 
-def test_the_testing_kit_tells_nobody(receiver: Receiver) -> None:
+def test_the_testing_kit_delivers_nothing(receiver: Receiver) -> None:
     settings = Settings(hooks={"shop": HookSettings(url=receiver.url, secret="s", allow_networks=LOOPBACK)})
     with testing(settings) as kit:
         Producer("redis://127.0.0.1:1/0").enqueue(Greet(name="Ada"))
@@ -249,7 +252,7 @@ def test_the_address_that_was_looked_at_is_the_one_connected_to(
         monkeypatch.setattr(asyncio.get_running_loop().__class__, "getaddrinfo", answer, raising=True)
         url = receiver.url.replace("localhost", "shop.example")
         allowed = [ipaddress.ip_network("127.0.0.0/8")]
-        return (await post(url, b"{}", {}, allowed=allowed, timeout_seconds=WAIT)).status_code
+        return (await post(url, b"{}", {}, allowed=allowed, timeout_seconds=WAIT_SECONDS)).status_code
 
     assert asyncio.run(run()) == 204
     assert asked == ["shop.example"]
@@ -267,7 +270,7 @@ def test_a_certificate_is_checked_for_the_name_and_not_for_the_address(tmp_path:
 
     def send(host: str) -> int:
         url = receiver.url.replace("http://localhost", f"https://{host}")
-        request = post(url, b"{}", {}, allowed=allowed, timeout_seconds=WAIT, verify=trusted)
+        request = post(url, b"{}", {}, allowed=allowed, timeout_seconds=WAIT_SECONDS, verify=trusted)
         return asyncio.run(request).status_code
 
     try:

@@ -64,7 +64,7 @@ def test_a_second_attempt_sends_the_same_message_id_and_date(
     assert one["Date"] == two["Date"]
 
 
-def test_one_connection_serves_many_mails(mailer: Mailer, server: Server, ctx: Context, storage: FileStorage):
+def test_a_connection_serves_many_mails(mailer: Mailer, server: Server, ctx: Context, storage: FileStorage):
     for _ in range(5):
         send(mailer, ctx, storage)
     assert len(server.mails) == 5
@@ -273,7 +273,7 @@ def test_a_url_that_names_no_mailer_is_refused(url: str):
         make_mailer(url)
 
 
-def test_an_address_in_other_letters_needs_a_server_that_takes_it(ctx: Context, storage: FileStorage):
+def test_a_non_ascii_address_needs_a_server_that_accepts_it(ctx: Context, storage: FileStorage):
     server = Server()
     controller = controlled(server, enable_SMTPUTF8=False)
     mailer = make_mailer(f"smtp://127.0.0.1:{controller.port}")

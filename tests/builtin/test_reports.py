@@ -155,7 +155,7 @@ def test_csv_is_rfc_4180_and_cannot_run_formulas(
     assert result.size == len(content)
 
 
-def test_every_type_of_cell_is_written_as_itself(tmp_path: Path):
+def test_cells_of_every_type_are_written_as_themselves(tmp_path: Path):
     aware = datetime(2026, 7, 1, 22, 30, tzinfo=UTC)
     values = [
         None,
@@ -283,7 +283,7 @@ def test_sql_without_rows_is_permanent_and_changes_nothing(
         assert connection.execute(text("SELECT COUNT(*) FROM sales")).scalar() == 20
 
 
-def test_columns_of_one_name_are_no_obstacle(sales: Sales, databases: Databases, storage: FileStorage, ctx: Context):
+def test_columns_may_have_the_same_name(sales: Sales, databases: Databases, storage: FileStorage, ctx: Context):
     configured = sales.settings(sql="SELECT id, id FROM sales -- all", parameters={}, columns={}, count=True)
     result = build(ctx, sales, databases, storage, configured=configured, parameters={})
     assert rows_of(get(storage, result.key))[0] == ["id", "id"]
@@ -369,5 +369,5 @@ def test_a_report_described_wrongly_is_refused_with_the_settings(report: dict[st
         settings(reports={"x": report})
 
 
-def test_a_cast_in_sql_is_no_parameter():
+def test_a_cast_in_sql_is_not_a_parameter():
     assert settings(reports={"x": {"sql": "SELECT '1'::int, a FROM b"}}).reports["x"].parameters == {}

@@ -21,7 +21,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path):
     storage.close()
 
 
-def test_what_was_written_is_read_in_chunks(storage: Storage):
+def test_a_stored_object_is_read_in_chunks(storage: Storage):
     put(storage, "a/b/c.bin", b"0123456789" * 100)
     with storage.read("a/b/c.bin") as stream:
         assert stream.read(7) == b"0123456"
@@ -44,7 +44,7 @@ def test_size_and_media_type_are_found(storage: Storage):
     assert (found.size, found.media_type) == (5, "image/webp")
 
 
-def test_what_is_missing_is_none_or_an_error_that_names_the_key(storage: Storage):
+def test_a_missing_object_is_none_or_an_error_that_names_the_key(storage: Storage):
     assert storage.find("no/such.txt") is None
     with pytest.raises(ObjectNotFound, match=r"no/such\.txt"), storage.read("no/such.txt"):
         pass
@@ -135,7 +135,7 @@ def test_threads_may_share_it(storage: Storage):
     assert len(done) == 40
 
 
-def test_no_temporary_file_stays_in_the_folder(tmp_path: Path):
+def test_temporary_files_do_not_stay_in_the_folder(tmp_path: Path):
     storage = FileStorage(tmp_path)
     put(storage, "a", b"1")
     put(storage, "a", b"2")
@@ -150,7 +150,7 @@ def test_a_symbolic_link_does_not_lead_out_of_the_folder(tmp_path: Path):
         pass
 
 
-def test_a_folder_is_no_object_and_a_file_is_no_folder(tmp_path: Path):
+def test_a_folder_is_not_an_object_and_a_file_is_not_a_folder(tmp_path: Path):
     storage = FileStorage(tmp_path)
     put(storage, "folder/file", b"x")
     assert storage.find("folder") is None

@@ -20,7 +20,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
 
 
 @pytest.mark.parametrize("job_id", ["019f", "orders/7/../..", "..", "x" * 128, "ж" * 128, "a b\n"])
-def test_any_id_makes_a_place_of_its_own(storage: Storage, job_id: str) -> None:
+def test_stored_results_have_a_distinct_reference_for_any_job_id(storage: Storage, job_id: str) -> None:
     ref = write_result(storage, job_id, 3, b'{"a": 1}')
     other = write_result(storage, job_id + "-", 3, b"2")
     assert read_result(storage, ref) == {"a": 1}

@@ -43,7 +43,7 @@ def test_a_server_that_never_lets_up_is_a_retry(target: Target, databases: Datab
     assert len(api.requests) == 5
 
 
-def test_no_wait_goes_past_the_deadline(target: Target, databases: Databases, api: Api):
+def test_a_wait_does_not_go_past_the_deadline(target: Target, databases: Databases, api: Api):
     api.faults = [(503, {"Retry-After": "4"}, b"")]
     ctx = Context(job_id=new_id(), deadline=datetime.now(UTC) + timedelta(seconds=2))
     outcome = run(target, databases, ctx=ctx)
@@ -60,7 +60,7 @@ def test_a_server_error_is_a_retry(target: Target, databases: Databases, api: Ap
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 302])
-def test_another_refusal_is_permanent(target: Target, databases: Databases, api: Api, status: int):
+def test_a_refusal_with_another_status_is_permanent(target: Target, databases: Databases, api: Api, status: int):
     api.faults = [(status, {"Location": "http://elsewhere.example/"}, b"no such key")]
     with pytest.raises(Permanent, match=f"HTTP {status}"):
         run(target, databases, target.settings(params={"token": "hidden"}))
@@ -87,7 +87,7 @@ def test_a_timeout_and_a_refused_connection_are_retries(target: Target, database
     assert "ConnectError" in outcome.reason
 
 
-def test_a_cursor_that_grew_too_old_begins_anew(target: Target, databases: Databases, api: Api):
+def test_a_sync_whose_cursor_has_expired_starts_again(target: Target, databases: Databases, api: Api):
     run(target, databases)
     api.faults = [(410, {}, b"")]
     assert run(target, databases).pages == 3

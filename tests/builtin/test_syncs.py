@@ -19,7 +19,7 @@ from penstock.workers.builtin.syncs.handler import later, run_sync
 from penstock.workers.builtin.syncs.tables import SyncTable
 
 
-def test_all_pages_reach_the_table_of_every_database(any_target: Target, databases: Databases, api: Api):
+def test_a_sync_saves_all_pages_on_every_database(any_target: Target, databases: Databases, api: Api):
     columns = {
         "total": {"type": "decimal", "path": "amount.total"},
         "updated_at": "datetime",
@@ -44,7 +44,7 @@ def test_all_pages_reach_the_table_of_every_database(any_target: Target, databas
     assert (raw if isinstance(raw, dict) else json.loads(raw))["note"] == "Ünïcode ☃ 🚀"
 
 
-def test_without_columns_whole_records_are_kept(any_target: Target, databases: Databases, api: Api):
+def test_a_sync_without_columns_keeps_whole_records(any_target: Target, databases: Databases, api: Api):
     api.records[0]["id"] = 17
     run(any_target, databases, any_target.settings(updated="updated_at", updated_param="updated_since"))
     row = any_target.rows("id, updated_at, record")[0]
@@ -58,7 +58,7 @@ def test_ids_that_differ_in_case_alone_are_different(any_target: Target, databas
     assert len(any_target.rows()) == 3
 
 
-def test_without_a_time_of_change_the_next_run_begins_at_the_last_page(target: Target, databases: Databases, api: Api):
+def test_a_sync_without_a_time_of_change_starts_at_the_last_page(target: Target, databases: Databases, api: Api):
     first = run(target, databases)
     assert (first.pages, first.cursor) == (3, "6")
     api.add(2)
@@ -107,7 +107,7 @@ def test_full_begins_with_the_first_record_but_not_twice_for_one_job(target: Tar
     assert done.cursor == "2026-01-01T00:00:08Z"
 
 
-def test_two_runs_at_a_time_do_not_mix(any_target: Target, databases: Databases, api: Api):
+def test_concurrent_runs_of_a_sync_do_not_mix(any_target: Target, databases: Databases, api: Api):
     both = threading.Barrier(2)
     outcomes: list[Any] = []
 
@@ -187,7 +187,7 @@ def test_a_constraint_of_the_users_own_is_permanent(any_target: Target, database
     assert any_target.rows() == []
 
 
-def test_other_coroutines_run_while_a_page_is_written(
+def test_writing_a_page_does_not_block_other_coroutines(
     target: Target, databases: Databases, monkeypatch: pytest.MonkeyPatch
 ):
     ticked, original = threading.Event(), SyncTable.save

@@ -106,7 +106,7 @@ def test_a_photo_becomes_upright_and_forgets_where_it_was_taken(storage: FileSto
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_other_formats_are_cleaned_and_turned_too(storage: FileStorage, ctx: Context, format: str):
+def test_photos_of_other_formats_are_cleaned_and_turned_too(storage: FileStorage, ctx: Context, format: str):
     result = process(storage, ctx, photo(format))
     assert result.media_type == f"image/{format.lower()}"
     assert (result.width, result.height) == (320, 640)
@@ -117,7 +117,7 @@ def test_other_formats_are_cleaned_and_turned_too(storage: FileStorage, ctx: Con
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
-def test_what_moves_still_moves(storage: FileStorage, ctx: Context, format: str):
+def test_an_animated_image_stays_animated(storage: FileStorage, ctx: Context, format: str):
     assert b"Secret" in animated(format)
     result = process(storage, ctx, animated(format))
     image = open_image(storage, result.clean)
@@ -177,7 +177,7 @@ def test_a_pdf_is_kept_as_it_is(storage: FileStorage, ctx: Context):
         (b"x" + "ö".encode() * 50_000, "text/plain"),
     ],
 )
-def test_text_and_csv_are_told_apart_by_content(storage: FileStorage, ctx: Context, content: bytes, found: str):
+def test_text_and_csv_are_distinguished_by_content(storage: FileStorage, ctx: Context, content: bytes, found: str):
     assert process(storage, ctx, content, key="in/file.jpg").media_type == found
 
 
@@ -210,7 +210,7 @@ def test_a_png_named_pdf_is_a_png(storage: FileStorage, ctx: Context):
         process(storage, ctx, photo("PNG"), key="in/contract.pdf", media_types=("application/pdf",))
 
 
-def test_one_upload_may_be_held_to_a_stricter_policy(storage: FileStorage, ctx: Context):
+def test_a_single_upload_may_have_a_stricter_policy(storage: FileStorage, ctx: Context):
     put(storage, "portrait", PDF)
     with pytest.raises(Permanent, match=r"accepted is image/\*"):
         process_upload(ProcessUpload(key="portrait", media_types=("image/*",)), ctx, storage, settings())
@@ -282,7 +282,7 @@ def test_a_second_run_writes_nothing_and_returns_the_same(storage: FileStorage, 
     assert listing(storage.folder / "uploads") == before
 
 
-def test_what_a_crash_left_out_is_made_up_for(storage: FileStorage, ctx: Context):
+def test_files_that_a_crash_left_out_are_made_by_the_next_attempt(storage: FileStorage, ctx: Context):
     first = process(storage, ctx, photo())
     before = {key: get(storage, f"uploads/{key}") for key in listing(storage.folder / "uploads")}
     storage.delete(first.thumbnails[0].key)
@@ -291,7 +291,7 @@ def test_what_a_crash_left_out_is_made_up_for(storage: FileStorage, ctx: Context
     assert {key: get(storage, f"uploads/{key}") for key in before} == before
 
 
-def test_other_settings_make_the_missing_thumbnails(storage: FileStorage, ctx: Context):
+def test_changed_settings_add_the_missing_thumbnails(storage: FileStorage, ctx: Context):
     process(storage, ctx, photo(), thumbnails=(64,))
     result = process(storage, ctx, photo(), thumbnails=(64, 32))
     assert [thumbnail.side for thumbnail in result.thumbnails] == [32, 64]

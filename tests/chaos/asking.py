@@ -25,6 +25,7 @@ from chaos_jobs import (
     Replace,
 )
 from chaos_site import Site
+from polling import retry
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, LedgerUnavailable
 from penstock.schemas.wire.ids import new_id
@@ -50,7 +51,6 @@ UNIQUE = (Reject, Existing, Replace, Debounce)
 CANCELLABLE = (Least, LeastUntracked, Once)
 KEYS = 12
 """Keys of each unique kind: few, so that they are held more often than not."""
-_TRIES_SECONDS = 120.0
 
 
 @dataclass
@@ -144,20 +144,14 @@ class Asking:
     def _ask(self, one: Asked) -> None:
         options: dict[str, Any] = {"priority": one.priority, "id": one.id, "key": one.key, "delay": one.delay}
         one.began = time.time()
-        deadline = time.monotonic() + _TRIES_SECONDS
-        while True:
-            try:
-                handle = self.site.producer.enqueue(one.job, **options)
-                one.stands, one.created = handle.id, handle.created or handle.id == one.id
-                break
-            except DuplicateJob as refused:
-                one.stands, one.created = refused.existing_id, False
-                break
-            except (BrokerUnavailable, LedgerUnavailable):
-                # It may have arrived. Asked again with its id, it is absorbed by the ledger.
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+        try:
+            # After an error the job may have arrived. Enqueued again with its id, it is absorbed by the ledger.
+            handle = retry(
+                lambda: self.site.producer.enqueue(one.job, **options), BrokerUnavailable, LedgerUnavailable, pause=0.05
+            )
+            one.stands, one.created = handle.id, handle.created or handle.id == one.id
+        except DuplicateJob as refused:
+            one.stands, one.created = refused.existing_id, False
         one.ended = time.time()
         if one.cancel is not None:
             # What is cancelled later waits in the ledger by then; at once, on its way to it.
@@ -167,14 +161,7 @@ class Asking:
         due = [one for at, one in self._later if at <= now]
         self._later = [(at, one) for at, one in self._later if at > now]
         for one in due:
-            assert one.key is not None
-            deadline = time.monotonic() + _TRIES_SECONDS
-            while True:
-                try:
-                    self.site.producer.cancel(key=one.key)
-                    break
-                except LedgerUnavailable:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.05)
+            key = one.key
+            assert key is not None
+            retry(lambda key=key: self.site.producer.cancel(key=key), LedgerUnavailable, pause=0.05)
             one.certain = one.delay is not None and time.time() < one.began + one.delay

@@ -22,6 +22,7 @@ from breaking import Breaker
 from chaos_jobs import QUEUE
 from chaos_outbox_backend import ACCOUNTS, ORDERED_QUEUE, Account, Base, Order
 from chaos_site import HERE, Site, running_postgres
+from polling import SETTLE_SECONDS
 from safe_redis import running_redis
 
 from penstock.config.errors import PenstockError
@@ -31,7 +32,6 @@ from penstock.producers.outbox import create_outbox
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas.states import State
 
-WAIT_SECONDS = 180.0
 BACKENDS = ("sqlalchemy", "django")
 NUMBERS = 1_000_000
 """A backend's process writes fewer orders."""
@@ -290,7 +290,7 @@ def _break(site: OutboxSite, seed: int, count: int, seconds: float, report: Outb
             with suppress(PenstockError):  # its server may just be down
                 if lasted > seconds and set(FIRST) <= set(breaker.done) and site.committed() >= count:
                     break
-            if lasted > seconds + WAIT_SECONDS:
+            if lasted > seconds + SETTLE_SECONDS:
                 report.faults.append(f"less than {count} jobs were committed")
                 break
             time.sleep(0.05)
@@ -302,7 +302,7 @@ def _break(site: OutboxSite, seed: int, count: int, seconds: float, report: Outb
 
 def _wait(site: OutboxSite, condition: Callable[[], bool]) -> None:
     """Until the condition holds, or for as long as it may take; the audit says what is missing then."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline and not condition():
         site.revive()
         time.sleep(0.2)

@@ -18,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from database_servers import PostgresServer
+from polling import SETTLE_SECONDS, until
 
 from penstock.ledger.schedules import commands as acts
 from penstock.ledger.schedules.rules import of_row
@@ -31,7 +32,6 @@ from penstock.workers.local.up.redis_server import RedisServer
 PENSTOCK = Path(sys.executable).parent / "penstock"
 SHIFTS = (-2, 0, 2)
 """By how many seconds the clock of each dispatcher is off."""
-WAIT_SECONDS = 180.0
 
 
 class Fired(Job, kind="chaos.fired", queue="chaos-schedules"):
@@ -150,8 +150,8 @@ def schedule_round(
         for slot in range(len(SHIFTS)):
             dispatchers.start(slot)
         # Dispatchers start in a second or two; killing them before that would say little.
-        _wait(lambda: _count(database) > 0)
-        deadline = time.monotonic() + WAIT_SECONDS + count / each * 5
+        until(lambda: _count(database) > 0, "the first firing", SETTLE_SECONDS)
+        deadline = time.monotonic() + SETTLE_SECONDS + count / each * 5
         while _count(database) < count or report.kills < kills:
             if time.monotonic() > deadline:
                 report.faults.append(f"only {_count(database)} of {count} firings")
@@ -162,12 +162,16 @@ def schedule_round(
             time.sleep(draw.uniform(0.0, 1.0))
             dispatchers.start(slot)
             time.sleep(draw.uniform(1.0, 4.0))
-        until = database.read(lambda connection: connection.execute(sa.select(from_now())).scalar_one())
-        behind = sa.select(sa.func.count()).where(schedules.c.next_at <= until)
-        _wait(lambda: not database.read(lambda connection: connection.execute(behind).scalar_one()))
+        end = database.read(lambda connection: connection.execute(sa.select(from_now())).scalar_one())
+        behind = sa.select(sa.func.count()).where(schedules.c.next_at <= end)
+        until(
+            lambda: not database.read(lambda connection: connection.execute(behind).scalar_one()),
+            "every firing that is due",
+            SETTLE_SECONDS,
+        )
     finally:
         dispatchers.stop()
-    _audit(database, first, until, report)
+    _audit(database, first, end, report)
     database.close()
     return report
 
@@ -224,11 +228,3 @@ def _about(payload: dict[str, Any]) -> tuple[str, datetime]:
 def _count(database: Database) -> int:
     select = sa.select(sa.func.count()).select_from(firings)
     return int(database.read(lambda connection: connection.execute(select).scalar_one()))
-
-
-def _wait(condition: Any) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError("nothing fires")
-        time.sleep(0.05)

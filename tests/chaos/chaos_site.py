@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from chaos_jobs import EFFECTS, QUEUE
 from database_servers import PostgresServer
+from polling import retry
 from rabbitmq_node import RabbitmqNode
 from safe_redis import SafeRedis
 
@@ -40,15 +40,7 @@ class Postgres(PostgresServer):
 
     def start(self) -> None:
         """Start as soon as the sessions of a killed postmaster have gone."""
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                super().start()
-                return
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
+        retry(super().start, AssertionError, pause=0.2)
 
     def kill_postmaster(self) -> None:
         pid = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
@@ -232,16 +224,8 @@ class Site:
     def _read(self, select: sa.Select[Any]) -> Any:
         return self.database.read(lambda connection: connection.execute(select).all())
 
-    def wait_for_servers(self, seconds: float = 60.0) -> None:
+    def wait_for_servers(self) -> None:
         """Wait until broker and ledger answer."""
         checks: list[Callable[[], object]] = [self.producer.ping, self.unfinished]
-        deadline = time.monotonic() + seconds
         for check in checks:
-            while True:
-                try:
-                    check()
-                    break
-                except PenstockError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.1)
+            retry(check, PenstockError, pause=0.1)

@@ -16,13 +16,13 @@ from breaking import Breaker
 from chaos_jobs import QUEUE
 from chaos_site import Site, running_postgres
 from chaos_workflow_jobs import OTHER_QUEUE, Part, Summing
+from polling import SETTLE_SECONDS, until
 from safe_redis import running_redis
 
 from penstock.ledger.sql.tables import jobs, steps, workflows
 from penstock.producers import JobHandle
 
 WORKFLOWS = 4
-WAIT_SECONDS = 300.0
 FIRST = ("kill_worker", "kill_dispatcher", "kill_redis")
 
 
@@ -107,15 +107,16 @@ def one_workflow_round(
 
 
 def _wait_for_a_fan_out(site: Site) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
     begun = sa.select(steps.c.step).where(steps.c.step == "each", steps.c.started_at.is_not(None)).limit(1)
-    while not site.database.read(lambda connection: connection.execute(begun).first()):
-        assert time.monotonic() < deadline, "no fan-out begins"
-        time.sleep(0.02)
+    until(
+        lambda: site.database.read(lambda connection: connection.execute(begun).first()),
+        "the start of a fan-out",
+        SETTLE_SECONDS,
+    )
 
 
 def _settle(site: Site) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + SETTLE_SECONDS
     ended = sa.select(sa.func.count()).select_from(workflows).where(workflows.c.finished_at.is_not(None))
     while time.monotonic() < deadline:
         if site.database.read(lambda c: c.execute(ended).scalar()) == WORKFLOWS and not site.unfinished():

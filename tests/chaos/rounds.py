@@ -10,8 +10,8 @@ from asking import Asked, Asking, plan
 from auditing import Audit, Report, is_settled
 from breaking import Breaker
 from chaos_site import Site
+from polling import SETTLE_SECONDS
 
-WAIT_SECONDS = 180.0
 THREADS = 3
 
 
@@ -56,7 +56,7 @@ def run_round(
 
 def _settle(site: Site, asked: list[Asked], wiped: bool) -> None:
     """Wait until everything has an end."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline:
         if is_settled(site, asked, wiped=wiped):
             # A duplicate on its way would come now, and what a wiped broker may still hold untracked.

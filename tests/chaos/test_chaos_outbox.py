@@ -16,7 +16,7 @@ from chaos_outbox import one_outbox_round
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_what_was_committed_is_sent_and_nothing_else_whatever_is_killed(tmp_path: Path) -> None:
+def test_the_outbox_sends_exactly_the_committed_jobs_whatever_is_killed(tmp_path: Path) -> None:
     need("PostgreSQL")
     with temporary_database(POSTGRES_URL) as ledger, temporary_database(POSTGRES_URL) as shop:
         report = one_outbox_round(7, 600, tmp_path, ledger_url=ledger, shop_url=shop, seconds=3)

@@ -16,7 +16,9 @@ from chaos_schedules import schedule_round
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_each_time_fires_once_whatever_becomes_of_the_dispatchers(redis_url: str, prefix: str, tmp_path: Path) -> None:
+def test_schedules_fire_each_time_once_while_dispatchers_are_killed(
+    redis_url: str, prefix: str, tmp_path: Path
+) -> None:
     need("PostgreSQL")
     with temporary_database(POSTGRES_URL) as url:
         report = schedule_round(tmp_path, 7, count=300, database_url=url, broker_url=redis_url, prefix=prefix, kills=3)

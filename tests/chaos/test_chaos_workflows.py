@@ -14,7 +14,7 @@ from chaos_workflows import one_workflow_round
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_every_step_of_a_workflow_happens_once_on_both_engines_whatever_is_killed(tmp_path: Path) -> None:
+def test_workflow_steps_happen_once_on_both_engines_whatever_is_killed(tmp_path: Path) -> None:
     report = one_workflow_round(7, 200, tmp_path, seconds=8)
     print("\n".join(report.lines()))
     assert report.faults == []

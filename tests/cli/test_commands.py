@@ -96,16 +96,14 @@ def test_a_delayed_job_comes_to_the_ledger_through_the_dispatchers_queue(penstoc
         (("ledger.note", "{}", "--queue", "no such queue"), "queue"),
     ],
 )
-def test_what_is_wrong_with_a_job_is_said_before_it_is_sent(
-    penstock: Run, arguments: tuple[str, ...], said: str
-) -> None:
+def test_an_invalid_job_is_refused_before_it_is_sent(penstock: Run, arguments: tuple[str, ...], said: str) -> None:
     result = penstock("enqueue", *arguments)
     assert result.code == 2
     assert said in " ".join(result.err.replace("│", " ").split())
     assert "s3cret" not in result.err
 
 
-def test_waiting_for_a_job_that_nobody_runs_ends_with_the_timeout(penstock: Run, ledger: Database) -> None:
+def test_waiting_for_a_job_that_no_worker_runs_ends_with_the_timeout(penstock: Run, ledger: Database) -> None:
     result = penstock("enqueue", "ledger.note", "{}", "--wait", "--timeout", "100ms")
     assert result.code == 1
     assert "queued" in result.err
@@ -121,7 +119,7 @@ def test_the_schemas_of_kinds_are_exported(penstock: Run, workplace: Path) -> No
     assert penstock("schema", "export", "--kind", "no.such").code == 2
 
 
-def test_a_wrong_setting_is_told_with_its_line(penstock: Run, workplace: Path) -> None:
+def test_a_wrong_setting_is_reported_with_its_line(penstock: Run, workplace: Path) -> None:
     (workplace / "penstock.toml").write_text("prefix = 'a'\nno_such = 1\n")
     result = penstock("jobs", "list")
     assert result.code == 2
@@ -175,7 +173,7 @@ def test_durations_have_units(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "h", "-5", "1y", "1h30", "9" * 400, "inf"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         duration(text)
 

@@ -74,7 +74,7 @@ def test_a_breaking_change_fails_the_check_against_a_git_ref(penstock: Run, chec
     assert "field-removed" in result.out
 
 
-def test_what_needs_care_is_shown_and_passes(penstock: Run, checkout: Path) -> None:
+def test_a_change_that_needs_care_is_shown_and_passes(penstock: Run, checkout: Path) -> None:
     assert penstock("schema", "export", "--import", MODULE, "-o", "old.json").code == 0
     write(checkout, JOBS + '    note: str = ""\n')
     result = penstock("schema", "check", "--against", "old.json", "--import", MODULE)
@@ -91,7 +91,7 @@ def test_a_module_that_was_not_imported_is_thought_of(penstock: Run, checkout: P
 
 
 @pytest.mark.parametrize("against", ["no-such-ref", "no-such-ref:kinds.json", "--output=stolen", "broken.json"])
-def test_what_cannot_be_read_is_wrong_use_and_named(penstock: Run, checkout: Path, against: str) -> None:
+def test_an_unreadable_export_is_wrong_use_and_named(penstock: Run, checkout: Path, against: str) -> None:
     (checkout / "broken.json").write_text("{}")
     result = penstock("schema", "check", f"--against={against}")
     assert result.code == 2
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_wrong_use_and_named(penstock: Run, checkout: Pat
     assert not (checkout / "stolen").exists()
 
 
-def test_an_accepted_kind_that_nobody_knows_is_wrong_use(penstock: Run, checkout: Path) -> None:
+def test_an_accepted_kind_that_is_unknown_is_wrong_use(penstock: Run, checkout: Path) -> None:
     assert penstock("schema", "export", "-o", "old.json").code == 0
     assert penstock("schema", "check", "--against", "old.json", "--accept", "shop.payy").code == 2
 

@@ -19,7 +19,7 @@ def bury(ledger: Database, envelope: Envelope, reason: str = "unknown_kind") -> 
     return dead_letters.add(ledger, envelope, envelope.body, reason, "because")
 
 
-def test_dead_letters_are_listed_and_shown_without_what_is_sensitive(penstock: Run, ledger: Database) -> None:
+def test_dead_letters_are_listed_and_shown_without_sensitive_fields(penstock: Run, ledger: Database) -> None:
     login = stock_envelope(
         "ledger.login",
         {"user": "ada", "password": "s3cret", "x": 1},
@@ -39,7 +39,7 @@ def test_dead_letters_are_listed_and_shown_without_what_is_sensitive(penstock: R
     assert json.loads(penstock("deadletters", "show", ids[1], "--raw").out)[1] == {"token": "s3cret"}
 
 
-def test_dead_letters_are_replayed_by_id_or_all_that_are_chosen(penstock: Run, ledger: Database) -> None:
+def test_dead_letters_are_replayed_by_id_or_by_selection(penstock: Run, ledger: Database) -> None:
     sent = [message(Note(text=str(number))) for number in range(3)]
     for one in sent:
         end(ledger, claimed(ledger, one), Outcome.DEAD, error="no", reason="failed")
@@ -61,7 +61,7 @@ def die(ledger: Database, job: Job, error: str = "ValueError: no 1", **options: 
     return sent.id
 
 
-def test_letters_are_counted_by_what_they_died_of_and_a_group_is_replayed(penstock: Run, ledger: Database) -> None:
+def test_dead_letters_are_grouped_by_error_and_a_group_is_replayed(penstock: Run, ledger: Database) -> None:
     same = [die(ledger, Note(), f"ValueError: no {number}") for number in range(3)]
     other = die(ledger, Note(), "KeyError: 'x'")
     found = penstock("deadletters", "groups", "--json").json
@@ -76,7 +76,7 @@ def test_letters_are_counted_by_what_they_died_of_and_a_group_is_replayed(pensto
     assert penstock("deadletters", "replay", "--group", group).err == "no dead letters\n"
 
 
-def test_a_letter_is_shown_with_its_attempts_and_what_was_decided(penstock: Run, ledger: Database) -> None:
+def test_a_dead_letter_is_shown_with_its_attempts_and_decisions(penstock: Run, ledger: Database) -> None:
     letter_id = die(ledger, Login(user="ada", password="s3cret"), tenant="acme")
     assert penstock("deadletters", "discard", letter_id, "--reason", "too late", "--actor", "bob").code == 0
     shown = penstock("deadletters", "show", letter_id, "--json").json
@@ -91,7 +91,7 @@ def test_a_letter_is_shown_with_its_attempts_and_what_was_decided(penstock: Run,
     assert [row["id"] for row in penstock("deadletters", "list", "--discarded", "--json").json] == [letter_id]
 
 
-def test_an_edit_is_checked_and_told_by_the_field(penstock: Run, ledger: Database) -> None:
+def test_an_edit_is_checked_and_its_error_names_the_field(penstock: Run, ledger: Database) -> None:
     letter_id = die(ledger, Login(user="ada", password="old"))
     wrong = penstock("deadletters", "replay", letter_id, "--edit", '{"user": 7, "password": "s3cret"}')
     assert wrong.code == 2
@@ -103,7 +103,7 @@ def test_an_edit_is_checked_and_told_by_the_field(penstock: Run, ledger: Databas
     assert json.loads(row_of(ledger, letter_id).payload) == {"user": "ada", "password": "new"}
 
 
-def test_a_dry_run_changes_nothing_and_tells_what_cannot_be_replayed(penstock: Run, ledger: Database) -> None:
+def test_a_dry_run_changes_nothing_and_lists_what_cannot_be_replayed(penstock: Run, ledger: Database) -> None:
     fine = die(ledger, Note())
     strange = bury(ledger, stock_envelope("who.knows", {}, queue="celery"))
     result = penstock("deadletters", "replay", "--all", "--dry-run")
@@ -130,7 +130,7 @@ def test_a_dry_run_changes_nothing_and_tells_what_cannot_be_replayed(penstock: R
         ("list", ("--replayed", "--discarded")),
     ],
 )
-def test_what_is_not_clear_is_refused(
+def test_an_ambiguous_selection_is_refused(
     penstock: Run, ledger: Database, command: str, arguments: tuple[str, ...]
 ) -> None:
     letter_id = die(ledger, Note())
@@ -160,7 +160,7 @@ def test_the_audit_log_says_who_did_what_to_how_many(
     assert "deploy-bot" in penstock("audit", "list").out
 
 
-def test_who_acts_is_the_user_of_the_system_unless_said_otherwise(
+def test_the_default_actor_is_the_user_of_the_system(
     penstock: Run, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):

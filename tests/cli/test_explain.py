@@ -37,7 +37,7 @@ def test_the_sentence_comes_first_then_what_to_do_then_the_facts(penstock: Run, 
     assert result.code == 0
 
 
-def test_a_job_that_only_the_broker_knows_is_found_and_one_that_nobody_knows_is_a_failure(
+def test_a_job_that_only_the_broker_knows_is_found_and_an_unknown_one_is_a_failure(
     penstock: Run, ledger: Database
 ) -> None:
     settings = load_settings()
@@ -55,7 +55,7 @@ def test_a_job_that_only_the_broker_knows_is_found_and_one_that_nobody_knows_is_
     assert "nor has the broker" in told.json["because"]
 
 
-def test_a_broker_that_is_away_does_not_keep_the_ledger_from_answering(
+def test_an_unavailable_broker_does_not_keep_the_ledger_from_answering(
     penstock: Run, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_BROKER_URL", "redis://127.0.0.1:1/0")
@@ -81,7 +81,9 @@ def test_a_key_says_which_job_holds_it(penstock: Run, ledger: Database) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("x", "--key", "k"), ("x", "--kind", "k"), ("x", "--tenant", "t")])
-def test_what_does_not_go_together_is_wrong_use(penstock: Run, ledger: Database, arguments: tuple[str, ...]) -> None:
+def test_contradictory_options_of_explain_are_wrong_use(
+    penstock: Run, ledger: Database, arguments: tuple[str, ...]
+) -> None:
     assert penstock("jobs", "explain", *arguments).code == 2
 
 
@@ -95,7 +97,7 @@ def test_queues_say_how_many_consume_them(penstock: Run, ledger: Database) -> No
     assert (alive["notes"], alive["ticks"], alive["dispatcher"]) == (2, 0, 1)
 
 
-def test_a_time_that_is_none_is_told_both_ways_to_write_it(penstock: Run, ledger: Database) -> None:
+def test_the_error_for_an_invalid_time_shows_both_ways_to_write_it(penstock: Run, ledger: Database) -> None:
     result = penstock("jobs", "list", "--since", "yesterday")
     assert result.code == 2
     assert "1h, 2d" in " ".join(result.err.split())

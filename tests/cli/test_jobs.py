@@ -41,7 +41,7 @@ def test_a_job_is_shown_with_its_attempts_and_without_what_is_sensitive(penstock
     assert "s3cret" not in shown.out + str(found)
 
 
-def test_of_a_kind_that_nobody_imported_only_the_names_of_fields_are_shown(penstock: Run, ledger: Database) -> None:
+def test_a_job_of_an_unimported_kind_shows_only_the_names_of_its_fields(penstock: Run, ledger: Database) -> None:
     sent = message(Login(user="ada", password="s3cret"))
     claimed(ledger, sent)
     change(ledger, sent.id, kind="somewhere.else")

@@ -72,7 +72,7 @@ def test_waiting_jobs_are_rescheduled_by_id_and_by_key(penstock: Run, ledger: Da
         ("reschedule", "x", "--in", "1h", "--kind", "ledger.note"),
     ],
 )
-def test_what_is_not_said_clearly_is_refused(penstock: Run, ledger: Database, arguments: tuple[str, ...]) -> None:
+def test_ambiguous_arguments_are_refused(penstock: Run, ledger: Database, arguments: tuple[str, ...]) -> None:
     assert penstock("jobs", *arguments).code == 2
     assert audit.find(ledger) == []
 

@@ -57,7 +57,7 @@ def test_schedules_are_listed_with_their_next_times(penstock: Run, ledger: Datab
     assert "penstock.toml:11" in rows["zone"]["error"]
 
 
-def test_one_is_made_shown_run_paused_resumed_and_removed(penstock: Run, ledger: Database) -> None:
+def test_a_schedule_is_added_shown_run_paused_resumed_and_removed(penstock: Run, ledger: Database) -> None:
     added = penstock(
         "schedules", "add", "nightly", "--kind", "ledger.note", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin",
         "--payload", '{"text": "good night"}', "--overlap", "queue", "--jitter", "5m",
@@ -88,7 +88,7 @@ def test_one_is_made_shown_run_paused_resumed_and_removed(penstock: Run, ledger:
     assert [act.actor for act in audit.find(ledger, actor="ada")] == ["ada"]
 
 
-def test_one_whose_kind_only_dispatchers_import_is_not_called_wrong(penstock: Run, ledger: Database) -> None:
+def test_a_schedule_whose_kind_only_dispatchers_import_is_not_called_wrong(penstock: Run, ledger: Database) -> None:
     class Theirs(Job, kind="schedules.theirs"): ...
 
     try:
@@ -130,14 +130,14 @@ def test_a_span_is_backfilled_in_the_zone_of_the_schedule(penstock: Run, ledger:
         (["--cron", "@daily", "--kind", "no.such"], "no imported module defines kind 'no.such'"),
     ],
 )
-def test_what_is_wrong_is_refused(penstock: Run, ledger: Database, options: list[str], said: str) -> None:
+def test_an_invalid_schedule_is_refused(penstock: Run, ledger: Database, options: list[str], said: str) -> None:
     result = penstock("schedules", "add", "wrong", "--kind", "ledger.note", *options)
     assert result.code == 2
     assert said in " ".join(result.err.replace("│", " ").split())
     assert penstock("schedules", "list", "--json").json == []
 
 
-def test_one_of_the_file_is_not_removed_by_hand(penstock: Run, ledger: Database, file: Path) -> None:
+def test_a_schedule_of_the_file_is_not_removed_by_hand(penstock: Run, ledger: Database, file: Path) -> None:
     enter(ledger, read_schedules(load_settings()))
     result = penstock("schedules", "remove", "good")
     assert (result.code, "stands in penstock.toml" in result.err) == (1, True)
@@ -190,7 +190,7 @@ def test_a_rule_is_previewed_with_the_changes_of_the_clock(penstock: Run) -> Non
     assert penstock("schedules", "preview", "0 18 L * *", *holidays).json[0]["at"] == "2024-03-28T18:00:00+00:00"
 
 
-def test_nothing_is_known_of_what_runs_while_the_ledger_is_away(
+def test_schedules_are_listed_without_their_state_while_the_ledger_is_unavailable(
     penstock: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")

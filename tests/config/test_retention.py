@@ -30,12 +30,12 @@ def test_durations_have_a_unit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ['"7"', "7", '"soon"', '"7 parsecs"', '"-1d"', '"59m"', '"0.5h"', '"1e9d"', "true"])
-def test_what_is_no_time_to_keep_is_refused_where_it_stands(tmp_path: Path, value: str) -> None:
+def test_an_invalid_retention_time_is_refused_with_its_line(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"penstock\.toml:2: retention\.succeeded: .*(write|1h is the least)"):
         read(tmp_path, f"succeeded = {value}")
 
 
-def test_another_name_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_retention_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"penstock\.toml:2: retention\.successes: unknown setting"):
         read(tmp_path, 'successes = "7d"')
 

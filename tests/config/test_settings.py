@@ -24,7 +24,7 @@ def write(text: str, name: str = "penstock.toml") -> Path:
     return path
 
 
-def test_without_a_file_the_defaults_hold() -> None:
+def test_settings_without_a_file_are_the_defaults() -> None:
     settings = load_settings()
     assert settings.broker_url.startswith("redis://127.0.0.1")
     assert settings.queue("any").engine == "celery"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from polling import WAIT_SECONDS
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -23,8 +24,6 @@ from penstock.workers.engines.inline import Inline
 PENSTOCK = Path(sys.executable).parent / "penstock"
 HERE = Path(__file__).parent
 PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
-WAIT = 90.0
-"""Seconds to wait for what takes milliseconds to seconds on an idle machine."""
 
 
 class Stack:
@@ -113,7 +112,7 @@ class Stack:
 
     def stop_process(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
         process.send_signal(number)
-        return process.wait(WAIT)
+        return process.wait(WAIT_SECONDS)
 
     def stop(self) -> None:
         self.producer.close()

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import acme
-from polling import until
-from stack import WAIT, Stack, lines
+from polling import WAIT_SECONDS, until
+from stack import Stack, lines
 
 
 def test_higher_priorities_run_first(own_stack: Stack, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_killed_workers_job_is_done_by_another(own_stack: Stack, tmp_path: Pat
     own_stack.stop_process(first, signal.SIGKILL)
     own_stack.start_worker()
     for handle in (slow, once):
-        status = handle.wait(WAIT)
+        status = handle.wait(WAIT_SECONDS)
         assert (status.state, status.crashes, status.failures) == ("succeeded", 1, 0)
     assert lines(file) == ["slow"]
 
@@ -51,7 +51,7 @@ def test_a_drained_worker_loses_nothing_and_runs_nothing_twice(own_stack: Stack,
     assert len(done) < 200
     own_stack.start_worker()
     for handle in handles:
-        assert handle.wait(WAIT).state == "succeeded"
+        assert handle.wait(WAIT_SECONDS).state == "succeeded"
     assert sorted(lines(file), key=int) == [str(number) for number in range(200)]
 
 
@@ -65,5 +65,5 @@ def test_workers_killed_again_and_again_lose_no_job(own_stack: Stack, tmp_path: 
         own_stack.stop_process(worker, signal.SIGKILL)
     own_stack.start_worker(concurrency=50)
     for handle in handles:
-        assert handle.wait(WAIT).state == "succeeded"
+        assert handle.wait(WAIT_SECONDS).state == "succeeded"
     assert set(lines(file)) == {str(number) for number in range(300)}

@@ -8,9 +8,9 @@ from pathlib import Path
 import acme
 import outage_jobs
 import pytest
-from polling import until
+from polling import WAIT_SECONDS, until
 from redis_sentinels import RedisSentinels
-from stack import WAIT, lines
+from stack import lines
 from test_outages import Site, make_site, marks
 
 from penstock.workers.engines.worker import Worker
@@ -50,7 +50,7 @@ def test_a_master_killed_in_the_middle_of_five_hundred_jobs_is_replaced_and_the_
         site.all_succeed(500)
         until(lambda: idle.ready, "a worker that is ready again")
         late = site.producer.enqueue(acme.Mark(file=str(file), text="450"), delay=0.5)
-        assert late.wait(WAIT).state == "succeeded"
+        assert late.wait(WAIT_SECONDS).state == "succeeded"
     finally:
         idle.stop()
     # No worker died, so what the promoted server hands out again is known to be done, or to be running.

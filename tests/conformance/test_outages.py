@@ -20,12 +20,12 @@ import outage_jobs
 import pytest
 import sqlalchemy as sa
 from ledgers import temporary_database
-from polling import until
+from polling import WAIT_SECONDS, until
 from proxy import Proxy
 from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from safe_redis import running_redis
 from servers import AMQP_URL, POSTGRES_URL, delete_rabbitmq, need
-from stack import PAIRS, WAIT, Stack, lines
+from stack import PAIRS, Stack, lines
 
 from penstock.ledger.sql.tables import jobs, workers
 from penstock.workers.engines.worker import Worker
@@ -77,17 +77,20 @@ class Site(Stack):
 
     def freeze(self, process: subprocess.Popen[bytes]) -> None:
         """SIGSTOP, but not while it has SQLite's only write lock: what nobody could write then is another matter."""
-        while True:
+
+        def is_frozen() -> bool:
             process.send_signal(signal.SIGSTOP)
             look = sqlite3.connect(self.folder / "ledger.db", timeout=0.5, isolation_level=None)
             try:
                 look.execute("BEGIN IMMEDIATE")
-                return
             except sqlite3.OperationalError:
                 process.send_signal(signal.SIGCONT)
-                time.sleep(0.05)
+                return False
             finally:
                 look.close()
+            return True
+
+        until(is_frozen, pause=0.05)
 
     def said(self, text: str) -> bool:
         """Whether any process has logged it."""
@@ -211,7 +214,7 @@ def test_workers_go_on_when_every_connection_was_cut(
         proxy.mend()
         site.all_succeed(200)
         late = site.producer.enqueue(acme.Mark(file=str(file), text="200"))
-        assert late.wait(WAIT).state == "succeeded"
+        assert late.wait(WAIT_SECONDS).state == "succeeded"
         assert sorted(lines(file), key=int) == [str(number) for number in range(201)]
     finally:
         site.stop()  # first: a worker declares its queues anew
@@ -248,7 +251,7 @@ def test_workers_killed_at_random_moments_lose_nothing_and_repeat_no_effect(
 
 
 @pairs
-def test_what_a_frozen_worker_ran_is_taken_over_and_its_late_outcome_refused(
+def test_the_job_of_a_frozen_worker_is_taken_over_and_its_late_outcome_refused(
     pair: tuple[str, str], site: Site, broker_url: str, proxy: Proxy, tmp_path: Path
 ) -> None:
     """RabbitMQ keeps a delivery with its connection until that fails, which heartbeats tell after a minute at most.
@@ -266,7 +269,7 @@ def test_what_a_frozen_worker_ran_is_taken_over_and_its_late_outcome_refused(
         assert len(lines(file)) == 1
         proxy.cut()
     until(lambda: len(lines(file)) == 2, "the second run")
-    assert handle.wait(WAIT).state == "succeeded"
+    assert handle.wait(WAIT_SECONDS).state == "succeeded"
     if pair[1] == "rabbitmq":
         proxy.mend()
     frozen.send_signal(signal.SIGCONT)
@@ -290,7 +293,7 @@ def test_a_handler_that_holds_the_interpreter_for_longer_than_the_lease_keeps_it
         for kind, file in zip(kinds, files, strict=True)
     ]
     for handle, file in zip(handles, files, strict=True):
-        status = handle.wait(WAIT)
+        status = handle.wait(WAIT_SECONDS)
         assert (status.state, status.attempt, status.crashes) == ("succeeded", 1, 0)
         assert len(lines(file)) == 1
 
@@ -336,7 +339,7 @@ def test_workers_whose_clocks_are_five_minutes_off_run_nothing_twice(
             site.producer.enqueue(outage_jobs.Effect(number=number, file=str(begun), seconds=LEASE))
         until(lambda: len(lines(begun)) == 10, "ten runs")
         site.stop_process(doomed, signal.SIGKILL)
-        assert most.wait(WAIT).state == "succeeded"
+        assert most.wait(WAIT_SECONDS).state == "succeeded"
         site.all_succeed(113)
         assert Counter(lines(file)) == dict.fromkeys(["slow", *(str(number) for number in range(100))], 1)
         assert site.effects() == dict.fromkeys(range(10), 1)

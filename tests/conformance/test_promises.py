@@ -13,10 +13,10 @@ import promise_jobs
 import pytest
 import sqlalchemy as sa
 from ledgers import temporary_database
-from polling import until
+from polling import WAIT_SECONDS, until
 from promise_jobs import Charge, ChargeAsync, Gated, Most, Pointed, Store, StoreAsync
 from servers import MARIADB_URL, POSTGRES_URL, need
-from stack import WAIT, Stack, lines
+from stack import Stack, lines
 
 from penstock.ledger.effects import effect_id, effects_of
 from penstock.ledger.sql.tables import jobs
@@ -46,7 +46,7 @@ class Site(Stack):
         until(lambda: self.worker is not None and self.worker.poll() is not None, "the worker's death")
         assert Path(f"{job.file}.killed").exists()
         self.worker = self.start_promising_worker()
-        handle.wait(WAIT)
+        handle.wait(WAIT_SECONDS)
         return handle
 
     def followers(self, job_id: str) -> int:
@@ -108,7 +108,7 @@ def test_an_effect_happens_once_wherever_its_worker_dies(
 
 
 @pytest.mark.parametrize(("point", "charges"), [("begun", 0), ("happened", 1)])
-def test_what_nobody_can_be_asked_about_is_not_repeated_but_left_to_a_person(
+def test_an_effect_in_doubt_is_not_repeated_but_left_to_a_person(
     site: Site, tmp_path: Path, point: str, charges: int
 ) -> None:
     file = tmp_path / "unasked"
@@ -127,7 +127,7 @@ def test_what_nobody_can_be_asked_about_is_not_repeated_but_left_to_a_person(
     indirect=["site"],
 )
 @pytest.mark.parametrize(("point", "crashes"), [("written", 1), ("committing", 1), ("committed", 0)])
-def test_what_is_written_with_the_outcome_is_there_once_wherever_the_worker_dies(
+def test_rows_written_with_the_outcome_exist_once_wherever_the_worker_dies(
     site: Site, tmp_path: Path, kind: type[Pointed], point: str, crashes: int
 ) -> None:
     handle = site.run_job(kind(file=str(tmp_path / "file"), point=point))
@@ -137,7 +137,7 @@ def test_what_is_written_with_the_outcome_is_there_once_wherever_the_worker_dies
     assert site.followers(handle.id) == 1
 
 
-def test_what_is_never_to_be_repeated_is_not(site: Site, tmp_path: Path) -> None:
+def test_an_at_most_once_job_is_not_repeated_after_a_crash(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "file"
     handle = site.run_job(Most(file=str(file), point="ran"))
     assert handle.status().state == "dead"
@@ -159,7 +159,7 @@ def test_a_worker_that_was_frozen_before_the_effect_does_not_begin_it(site: Site
         site.worker = site.start_promising_worker()
         until(lambda: len(lines(tmp_path / "bank.waiting")) == 2, "the take-over")
         gate.touch()
-        assert handle.wait(WAIT).state == "succeeded"
+        assert handle.wait(WAIT_SECONDS).state == "succeeded"
     finally:
         frozen.send_signal(signal.SIGCONT)
     # It drains when the late attempt has ended.

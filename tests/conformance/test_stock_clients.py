@@ -17,9 +17,9 @@ import pytest
 from celery import Celery, Signature, chain, group
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
-from polling import until
+from polling import WAIT_SECONDS, until
 from servers import for_pika
-from stack import PAIRS, WAIT, Stack, lines
+from stack import PAIRS, Stack, lines
 
 from penstock.producers import Producer
 from penstock.producers.senders.rabbitmq.publisher import connect
@@ -67,20 +67,20 @@ def test_the_options_of_celerys_apply_async_count(stack: Stack, app: Celery) -> 
     by_eta = signature.apply_async(eta=before + timedelta(seconds=1), expires=3600)
     urgent = signature.apply_async(priority=9)
     plain = app.send_task("acme.add", args=[20], kwargs={"b": 22})
-    assert stack.producer.handle(plain.id).result(WAIT)["sum"] == 42
+    assert stack.producer.handle(plain.id).result(WAIT_SECONDS)["sum"] == 42
     for sent in (by_countdown, by_eta):
-        status = stack.producer.handle(sent.id).wait(WAIT)
+        status = stack.producer.handle(sent.id).wait(WAIT_SECONDS)
         assert status.state == "succeeded"
         assert status.started_at is not None
         assert status.started_at - before >= timedelta(seconds=1)
     expires = stack.row(by_eta.id).expires_at
     assert timedelta(seconds=3600) <= expires - before < timedelta(seconds=3660)
-    stack.producer.handle(urgent.id).wait(WAIT)
+    stack.producer.handle(urgent.id).wait(WAIT_SECONDS)
     assert stack.row(urgent.id).priority == ("high" if stack.broker_url.startswith("amqp") else "low")
 
 
 @pairs
-def test_what_celerys_client_wants_to_follow_follows(stack: Stack, app: Celery, tmp_path: Path) -> None:
+def test_callbacks_of_a_stock_celery_client_follow_its_job(stack: Stack, app: Celery, tmp_path: Path) -> None:
     called, failed, fanned = tmp_path / "called", tmp_path / "failed", tmp_path / "fanned"
     two = chain(note(app, None, "three"), blob(app)).apply_async()
     immutable = chain(note(app, None, "three"), blob(app, "four", immutable=True), note(app)).apply_async()
@@ -90,9 +90,9 @@ def test_what_celerys_client_wants_to_follow_follows(stack: Stack, app: Celery, 
     chain(note(app, None, "g"), group(note(app, fanned), note(app, fanned))).apply_async()
 
     handle = stack.producer.handle
-    assert handle(two.id).result(WAIT) == 5
-    assert handle(immutable.id).result(WAIT) == 4
-    assert handle(linked.id).result(WAIT) == "r"
+    assert handle(two.id).result(WAIT_SECONDS) == 5
+    assert handle(immutable.id).result(WAIT_SECONDS) == 4
+    assert handle(linked.id).result(WAIT_SECONDS) == "r"
     until(lambda: sorted(lines(called)) == ["1", "r"], "both callbacks")
     until(lambda: len(lines(failed)) == 2, "both errbacks")
     assert sorted(lines(failed)) == sorted([fails.id, broken.parent.id])
@@ -101,7 +101,9 @@ def test_what_celerys_client_wants_to_follow_follows(stack: Stack, app: Celery, 
 
 
 @pairs
-def test_what_cannot_follow_is_said_before_the_job_runs(stack: Stack, app: Celery, tmp_path: Path) -> None:
+def test_a_callback_that_cannot_follow_is_refused_before_the_job_runs(
+    stack: Stack, app: Celery, tmp_path: Path
+) -> None:
     file = tmp_path / "never"
     chord = note(app, file, "x").apply_async(chord=blob(app).clone())
     too_many = note(app, file, "x").apply_async(link=blob(app, "one too many"))
@@ -114,7 +116,7 @@ def test_what_cannot_follow_is_said_before_the_job_runs(stack: Stack, app: Celer
         letter = until(lambda job_id=job_id: stack.letter(job_id), "the dead letter")
         assert letter.reason == reason
         assert detail in letter.detail
-    assert stack.producer.handle(unknown.id).wait(WAIT).state == "succeeded"
+    assert stack.producer.handle(unknown.id).wait(WAIT_SECONDS).state == "succeeded"
     assert lines(file) == []
 
 
@@ -151,8 +153,8 @@ def test_a_stock_dramatiq_clients_messages_run(stack: Stack, dramatiq_client: dr
     unknown = nowhere.send()
     messages = [mark.message(str(file), text) for text in "xy"]
     piped = dramatiq.pipeline(messages, broker=dramatiq_client).run()
-    assert stack.producer.handle(sent.message_id).result(WAIT)["sum"] == 42
-    status = stack.producer.handle(delayed.message_id).wait(WAIT)
+    assert stack.producer.handle(sent.message_id).result(WAIT_SECONDS)["sum"] == 42
+    status = stack.producer.handle(delayed.message_id).wait(WAIT_SECONDS)
     assert status.state == "succeeded"
     assert status.started_at is not None
     assert status.started_at - before >= timedelta(seconds=1.5)
@@ -173,7 +175,7 @@ def test_a_chain_goes_on_when_workers_are_killed_on_its_way(own_stack: Stack, tm
         until(lambda reached=reached: len(lines(file)) >= reached, "some steps")
         own_stack.stop_process(worker, signal.SIGKILL)
     own_stack.start_worker()
-    assert own_stack.producer.handle(last.id).wait(WAIT).state == "succeeded"
+    assert own_stack.producer.handle(last.id).wait(WAIT_SECONDS).state == "succeeded"
     done = [int(text) for text in lines(file)]
     assert sorted(set(done)) == list(range(20))
     assert done == sorted(done)

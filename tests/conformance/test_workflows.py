@@ -7,8 +7,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 import workflow_jobs
+from polling import WAIT_SECONDS
 from servers import AMQP_URL, delete_rabbitmq, need
-from stack import HERE, WAIT, Stack
+from stack import HERE, Stack
 
 from penstock.ledger.sql.tables import jobs
 
@@ -22,7 +23,7 @@ def test_a_workflow_s_steps_run_on_both_engines(tmp_path: Path) -> None:
         stack.run(["dispatcher", "--import", "workflow_jobs"], **code)
         for engine, queue in (("celery", "wf"), ("dramatiq", "wf-reports")):
             stack.run(["worker", "--engine", engine, "--queues", queue, "--import", "workflow_jobs"], **code)
-        status = stack.producer.enqueue(workflow_jobs.Nightly(regions=["north", "south", "west"])).wait(WAIT)
+        status = stack.producer.enqueue(workflow_jobs.Nightly(regions=["north", "south", "west"])).wait(WAIT_SECONDS)
         assert (status.state, status.result) == ("succeeded", "sent 3"), stack.logs()
         run = sa.select(jobs.c.kind, jobs.c.worker).where(jobs.c.kind.in_(["wf.sync", "wf.report", "wf.mail"]))
         rows = stack.database.read(lambda connection: connection.execute(run).all())

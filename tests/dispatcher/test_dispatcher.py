@@ -55,7 +55,7 @@ def fetch_all(consumer: Consumer, wanted: int, poll: Callable[..., Any]) -> list
 
 
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def test_three_dispatchers_send_each_delayed_job_once(
+def test_delayed_jobs_are_sent_once_by_three_dispatchers(
     broker_url: str,
     prefix: str,
     notes: Consumer,
@@ -134,7 +134,7 @@ def test_the_process_fires_schedules_and_ends_cleanly_on_sigterm(
     assert "Traceback" not in log
 
 
-def test_a_dispatcher_outlives_a_broker_and_a_ledger_that_are_away(
+def test_a_dispatcher_outlives_an_unavailable_broker_and_ledger(
     tmp_path: Path, prefix: str, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     from penstock.workers.local.up.redis_server import RedisServer

@@ -82,7 +82,7 @@ def test_a_message_that_comes_again_is_kept_once(ledger: Database) -> None:
     assert consumer.acked == [good.id, good.id]
 
 
-def test_what_the_broker_gave_up_on_is_buried(ledger: Database) -> None:
+def test_a_delivery_that_the_broker_gave_up_on_is_buried(ledger: Database) -> None:
     dropped = encode(Note())
     consumer = Consumer(dead=(dropped,))
     Intake(ledger, consumer).work()
@@ -90,7 +90,9 @@ def test_what_the_broker_gave_up_on_is_buried(ledger: Database) -> None:
     assert consumer.acked == [dropped.id]
 
 
-def test_what_was_fetched_is_held_while_the_ledger_is_away(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetched_deliveries_are_held_while_the_ledger_is_unavailable(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Given back, it would be delivered again at once, and RabbitMQ gives up on what it has delivered twenty times."""
 
     def away(*_: object) -> None:
@@ -110,7 +112,7 @@ def test_what_was_fetched_is_held_while_the_ledger_is_away(ledger: Database, mon
     assert row_of(ledger, envelope.id).state == State.SCHEDULED
 
 
-def test_one_message_that_the_database_refuses_does_not_stop_the_others(
+def test_a_message_that_the_database_refuses_does_not_stop_the_others(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = [encode(Note(text=str(number)), due_at=datetime.now(UTC) + HOUR) for number in range(9)]

@@ -237,7 +237,7 @@ def test_unique_jobs_are_decided_about_in_the_order_of_their_commits(
     assert {row_of(ledger, one).state for one in first + by} == {State.QUEUED}
 
 
-def test_what_was_cancelled_before_it_was_sent_is_not_sent(
+def test_a_job_cancelled_in_the_outbox_is_not_sent(
     redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
 ) -> None:
     [by_id] = enqueue(ledger, Note(text="by id"))
@@ -263,7 +263,7 @@ def test_an_id_given_twice_is_one_job(redis_url: str, prefix: str, ledger: Datab
     assert got == ["twice", marker]
 
 
-def test_a_row_that_cannot_be_read_is_a_dead_letter_and_blocks_nothing(
+def test_an_unreadable_row_is_a_dead_letter_and_blocks_nothing(
     redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
 ) -> None:
     bad = enqueue(ledger, Note(text="headers"), Note(text="body"), Note(text="policy"), Note(text="id"), key="k")
@@ -342,7 +342,7 @@ def test_the_jobs_of_a_key_leave_in_their_order_whoever_sends_them(
     assert order == {f"key-{key}": list(range(key, count, 4)) for key in range(4)}
 
 
-def test_while_the_broker_is_down_the_outbox_grows_and_keeps_its_order(
+def test_the_outbox_grows_and_keeps_its_order_while_the_broker_is_down(
     prefix: str, ledger: Database, tmp_path: Path, poll: Poll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relaying, "BATCH", 5)
@@ -463,7 +463,7 @@ def test_a_dispatcher_killed_in_the_middle_of_a_batch_loses_nothing(
 
 @pytest.mark.slow
 @pytest.mark.postgres
-def test_one_of_two_dispatchers_is_killed_at_some_moment(
+def test_committed_jobs_are_sent_although_a_dispatcher_is_killed(
     redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll, tmp_path: Path
 ) -> None:
     ledger = Database(postgres_url)

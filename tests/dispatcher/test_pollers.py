@@ -47,7 +47,7 @@ def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogC
     assert caplog.records[0].exc_info is None
 
 
-def test_an_error_nobody_expected_is_told_in_full_and_does_not_end_the_service(
+def test_an_unexpected_error_is_logged_in_full_and_does_not_end_the_service(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "penstock.dispatcher"):

@@ -19,7 +19,7 @@ def living(database: Database) -> list[str]:
     return [one.name for one in database.read(Roster.read).dispatchers]
 
 
-def test_it_enters_itself_renews_its_lease_and_signs_off(ledger: Database, poll: Callable[..., Any]) -> None:
+def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database, poll: Callable[..., Any]) -> None:
     presence = Presence(ledger, "d1", timedelta(seconds=0.3))
     presence.start()
     poll(lambda: living(ledger) == ["d1"])

@@ -84,7 +84,7 @@ def test_a_new_schedule_starts_with_its_next_time_and_fires_when_that_comes(ledg
     assert decode(envelope_of(row)).job == Note(text="tick")
 
 
-def test_what_is_wrong_with_a_schedule_is_kept_and_the_others_go_on(
+def test_the_error_of_a_wrong_schedule_is_recorded_and_the_others_go_on(
     ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "penstock.toml"
@@ -126,7 +126,7 @@ def test_a_name_that_the_ledger_cannot_keep_does_not_stop_the_others(ledger: Dat
     assert list(recorded(ledger)) == ["good"]
 
 
-def test_a_schedule_that_left_the_file_is_removed_and_a_changed_one_starts_anew(ledger: Database) -> None:
+def test_a_schedule_that_left_the_file_is_removed_and_a_changed_one_starts_again(ledger: Database) -> None:
     enter(ledger, rules(a=HOURLY, b=HOURLY))
     overdue(ledger, "a", hours=5)
     late = overdue(ledger, "b", hours=5)
@@ -169,7 +169,7 @@ def test_missed_times_are_dropped_with_skip(ledger: Database) -> None:
     assert len(fired(ledger)) == 1
 
 
-def test_each_missed_time_makes_a_job_with_all(ledger: Database) -> None:
+def test_misfire_all_makes_a_job_for_each_missed_time(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"misfire": "all", "overlap": "allow"})
     enter(ledger, [rule])
     first = overdue(ledger, "hourly", hours=5)
@@ -180,7 +180,7 @@ def test_each_missed_time_makes_a_job_with_all(ledger: Database) -> None:
     assert len({entry.job_id for entry in entries}) == len(entries) == len(job_ids(ledger))
 
 
-def test_with_all_more_missed_times_than_one_round_makes_follow_in_the_next(ledger: Database) -> None:
+def test_misfire_all_spreads_many_missed_times_over_several_rounds(ledger: Database) -> None:
     [rule] = rules(often=HOURLY | {"cron": "* * * * *", "misfire": "all", "overlap": "allow"})
     enter(ledger, [rule])
     first = overdue(ledger, "often", hours=10)
@@ -193,7 +193,7 @@ def test_with_all_more_missed_times_than_one_round_makes_follow_in_the_next(ledg
     assert datetime.now(UTC) - times[-1] < timedelta(minutes=2)
 
 
-def test_what_many_schedules_have_missed_is_made_up_for_in_rounds(ledger: Database) -> None:
+def test_missed_times_of_many_schedules_are_made_up_for_in_rounds(ledger: Database) -> None:
     often = HOURLY | {"cron": "* * * * *", "misfire": "all", "overlap": "allow"}
     three = rules(**dict.fromkeys("abc", often))
     enter(ledger, three)
@@ -208,7 +208,7 @@ def test_what_many_schedules_have_missed_is_made_up_for_in_rounds(ledger: Databa
         assert recorded(ledger)[name].next_at > datetime.now(UTC) - timedelta(minutes=1)
 
 
-def test_while_the_last_job_is_unfinished_a_time_is_skipped(ledger: Database) -> None:
+def test_overlap_skip_skips_a_time_while_the_last_job_is_unfinished(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
     enter(ledger, [rule])
     for _ in range(2):
@@ -224,7 +224,7 @@ def test_while_the_last_job_is_unfinished_a_time_is_skipped(ledger: Database) ->
     assert len(job_ids(ledger)) == 2
 
 
-def test_with_replace_the_last_job_is_cancelled(ledger: Database) -> None:
+def test_overlap_replace_cancels_the_last_job(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"overlap": "replace"})
     enter(ledger, [rule])
     for _ in range(3):
@@ -280,7 +280,7 @@ def finish(ledger: Database, job_id: str) -> None:
     end(ledger, claimed(ledger, decode(envelope_of(row_of(ledger, job_id)))), Outcome.SUCCEEDED)
 
 
-def test_with_queue_one_job_waits_for_the_last_to_end(ledger: Database) -> None:
+def test_overlap_queue_lets_one_job_wait_for_the_end_of_the_last(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"overlap": "queue"})
     enter(ledger, [rule])
     first, second, third = (tick(ledger, rule) for _ in range(3))
@@ -306,7 +306,7 @@ def test_with_queue_one_job_waits_for_the_last_to_end(ledger: Database) -> None:
     assert recorded(ledger)["hourly"].waiting_at == fifth.fire_at
 
 
-def test_of_several_missed_times_replace_makes_one_job(ledger: Database) -> None:
+def test_overlap_replace_makes_one_job_of_several_missed_times(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"overlap": "replace", "misfire": "all"})
     enter(ledger, [rule])
     overdue(ledger, "hourly", hours=3)
@@ -316,7 +316,7 @@ def test_of_several_missed_times_replace_makes_one_job(ledger: Database) -> None
     assert job_ids(ledger) == [last.job_id]
 
 
-def test_what_is_older_than_the_window_is_not_made_up_for(ledger: Database) -> None:
+def test_missed_times_older_than_the_catch_up_window_are_dropped(ledger: Database) -> None:
     [rule] = rules(daily=HOURLY | {"cron": "@yearly", "catch_up": "2h"})
     enter(ledger, [rule])
     overdue(ledger, "daily", hours=5)
@@ -411,7 +411,7 @@ def test_a_backfill_makes_what_is_missing_and_nothing_twice(ledger: Database) ->
     assert [entry.skipped for entry in fired(ledger)] == [None] * 1200
 
 
-def test_one_made_at_run_time_fires_and_stays(ledger: Database) -> None:
+def test_a_schedule_made_at_run_time_fires_and_stays(ledger: Database) -> None:
     made = acts.add(ledger, "made", HOURLY, actor="test")
     with pytest.raises(InvalidState, match="there is a schedule 'made' already"):
         acts.add(ledger, "made", HOURLY, actor="test")
@@ -429,7 +429,7 @@ def test_one_made_at_run_time_fires_and_stays(ledger: Database) -> None:
     assert recorded(ledger) == {}
 
 
-def test_one_of_the_code_goes_only_when_its_module_has_it_no_more(
+def test_a_schedule_of_the_code_is_removed_only_when_its_module_has_dropped_it(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, module in (("here", __name__), ("elsewhere", "no.such.module")):
@@ -458,7 +458,7 @@ def test_a_kind_that_is_not_imported_here_is_left_to_other_dispatchers(ledger: D
     assert (fired(ledger), recorded(ledger)["a"].due_at) == ([], time)
 
 
-def test_more_than_a_batch_is_fired_in_rounds(ledger: Database) -> None:
+def test_schedules_are_fired_in_rounds_of_a_batch(ledger: Database) -> None:
     many = rules(**{f"s{number}": HOURLY for number in range(1100)})
     enter(ledger, many)
     now = datetime.now(UTC)

@@ -68,7 +68,7 @@ def test_an_unknown_kind_on_the_stock_queue_is_a_dead_letter(service: StockClien
     )
 
 
-def test_bytes_that_are_no_message_are_a_dead_letter(service: StockClients, ledger: Database) -> None:
+def test_bytes_that_are_not_a_message_are_a_dead_letter(service: StockClients, ledger: Database) -> None:
     assert route(service, Envelope("celery", "normal", {}, b"\xff")) is None
     assert [(letter.reason, letter.raw) for letter in letters(ledger)] == [("undecodable", b"the raw bytes")]
 
@@ -88,7 +88,7 @@ def test_a_job_with_an_eta_waits_in_the_ledger(service: StockClients, ledger: Da
     assert route(service, stock_envelope("ledger.note", {}, queue="celery", eta=past)) == "notes"
 
 
-def test_an_eta_that_is_no_time_is_a_dead_letter(service: StockClients, ledger: Database) -> None:
+def test_an_eta_that_is_not_a_time_is_a_dead_letter(service: StockClients, ledger: Database) -> None:
     envelope = stock_envelope("ledger.note", {}, queue="celery", eta="soon")
     assert route(service, envelope) is None
     assert letter_of(ledger, envelope.id).reason == "undecodable"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import celery
 from engine_jobs import Add
-from polling import until
+from polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -23,7 +23,6 @@ from penstock.producers import Producer
 
 HERE = Path(__file__).parent
 T = TypeVar("T")
-GENEROUS_SECONDS = 60.0
 PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
 
 
@@ -69,7 +68,7 @@ class Running:
         ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
-        assert self.producer.enqueue(Add(a=1)).wait(timeout=GENEROUS_SECONDS)
+        assert self.producer.enqueue(Add(a=1)).wait(timeout=WAIT_SECONDS)
         return self
 
     def stop(self) -> None:

@@ -59,7 +59,7 @@ def test_a_timeout_that_outlasts_rabbitmqs_patience_is_refused() -> None:
         boot("boot-long", rabbitmq_consumer_timeout_seconds=3600)
 
 
-def test_not_if_it_is_of_another_queue_or_acknowledged_before_or_on_redis() -> None:
+def test_a_long_timeout_is_allowed_on_another_queue_at_most_once_or_on_redis() -> None:
     allowed("boot-short")
     allowed("boot-most")
     allowed("boot-long", broker_url="redis://127.0.0.1:9/0")
@@ -76,7 +76,7 @@ def test_kinds_without_a_timeout_are_named_in_a_warning_on_rabbitmq(caplog: pyte
 
 
 @pytest.mark.parametrize("database_url", ["", "none"])
-def test_what_needs_the_ledger_is_refused_without_one(database_url: str) -> None:
+def test_kinds_that_need_the_ledger_are_refused_without_one(database_url: str) -> None:
     with pytest.raises(KindError) as refused:
         boot("boot-paid", "boot-single", "boot-loose", database_url=database_url)
     lines = str(refused.value).splitlines()
@@ -97,13 +97,13 @@ def forgotten() -> Iterator[None]:
     registry.add(kind)
 
 
-def test_a_handler_of_a_kind_that_nobody_registered_is_refused(forgotten: None) -> None:
+def test_a_handler_of_an_unregistered_kind_is_refused(forgotten: None) -> None:
     with pytest.raises(KindError) as refused:
         boot("boot-short")
     assert str(refused.value).startswith(f"{line_of('loose')}: the handler of 'boot.loose'")
 
 
-def test_a_handler_of_what_is_no_kind_is_refused_at_its_import() -> None:
+def test_a_handler_of_something_that_is_not_a_kind_is_refused_at_its_import() -> None:
     class Base(Job): ...
 
     class Odd: ...
@@ -115,7 +115,7 @@ def test_a_handler_of_what_is_no_kind_is_refused_at_its_import() -> None:
             def nothing(job: Any) -> None: ...
 
 
-def test_two_handlers_of_one_kind_are_both_named() -> None:
+def test_the_error_for_two_handlers_of_a_kind_names_both() -> None:
     known = Handlers()
     first, second = handlers.find(boot_jobs.Short.kind()), handlers.find(boot_jobs.Long.kind())
     assert first is not None

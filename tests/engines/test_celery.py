@@ -34,7 +34,7 @@ def app(sender: memory.MemoryBroker) -> Iterator[celery.Celery]:
     app.close()
 
 
-def test_every_kind_is_a_task(app: celery.Celery) -> None:
+def test_kinds_are_celery_tasks(app: celery.Celery) -> None:
     assert "engines.add" in app.tasks
     assert app.tasks["engines.add"].__doc__ == "Adds."
 

@@ -43,7 +43,7 @@ def sent(broker: PenstockBroker) -> Any:
     return broker._sender.sent
 
 
-def test_it_is_dramatiqs_broker_and_has_an_actor_for_every_kind(broker: PenstockBroker) -> None:
+def test_the_broker_is_dramatiqs_and_has_an_actor_for_every_kind(broker: PenstockBroker) -> None:
     assert dramatiq.get_broker() is broker
     assert broker.get_actor("engines.add").queue_name == QUEUE
     assert QUEUE in broker.get_declared_queues()
@@ -66,7 +66,7 @@ def test_a_delay_goes_by_the_dispatcher(broker: PenstockBroker) -> None:
     assert due_at > datetime.now(UTC) + timedelta(seconds=30)
 
 
-def test_what_does_not_validate_is_refused_by_the_sender(broker: PenstockBroker) -> None:
+def test_an_invalid_message_is_refused_by_the_sender(broker: PenstockBroker) -> None:
     with pytest.raises(ValidationError):
         broker.get_actor("engines.add").send(a="no number")
     with pytest.raises(dramatiq.errors.ActorNotFound):
@@ -122,7 +122,7 @@ def test_a_dead_letter_is_a_nack_with_its_exception(broker: PenstockBroker) -> N
     assert recorder.heard[2] == ("nack", True)
 
 
-def test_without_middleware_that_listens_nothing_is_built(broker: PenstockBroker) -> None:
+def test_middleware_without_job_hooks_builds_no_signals(broker: PenstockBroker) -> None:
     class Deaf(dramatiq.Middleware):
         def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None: ...
 

@@ -80,7 +80,7 @@ def test_a_success_is_heard_from_receiving_to_result_without_what_is_sensitive(w
     ],
     ids=["dead", "retry", "snoozed", "discarded"],
 )
-def test_every_outcome_has_its_event(worker: Running, heard: Heard, job: Any, event_type: str, says: str) -> None:
+def test_outcomes_have_an_event_each(worker: Running, heard: Heard, job: Any, event_type: str, says: str) -> None:
     event = heard.of(worker.producer.enqueue(job).id, event_type)[event_type]
     assert says in event["exception"]
     if event_type == "task-failed":
@@ -94,7 +94,7 @@ def test_a_cancelled_job_is_heard_as_revoked(worker: Running, heard: Heard) -> N
     assert heard.of(handle.id, "task-revoked")["task-revoked"]["terminated"] is True
 
 
-def test_the_heartbeat_tells_how_many_jobs_run(worker: Running, heard: Heard) -> None:
+def test_the_heartbeat_contains_the_number_of_running_jobs(worker: Running, heard: Heard) -> None:
     handle = worker.producer.enqueue(Sleep(seconds=300))
     until(lambda: handle.id in worker.active(), "the running job")
     worker.tell("heartbeat")

@@ -47,7 +47,7 @@ def test_jobs_control_and_heartbeats_come_back_with_the_broker(worker: Running, 
 
 
 @ENGINES
-def test_a_worker_stops_while_the_broker_is_away(worker: Running, own_redis: RedisServer) -> None:
+def test_a_worker_stops_while_the_broker_is_unavailable(worker: Running, own_redis: RedisServer) -> None:
     own_redis.kill()
     until(lambda: "Connection refused" in worker.log.read_text(), "the loss")
     worker.process.send_signal(signal.SIGTERM)

@@ -20,11 +20,11 @@ def test_inspect_finds_the_worker_and_lists_its_kinds(worker: Running) -> None:
     assert inspect.scheduled() == {worker.name: []}
 
 
-def test_it_consumes_its_own_queues_and_no_other(worker: Running) -> None:
+def test_active_queues_are_the_queues_of_the_worker(worker: Running) -> None:
     assert [queue["name"] for queue in worker.ask("active_queues")] == [QUEUE]
 
 
-def test_stats_tell_of_the_pool_the_broker_and_the_jobs_so_far(worker: Running) -> None:
+def test_stats_contain_the_pool_the_broker_and_the_jobs_so_far(worker: Running) -> None:
     worker.producer.enqueue(Add(a=1)).wait(timeout=60)
     stats = worker.ask("stats")
     assert stats["pid"] == worker.process.pid
@@ -92,7 +92,7 @@ def test_the_pool_grows_and_shrinks(worker: Running) -> None:
     until(lambda: not worker.active(), "an idle worker")
 
 
-def test_what_does_not_exist_here_says_so(worker: Running) -> None:
+def test_unsupported_commands_answer_with_an_error(worker: Running) -> None:
     for command, arguments in {
         "rate_limit": {"task_name": "engines.add", "rate_limit": "1/s"},
         "time_limit": {"task_name": "engines.add", "hard": 1},

@@ -135,7 +135,7 @@ def test_the_rest_of_a_chain_of_a_thousand_does_not_count_as_payload(client: Cli
     assert len(decode(through_the_ledger(envelope)).embed["chain"]) == 998  # type: ignore[index]
 
 
-def test_every_callback_gets_the_result(client: Client) -> None:
+def test_callbacks_get_the_result(client: Client) -> None:
     app = client.app
     callbacks = [step(app), step(app, 3), chain(step(app), step(app, 4)), group(step(app, 5), step(app, 6))]
     sent = client.send(step(app, 1), link=callbacks)
@@ -214,7 +214,7 @@ def test_a_kind_unknown_here_keeps_its_arguments_and_goes_to_the_queue_it_names(
     assert "penstock_args" not in embed
 
 
-def test_a_result_too_large_to_be_an_argument_is_said_to_be(client: Client) -> None:
+def test_a_result_too_large_to_be_an_argument_is_reported(client: Client) -> None:
     sent = client.send(chain(step(client.app), step(client.app)))
     assert len(CANVAS.after_success(sent, json.dumps("x" * 4000))) == 1
     with pytest.raises(Permanent, match=r"'canvas\.step' are 5010 bytes, over the limit of 4096"):
@@ -300,7 +300,7 @@ embeds = st.fixed_dictionaries({}, optional=dict.fromkeys(["callbacks", "errback
 @given(embeds)
 @example({"callbacks": [{"task": "\ud800"}]})
 @example({"errbacks": [{"task": "far.away", "kwargs": {"\ud800": "\0"}, "options": {"eta": "0001-01-01T00:00+14:00"}}]})
-def test_what_a_check_lets_through_can_be_sent_and_nothing_else_is_raised(embed: dict[str, Any]) -> None:
+def test_an_embed_that_passes_the_check_can_be_sent(embed: dict[str, Any]) -> None:
     message = decode(seal("canvas.step", 1, b"[[],{},null]", "an id", "steps", "normal"))
     message.embed = embed
     try:
@@ -315,7 +315,7 @@ def test_what_a_check_lets_through_can_be_sent_and_nothing_else_is_raised(embed:
             decode(follower)
 
 
-def test_in_a_worker_what_follows_a_job_runs_whatever_became_of_it() -> None:
+def test_followers_run_in_a_worker_after_every_outcome() -> None:
     seen.clear()
     embed = {"chain": [signature(args=[1])], "errbacks": [signature(args=[2])]}
     sent = [("small", "canvas.blind", {"size": 3}), ("large", "canvas.blind", {"size": 2**18})]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import until
+from polling import WAIT_SECONDS, until
 from pydantic import BaseModel
 
 from penstock.config.settings import Settings
@@ -29,9 +29,6 @@ from penstock.schemas.wire.codec import Envelope, encode
 from penstock.workers import Context, Discard, JobCancelled, Permanent, Retry, Snooze, handles, override, provides
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.engines.worker import Worker
-
-WAIT = 60.0
-"""Seconds a test waits for what takes milliseconds, so that a busy machine fails nothing."""
 
 
 class Add(Job, kind="ex.add", queue="ex"):
@@ -148,7 +145,7 @@ def do_in_thread(job: DoInThread, ctx: Context) -> str:
                 time.sleep(0.005)
             ctx.check_cancelled()
         case "gate":
-            assert gate.wait(WAIT)
+            assert gate.wait(WAIT_SECONDS)
     return threading.current_thread().name
 
 
@@ -200,7 +197,7 @@ INSERT = sa.text("INSERT INTO effects VALUES (:job, :attempt)")
 @handles(Write)
 def write(job: Write, ctx: Context) -> None:
     if job.what == "gate":
-        assert gate.wait(WAIT)
+        assert gate.wait(WAIT_SECONDS)
     ctx.session.execute(INSERT, {"job": ctx.job_id, "attempt": ctx.attempt})
     if job.what == "fail":
         raise ValueError("boom")
@@ -291,7 +288,7 @@ def test_the_last_failure_makes_a_dead_letter(bench: Bench) -> None:
     for failures in (1, 2):
         until(lambda failures=failures: handle.status().failures == failures)
         bench.broker.send([encode(Do(what="fail"), id=handle.id, attempt=failures + 1, fence=failures)])
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     assert (status.state, status.failures, status.attempt) == ("dead", 3, 3)
     [letter] = bench.rows(dead_letters)
     assert (letter.id, letter.reason, letter.kind) == (handle.id, "failed", "ex.do")
@@ -299,7 +296,7 @@ def test_the_last_failure_makes_a_dead_letter(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("what", "reason"), [("permanent", "permanent"), ("lookup", "failed")])
-def test_what_no_retry_mends_is_dead_at_once(bench: Bench, what: str, reason: str) -> None:
+def test_a_permanent_failure_is_dead_at_once(bench: Bench, what: str, reason: str) -> None:
     bench.worker()
     status = bench.run(Do(what=what))
     assert (status.state, status.failures) == ("dead", 1)
@@ -367,7 +364,7 @@ def test_a_running_job_is_cancelled_through_its_handle(bench: Bench, job: Job) -
     handle = bench.producer.enqueue(job)
     until(lambda: handle.status().state == "running")
     handle.cancel()
-    assert handle.wait(WAIT).state == "cancelled"
+    assert handle.wait(WAIT_SECONDS).state == "cancelled"
     until(bench.idle)
 
 
@@ -420,7 +417,7 @@ def test_an_expired_job_is_discarded_unrun(bench: Bench) -> None:
     handle = bench.producer.enqueue(Seen(name="late"), expires_in=0.01)
     until(lambda: datetime.now(UTC) > handle_time(handle.id) + timedelta(seconds=0.02))
     bench.worker()
-    assert handle.wait(WAIT).state == "discarded"
+    assert handle.wait(WAIT_SECONDS).state == "discarded"
     assert "expired" in str(handle.status().error)
     assert seen == []
 
@@ -443,7 +440,9 @@ def handle_time(job_id: str) -> datetime:
         (encode(NoHandler(), id="u4"), "no_handler"),
     ],
 )
-def test_what_cannot_run_becomes_a_dead_letter_with_its_bytes(bench: Bench, envelope: Envelope, reason: str) -> None:
+def test_a_message_that_cannot_run_becomes_a_dead_letter_with_its_bytes(
+    bench: Bench, envelope: Envelope, reason: str
+) -> None:
     bench.worker()
     bench.broker.send([envelope])
     until(bench.idle)
@@ -486,7 +485,7 @@ def test_a_duplicate_of_a_running_job_is_dropped_and_a_redelivery_of_it_is_settl
     worker.consumer.die()  # type: ignore[attr-defined]  # the connection is lost and made anew
     until(lambda: len(worker.consumer.unsettled) == 1)  # type: ignore[attr-defined]
     gate.set()
-    assert handle.wait(WAIT).state == "succeeded"
+    assert handle.wait(WAIT_SECONDS).state == "succeeded"
     until(bench.idle)
     assert len(bench.rows(history)) == 1
 
@@ -502,7 +501,7 @@ def test_an_observer_that_fails_harms_no_job(bench: Bench) -> None:
     assert bench.run(Add(a=1, b=2)).result == {"sum": 3}
 
 
-def test_at_most_once_is_acknowledged_before_it_runs(bench: Bench) -> None:
+def test_an_at_most_once_job_is_acknowledged_before_it_runs(bench: Bench) -> None:
     worker = bench.worker()
     bench.producer.enqueue(AtMostOnce(name="shot"))
     until(lambda: seen == ["shot"])
@@ -514,7 +513,7 @@ def test_draining_finishes_what_runs_and_gives_back_the_rest(bench: Bench) -> No
     running = bench.producer.enqueue(DoInThread(what="gate"))
     until(lambda: running.status().state == "running")
     waiting = [bench.producer.enqueue(Seen(name=str(number))) for number in range(3)]
-    stopper = threading.Thread(target=worker.stop, args=(WAIT,))
+    stopper = threading.Thread(target=worker.stop, args=(WAIT_SECONDS,))
     stopper.start()
     bench.workers.clear()
     gate.set()
@@ -522,11 +521,11 @@ def test_draining_finishes_what_runs_and_gives_back_the_rest(bench: Bench) -> No
     assert running.status().state == "succeeded"
     assert bench.broker.depths(["ex"])["ex"] == 3
     bench.worker()
-    assert [handle.wait(WAIT).state for handle in waiting] == ["succeeded"] * 3
+    assert [handle.wait(WAIT_SECONDS).state for handle in waiting] == ["succeeded"] * 3
     assert seen == ["0", "1", "2"]
 
 
-def test_what_outlasts_the_grace_goes_back_and_costs_no_attempt(bench: Bench) -> None:
+def test_a_job_that_outlasts_the_grace_goes_back_without_a_lost_attempt(bench: Bench) -> None:
     worker = bench.worker()
     handle = bench.producer.enqueue(Do(what="sleep"))
     until(lambda: handle.status().state == "running")
@@ -539,7 +538,7 @@ def test_what_outlasts_the_grace_goes_back_and_costs_no_attempt(bench: Bench) ->
     until(lambda: handle.status().state == "running")
     assert handle.status().attempt == 1
     handle.cancel()
-    handle.wait(WAIT)
+    handle.wait(WAIT_SECONDS)
 
 
 def test_a_job_that_crashes_its_worker_too_often_is_quarantined(bench: Bench) -> None:
@@ -556,7 +555,7 @@ def test_a_job_that_crashes_its_worker_too_often_is_quarantined(bench: Bench) ->
         assert claimed.crashes == crash  # type: ignore[union-attr]
         consumer.die()
     bench.worker()
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     assert (status.state, status.crashes, status.failures) == ("dead", 3, 0)
     assert bench.rows(dead_letters)[0].reason == "crashed"
     assert seen == []
@@ -564,7 +563,7 @@ def test_a_job_that_crashes_its_worker_too_often_is_quarantined(bench: Bench) ->
     assert outcomes.count("crashed") == 3
 
 
-def test_a_broker_that_goes_away_and_comes_back_loses_nothing(bench: Bench) -> None:
+def test_a_broker_outage_loses_nothing(bench: Bench) -> None:
     bench.worker()
     bench.broker.down = True
     time_of_outage = time.monotonic()
@@ -574,7 +573,7 @@ def test_a_broker_that_goes_away_and_comes_back_loses_nothing(bench: Bench) -> N
     assert bench.run(Add(a=1, b=2)).result == {"sum": 3}
 
 
-def test_many_jobs_run_in_batches_each_once(bench: Bench) -> None:
+def test_jobs_run_once_each_in_batches(bench: Bench) -> None:
     bench.worker(concurrency=50)
     handles_ = bench.producer.enqueue_many([Seen(name=str(number)) for number in range(2000)])
     until(lambda: len(seen) >= 2000 and bench.idle())

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 from ledgers import change, claimed, end, message, row_of
-from polling import until
+from polling import WAIT_SECONDS, until
 
 from penstock.config.errors import ObjectNotFound, StorageError
 from penstock.config.settings import Settings
@@ -21,8 +21,6 @@ from penstock.producers.storage import FileStorage, Storage
 from penstock.schemas import Job, Outcome, RetryPolicy, State
 from penstock.workers import Context, handles, override
 from penstock.workers.engines.inline import Inline
-
-WAIT = 60.0
 
 
 class Produce(Job, kind="large.produce", queue="large", retry=RetryPolicy(max_attempts=1)):
@@ -71,7 +69,7 @@ def test_a_large_result_goes_to_the_storage_and_is_read_from_there(
     inline: Inline, ledger: Database, tmp_path: Path, text: str, times: int, in_session: bool, stored: bool
 ) -> None:
     handle = inline.producer.enqueue(Produce(text=text, times=times, in_session=in_session))
-    assert handle.result(WAIT) == handle.result(as_type=str) == text * times
+    assert handle.result(WAIT_SECONDS) == handle.result(as_type=str) == text * times
     row = row_of(ledger, handle.id)
     assert ((row.result is None), (row.result_ref is not None)) == (stored, stored)
     objects = [path for path in (tmp_path / "storage").rglob("*") if path.is_file()]
@@ -89,16 +87,16 @@ def test_a_storage_that_cannot_be_written_fails_the_attempt_and_not_the_worker(
 ) -> None:
     (tmp_path / "storage").write_text("a file where the folder should be")
     with Inline(settings, queues=["large"]) as inline:
-        status = inline.producer.enqueue(Produce(text="x", times=5000)).wait(WAIT)
+        status = inline.producer.enqueue(Produce(text="x", times=5000)).wait(WAIT_SECONDS)
         assert status.state == "dead"
         assert "its result of 5002 bytes is over max_result_bytes_inline (1000)" in str(status.error)
         assert "cannot be put into the storage" in str(status.error)
-        assert inline.producer.enqueue(Produce(text="x", times=5)).result(WAIT) == "xxxxx"
+        assert inline.producer.enqueue(Produce(text="x", times=5)).result(WAIT_SECONDS) == "xxxxx"
 
 
-def test_a_result_that_is_gone_is_said_to_be_and_hides_nothing_else(inline: Inline, tmp_path: Path) -> None:
+def test_a_missing_result_is_reported_and_hides_nothing_else(inline: Inline, tmp_path: Path) -> None:
     handle = inline.producer.enqueue(Produce(text="x", times=5000))
-    assert handle.wait(WAIT).state == "succeeded"
+    assert handle.wait(WAIT_SECONDS).state == "succeeded"
     [found] = list((tmp_path / "storage").rglob("*.json"))
     found.unlink()
     status = handle.status()
@@ -149,4 +147,4 @@ def test_the_result_of_a_refused_outcome_is_deleted(inline: Inline, ledger: Data
         handle = inline.producer.enqueue(Stolen())
         until(lambda: result_ref(handle.id, 1) in storage.deleted)
     assert storage.find(result_ref(handle.id, 1)) is None
-    assert handle.result(WAIT) == "theirs"
+    assert handle.result(WAIT_SECONDS) == "theirs"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
+from polling import until_async
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.workers.executor import io_threads
@@ -15,14 +14,7 @@ from penstock.workers.executor.capacity import Room
 from penstock.workers.executor.io_threads import Offload
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
-def test_a_database_that_does_not_answer_counts_as_away_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_database_counts_as_unavailable_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io_threads, "_SILENT_SECONDS", 0.2)
     answer = threading.Event()
 
@@ -32,7 +24,7 @@ def test_a_database_that_does_not_answer_counts_as_away_until_it_does(monkeypatc
         assert not asked.ledger_away  # nobody asked
         first = asyncio.create_task(asked.ledger(answer.wait))
         second = asyncio.create_task(asked.ledger(lambda: "second"))
-        await eventually(lambda: asked.ledger_away)
+        await until_async(lambda: asked.ledger_away)
         answer.set()
         await first
         assert await second == "second"
@@ -42,7 +34,7 @@ def test_a_database_that_does_not_answer_counts_as_away_until_it_does(monkeypatc
     asyncio.run(main())
 
 
-def test_a_beat_alone_tells_that_the_ledger_is_away_and_closes_the_room() -> None:
+def test_a_failed_heartbeat_alone_marks_the_ledger_unavailable_and_stops_fetching() -> None:
     away = True
 
     def beat() -> None:

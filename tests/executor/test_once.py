@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import until
+from polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger import effects
@@ -21,7 +21,6 @@ from penstock.schemas import Job, RetryPolicy
 from penstock.workers import Context, InDoubt, NotDone, Permanent, handles
 from penstock.workers.engines.inline import Inline
 
-WAIT = 60.0
 QUICK = RetryPolicy(max_attempts=4, first_delay=0.01, max_delay=0.05)
 
 
@@ -164,7 +163,7 @@ async def wait(job: Wait, ctx: Context) -> Any:
     match job.what:
         case "twice at a time":
             first = asyncio.create_task(once.run(forever))
-            await asyncio.to_thread(reached.wait, WAIT)
+            await asyncio.to_thread(reached.wait, WAIT_SECONDS)
             try:
                 return await ctx.once("wait").run(forever)
             finally:
@@ -174,7 +173,7 @@ async def wait(job: Wait, ctx: Context) -> Any:
             return await once.run(forever)
         case "gate":
             reached.set()
-            await asyncio.to_thread(gate.wait, WAIT)
+            await asyncio.to_thread(gate.wait, WAIT_SECONDS)
             return await once.run(lambda _effect_id: reached.clear())
         case "bad key":
             return ctx.once("")
@@ -226,7 +225,7 @@ def test_an_effect_is_called_once_and_its_result_is_returned_ever_after(
     inline: Inline, bank_file: Path, kind: type[Pay]
 ) -> None:
     handle = inline.producer.enqueue(kind(file=str(bank_file), how="twice"))
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     charged = effects.effect_id(handle.id, "charge")
     receipt = {"receipt": charged, "at": "2026-01-01T00:00:00Z"}
     assert (status.state, status.result) == ("succeeded", [receipt, receipt])
@@ -236,32 +235,30 @@ def test_an_effect_is_called_once_and_its_result_is_returned_ever_after(
 
 
 @MODES
-def test_of_one_that_failed_its_provider_is_asked_and_believed(
-    inline: Inline, bank_file: Path, kind: type[Pay]
-) -> None:
+def test_a_failed_effect_is_looked_up_at_its_provider(inline: Inline, bank_file: Path, kind: type[Pay]) -> None:
     handle = inline.producer.enqueue(kind(file=str(bank_file), how="fails after"))
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     charged = effects.effect_id(handle.id, "charge")
     assert (status.state, status.result, status.failures) == ("succeeded", {"receipt": charged}, 1)
     assert lines(bank_file) == [f"charge {charged}", "asked"]
 
 
 @MODES
-def test_of_one_that_did_not_happen_the_provider_says_so_and_it_is_called(
+def test_an_effect_that_its_provider_does_not_know_is_called_again(
     inline: Inline, bank_file: Path, kind: type[Pay]
 ) -> None:
     handle = inline.producer.enqueue(kind(file=str(bank_file), how="fails before"))
-    assert handle.wait(WAIT).state == "succeeded"
+    assert handle.wait(WAIT_SECONDS).state == "succeeded"
     assert lines(bank_file) == ["called", "asked", f"charge {effects.effect_id(handle.id, 'charge')}"]
 
 
 @MODES
-def test_without_anybody_to_ask_it_is_a_dead_letter_until_a_person_decides(
+def test_an_effect_without_a_lookup_is_a_dead_letter_until_a_person_decides(
     inline: Inline, bank_file: Path, kind: type[Pay]
 ) -> None:
     handles_ = [inline.producer.enqueue(kind(file=f"{bank_file}{n}", how="fails after, no ask")) for n in range(2)]
     for number, handle in enumerate(handles_):
-        status = handle.wait(WAIT)
+        status = handle.wait(WAIT_SECONDS)
         charged = effects.effect_id(handle.id, "charge")
         assert (status.state, status.failures) == ("dead", 2)
         assert letter(inline, handle.id).reason == "in_doubt"
@@ -272,7 +269,7 @@ def test_without_anybody_to_ask_it_is_a_dead_letter_until_a_person_decides(
     effects.decide(inline.database, not_happened.id, "charge", happened=False, actor="me")
     for handle in handles_:
         replay_one(inline.database, handle.id, actor="me")
-        assert handle.wait(WAIT).state == "succeeded"
+        assert handle.wait(WAIT_SECONDS).state == "succeeded"
     assert happened.status().result == {"receipt": "found"}
     assert len(lines(Path(f"{bank_file}0"))) == 1
     assert len(lines(Path(f"{bank_file}1"))) == 2
@@ -281,14 +278,14 @@ def test_without_anybody_to_ask_it_is_a_dead_letter_until_a_person_decides(
 @MODES
 def test_a_handler_may_catch_the_doubt(inline: Inline, bank_file: Path, kind: type[Pay]) -> None:
     handle = inline.producer.enqueue(kind(file=str(bank_file), how="fails after, no ask, caught"))
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     assert status.result == f"in doubt: charge {effects.effect_id(handle.id, 'charge')}"
 
 
 @MODES
-def test_what_says_that_it_was_not_done_is_called_again(inline: Inline, bank_file: Path, kind: type[Pay]) -> None:
+def test_an_effect_that_raises_not_done_is_called_again(inline: Inline, bank_file: Path, kind: type[Pay]) -> None:
     handle = inline.producer.enqueue(kind(file=str(bank_file), how="not done"))
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     assert (status.state, status.failures) == ("succeeded", 1)
     assert lines(bank_file) == ["refused", f"charge {effects.effect_id(handle.id, 'charge')}"]
 
@@ -298,7 +295,7 @@ def test_the_error_behind_one_that_was_not_done_decides_about_the_retry(
     inline: Inline, bank_file: Path, kind: type[Pay]
 ) -> None:
     handle = inline.producer.enqueue(kind(file=str(bank_file), how="declined"))
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     assert (status.state, status.failures) == ("dead", 1)
     assert letter(inline, handle.id).reason == "permanent"
     assert effects.effects_of(inline.database, handle.id) == []
@@ -309,12 +306,12 @@ def test_a_result_that_cannot_be_kept_fails_the_attempt_and_the_effect_counts(
     inline: Inline, bank_file: Path, kind: type[Pay]
 ) -> None:
     handle = inline.producer.enqueue(kind(file=str(bank_file), how="odd result"))
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     assert (status.state, status.result, status.failures) == ("succeeded", None, 1)
     assert len(lines(bank_file)) == 1
 
 
-def test_it_needs_a_tracked_kind(inline: Inline, bank_file: Path) -> None:
+def test_once_requires_a_tracked_kind(inline: Inline, bank_file: Path) -> None:
     handle = inline.producer.enqueue(PayUntracked(file=str(bank_file), how="fine"))
     until(lambda: letter(inline, handle.id))
     assert "track" in letter(inline, handle.id).detail
@@ -329,8 +326,8 @@ def test_it_needs_a_tracked_kind(inline: Inline, bank_file: Path) -> None:
         ("bad key", "1 to 255 characters"),
     ],
 )
-def test_what_cannot_work_says_so(inline: Inline, what: str, error: str) -> None:
-    status = inline.producer.enqueue(Wait(what=what)).wait(WAIT)
+def test_misuse_of_once_says_so(inline: Inline, what: str, error: str) -> None:
+    status = inline.producer.enqueue(Wait(what=what)).wait(WAIT_SECONDS)
     assert status.state == "dead"
     assert error in str(status.error)
 
@@ -339,19 +336,21 @@ def test_an_effect_that_is_cut_short_by_a_cancellation_stays_in_doubt(inline: In
     handle = inline.producer.enqueue(Wait(what="cancel"))
     until(reached.is_set)
     handle.cancel()
-    assert handle.wait(WAIT).state == "cancelled"
+    assert handle.wait(WAIT_SECONDS).state == "cancelled"
     [row] = effects.effects_of(inline.database, handle.id)
     assert row.done_at is None
 
 
-def test_who_lost_the_claim_does_not_call_it(inline: Inline, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_lost_its_claim_does_not_call_the_effect(
+    inline: Inline, caplog: pytest.LogCaptureFixture
+) -> None:
     handle = inline.producer.enqueue(Wait(what="gate"))
     until(reached.is_set)
     taken = sa.update(jobs).where(jobs.c.id == handle.id).values(fence=jobs.c.fence + 1, worker="dead by now")
     inline.database.write(lambda connection: connection.execute(taken))
     gate.set()
     # Its delivery is given back and claimed anew; that attempt finds nothing begun.
-    status = handle.wait(WAIT)
+    status = handle.wait(WAIT_SECONDS)
     assert (status.state, status.crashes, status.failures) == ("succeeded", 1, 0)
     [row] = effects.effects_of(inline.database, handle.id)
     assert row.fence == 3
@@ -366,6 +365,6 @@ def test_an_error_that_asks_to_wait_is_obeyed(inline: Inline, kind: Any) -> None
     due = handle.status().due_at
     assert due is not None
     assert due > before + timedelta(seconds=3599)
-    dead = inline.producer.enqueue(kind(seconds=100_000)).wait(WAIT)
+    dead = inline.producer.enqueue(kind(seconds=100_000)).wait(WAIT_SECONDS)
     assert dead.state == "dead"
     assert "max_retry_after" in letter(inline, dead.id).detail

@@ -40,7 +40,7 @@ def test_an_error_may_say_how_long_to_wait(said: Any, wait: float) -> None:
 @pytest.mark.parametrize(
     "said", [None, True, float("nan"), float("inf"), "soon", "", datetime(2026, 1, 1), object(), [30]]
 )
-def test_what_cannot_be_understood_is_no_wait(said: Any) -> None:
+def test_an_invalid_retry_after_asks_for_no_wait(said: Any) -> None:
     assert asked_wait(Limited(said), NOW) is None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import until
+from polling import WAIT_SECONDS, until
 
 from penstock.config.errors import DuplicateJob
 from penstock.config.settings import ScheduleSettings, Settings
@@ -29,8 +29,6 @@ from penstock.workers.dispatcher.schedules.declared import read_schedules
 from penstock.workers.dispatcher.schedules.service import enter
 from penstock.workers.engines.inline import Inline
 from penstock.workers.engines.worker import Worker
-
-WAIT = 60.0
 
 
 class Only(Job, kind="ur.only", queue="ur", unique_by=("n",), unique="reject"):
@@ -67,7 +65,7 @@ def only(job: Only, ctx: Context) -> None:
     if job.again:
         ctx.enqueue(Only(n=job.n))
     else:
-        assert open_gate.wait(WAIT)
+        assert open_gate.wait(WAIT_SECONDS)
 
 
 @handles(Index)
@@ -133,15 +131,15 @@ def test_a_unique_job_runs_once_and_its_key_is_free_when_it_has_ended(inline: In
     with pytest.raises(DuplicateJob):
         inline.producer.enqueue(Only(n=1))
     open_gate.set()
-    assert first.wait(WAIT).state == "succeeded"
-    assert inline.producer.enqueue(Only(n=1)).wait(WAIT).state == "succeeded"
+    assert first.wait(WAIT_SECONDS).state == "succeeded"
+    assert inline.producer.enqueue(Only(n=1)).wait(WAIT_SECONDS).state == "succeeded"
     assert seen == ["only 1", "only 1"]
 
 
 def test_a_burst_of_debounced_jobs_runs_once_with_the_last_payload(inline: Inline) -> None:
     began = datetime.now(UTC)
     handles_ = [inline.producer.enqueue(Index(text=str(number))) for number in range(20)]
-    status = handles_[-1].wait(WAIT)
+    status = handles_[-1].wait(WAIT_SECONDS)
     assert status.started_at is not None
     assert status.started_at - began >= timedelta(seconds=0.5)
     inline.drain()
@@ -150,12 +148,12 @@ def test_a_burst_of_debounced_jobs_runs_once_with_the_last_payload(inline: Inlin
     assert len(seen) == len({one.id for one in handles_ if one.status().state == "succeeded"})
 
 
-def test_what_a_handler_enqueues_is_asked_for_its_key_and_may_be_its_own_next_one(inline: Inline) -> None:
+def test_a_handler_enqueues_unique_jobs_and_may_enqueue_its_own_successor(inline: Inline) -> None:
     held = inline.producer.enqueue(Only(n=1))
-    assert inline.producer.enqueue(Parent(n=1)).wait(WAIT).state == "succeeded"
+    assert inline.producer.enqueue(Parent(n=1)).wait(WAIT_SECONDS).state == "succeeded"
     assert [row.id for row in of_kind(inline.database, "ur.only")] == [held.id]
     open_gate.set()
-    assert inline.producer.enqueue(Only(n=2, again=True)).wait(WAIT).state == "succeeded"
+    assert inline.producer.enqueue(Only(n=2, again=True)).wait(WAIT_SECONDS).state == "succeeded"
     inline.drain()
     assert seen.count("only 2") == 2
 
@@ -175,7 +173,7 @@ def test_a_schedule_does_not_fire_a_job_whose_key_is_held(inline: Inline) -> Non
     [firing] = inline.database.read(lambda connection: list(connection.execute(sa.select(firings))))
     assert (firing.skipped, firing.job_id) == ("unique", held.id)
     open_gate.set()
-    held.wait(WAIT)
+    held.wait(WAIT_SECONDS)
     inline.database.write(due_now)
     fire(inline.database, rule)
     assert len(of_kind(inline.database, "ur.only")) == 2
@@ -183,11 +181,11 @@ def test_a_schedule_does_not_fire_a_job_whose_key_is_held(inline: Inline) -> Non
 
 @pytest.mark.parametrize("by_key", [False, True])
 @pytest.mark.parametrize("job", [Hold(), HoldThread()])
-def test_a_coroutine_is_cancelled_and_a_thread_is_told(inline: Inline, job: Job, by_key: bool) -> None:
+def test_a_coroutine_is_cancelled_and_a_thread_is_notified(inline: Inline, job: Job, by_key: bool) -> None:
     handle = inline.producer.enqueue(job, key="k")
     until(lambda: seen == ["starts"])
     cancel(inline.producer, handle, by_key)
-    assert handle.wait(WAIT).state == "cancelled"
+    assert handle.wait(WAIT_SECONDS).state == "cancelled"
     assert seen == ["starts", "cancelled"]
 
 
@@ -197,7 +195,7 @@ def test_a_child_process_is_ended(inline: Inline, tmp_path: Path, by_key: bool) 
     handle = inline.producer.enqueue(HoldChild(file=str(file)), key="k")
     until(lambda: file.exists() and file.read_text())
     cancel(inline.producer, handle, by_key)
-    assert handle.wait(WAIT).state == "cancelled"
+    assert handle.wait(WAIT_SECONDS).state == "cancelled"
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.read_text()), 0)
 
@@ -225,7 +223,7 @@ def test_a_job_cancelled_while_no_worker_is_up_never_runs(sqlite_url: str, by_ke
             Settings(database_url=sqlite_url), engine="inline", queues=["ur"], concurrency=5, consumer=consumer
         )
         worker.start()
-        assert last.wait(WAIT).state == "succeeded"
+        assert last.wait(WAIT_SECONDS).state == "succeeded"
         until(lambda: not broker.depths(["ur"])["ur"] and not consumer.unsettled)
         worker.stop()
         assert [handle.status().state for handle in handles_] == ["cancelled", "cancelled"]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.workers.local.up.redis_server import free_port
 
 BIN = Path(sys.executable).parent
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WAIT = 90.0
 SECRET = "only for tests, only for tests"
 
 GUNICORN = ("gunicorn", "--threads", "8", "--workers", "2", "--bind", "127.0.0.1:{port}", "--no-control-socket")
@@ -80,7 +79,7 @@ class Site:
         self.port = free_port()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         if self.example.before:
-            assert self._run(self.example.before).wait(WAIT) == 0, self.text
+            assert self._run(self.example.before).wait(WAIT_SECONDS) == 0, self.text
         self._process = self._run([part.format(port=self.port) for part in self.example.serve])
 
     def _run(self, command: Any) -> subprocess.Popen[bytes]:
@@ -90,15 +89,14 @@ class Site:
             )
 
     def wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + WAIT
-        while True:
-            assert self._process.poll() is None, self.text
-            assert time.monotonic() < deadline, self.text
+        def answers() -> bool:
             try:
                 self.client.get("/penstock/ready")
-                return
             except httpx.TransportError:
-                time.sleep(0.05)
+                return False
+            return True
+
+        until(answers, unless=lambda: self._process.poll() is not None and self.text)
 
     @property
     def text(self) -> str:
@@ -126,7 +124,7 @@ class Site:
         self.client.close()
         self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(WAIT)
+            return self._process.wait(WAIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -43,7 +43,7 @@ def test_a_backlog_is_its_jobs_and_the_age_of_the_first(ledger: Database) -> Non
     assert backlog(ledger) == Backlog(1, timedelta())
 
 
-def test_without_an_outbox_there_is_none(tmp_path: Path) -> None:
+def test_a_database_without_an_outbox_has_no_backlog(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'empty.db'}")
     with pytest.raises(LedgerUnavailable):
         backlog(database)

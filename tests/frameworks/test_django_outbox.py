@@ -132,7 +132,7 @@ def test_nested_blocks_and_savepoints_take_their_jobs_and_no_others(alias: str) 
     assert orders(alias) == [1]
 
 
-def test_in_autocommit_a_job_is_committed_at_once(alias: str) -> None:
+def test_a_job_is_committed_at_once_in_autocommit(alias: str) -> None:
     out = Outbox(using=alias)
     out.enqueue(Note(text="one"))
     connections[alias].close()
@@ -142,7 +142,7 @@ def test_in_autocommit_a_job_is_committed_at_once(alias: str) -> None:
     assert texts(alias) == ["one", "two", "three"]
 
 
-def test_many_are_written_in_their_order_and_one_with_one_insert(alias: str) -> None:
+def test_enqueue_many_writes_jobs_in_order_and_enqueue_needs_one_insert(alias: str) -> None:
     wanted = [str(number) for number in range(300)]
     with transaction.atomic(using=alias), CaptureQueriesContext(connections[alias]) as queries:
         Outbox(using=alias).enqueue(Note(text="first"))
@@ -220,7 +220,9 @@ def test_the_migration_is_what_the_model_says(alias: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", ["django", "ledger"])
-def test_a_database_may_be_shared_with_the_ledger_whoever_comes_first(kind: str, first: str, tmp_path: Path) -> None:
+def test_a_database_may_be_shared_with_the_ledger_in_either_order_of_migration(
+    kind: str, first: str, tmp_path: Path
+) -> None:
     with empty_database(kind, tmp_path) as url:
         database = Database(url)
         try:
@@ -304,7 +306,7 @@ def test_a_dispatcher_sends_what_is_committed_in_the_order_of_its_key(
 
 
 @pytest.mark.postgres
-def test_postgresql_tells_of_a_commit_and_of_nothing_else(tmp_path: Path) -> None:
+def test_postgresql_notifies_of_a_commit_and_of_nothing_else(tmp_path: Path) -> None:
     with empty_database("postgres", tmp_path) as url, django_project.database(url) as alias:
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
         with engine.connect() as listening:

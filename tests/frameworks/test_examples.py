@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sites import BIN, FRAMEWORKS, SECRET, WAIT, Site, environment, running
+from polling import WAIT_SECONDS
+from sites import BIN, FRAMEWORKS, SECRET, Site, environment, running
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -61,7 +62,7 @@ class Stack:
             process.terminate()
         for process in self._processes:
             try:
-                process.wait(WAIT)
+                process.wait(WAIT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -173,7 +174,7 @@ def test_readiness_is_that_of_the_broker(site: Site) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FRAMEWORKS if name not in ("drf", "django-asgi")])
-def test_without_its_broker_a_site_is_not_ready_and_still_takes_what_goes_to_the_outbox(
+def test_a_site_without_its_broker_is_not_ready_and_still_accepts_jobs_for_the_outbox(
     name: str, tmp_path: Path, number: int
 ) -> None:
     settings = Settings(

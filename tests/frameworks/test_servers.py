@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from ledgers import Note
+from polling import WAIT_SECONDS
 from proxy import Proxy
-from sites import BIN, WAIT
+from sites import BIN
 
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.senders.rabbitmq import sender
@@ -92,7 +93,6 @@ def test_gunicorn_may_fork_after_the_application_was_loaded_and_its_producer_use
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
 
     def answers() -> bool:
-        assert server.poll() is None, log.read_text()
         with contextlib.suppress(httpx.TransportError):
             return client.get("/penstock/ready").status_code == 200
         return False
@@ -103,7 +103,7 @@ def test_gunicorn_may_fork_after_the_application_was_loaded_and_its_producer_use
         return answer.text
 
     try:
-        poll(answers)
+        poll(answers, unless=lambda: server.poll() is not None and log.read_text())
         with ThreadPoolExecutor(16) as pool:
             sent = list(pool.map(send, range(80)))
         ids = fetch(consumer, 81, poll)
@@ -112,7 +112,7 @@ def test_gunicorn_may_fork_after_the_application_was_loaded_and_its_producer_use
     finally:
         client.close()
         server.send_signal(signal.SIGTERM)
-        server.wait(WAIT)
+        server.wait(WAIT_SECONDS)
     assert "Traceback" not in log.read_text()
 
 
@@ -178,7 +178,7 @@ def test_a_producers_connection_that_a_firewall_forgot_while_it_idled_is_not_use
             barrier = threading.Barrier(4)
 
             def work(_: int) -> str:
-                barrier.wait(WAIT)
+                barrier.wait(WAIT_SECONDS)
                 return producer.enqueue(Note()).id
 
             sent += pool.map(work, range(4))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ledgers import Note, Tick, change, claimed, end, message
+from polling import until_async
 
 from penstock.config.errors import ConfigError
 from penstock.ledger.sql.database import Database
@@ -35,7 +36,7 @@ def read(frame: bytes) -> tuple[str, dict[str, Any]]:
     return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 
-def test_a_stream_tells_states_and_progress_once_and_ends_with_the_job(
+def test_a_stream_sends_states_and_progress_once_and_ends_with_the_job(
     producer: Producer, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, "KEEP_ALIVE_SECONDS", 0.02)
@@ -64,7 +65,7 @@ async def _gather(stream: AsyncIterator[bytes]) -> list[bytes]:
     return [frame async for frame in stream]
 
 
-def test_a_stream_of_coroutines_tells_the_same(redis_url: str, prefix: str, ledger: Database, ledger_url: str) -> None:
+def test_an_async_stream_sends_the_same_frames(redis_url: str, prefix: str, ledger: Database, ledger_url: str) -> None:
     async def run() -> tuple[str, list[bytes]]:
         async with AsyncProducer(redis_url, prefix=prefix, database_url=ledger_url) as producer:
             handle = await producer.enqueue(Note())
@@ -111,8 +112,7 @@ def test_a_stream_whose_reader_left_is_forgotten(
             assert len([await anext(stream), await anext(stream)]) == 2
             watching = producer._ledger.async_watching()
             reading = asyncio.ensure_future(anext(stream))
-            while not any(loop._waiters for loop in watching._loops.values()):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until_async(lambda: any(loop._waiters for loop in watching._loops.values()))
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             assert not any(loop._waiters for loop in watching._loops.values())
@@ -121,7 +121,7 @@ def test_a_stream_whose_reader_left_is_forgotten(
     asyncio.run(run())
 
 
-def test_without_its_ledger_a_stream_ends_and_the_browser_comes_back(redis_url: str, prefix: str) -> None:
+def test_a_stream_ends_without_its_ledger_and_the_browser_reconnects(redis_url: str, prefix: str) -> None:
     with Producer(redis_url, prefix=prefix, database_url="sqlite://") as producer:  # no tables
         assert [frame[:5] for frame in web.frames(producer.enqueue(Note()))] == [b"retry"]
 
@@ -177,7 +177,7 @@ def test_a_frameworks_module_loads_neither_an_engine_nor_sql_nor_a_client(name: 
 
 
 @pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
-def test_what_is_missing_is_named() -> None:
+def test_errors_name_what_is_missing() -> None:
     from flask import Flask
     from pyramid.config import Configurator
     from starlette.requests import Request

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ import pytest
 import redis
 from gateways import SECRET, Gateway, Open
 from ledgers import empty, set_up
+from polling import until
 
 from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.settings import Settings
@@ -41,9 +41,7 @@ def opened(settings: Settings) -> Iterator[Gateway]:
     server = Server(create_app(settings), address="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the gateway did not start"
-        time.sleep(0.005)
+    until(lambda: server.started, "the gateway", unless=lambda: not thread.is_alive() and "its thread ended")
     port = server.servers[0].sockets[0].getsockname()[1]
     database = Database(settings.database_url)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:

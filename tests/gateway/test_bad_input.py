@@ -38,7 +38,7 @@ def post(gateway: Gateway, body: Any, content_type: str = "application/json", pa
     ],
 )
 @pytest.mark.parametrize("path", [PATH, "/v1/jobs"])
-def test_a_body_that_is_no_json_is_a_400(gateway: Gateway, body: bytes, path: str) -> None:
+def test_a_body_that_is_not_json_is_a_400(gateway: Gateway, body: bytes, path: str) -> None:
     answer = post(gateway, body, path=path)
     assert answer.status_code in (400, 422), answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -106,7 +106,7 @@ def test_json_by_another_name_is_taken(gateway: Gateway, content_type: str) -> N
     assert post(gateway, GOOD, content_type).status_code == 202
 
 
-def test_a_body_over_the_limit_is_a_413_said_or_not(open_gateway: Open) -> None:
+def test_a_body_over_the_limit_is_a_413_with_or_without_a_content_length(open_gateway: Open) -> None:
     gateway = open_gateway(max_body_bytes=2000)
     assert post(gateway, b" " * 1900 + GOOD).status_code == 202
     said = problem(post(gateway, b" " * 2001), 413, "body-too-large")

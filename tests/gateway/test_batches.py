@@ -30,7 +30,7 @@ def test_jobs_of_several_kinds_are_sent_in_order(gateway: Gateway) -> None:
     assert len(gateway.sent("trees")) == len(gateway.sent("syncs")) == 1
 
 
-def test_each_that_is_wrong_says_so_and_the_others_are_sent(gateway: Gateway) -> None:
+def test_a_batch_reports_invalid_items_and_sends_the_rest(gateway: Gateway) -> None:
     jobs = [
         item(),
         item(payload={"number": "x", "to": "ada@example.com"}),
@@ -52,7 +52,7 @@ def test_each_that_is_wrong_says_so_and_the_others_are_sent(gateway: Gateway) ->
     assert [one["penstock"].get("key") for one in gateway.sent("invoices")] == [None, "last"]
 
 
-def test_each_has_its_own_options_and_is_held_to_the_key(gateway: Gateway) -> None:
+def test_items_of_a_batch_have_their_own_options_and_need_the_scopes_of_the_key(gateway: Gateway) -> None:
     jobs = [item(priority="low", tenant="acme"), item(tenant="other"), {"kind": "gateway.tree"}]
     body = post(gateway, jobs, tenants=["acme"], kinds=["gateway.invoice"]).json()
     assert [one["status"] for one in body["jobs"]] == [202, 403, 403]
@@ -77,14 +77,14 @@ def test_a_full_queue_refuses_its_own_jobs_only(gateway: Gateway, open_gateway: 
     assert body["jobs"][0]["problem"]["type"].endswith("queue-full")
 
 
-def test_a_broker_that_is_away_refuses_each(gateway: Gateway, open_gateway: Open) -> None:
+def test_an_unavailable_broker_refuses_every_item(gateway: Gateway, open_gateway: Open) -> None:
     away = gateway.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
     body = post(open_gateway(away), [item(), {"kind": "gateway.tree"}]).json()
     assert [one["status"] for one in body["jobs"]] == [503, 503]
 
 
 @pytest.mark.parametrize("body", [{}, {"jobs": {}}, {"jobs": [], "more": 1}, [], {"jobs": []}])
-def test_what_is_no_batch_is_refused_as_a_whole(gateway: Gateway, body: Any) -> None:
+def test_a_body_that_is_not_a_batch_is_refused_as_a_whole(gateway: Gateway, body: Any) -> None:
     problem(gateway.client.post("/v1/jobs", json=body, headers=gateway.key()), 422, "invalid-fields")
 
 

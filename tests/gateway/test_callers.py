@@ -40,7 +40,7 @@ def ask(gateway: Gateway, headers: dict[str, str] | None = None, **options: str)
         "Bearer " + "x" * 5000,
     ],
 )
-def test_nobody_gets_in_without_a_key(gateway: Gateway, header: str | None) -> None:
+def test_a_caller_without_a_key_is_refused(gateway: Gateway, header: str | None) -> None:
     answer = ask(gateway, None if header is None else {"Authorization": header})
     problem(answer, 401, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -174,7 +174,7 @@ def test_a_token_of_the_provider_is_taken_with_its_scope(trusting: Gateway, prov
     assert provider.asked == 1, "the provider's keys are kept"
 
 
-def test_only_the_same_subject_finds_what_was_sent(trusting: Gateway, provider: Provider) -> None:
+def test_a_job_is_found_only_by_the_subject_that_sent_it(trusting: Gateway, provider: Provider) -> None:
     answer = ask(trusting, provider.token())
     other = provider.token(sub="eve")
     problem(trusting.client.get(answer.headers["location"], headers=other), 404, "job-not-found")
@@ -215,6 +215,6 @@ def test_an_empty_list_in_a_scope_allows_nothing(trusting: Gateway, provider: Pr
     problem(ask(trusting, provider.token(penstock={"tenants": []})), 403, "tenant-not-allowed")
 
 
-def test_a_provider_that_is_away_is_a_503(open_gateway: Open, provider: Provider) -> None:
+def test_an_unavailable_provider_is_a_503(open_gateway: Open, provider: Provider) -> None:
     away = open_gateway(jwt={"jwks_url": "http://127.0.0.1:1/jwks.json", "issuer": ISSUER, "audience": AUDIENCE})
     problem(ask(away, provider.token()), 503, "provider-unavailable")

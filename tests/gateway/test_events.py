@@ -104,7 +104,7 @@ def test_an_event_that_comes_again_makes_no_further_job(gateway: Gateway) -> Non
     assert len(gateway.sent("invoices")) == 2
 
 
-def test_of_a_batch_each_event_is_answered(gateway: Gateway) -> None:
+def test_a_batch_of_events_is_answered_event_by_event(gateway: Gateway) -> None:
     answer = send(gateway, [paid(), paid(id=""), paid(data={}), paid(type="nobody.cares")], BATCH)
     assert answer.status_code == 207
     said = answer.json()
@@ -116,7 +116,7 @@ def test_of_a_batch_each_event_is_answered(gateway: Gateway) -> None:
     assert len(gateway.sent("invoices")) == 1
 
 
-def test_what_a_key_is_not_for_it_cannot_send_as_an_event_either(gateway: Gateway) -> None:
+def test_an_event_needs_the_scopes_of_its_jobs(gateway: Gateway) -> None:
     problem(send(gateway, paid(), kinds=["gateway.sync"]), 403, "kind-not-allowed")
     problem(send(gateway, paid(tenant="other"), tenants=["acme"]), 403, "tenant-not-allowed")
     problem(
@@ -145,7 +145,7 @@ def test_a_unique_job_is_answered_with_the_one_that_holds_its_key(gateway: Gatew
         ("application/json", b"{", 422, "the body"),
     ],
 )
-def test_what_is_no_event_is_refused_by_name(
+def test_an_invalid_event_is_refused_with_the_attribute(
     gateway: Gateway, content_type: str, body: bytes, status: int, attribute: str
 ) -> None:
     headers = {**gateway.key(), "Content-Type": content_type}
@@ -234,7 +234,7 @@ def test_a_replay_is_refused(gateway: Gateway, name: str, signed: Signed) -> Non
 
 
 @pytest.mark.parametrize("changed", ["v1=00,{}", "{},v1=00", "{},v0=1"])
-def test_a_replay_is_refused_whatever_stands_around_its_signature(gateway: Gateway, changed: str) -> None:
+def test_a_replay_is_refused_whatever_surrounds_its_signature(gateway: Gateway, changed: str) -> None:
     body = pushed()
     headers = signed_stripe(body, "", int(time.time()))
     assert gateway.client.post("/v1/webhooks/stripe", content=body, headers=headers).status_code == 202
@@ -274,7 +274,7 @@ def test_a_message_that_was_not_taken_may_come_again(
 
 
 @SIGNED
-def test_of_copies_at_one_moment_one_is_taken(gateway: Gateway, name: str, signed: Signed) -> None:
+def test_simultaneous_copies_of_a_webhook_are_accepted_once(gateway: Gateway, name: str, signed: Signed) -> None:
     body, copies = pushed(), 4
     headers, together = signed(body, new(), int(time.time())), Barrier(copies)
 

@@ -65,7 +65,7 @@ def test_the_job_of_another_tenant_is_not_found(gateway: Gateway, act: str, seen
     assert gateway.client.get(f"/v1/jobs/{job_id}", headers=acme).status_code == 200
 
 
-def test_another_key_of_the_tenant_finds_it_once_a_worker_has_seen_it(gateway: Gateway) -> None:
+def test_a_job_is_found_by_another_key_of_its_tenant_once_it_is_recorded(gateway: Gateway) -> None:
     acme, colleague = gateway.key(tenants=["acme"]), gateway.key(tenants=["acme", "other"])
     job_id = submit(gateway, acme)
     problem(gateway.client.get(f"/v1/jobs/{job_id}", headers=colleague), 404, "job-not-found")
@@ -85,7 +85,7 @@ def test_a_key_for_other_kinds_or_queues_does_not_find_it(gateway: Gateway) -> N
 @pytest.mark.parametrize(
     "job_id", ["019ab3c2-0000-7000-8000-000000000000", "nonsense", "%00", "%20", "x" * 129, "%ED%A0%80"]
 )
-def test_an_id_that_nobody_made_is_not_found(gateway: Gateway, job_id: str) -> None:
+def test_an_unknown_id_is_not_found(gateway: Gateway, job_id: str) -> None:
     answer = gateway.client.get(f"/v1/jobs/{job_id}", headers=gateway.key())
     assert answer.status_code in (404, 422)
     assert answer.headers["content-type"] == "application/problem+json"
@@ -152,7 +152,7 @@ def test_a_job_that_succeeded_is_not_tried_again(gateway: Gateway) -> None:
     problem(gateway.client.post(f"/v1/jobs/{job_id}/retry", headers=key), 409, "wrong-state")
 
 
-def test_a_ledger_that_is_away_is_a_503(gateway: Gateway, open_gateway: Open) -> None:
+def test_an_unavailable_ledger_is_a_503(gateway: Gateway, open_gateway: Open) -> None:
     away = gateway.settings.model_copy(update={"database_url": "postgresql+psycopg://nobody@127.0.0.1:1/none"})
     answer = open_gateway(away).client.get("/v1/jobs/x", headers=gateway.key())
     problem(answer, 503, "ledger-unavailable")

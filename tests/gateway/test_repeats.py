@@ -59,7 +59,7 @@ def test_keys_of_different_callers_do_not_meet(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "x" * 256, "a\tb"])
-def test_what_is_no_key_is_refused(gateway: Gateway, wrong: str) -> None:
+def test_an_invalid_idempotency_key_is_refused(gateway: Gateway, wrong: str) -> None:
     problem(post(gateway, gateway.key(), wrong), 422, "invalid-key")
 
 
@@ -70,7 +70,9 @@ def test_a_refused_request_leaves_its_key_free(gateway: Gateway) -> None:
     assert post(gateway, key, "one").status_code == 202
 
 
-def test_what_was_cut_off_is_sent_again_under_the_same_id(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_was_cut_off_is_sent_again_under_the_same_id(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The broker had the job, and the answer did not come."""
     key = gateway.key()
     enqueue: Callable[..., Any] = AsyncProducer.enqueue
@@ -88,7 +90,7 @@ def test_what_was_cut_off_is_sent_again_under_the_same_id(gateway: Gateway, monk
 
 
 @pytest.mark.parametrize("kind", ["gateway.sync", "gateway.only"])
-def test_a_unique_job_that_was_cut_off_stands_for_itself(
+def test_a_unique_job_that_was_cut_off_is_not_its_own_duplicate(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     key, path, body = gateway.key(), f"/v1/jobs/{kind}", {"account": "a"}
@@ -106,7 +108,7 @@ def test_a_unique_job_that_was_cut_off_stands_for_itself(
     assert {sent["id"] for sent in gateway.sent("syncs")} == {answer.json()["id"]}
 
 
-def test_one_that_is_under_way_is_not_begun_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_under_way_is_not_started_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     key = gateway.key()
     begun, go_on = threading.Event(), threading.Event()
     enqueue: Callable[..., Any] = AsyncProducer.enqueue

@@ -79,7 +79,7 @@ def job_ids(gateway: Gateway) -> set[str]:
     return gateway.database.read(lambda connection: set(connection.execute(sa.select(jobs.c.id)).scalars()))
 
 
-def test_one_is_made_shown_paused_resumed_and_removed(gateway: Gateway, client: Client) -> None:
+def test_a_schedule_is_made_shown_paused_resumed_and_removed(gateway: Gateway, client: Client) -> None:
     name = client.add(payload={"pages": 2, "token": "hidden"}, catch_up="2h")
     shown = client.get(f"/{name}").json()
     assert (shown["kind"], shown["when"], shown["source"], shown["state"]) == (
@@ -112,7 +112,7 @@ def test_the_next_times_are_those_of_the_clock_of_its_zone(client: Client) -> No
     problem(client.get(f"/{client.add()}/next", count=101), 422, "invalid-request")
 
 
-def test_one_that_is_run_makes_a_job_that_can_be_followed(gateway: Gateway, client: Client) -> None:
+def test_running_a_schedule_makes_a_job_that_can_be_followed(gateway: Gateway, client: Client) -> None:
     name = client.add()
     client.post(f"/{name}/pause")
     answer = client.post(f"/{name}/run")
@@ -233,7 +233,7 @@ def test_a_wrong_one_says_why_it_makes_no_job(gateway: Gateway, client: Client) 
 
 
 @pytest.mark.parametrize("scope", [{"kinds": ["gateway.sync"]}, {"queues": ["syncs"]}, {"tenants": ["acme"]}])
-def test_of_others_nothing_is_seen_or_touched(
+def test_schedules_outside_the_scopes_of_a_key_are_not_found(
     gateway: Gateway, client: Client, scope: dict[str, Sequence[str]]
 ) -> None:
     name, other = client.add(), Client(gateway, **scope)
@@ -259,6 +259,6 @@ def test_a_key_for_the_kind_has_its_schedules(gateway: Gateway, client: Client) 
     assert mine.post(f"/{name}/run").status_code == 202
 
 
-def test_nobody_without_a_key_is_let_in(gateway: Gateway) -> None:
+def test_schedules_need_a_key(gateway: Gateway) -> None:
     problem(gateway.client.get("/v1/schedules"), 401, "unauthenticated")
     problem(gateway.client.post("/v1/schedules/a/run"), 401, "unauthenticated")

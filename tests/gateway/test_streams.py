@@ -68,7 +68,7 @@ def test_a_job_is_followed_from_the_queue_to_its_result(gateway: Gateway) -> Non
         assert stream.rest() == []
 
 
-def test_a_browser_that_has_seen_the_end_is_told_not_to_come_back(gateway: Gateway) -> None:
+def test_a_browser_that_has_seen_the_end_does_not_reconnect(gateway: Gateway) -> None:
     key = gateway.key()
     job_id = submit(gateway, key)
     end(gateway.database, claim(gateway, job_id), Outcome.DEAD)
@@ -143,7 +143,7 @@ def test_a_websocket_is_refused_with_a_problem(gateway: Gateway, header: dict[st
     assert json.loads(refused.value.response.body or b"")["status"] == status
 
 
-def test_only_so_many_jobs_are_followed_at_a_time(open_gateway: Open) -> None:
+def test_the_number_of_streams_is_limited(open_gateway: Open) -> None:
     gateway = open_gateway(max_streams=1)
     key = gateway.key()
     url = f"/v1/jobs/{submit(gateway, key)}/events"

@@ -65,7 +65,7 @@ def test_the_trace_of_the_request_goes_on(gateway: Gateway) -> None:
     assert sent["penstock"]["traceparent"] == TRACE
 
 
-def test_a_unique_job_is_answered_with_the_one_that_stands_for_it(gateway: Gateway) -> None:
+def test_a_unique_job_is_answered_with_the_existing_one(gateway: Gateway) -> None:
     key = gateway.key()
     first = gateway.client.post("/v1/jobs/gateway.sync", json={"account": "a"}, headers=key)
     again = gateway.client.post("/v1/jobs/gateway.sync", json={"account": "a"}, headers=key)
@@ -122,7 +122,7 @@ def test_options_that_do_not_go_together_are_refused(gateway: Gateway, options: 
     problem(answer, 422, "invalid-job")
 
 
-def test_a_kind_that_nobody_knows_is_not_found(gateway: Gateway) -> None:
+def test_an_unknown_kind_is_not_found(gateway: Gateway) -> None:
     problem(gateway.client.post("/v1/jobs/no.such", json={}, headers=gateway.key()), 404, "unknown-kind")
 
 
@@ -131,7 +131,7 @@ def test_a_job_over_its_limit_is_too_large(gateway: Gateway) -> None:
     assert problem(answer, 413, "job-too-large")["limit"] == 256 * 1024
 
 
-def test_a_broker_that_is_away_is_a_503_that_names_no_host(gateway: Gateway, open_gateway: Open) -> None:
+def test_an_unavailable_broker_is_a_503_that_names_no_host(gateway: Gateway, open_gateway: Open) -> None:
     away = gateway.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
     answer = open_gateway(away).client.post("/v1/jobs/gateway.invoice", json=INVOICE, headers=gateway.key())
     body = problem(answer, 503, "broker-unavailable")

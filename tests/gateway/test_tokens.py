@@ -50,7 +50,7 @@ def test_a_token_fits_into_a_url() -> None:
 
 
 @given(st.text())
-def test_any_other_text_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_token_is_refused(text: str) -> None:
     with pytest.raises(InvalidToken):
         read_progress_token(text, secret=SECRET)
 

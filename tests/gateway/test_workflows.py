@@ -72,7 +72,7 @@ def acts(gateway: Gateway, workflow_id: str) -> list[tuple[str, str, str, Any]]:
     return [(*row[:3], json.loads(row.detail)) for row in rows]
 
 
-def test_they_are_listed_by_state_and_kind_a_page_at_a_time(gateway: Gateway, client: Client) -> None:
+def test_workflows_are_listed_by_state_and_kind_a_page_at_a_time(gateway: Gateway, client: Client) -> None:
     ids = [begin(gateway, acme.Nightly(regions=[])) for _ in range(3)]
     trip = begin(gateway, acme.Trip(), tenant="acme")
     end(gateway, Outcome.DEAD)
@@ -94,7 +94,7 @@ def test_they_are_listed_by_state_and_kind_a_page_at_a_time(gateway: Gateway, cl
         problem(client.get(**wrong), 422, "invalid-request")
 
 
-def test_one_is_shown_as_the_command_line_shows_it(
+def test_a_workflow_is_shown_as_the_command_line_shows_it(
     gateway: Gateway, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", gateway.settings.database_url)
@@ -136,7 +136,7 @@ def test_a_step_that_waits_is_answered_once(gateway: Gateway, client: Client) ->
     assert acts(gateway, workflow_id) == [("signal", "key test", "workflow", {"step": "approval"})]
 
 
-def test_an_answer_may_come_before_its_step_waits(gateway: Gateway, client: Client) -> None:
+def test_a_signal_may_come_before_its_step_waits(gateway: Gateway, client: Client) -> None:
     workflow_id = begin(gateway, acme.Approved(), moved=False)
     assert client.post(f"/{workflow_id}/steps/approval/signal", {"approved": True}).status_code == 200
     move(gateway.database)
@@ -158,7 +158,7 @@ def test_an_answer_that_does_not_fit_is_refused_by_its_place(gateway: Gateway, c
     assert acts(gateway, workflow_id) == []
 
 
-def test_only_a_step_that_waits_takes_an_answer(gateway: Gateway, client: Client) -> None:
+def test_a_signal_needs_a_step_that_waits(gateway: Gateway, client: Client) -> None:
     workflow_id = begin(gateway, acme.Approved())
     for step in ("report", "nowhere"):
         said = problem(client.post(f"/{workflow_id}/steps/{step}/signal", {}), 409, "wrong-state")
@@ -169,7 +169,7 @@ def test_only_a_step_that_waits_takes_an_answer(gateway: Gateway, client: Client
     assert "it is cancelled" in said["detail"]
 
 
-def test_what_no_module_imported_here_defines_is_neither_answered_nor_begun_anew(
+def test_a_workflow_without_an_imported_definition_is_neither_signalled_nor_restarted(
     gateway: Gateway, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workflow_id = begin(gateway, acme.Approved())
@@ -185,7 +185,7 @@ def test_what_no_module_imported_here_defines_is_neither_answered_nor_begun_anew
     assert client.post(f"/{workflow_id}/retry").status_code == 200
 
 
-def test_one_is_cancelled_with_or_without_undoing_what_was_done(gateway: Gateway, client: Client) -> None:
+def test_a_workflow_is_cancelled_with_or_without_compensation(gateway: Gateway, client: Client) -> None:
     for compensate, undone in (("true", "compensated"), ("false", "succeeded")):
         workflow_id = begin(gateway, acme.Trip())
         end(gateway)
@@ -200,7 +200,7 @@ def test_one_is_cancelled_with_or_without_undoing_what_was_done(gateway: Gateway
         assert acts(gateway, workflow_id) == [("cancel", "key test", "workflow", {"undo": compensate == "true"})]
 
 
-def test_one_that_failed_is_taken_up_where_it_did(gateway: Gateway, client: Client) -> None:
+def test_retrying_a_failed_workflow_resumes_at_the_failed_step(gateway: Gateway, client: Client) -> None:
     workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
     problem(client.post(f"/{workflow_id}/retry"), 409, "wrong-state")
     end(gateway)
@@ -217,7 +217,7 @@ def test_one_that_failed_is_taken_up_where_it_did(gateway: Gateway, client: Clie
     ]
 
 
-def test_one_is_begun_anew_from_a_step_or_all_over_with_another_input(gateway: Gateway, client: Client) -> None:
+def test_a_workflow_is_restarted_from_a_step_or_with_another_input(gateway: Gateway, client: Client) -> None:
     workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
     client.post(f"/{workflow_id}/cancel")
     end(gateway)
@@ -272,7 +272,7 @@ def everything_of(client: Client, workflow_id: str) -> list[Any]:
     return [client.get(f"/{workflow_id}"), *(client.post(f"/{workflow_id}/{act}", {}) for act in acts)]
 
 
-def test_one_that_is_not_there_is_not_found(gateway: Gateway, client: Client) -> None:
+def test_an_unknown_workflow_is_not_found(gateway: Gateway, client: Client) -> None:
     envelope = encode(acme.Nightly(regions=[]))  # which no worker has begun
     gateway.database.write(lambda connection: enter(connection, gateway.database, [envelope], datetime.now(UTC)))
     for workflow_id in ("nothing", "01a1fa6d-911e-7092-a9f7-1c48600b1702", envelope.id):
@@ -291,7 +291,7 @@ def test_one_that_is_not_there_is_not_found(gateway: Gateway, client: Client) ->
         {"tenants": ["ACME"]},
     ],
 )
-def test_of_others_nothing_is_seen_or_touched(gateway: Gateway, scope: dict[str, Sequence[str]]) -> None:
+def test_workflows_outside_the_scopes_of_a_key_are_not_found(gateway: Gateway, scope: dict[str, Sequence[str]]) -> None:
     workflow_id = begin(gateway, acme.Approved(), tenant="acme")
     other = Client(gateway, **scope)
     assert other.listed() == []
@@ -335,7 +335,7 @@ def test_a_page_is_full_whatever_a_key_does_not_see(gateway: Gateway) -> None:
     assert Client(gateway, kinds=["wf_%"]).listed() == []
 
 
-def test_one_whose_job_is_gone_is_nobodys(gateway: Gateway, client: Client) -> None:
+def test_a_workflow_without_its_job_belongs_to_no_tenant(gateway: Gateway, client: Client) -> None:
     workflow_id = begin(gateway, acme.Approved(), tenant="acme")
     gateway.database.write(lambda connection: connection.execute(sa.delete(jobs).where(jobs.c.id == workflow_id)))
     assert client.listed() == [workflow_id]
@@ -343,7 +343,7 @@ def test_one_whose_job_is_gone_is_nobodys(gateway: Gateway, client: Client) -> N
     assert Client(gateway, tenants=["acme"]).listed() == []
 
 
-def test_nobody_without_a_key_is_let_in(gateway: Gateway) -> None:
+def test_workflows_need_a_key(gateway: Gateway) -> None:
     problem(gateway.client.get("/v1/workflows"), 401, "unauthenticated")
     problem(gateway.client.get("/v1/workflows/a"), 401, "unauthenticated")
     for path in ("cancel", "retry", "steps/approval/signal"):
@@ -351,7 +351,9 @@ def test_nobody_without_a_key_is_let_in(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("server", ["PostgreSQL", "MariaDB"])
-def test_they_are_steered_on_every_database(gateway: Gateway, open_gateway: Open, server: str) -> None:
+def test_workflows_are_signalled_cancelled_and_retried_on_every_database(
+    gateway: Gateway, open_gateway: Open, server: str
+) -> None:
     need(server)
     with temporary_database(SERVERS[server]) as url:
         there = open_gateway(gateway.settings.model_copy(update={"database_url": set_up(url)}))

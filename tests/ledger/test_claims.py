@@ -40,7 +40,7 @@ def test_a_new_job_is_claimed_and_shows_as_running(ledger: Database) -> None:
     assert Note.model_validate_json(row.payload) == sent.job
 
 
-def test_answers_stand_in_the_order_of_the_questions(ledger: Database) -> None:
+def test_answers_have_the_order_of_the_requests(ledger: Database) -> None:
     old = message(Note())
     end(ledger, claimed(ledger, old), Outcome.SUCCEEDED)
     new = [message(Note(text=str(number))) for number in range(5)]
@@ -70,7 +70,7 @@ def test_a_copy_is_absorbed_while_the_retry_waits_but_the_retry_itself_is_not(le
     assert (second.attempt, second.fence, second.failures) == (2, 2, 1)
 
 
-def test_a_worker_started_anew_under_its_old_name_takes_its_redelivered_job_up(ledger: Database) -> None:
+def test_a_worker_restarted_under_its_old_name_claims_its_redelivered_job(ledger: Database) -> None:
     sent = message(Note())
     start_worker(ledger, "w1")
     claimed(ledger, sent)

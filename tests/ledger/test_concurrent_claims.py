@@ -8,7 +8,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.claim import Claim, Wanted, claim
 
 
-def test_two_workers_that_want_the_same_jobs_get_each_of_them_once(ledger_url: str) -> None:
+def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> None:
     sent = [message(Note(text=str(number))) for number in range(200)]
     given: dict[str, list[str]] = {"w1": [], "w2": []}
     errors: list[Exception] = []

@@ -44,7 +44,7 @@ def test_a_connection_that_died_idle_is_replaced(ledger: Database, monkeypatch: 
     assert ledger.read(_number) != before
 
 
-def test_what_fails_leaves_nothing(ledger: Database) -> None:
+def test_a_failed_transaction_leaves_nothing(ledger: Database) -> None:
     def fail(connection: sa.Connection) -> None:
         connection.execute(_entered("half"))
         raise ValueError("half way")

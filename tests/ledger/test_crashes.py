@@ -28,7 +28,7 @@ def row(ledger: Database, name: str) -> object:
     return ledger.read(lambda connection: connection.execute(select).first())
 
 
-def test_a_heartbeat_tells_how_much_memory_a_worker_has_used(ledger: Database) -> None:
+def test_a_heartbeat_records_the_peak_memory_of_a_worker(ledger: Database) -> None:
     start_worker(ledger, "w1")
     assert row(ledger, "w1") == (None, None)
     heartbeats.beat(ledger, "w1", lease=LEASE, progress={})
@@ -48,7 +48,7 @@ def test_a_crash_names_host_process_signal_and_peak_of_memory(ledger: Database) 
     assert quarantined(given).error == f"its worker crashed 1 times while it ran, the last time: {said}"
 
 
-def test_what_nobody_saw_is_said_to_be_unknown(ledger: Database) -> None:
+def test_an_unobserved_death_is_described_as_unknown(ledger: Database) -> None:
     start_worker(ledger, "w1", lease=DEAD)
     sent, gone = message(Note()), message(Note())
     claimed(ledger, sent, worker="w1")
@@ -61,7 +61,7 @@ def test_what_nobody_saw_is_said_to_be_unknown(ledger: Database) -> None:
     assert crash.error == "worker pruned died or fell silent while it ran this"
 
 
-def test_one_that_was_started_anew_under_its_name_is_not_taken_for_the_dead_one(ledger: Database) -> None:
+def test_a_worker_restarted_under_its_name_is_not_taken_for_the_dead_one(ledger: Database) -> None:
     start_worker(ledger, "w1", lease=DEAD)
     sent = message(Note())
     claimed(ledger, sent, worker="w1")
@@ -83,7 +83,7 @@ def test_a_death_is_entered_for_the_worker_that_was_started_last_and_once(ledger
     assert row(ledger, "new")[1] is not None  # type: ignore[index]
 
 
-def test_a_death_of_what_is_no_worker_here_or_has_stopped_in_order_is_none(ledger: Database) -> None:
+def test_the_death_of_an_unknown_or_stopped_worker_is_not_recorded(ledger: Database) -> None:
     start_worker(ledger, "stopped")
     heartbeats.sign_off(ledger, "stopped")
     start_worker(ledger, "elsewhere")

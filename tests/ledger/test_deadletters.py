@@ -32,7 +32,7 @@ def test_a_message_that_cannot_be_read_is_kept_whole_and_its_handle_says_dead(le
     assert (status.state, status.error, status.kind) == (State.DEAD, "because", "nobody.knows")
 
 
-def test_bytes_that_are_no_message_get_an_id_of_their_own(ledger: Database) -> None:
+def test_bytes_that_are_not_a_message_get_an_id_of_their_own(ledger: Database) -> None:
     raw = b"\x00\xff not a message"
     letter_id = bury(ledger, Envelope("emails", "normal", {}, raw), "undecodable", raw)
     letter = letter_of(ledger, letter_id)
@@ -48,7 +48,7 @@ def test_headers_of_any_sort_can_be_kept(ledger: Database, headers: dict[str, ob
     assert (json.loads(letter.headers), letter.raw) == (headers, b"body")
 
 
-def test_headers_that_are_no_json_can_be_kept(ledger: Database) -> None:
+def test_headers_that_are_not_json_can_be_kept(ledger: Database) -> None:
     headers = {"task": "k", "at": datetime(2026, 1, 1, tzinfo=UTC), "blob": b"\x00"}
     assert "2026" in letter_of(ledger, bury(ledger, Envelope("q", "normal", headers, b"body"))).headers
 
@@ -73,7 +73,7 @@ def test_a_bad_copy_does_not_touch_a_job_that_goes_on(ledger: Database) -> None:
     assert row_of(ledger, sent.id).state == State.RUNNING
 
 
-def test_a_jobs_letter_is_replayed_as_a_waiting_job_with_its_fence(ledger: Database) -> None:
+def test_the_dead_letter_of_a_job_is_replayed_as_a_waiting_job_with_its_fence(ledger: Database) -> None:
     sent = message(Note(text="again"))
     end(ledger, claimed(ledger, sent), Outcome.DEAD, error="no", reason="failed")
     dead_letters.replay_one(ledger, sent.id, actor="ada")
@@ -91,7 +91,7 @@ def test_a_jobs_letter_is_replayed_as_a_waiting_job_with_its_fence(ledger: Datab
     assert (letter.replayed_at, letter.detail) == (None, "no again")
 
 
-def test_a_raw_letter_is_replayed_once_its_kind_is_known(ledger: Database) -> None:
+def test_a_raw_dead_letter_is_replayed_once_its_kind_is_known(ledger: Database) -> None:
     envelope = stock_envelope("ledger.late", {"a": 1}, queue="celery", id="late-1")
     bury(ledger, envelope)
     with pytest.raises(InvalidState, match="--import"):
@@ -108,7 +108,7 @@ def test_a_raw_letter_is_replayed_once_its_kind_is_known(ledger: Database) -> No
     assert (row.state, row.queue, json.loads(row.payload)) == (State.SCHEDULED, "lates", {"a": 1})
 
 
-def test_a_raw_letter_of_a_kind_that_only_a_worker_knows_is_sent_to_it(ledger: Database) -> None:
+def test_a_raw_dead_letter_of_a_kind_that_only_a_worker_knows_is_sent_to_it(ledger: Database) -> None:
     bury(ledger, stock_envelope("far.away", {"a": 1}, queue="celery", id="far-1"))
     heartbeats.register(ledger, "w9", engine="celery", queues=["far"], kinds={"far.away": "far"}, lease=LEASE)
     dead_letters.replay_one(ledger, "far-1", actor="ada")
@@ -116,7 +116,7 @@ def test_a_raw_letter_of_a_kind_that_only_a_worker_knows_is_sent_to_it(ledger: D
     assert (row.state, row.queue, json.loads(row.payload)) == (State.SCHEDULED, "far", {"a": 1})
 
 
-def test_a_payload_that_is_still_wrong_cannot_be_replayed_and_its_values_are_not_told(ledger: Database) -> None:
+def test_a_payload_that_is_still_wrong_cannot_be_replayed_and_its_values_are_not_shown(ledger: Database) -> None:
     envelope = Envelope("notes", "normal", {"id": "bad", "task": "ledger.login"}, b'[[], {"password": "s3cret"}, null]')
     bury(ledger, envelope, "invalid_payload")
     with pytest.raises(InvalidState, match="user: Field required") as caught:
@@ -125,7 +125,7 @@ def test_a_payload_that_is_still_wrong_cannot_be_replayed_and_its_values_are_not
     assert letter_of(ledger, "bad").replayed_at is None
 
 
-def test_a_letter_of_a_kind_whose_handler_was_missing_keeps_priority_key_and_tenant(ledger: Database) -> None:
+def test_a_dead_letter_of_a_kind_without_a_handler_keeps_priority_key_and_tenant(ledger: Database) -> None:
     envelope = encode(Login(user="ada"), key="k", tenant="t", priority="high")
     bury(ledger, envelope, "no_handler")
     dead_letters.replay_one(ledger, envelope.id, actor="ada")
@@ -133,7 +133,7 @@ def test_a_letter_of_a_kind_whose_handler_was_missing_keeps_priority_key_and_ten
     assert (row.key, row.tenant, row.priority, row.version) == ("k", "t", "high", 2)
 
 
-def test_letters_are_listed_newest_first_by_what_they_are(ledger: Database) -> None:
+def test_dead_letters_are_listed_newest_first_by_filters(ledger: Database) -> None:
     start_worker(ledger, "w1")
     for number in range(3):
         bury(ledger, stock_envelope(f"kind.{number}", {}, queue="celery", id=f"id-{number}"))

@@ -100,12 +100,12 @@ def test_a_stock_clients_eta_and_positional_arguments_are_understood() -> None:
         Envelope("q", "normal", {"id": "x", "task": "k", "eta": "0001-01-01T00:00:00+14:00"}, b"[[], {}, null]"),
     ],
 )
-def test_what_would_spoil_a_batch_is_refused_alone(envelope: Envelope) -> None:
+def test_a_message_that_would_spoil_a_batch_is_refused_alone(envelope: Envelope) -> None:
     with pytest.raises(UndecodableMessage):
         delays.waiting(envelope)
 
 
-def test_while_the_broker_is_away_jobs_stay_due_as_they_were(ledger: Database) -> None:
+def test_jobs_stay_due_while_the_broker_is_unavailable(ledger: Database) -> None:
     broker, due = MemoryBroker(), datetime.now(UTC) - HOUR
     envelope = encode(Note(), due_at=due)
     delays.schedule(ledger, [envelope])
@@ -183,7 +183,7 @@ def test_queues_left_out_do_not_hold_up_the_others(ledger: Database) -> None:
     assert [out.id for out in sent_by(broker)] == [other.id]
 
 
-def test_of_several_dispatchers_each_due_job_is_sent_by_one(ledger_url: str) -> None:
+def test_due_jobs_are_sent_once_by_several_dispatchers(ledger_url: str) -> None:
     database, broker = Database(ledger_url), MemoryBroker()
     now = datetime.now(UTC)
     envelopes = [encode(Note(text=str(number)), due_at=now) for number in range(500)]

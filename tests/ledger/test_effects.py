@@ -22,7 +22,7 @@ from penstock.schemas import Outcome
 WHO = "ada@here"
 
 
-def test_an_effect_is_begun_and_then_done_for_good(ledger: Database) -> None:
+def test_an_effect_is_started_and_then_done_for_good(ledger: Database) -> None:
     given = claimed(ledger, message(Note()))
     job_id, fence = given.message.id, given.fence
     assert begin(ledger, job_id, fence, "charge") is None
@@ -37,7 +37,7 @@ def test_an_effect_is_begun_and_then_done_for_good(ledger: Database) -> None:
     assert begin(ledger, job_id, fence, "ship") is None
 
 
-def test_its_id_is_a_uuid_of_its_own_and_always_the_same(ledger: Database) -> None:
+def test_the_id_of_an_effect_is_a_distinct_and_stable_uuid(ledger: Database) -> None:
     one = effect_id("job", "charge")
     assert str(uuid.UUID(one)) == one
     assert one == effect_id("job", "charge")
@@ -48,7 +48,7 @@ def test_its_id_is_a_uuid_of_its_own_and_always_the_same(ledger: Database) -> No
         assert begin(ledger, given.message.id, given.fence, key) is None
 
 
-def test_who_lost_the_claim_begins_nothing_but_may_confirm(ledger: Database) -> None:
+def test_a_worker_that_lost_its_claim_starts_no_effect_but_may_confirm_one(ledger: Database) -> None:
     sent = message(Note())
     late = claimed(ledger, sent, worker="paused")
     begin(ledger, sent.id, late.fence, "charge")
@@ -64,7 +64,7 @@ def test_who_lost_the_claim_begins_nothing_but_may_confirm(ledger: Database) -> 
     assert found.done
 
 
-def test_what_has_ended_or_is_unknown_begins_nothing(ledger: Database) -> None:
+def test_an_ended_or_unknown_job_starts_no_effect(ledger: Database) -> None:
     given = claimed(ledger, message(Note()))
     end(ledger, given, Outcome.SUCCEEDED)
     for job_id in (given.message.id, "unknown"):
@@ -73,7 +73,7 @@ def test_what_has_ended_or_is_unknown_begins_nothing(ledger: Database) -> None:
         assert effects_of(ledger, job_id) == []
 
 
-def test_what_did_not_happen_is_as_if_it_had_never_been_begun(ledger: Database) -> None:
+def test_a_withdrawn_effect_can_be_started_again(ledger: Database) -> None:
     given = claimed(ledger, message(Note()))
     job_id, fence = given.message.id, given.fence
     begin(ledger, job_id, fence, "charge")
@@ -85,7 +85,7 @@ def test_what_did_not_happen_is_as_if_it_had_never_been_begun(ledger: Database) 
     assert [row.key for row in effects_of(ledger, job_id)] == ["charge"]
 
 
-def test_who_took_the_job_over_withdraws_only_what_it_began_itself(ledger: Database) -> None:
+def test_a_worker_withdraws_only_the_effects_that_it_started(ledger: Database) -> None:
     sent = message(Note())
     late = claimed(ledger, sent, worker="paused")
     begin(ledger, sent.id, late.fence, "charge")
@@ -100,7 +100,7 @@ def test_who_took_the_job_over_withdraws_only_what_it_began_itself(ledger: Datab
     assert row.done_at is not None
 
 
-def test_of_many_that_begin_at_once_one_may(ledger: Database) -> None:
+def test_an_effect_started_by_many_at_once_is_granted_to_one(ledger: Database) -> None:
     given = claimed(ledger, message(Note()))
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: begin(ledger, given.message.id, given.fence, "charge"), range(16)))
@@ -151,7 +151,7 @@ def test_a_delay_is_measured_by_the_clock_of_the_database(ledger: Database, seco
         assert before - rounding <= due <= after + rounding
 
 
-def test_what_has_no_delay_keeps_its_due_time_beside_others_that_have_one(ledger: Database) -> None:
+def test_an_outcome_without_a_delay_keeps_its_due_time_among_outcomes_with_one(ledger: Database) -> None:
     due = datetime(2030, 1, 1, tzinfo=UTC)
     claims = [claimed(ledger, message(Note())) for _ in range(3)]
     record(

@@ -55,7 +55,7 @@ def ended(ledger: Database, outcome: Outcome = Outcome.SUCCEEDED, key: str = NAM
     return sent
 
 
-def test_nothing_of_the_person_is_left_but_a_line_in_the_log(ledger: Database, storage: Storage) -> None:
+def test_erasing_leaves_only_a_line_in_the_audit_log(ledger: Database, storage: Storage) -> None:
     done, dead = ended(ledger), ended(ledger, Outcome.DEAD)
     ref = write_result(storage, done.id, 1, json.dumps(NAME).encode())
     change(ledger, done.id, result_ref=ref)
@@ -89,7 +89,9 @@ def test_nothing_of_the_person_is_left_but_a_line_in_the_log(ledger: Database, s
     assert (line.actor, line.count, line.detail) == ("bob", 2, {"where": {"key": erasure.hashed(NAME)}})
 
 
-def test_what_may_still_be_on_its_way_leaves_an_empty_row_that_refuses_it(ledger: Database, storage: Storage) -> None:
+def test_an_erased_job_that_may_be_on_its_way_leaves_a_tombstone_that_refuses_it(
+    ledger: Database, storage: Storage
+) -> None:
     waiting = encode(Login(user=NAME), key=NAME, tenant="acme", due_at=datetime.now(UTC) + timedelta(hours=1))
     due.schedule(ledger, [waiting])
     just = message(Login(user=NAME), key=NAME)
@@ -104,7 +106,7 @@ def test_what_may_still_be_on_its_way_leaves_an_empty_row_that_refuses_it(ledger
     assert NAME not in everything(ledger)
 
 
-def test_what_waits_in_the_outbox_is_never_sent(ledger: Database, storage: Storage) -> None:
+def test_an_erased_row_of_the_outbox_is_never_sent(ledger: Database, storage: Storage) -> None:
     out = Outbox()
 
     def write(connection: sa.Connection) -> None:
@@ -123,7 +125,7 @@ def test_what_waits_in_the_outbox_is_never_sent(ledger: Database, storage: Stora
     assert [line.count for line in audit.find(ledger, acts=["erase"])] == [1, 2, 1]
 
 
-def test_what_runs_is_left_and_named(ledger: Database, storage: Storage) -> None:
+def test_a_running_job_is_not_erased_but_named(ledger: Database, storage: Storage) -> None:
     running = message(Login(user=NAME), key=NAME)
     given = claimed(ledger, running)
     done = ended(ledger)
@@ -135,7 +137,7 @@ def test_what_runs_is_left_and_named(ledger: Database, storage: Storage) -> None
     assert NAME not in everything(ledger)
 
 
-def test_all_of_several_conditions_hold_for_what_is_erased(ledger: Database, storage: Storage) -> None:
+def test_erased_jobs_match_all_conditions(ledger: Database, storage: Storage) -> None:
     mine = ended(ledger, tenant="acme")
     others = [ended(ledger, tenant="globex"), ended(ledger, key="eve", tenant="acme"), ended(ledger, key=NAME.upper())]
     erase(ledger, storage, key=NAME, tenant="acme")
@@ -148,7 +150,7 @@ def test_all_of_several_conditions_hold_for_what_is_erased(ledger: Database, sto
     assert row_of(ledger, others[2].id) is not None, "another key, whatever the database takes for equal"
 
 
-def test_more_than_a_batch(ledger: Database, storage: Storage) -> None:
+def test_erasing_goes_on_after_a_batch(ledger: Database, storage: Storage) -> None:
     now = datetime.now(UTC)
     rows = [due.waiting(encode(Note(), key=NAME, due_at=now)) for _ in range(2 * erasure.BATCH + 1)]
     for row in rows:

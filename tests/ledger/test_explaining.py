@@ -140,7 +140,7 @@ def test_a_delayed_job_without_a_dispatcher_says_so(ledger: Database, gone: str)
     assert "penstock dispatcher" in str(found.advice)
 
 
-def test_a_delayed_job_that_nobody_will_be_there_to_run(ledger: Database) -> None:
+def test_a_delayed_job_without_a_worker_for_it(ledger: Database) -> None:
     dispatcher(ledger)
     found = explain(ledger, delayed(ledger))
     assert "no live worker consumes queue 'notes'" in found.because
@@ -215,7 +215,7 @@ def test_a_job_in_its_queue_says_at_which_position(ledger: Database) -> None:
     assert "where in it cannot be told" in explain(ledger, first.id).because
 
 
-def test_a_broker_that_is_away_is_a_fact_and_the_rest_is_explained(ledger: Database) -> None:
+def test_an_unavailable_broker_is_a_fact_and_the_rest_is_explained(ledger: Database) -> None:
     worker(ledger)
     broker = MemoryBroker()
     job = sent(ledger, broker=broker)
@@ -277,7 +277,7 @@ def test_a_job_that_the_broker_has_lost_says_who_sends_it_again_and_when(ledger:
     assert "it has expired" in explain(ledger, job.id, Empty()).because
 
 
-def test_a_job_that_moves_on_while_the_broker_is_asked_is_explained_anew(ledger: Database) -> None:
+def test_a_job_that_changes_while_the_broker_is_asked_is_explained_again(ledger: Database) -> None:
     worker(ledger)
     job = sent(ledger)
 
@@ -376,7 +376,7 @@ def test_a_job_that_is_in_doubt_says_where_to_decide(ledger: Database) -> None:
     assert f"penstock jobs effects {pay.id} --confirm KEY" in str(explain(ledger, pay.id).advice)
 
 
-def test_a_message_that_never_became_a_job_is_explained_by_its_letter(ledger: Database) -> None:
+def test_a_message_that_never_became_a_job_is_explained_by_its_dead_letter(ledger: Database) -> None:
     envelope = Envelope("notes", "normal", {"id": "m-1"}, b"rubbish")
     dead_letters.add(ledger, envelope, b"rubbish", "undecodable", "no body")
     found = explain(ledger, "m-1")

@@ -42,13 +42,13 @@ OTHER = [
 
 
 @pytest.mark.parametrize(("one", "two"), SAME)
-def test_what_differs_from_job_to_job_does_not_count(one: str, two: str) -> None:
+def test_numbers_and_ids_do_not_change_a_fingerprint(one: str, two: str) -> None:
     assert normalised(one) == normalised(two)
     assert fingerprint("k", f"ValueError: {one}") == fingerprint("k", f"ValueError: {two}")
 
 
 @pytest.mark.parametrize(("one", "two"), OTHER)
-def test_what_is_said_counts(one: str, two: str) -> None:
+def test_the_text_of_an_error_changes_a_fingerprint(one: str, two: str) -> None:
     assert normalised(one) != normalised(two)
 
 
@@ -80,7 +80,7 @@ def test_the_last_own_frame_is_that_of_the_application() -> None:
     assert last_own_frame(_traceback("C:\\app\\acme\\mails.py")) == Frame("acme/mails.py", "send")
 
 
-def test_where_the_application_is_installed_as_a_package_the_last_frame_of_a_package_counts() -> None:
+def test_the_last_frame_of_a_package_counts_where_the_application_is_installed_as_one() -> None:
     installed = "/venv/lib/python3.11/site-packages/acme/mails.py"
     assert last_own_frame(_traceback(installed)) == Frame("httpx/_client.py", "get")
 
@@ -93,7 +93,7 @@ def test_the_line_does_not_count_and_the_frame_does() -> None:
     assert base != fingerprint("k", "ValueError: x")
 
 
-def test_of_several_exceptions_it_is_the_one_that_was_raised_last() -> None:
+def test_the_last_raised_of_several_exceptions_counts() -> None:
     first, last = _traceback("/app/acme/first.py"), _traceback("/app/acme/last.py")
     chained = f"{first}\nThe above exception was the direct cause of the following exception:\n\n{last}"
     assert last_own_frame(chained) == Frame("acme/last.py", "send")

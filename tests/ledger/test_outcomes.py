@@ -26,7 +26,7 @@ def test_success_is_recorded_with_result_and_progress(ledger: Database) -> None:
     assert (attempt.number, attempt.outcome, attempt.worker) == (1, Outcome.SUCCEEDED, "w1")
 
 
-def test_who_lost_the_claim_writes_nothing(ledger: Database) -> None:
+def test_a_worker_that_lost_its_claim_records_nothing(ledger: Database) -> None:
     sent = message(Note())
     lost = claimed(ledger, sent, worker="paused")
     given = claimed(ledger, sent, worker="w2", again=True)
@@ -57,7 +57,9 @@ def test_a_retry_costs_an_attempt_and_a_snooze_and_an_interruption_do_not(ledger
     ("outcome", "state"),
     [(Outcome.DISCARDED, State.DISCARDED), (Outcome.CANCELLED, State.CANCELLED), (Outcome.DEAD, State.DEAD)],
 )
-def test_an_end_is_recorded_and_only_death_leaves_a_letter(ledger: Database, outcome: Outcome, state: State) -> None:
+def test_an_outcome_is_recorded_and_only_death_leaves_a_dead_letter(
+    ledger: Database, outcome: Outcome, state: State
+) -> None:
     sent = message(Note())
     end(ledger, claimed(ledger, sent), outcome, error="ValueError: no", traceback="Traceback …", reason="failed")
     row, letter = row_of(ledger, sent.id), letter_of(ledger, sent.id)
@@ -90,7 +92,7 @@ def test_jobs_enqueued_by_a_handler_are_written_with_its_success(ledger: Databas
     assert rows[1].due_at <= datetime.now(UTC)
 
 
-def test_of_an_untracked_kind_only_failures_are_kept(ledger: Database) -> None:
+def test_an_untracked_kind_keeps_only_failures(ledger: Database) -> None:
     good, bad = message(Tick()), message(Tick())
 
     def untracked(sent: object) -> Claim:

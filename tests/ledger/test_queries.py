@@ -31,7 +31,7 @@ def test_jobs_are_found_by_state_kind_key_tenant_and_age_newest_first(ledger: Da
     assert pay.id not in ids(since=datetime.now(UTC) - timedelta(hours=1))
 
 
-def test_one_job_is_shown_with_its_attempts(ledger: Database) -> None:
+def test_a_job_is_shown_with_its_attempts(ledger: Database) -> None:
     sent = message(Note())
     end(ledger, claimed(ledger, sent), Outcome.RETRY, error="first", due_at=datetime.now(UTC))
     end(ledger, claimed(ledger, message(Note(), id=sent.id, attempt=2, fence=1)), Outcome.SUCCEEDED)
@@ -63,7 +63,7 @@ def test_an_ended_job_is_tried_again(ledger: Database, outcome: Outcome) -> None
         assert letter_of(ledger, sent.id).replayed_at is not None
 
 
-def test_what_succeeded_is_run_again_only_by_force_and_what_runs_not_at_all(ledger: Database) -> None:
+def test_a_succeeded_job_is_retried_only_by_force_and_a_running_one_never(ledger: Database) -> None:
     sent = message(Note())
     given = claimed(ledger, sent)
     for force in (False, True):

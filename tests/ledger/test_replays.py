@@ -119,7 +119,7 @@ def many(ledger: Database, number: int) -> list[str]:
     return new
 
 
-def test_letters_that_died_of_the_same_error_are_one_group(ledger: Database) -> None:
+def test_dead_letters_with_the_same_error_are_a_group(ledger: Database) -> None:
     same = [die(ledger, Note(), f"ValueError: no invoice {number}", TRACE.format("mails")) for number in (7, 81, 9)]
     elsewhere = die(ledger, Note(), "ValueError: no invoice 7", TRACE.format("bills"))
     other = [die(ledger, Login(user="ada"), "KeyError: 'a'"), die(ledger, Login(user="bob"), "KeyError: 'b'")]
@@ -139,7 +139,7 @@ def test_letters_that_died_of_the_same_error_are_one_group(ledger: Database) -> 
     assert {one.newest_id for one in deadletters.groups(ledger)} == {other[1], elsewhere}
 
 
-def test_any_number_of_groups_is_listed(ledger: Database) -> None:
+def test_groups_are_listed_however_many_there_are(ledger: Database) -> None:
     new = many(ledger, 1100)
 
     def write(connection: sa.Connection) -> None:
@@ -152,7 +152,7 @@ def test_any_number_of_groups_is_listed(ledger: Database) -> None:
     assert [one.newest_id for one in found] == new[::-1]
 
 
-def test_what_dead_workers_left_is_one_group_whatever_they_were_called(ledger: Database) -> None:
+def test_jobs_abandoned_by_dead_workers_are_a_group_whatever_the_names(ledger: Database) -> None:
     for worker in ("celery@host-1", "dramatiq@other"):
         start_worker(ledger, worker, lease=timedelta(seconds=-1))
         sent = message(Note())
@@ -173,7 +173,7 @@ def test_messages_that_could_not_be_read_are_grouped_by_the_reason(ledger: Datab
     assert (largest.count, largest.reason, len(others)) == (2, "unknown_kind", 2)
 
 
-def test_letters_are_chosen_by_key_tenant_time_and_error(ledger: Database) -> None:
+def test_dead_letters_are_chosen_by_key_tenant_time_and_error(ledger: Database) -> None:
     one = die(ledger, Note(), "ValueError: 100% wrong_thing", key="k1", tenant="acme")
     two = die(ledger, Note(), "KeyError: 'a'", key="k2", tenant="acme")
     raw = bury(ledger, stock_envelope("who.knows", {}, queue="celery"), "unknown_kind")
@@ -214,7 +214,7 @@ def test_replaying_nothing_leaves_no_line_in_the_audit_log(ledger: Database) -> 
     assert audit.find(ledger) == []
 
 
-def test_many_are_replayed_in_batches_the_oldest_first_and_are_one_line_in_the_audit_log(ledger: Database) -> None:
+def test_replays_go_in_batches_oldest_first_and_leave_a_line_in_the_audit_log(ledger: Database) -> None:
     new = many(ledger, 2 * replays.BATCH + 7)
     verdicts = deadletters.replay(ledger, Selection(kind="ledger.note"), actor="ada", limit=len(new) - 1)
     assert [one.id for one in verdicts] == new[:-1]
@@ -333,7 +333,7 @@ def test_an_edit_of_a_group_is_done_to_all_or_to_none(ledger: Database, old_kind
     assert {row.state for row in rows} == {State.SCHEDULED}
 
 
-def test_an_edit_is_for_one_letter_or_one_group(ledger: Database) -> None:
+def test_an_edit_is_for_a_dead_letter_or_a_group(ledger: Database) -> None:
     one, two = die(ledger, Note()), die(ledger, Note())
     for selection in (Selection(ids=(one, two)), Selection(kind="ledger.note"), Selection()):
         with pytest.raises(InvalidJob, match="one group"):
@@ -368,7 +368,7 @@ def test_positional_arguments_of_a_stock_client_are_edited_by_name(ledger: Datab
     assert json.loads(row_of(ledger, "mend-2").payload) == {"user": "ada", "password": "x"}
 
 
-def test_a_discarded_letter_is_closed_with_its_reason_and_its_job_stays_dead(ledger: Database) -> None:
+def test_a_discarded_dead_letter_is_closed_with_its_reason_and_its_job_stays_dead(ledger: Database) -> None:
     letter_id, other = die(ledger, Note()), die(ledger, Note())
     [verdict] = deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="customer left")
     assert (verdict.problem, verdict.due_at) == (None, None)
@@ -405,7 +405,7 @@ def test_a_discarded_job_can_be_retried_all_the_same_even_one_that_was_never_rea
     assert {act.subject_kind for act in audit.find(ledger, acts=["retry"])} == {"job"}
 
 
-def test_a_letter_that_was_decided_about_waits_anew_when_its_job_dies_again(ledger: Database) -> None:
+def test_a_decided_dead_letter_is_open_again_when_its_job_dies_again(ledger: Database) -> None:
     letter_id = die(ledger, Note())
     deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
     queries.retry(ledger, letter_id, actor="ada")
@@ -414,7 +414,7 @@ def test_a_letter_that_was_decided_about_waits_anew_when_its_job_dies_again(ledg
     assert len(deadletters.show(ledger, letter_id).decisions) == 2
 
 
-def test_a_letter_whose_job_is_not_dead_any_more_is_not_replayed(ledger: Database) -> None:
+def test_a_dead_letter_whose_job_is_no_longer_dead_is_not_replayed(ledger: Database) -> None:
     retried = die(ledger, Note())
     queries.retry(ledger, retried, actor="ada")
     assert request_cancel(ledger, retried) == State.CANCELLED
@@ -426,7 +426,7 @@ def test_a_letter_whose_job_is_not_dead_any_more_is_not_replayed(ledger: Databas
     assert row_of(ledger, retried).state == State.CANCELLED
 
 
-def test_a_letter_is_shown_with_its_message_attempts_and_job(ledger: Database) -> None:
+def test_a_dead_letter_is_shown_with_its_message_attempts_and_job(ledger: Database) -> None:
     start_worker(ledger, "w1")
     letter_id = die(ledger, Address(customer=1, to="x", iban="s3cret"), trace=TRACE.format("mails"), tenant="acme")
     shown = deadletters.show(ledger, letter_id)
@@ -442,7 +442,7 @@ def test_a_letter_is_shown_with_its_message_attempts_and_job(ledger: Database) -
         deadletters.show(ledger, "none")
 
 
-def test_two_operators_at_once_replay_each_letter_once(ledger: Database, ledger_url: str) -> None:
+def test_concurrent_replays_replay_each_dead_letter_once(ledger: Database, ledger_url: str) -> None:
     new = many(ledger, replays.BATCH + 20)
     results: list[list[deadletters.Verdict]] = []
     errors: list[BaseException] = []
@@ -470,7 +470,7 @@ def test_two_operators_at_once_replay_each_letter_once(ledger: Database, ledger_
     assert sum(line.count for line in audit.find(ledger)) == len(new)
 
 
-def test_without_an_actor_nothing_is_done(ledger: Database) -> None:
+def test_replays_and_discards_need_an_actor(ledger: Database) -> None:
     letter_id = die(ledger, Note())
     before = everything(ledger)
     for act in (

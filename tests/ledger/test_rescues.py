@@ -58,7 +58,7 @@ def test_a_worker_that_stopped_in_order_leaves_nothing_it_could_still_run(ledger
     assert bury_abandoned(ledger) == [ring.id]
 
 
-def test_what_the_broker_gave_up_on_is_kept_and_copies_are_not(ledger: Database) -> None:
+def test_a_dropped_delivery_is_buried_and_copies_are_not(ledger: Database) -> None:
     unseen = encode(Note(text="unseen"))
     assert bury_dropped(ledger, unseen, unseen.body, "dropped")
     assert (letter_of(ledger, unseen.id).reason, row_of(ledger, unseen.id).state) == ("delivery_limit", State.DEAD)
@@ -70,7 +70,7 @@ def test_what_the_broker_gave_up_on_is_kept_and_copies_are_not(ledger: Database)
     assert len(letters(ledger)) == 1
 
 
-def test_what_the_broker_gave_up_on_while_it_runs_waits_for_its_worker(ledger: Database) -> None:
+def test_a_dropped_delivery_of_a_running_job_waits_for_its_worker(ledger: Database) -> None:
     start_worker(ledger, "w1")
     sent = message(Note())
     claimed(ledger, sent)

@@ -47,7 +47,7 @@ def put_back_all(ledger: Database) -> int:
     return resending.put_back(ledger, resending.clock(ledger) + MINUTE)
 
 
-def test_what_was_sent_before_is_sent_again_and_nothing_else(ledger: Database) -> None:
+def test_jobs_sent_before_the_loss_are_sent_again_and_nothing_else(ledger: Database) -> None:
     old, new, running, ended = sent(ledger, *(Note(text=str(number)) for number in range(4)))
     claimed(ledger, running)
     end(ledger, claimed(ledger, ended), Outcome.SUCCEEDED)
@@ -61,7 +61,7 @@ def test_what_was_sent_before_is_sent_again_and_nothing_else(ledger: Database) -
     assert resending.put_back(ledger, resending.clock(ledger) - MINUTE / 2) == 0, "it was sent just now"
 
 
-def test_only_the_lane_that_lost_them(ledger: Database) -> None:
+def test_jobs_of_other_lanes_are_not_sent_again(ledger: Database) -> None:
     [mine] = sent(ledger, Note())
     high = encode(Note(), due_at=datetime.now(UTC), priority="high")
     due.schedule(ledger, [high])
@@ -71,7 +71,7 @@ def test_only_the_lane_that_lost_them(ledger: Database) -> None:
 
 
 @pytest.mark.parametrize("job", [Note(), Pay(amount=1), Ring(number="1")], ids=lambda job: job.kind().delivery)
-def test_of_two_copies_one_runs(ledger: Database, job: Job) -> None:
+def test_copies_of_a_job_run_once(ledger: Database, job: Job) -> None:
     start_worker(ledger, "w1")
     start_worker(ledger, "w2")
     [first] = sent(ledger, job)
@@ -95,7 +95,7 @@ def test_a_copy_that_is_claimed_before_it_is_sent_again_stays_claimed(ledger: Da
     assert end(ledger, given, Outcome.SUCCEEDED)
 
 
-def test_what_a_stopping_worker_gave_back_is_missed_too(ledger: Database) -> None:
+def test_a_job_that_a_stopping_worker_gave_back_is_sent_again_too(ledger: Database) -> None:
     [first] = sent(ledger, Note())
     end(ledger, claimed(ledger, first), Outcome.INTERRUPTED)
     assert put_back_all(ledger) == 1
@@ -124,7 +124,7 @@ def test_a_kind_unknown_to_the_dispatcher_is_sent_so_that_its_worker_claims_it(l
 
 
 @pytest.mark.parametrize("job", [Note(), Pay(amount=1)], ids=lambda job: job.kind().delivery)
-def test_what_a_dead_worker_ran_is_put_back_as_a_crash(ledger: Database, job: Job) -> None:
+def test_the_job_of_a_dead_worker_is_put_back_as_a_crash(ledger: Database, job: Job) -> None:
     start_worker(ledger, "dead", lease=-MINUTE)
     start_worker(ledger, "alive")
     [lost, held] = sent(ledger, job, job)
@@ -139,7 +139,7 @@ def test_what_a_dead_worker_ran_is_put_back_as_a_crash(ledger: Database, job: Jo
     assert row_of(ledger, held.id).state == State.RUNNING
 
 
-def test_what_a_dead_worker_was_to_stop_is_cancelled(ledger: Database) -> None:
+def test_a_job_that_a_dead_worker_should_cancel_is_cancelled(ledger: Database) -> None:
     start_worker(ledger, "dead", lease=-MINUTE)
     [lost] = sent(ledger, Note())
     claimed(ledger, lost, worker="dead")
@@ -150,7 +150,7 @@ def test_what_a_dead_worker_was_to_stop_is_cancelled(ledger: Database) -> None:
     assert [attempt.outcome for attempt in attempts_of(ledger, lost.id)] == [Outcome.CRASHED]
 
 
-def test_what_must_not_be_repeated_is_not_put_back_once_it_began(ledger: Database) -> None:
+def test_an_at_most_once_job_is_not_put_back_once_it_began(ledger: Database) -> None:
     start_worker(ledger, "dead", lease=-MINUTE)
     [lost] = sent(ledger, Ring(number="1"))
     change(ledger, lost.id, delivery="at_least_once")  # the guess of a dispatcher that does not know the kind

@@ -66,7 +66,7 @@ def left(ledger: Database) -> set[str]:
     return set(ledger.read(lambda connection: connection.scalars(sa.select(jobs.c.id)).all()))
 
 
-def test_each_state_is_kept_as_long_as_it_says(ledger: Database) -> None:
+def test_jobs_are_kept_for_the_time_of_their_state(ledger: Database) -> None:
     old = {
         State.SUCCEEDED: job(ledger, State.SUCCEEDED, 8 * DAY),
         State.DISCARDED: job(ledger, State.DISCARDED, 31 * DAY),
@@ -86,14 +86,14 @@ def test_each_state_is_kept_as_long_as_it_says(ledger: Database) -> None:
     assert prune(ledger, RetentionSettings(dead=30 * DAY)) == Counter({State.DEAD: 1})
 
 
-def test_ids_of_stock_clients_tell_no_time_and_are_pruned_too(ledger: Database) -> None:
+def test_jobs_whose_id_contains_no_time_are_pruned_too(ledger: Database) -> None:
     for mark in "0249bf":
         job(ledger, State.SUCCEEDED, 8 * DAY, id=mark + str(uuid.uuid4())[1:])
         job(ledger, State.SUCCEEDED, 8 * DAY, id=f"{mark}-of-another-form")
     assert prune(ledger) == Counter({State.SUCCEEDED: 12})
 
 
-def test_more_than_a_batch_goes_in_several(ledger: Database) -> None:
+def test_pruning_goes_in_batches(ledger: Database) -> None:
     rows = [due.waiting(encode(Note(), due_at=NOW, id=id_of(8 * DAY))) for _ in range(BATCH + 7)]
     for row in rows:
         row |= {"state": State.SUCCEEDED, "finished_at": NOW - 8 * DAY}
@@ -104,7 +104,7 @@ def test_more_than_a_batch_goes_in_several(ledger: Database) -> None:
     assert left(ledger) == {kept}
 
 
-def test_attempts_effects_and_letters_go_with_their_job(ledger: Database) -> None:
+def test_attempts_effects_and_dead_letters_are_pruned_with_their_job(ledger: Database) -> None:
     gone, stays = message(Note()), message(Note())
     for sent in (gone, stays):
         end(ledger, claimed(ledger, sent), Outcome.DEAD, error="no")
@@ -149,7 +149,7 @@ def letter(ledger: Database, **values: Any) -> str:
     return letter_id
 
 
-def test_letters_without_a_job_go_once_somebody_has_decided(ledger: Database) -> None:
+def test_dead_letters_without_a_job_are_pruned_once_decided(ledger: Database) -> None:
     open_ = letter(ledger)
     gone = [letter(ledger, replayed_at=NOW - 31 * DAY), letter(ledger, discarded_at=NOW - 31 * DAY)]
     recent = [letter(ledger, replayed_at=NOW - DAY), letter(ledger, discarded_at=NOW - DAY)]
@@ -160,7 +160,7 @@ def test_letters_without_a_job_go_once_somebody_has_decided(ledger: Database) ->
     assert letter_of(ledger, open_) is None
 
 
-def test_a_dead_job_goes_once_somebody_has_discarded_its_letter(ledger: Database) -> None:
+def test_a_dead_job_is_pruned_once_its_dead_letter_is_discarded(ledger: Database) -> None:
     long_ago, lately, open_ = message(Note()), message(Note()), message(Note())
     for sent in (long_ago, lately, open_):
         end(ledger, claimed(ledger, sent), Outcome.DEAD, error="no")
@@ -209,7 +209,7 @@ def test_the_service_prunes_and_begins_again(sqlite_url: str) -> None:
         ledger.close()
 
 
-def test_stats_tell_sizes_and_what_goes_when(ledger: Database) -> None:
+def test_stats_contain_sizes_and_the_times_of_pruning(ledger: Database) -> None:
     job(ledger, State.SUCCEEDED, 2 * DAY, enqueued_at=NOW - 3 * DAY)
     job(ledger, State.SUCCEEDED, DAY)
     job(ledger, State.DEAD, DAY)

@@ -707,7 +707,7 @@ class States(RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # it takes seconds; but once it fails, hypothesis looks for the shortest way there
-def test_whatever_happens_the_ledger_does_as_the_model(ledger: Database) -> None:
+def test_the_ledger_behaves_as_the_model(ledger: Database) -> None:
     broker = Broker()
     producer = Producer("redis://unused", sender=broker, database_url=ledger.url)
     if ledger.dialect == "sqlite":  # nobody cuts the power, and each commit would wait for the disk

@@ -24,7 +24,6 @@ from penstock.workers import handles
 from penstock.workers.dispatcher.dispatcher import Dispatcher
 from penstock.workers.engines.worker import Worker
 
-WAIT = 90.0
 LEASE_SECONDS = 6.0
 
 

@@ -139,7 +139,7 @@ def test_jobs_of_one_value_share_and_others_do_not() -> None:
     assert Rule("r", Concurrency(1)).slot(sent(Charge(account=1))) == "r:"
 
 
-def test_what_a_slot_is_called_shows_nobodys_name() -> None:
+def test_the_name_of_a_slot_does_not_reveal_the_tenant() -> None:
     assert "ada" not in Rule("r", Concurrency(1, by="tenant")).slot(sent(Bare(), tenant="ada"))
 
 
@@ -176,7 +176,7 @@ def test_a_limit_without_a_store_is_refused_when_the_worker_boots(mine: Handlers
     assert "declared.bare" not in said
 
 
-def test_any_redis_will_do_for_a_store(mine: Handlers) -> None:
+def test_the_store_may_be_any_redis(mine: Handlers) -> None:
     check_settings(mine, settings(), ["declared"])
     elsewhere = settings(broker_url="amqp://guest:guest@127.0.0.1:9//", limits_url="redis://127.0.0.1:9/1")
     check_settings(mine, elsewhere, ["declared"])

@@ -34,7 +34,7 @@ def until_waiting(site: Site, count: int) -> None:
     until(lambda: limit_waits.counts(site.database).get(ONE) == count, f"{count} to wait")
 
 
-def test_no_more_than_may_run_do_and_the_oldest_first_and_others_are_not_kept_waiting(site: Site) -> None:
+def test_a_concurrency_limit_runs_the_oldest_first_and_does_not_delay_other_jobs(site: Site) -> None:
     begin(site)
     site.enqueue([One(n=n, seconds=0.01) for n in range(1, 30)])
     site.enqueue([Free(n=n) for n in range(30)])
@@ -58,7 +58,7 @@ def test_a_job_is_held_back_about_once_however_many_wait(site: Site) -> None:
     assert sum(fences) <= 3 * 40, fences
 
 
-def test_each_tenant_has_the_limit_for_itself(site: Site) -> None:
+def test_tenants_have_the_limit_each_for_itself(site: Site) -> None:
     site.enqueue([Call(n=n, until_go=True) for n in range(40)], tenant="greedy")
     until(lambda: len(site.book.begun) == 2, "the greedy one's two")
     site.enqueue([Call(n=100 + n) for n in range(10)], tenant="modest")
@@ -97,7 +97,7 @@ def test_a_limit_of_the_settings_is_over_kinds_together(open_site: Callable[...,
     until(lambda: site.store.look(["together/concurrency:"])[0].running == (), "the places given back")
 
 
-def test_what_is_cancelled_while_it_waits_stands_in_nobodys_way(site: Site) -> None:
+def test_a_job_cancelled_while_it_waits_does_not_block_the_next(site: Site) -> None:
     begin(site)
     crowd = site.enqueue([One(n=n) for n in range(1, 20)])
     last = site.enqueue([One(n=99)])[0]
@@ -155,7 +155,7 @@ def store_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-def test_while_the_store_is_away_its_jobs_wait_and_others_go_on(
+def test_limited_jobs_wait_while_the_store_is_unavailable_and_others_go_on(
     open_site: Callable[..., Site], store_server: RedisServer
 ) -> None:
     site = open_site(limits_url=store_server.url).start()

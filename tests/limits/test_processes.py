@@ -82,7 +82,7 @@ def processes(pair: tuple[str, str], settings: Settings, tmp_path: Path) -> Iter
         print(f"== {log.name}\n{log.read_text()[-3000:]}")
 
 
-def test_no_more_than_may_run_do_though_a_worker_is_killed_and_all_end(
+def test_a_concurrency_limit_holds_although_a_worker_is_killed(
     processes: list[subprocess.Popen[bytes]], settings: Settings, tmp_path: Path
 ) -> None:
     file = tmp_path / "noted"

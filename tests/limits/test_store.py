@@ -80,7 +80,7 @@ def enter(store: LimitStore, *places: Place, job: str = "") -> Entered | HeldBac
     return store.enter([entry(job or uuid.uuid4().hex, *places)])[0]
 
 
-def test_so_many_run_and_the_next_when_one_has_ended(store: Clocked) -> None:
+def test_a_concurrency_limit_starts_the_next_job_when_one_finishes(store: Clocked) -> None:
     jobs = [entry(str(n), TWO) for n in range(3)]
     assert store.enter(jobs) == [Entered(0), Entered(0), HeldBack("two:")]
     assert store.take(10) == []
@@ -92,7 +92,7 @@ def test_so_many_run_and_the_next_when_one_has_ended(store: Clocked) -> None:
     assert store.look(["two:"])[0].running == ("1", "2")
 
 
-def test_who_comes_later_does_not_take_the_place_of_who_waits(store: Clocked) -> None:
+def test_a_later_job_does_not_take_the_slot_of_a_waiting_one(store: Clocked) -> None:
     first, waits = entry("first", ONE), entry("waits", ONE)
     store.enter([first, waits])
     store.leave([first])
@@ -184,7 +184,7 @@ def test_a_woken_job_waits_in_its_worker_for_no_longer_than_a_moment(store: Cloc
     assert store.enter([entry("early", PACED)]) == [HeldBack("paced:")]
 
 
-def test_a_rate_wakes_nobody_for_a_place_that_is_kept_already(store: Clocked) -> None:
+def test_a_rate_wakes_no_job_for_a_slot_that_is_reserved(store: Clocked) -> None:
     for _ in range(4):
         enter(store, PACED)
     store.after(INTERVAL)
@@ -196,7 +196,7 @@ def test_a_rate_wakes_nobody_for_a_place_that_is_kept_already(store: Clocked) ->
     assert [free.count for free in store.take(10)] == [1]  # its place is kept, and this is the next one
 
 
-def test_after_a_silence_nobody_is_let_in_until_all_could_say_what_they_run(store: Clocked) -> None:
+def test_jobs_are_held_back_after_a_silence_until_workers_could_report_what_they_run(store: Clocked) -> None:
     runs = entry("runs", ONE)
     store.enter([runs])
     store.after(2 * LEASE)  # Redis was away, for longer than the lease
@@ -207,7 +207,7 @@ def test_after_a_silence_nobody_is_let_in_until_all_could_say_what_they_run(stor
     assert store.look(["one:"])[0].running == ("runs",)
 
 
-def test_a_redis_that_lost_all_lets_nobody_in_until_all_could_say_what_they_run(store: Clocked) -> None:
+def test_jobs_are_held_back_by_an_emptied_redis_until_workers_could_report_what_they_run(store: Clocked) -> None:
     runs = entry("runs", ONE)
     store.enter([runs])
     names = ["", ":since", ":asked", ":busy", ":wakes", ":held:one:"]
@@ -220,7 +220,7 @@ def test_a_redis_that_lost_all_lets_nobody_in_until_all_could_say_what_they_run(
     assert enter(store, ONE) == HeldBack("one:")
 
 
-def test_where_all_stopped_in_order_the_next_begins_at_once(store: Clocked) -> None:
+def test_the_next_job_starts_at_once_after_an_orderly_stop(store: Clocked) -> None:
     store.enter([entry("ran", ONE)])
     store.leave([entry("ran", ONE)])
     store.renew([], [])
@@ -237,7 +237,7 @@ def test_a_slot_is_shown_to_one_dispatcher_at_a_time_and_again_if_that_one_dies(
     assert len(store.take(10)) == 1
 
 
-def test_who_came_while_the_queue_was_found_empty_is_looked_for_again(store: Clocked) -> None:
+def test_a_job_that_came_while_the_queue_was_read_is_looked_for_again(store: Clocked) -> None:
     store.enter([entry("first", ONE), entry("waits", ONE)])
     store.leave([entry("first", ONE)])
     [free] = store.take(10)
@@ -246,12 +246,12 @@ def test_who_came_while_the_queue_was_found_empty_is_looked_for_again(store: Clo
     assert [free.slot for free in store.take(10)] == ["one:"]
 
 
-def test_what_waits_is_looked_for_though_redis_has_lost_it(store: Clocked) -> None:
+def test_waiting_jobs_are_looked_for_although_redis_has_lost_them(store: Clocked) -> None:
     store.expect(["two:", "gone/concurrency:"])
     assert [(free.slot, free.count) for free in store.take(10)] == [("two:", 2)]  # of the other the rule is not known
 
 
-def test_rules_are_told_to_those_who_know_no_kinds(store: Clocked) -> None:
+def test_rules_are_published_for_processes_without_kinds(store: Clocked) -> None:
     told = store.rules()
     assert {name: rule.text for name, rule in told.items()} == {
         "two": "2 at a time",
@@ -412,7 +412,7 @@ class Model(RuleBasedStateMachine):
                 del members[member]
 
 
-def test_any_order_of_events_is_as_the_model_says(redis_url: str) -> None:
+def test_the_store_behaves_as_the_model(redis_url: str) -> None:
     Model.url = redis_url
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

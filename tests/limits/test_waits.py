@@ -65,7 +65,7 @@ def test_the_oldest_is_woken_first_and_sent_at_once(ledger: Database) -> None:
     assert waits.turn(ledger, "another:", 1) == waits.Turn([other], [], more=False)
 
 
-def test_one_that_is_held_back_again_has_its_place_again(ledger: Database) -> None:
+def test_a_job_held_back_again_keeps_its_position(ledger: Database) -> None:
     first, second = waiting(ledger, 1), waiting(ledger, 2)
     waits.wake(ledger, waits.turn(ledger, "one:", 1))
     broker = MemoryBroker()
@@ -107,7 +107,7 @@ def test_a_crowd_of_cancelled_ones_is_passed_over_in_bulk(ledger: Database) -> N
     assert (turn.job_ids, len(turn.gone), turn.more) == ([left], 20, False)
 
 
-def test_a_late_writer_enters_nobody(ledger: Database) -> None:
+def test_a_late_hold_back_is_not_recorded(ledger: Database) -> None:
     sent = message(Note())
     late = claimed(ledger, sent)
     change(ledger, sent.id, fence=late.fence + 1)
@@ -121,7 +121,7 @@ def test_deleting_jobs_deletes_where_they_wait(ledger: Database) -> None:
     assert count(ledger) == 0
 
 
-def test_how_many_wait_before_a_job(ledger: Database) -> None:
+def test_the_number_of_jobs_waiting_before_a_job(ledger: Database) -> None:
     ids = [waiting(ledger, number) for number in range(4)]
     request_cancel(ledger, ids[1])
 

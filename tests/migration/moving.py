@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conformance.stack import WAIT, Stack, lines
-from polling import until
+from conformance.stack import Stack, lines
+from polling import WAIT_SECONDS, until
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
@@ -60,7 +60,7 @@ class Shop:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=WAIT,
+            timeout=WAIT_SECONDS,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if done.stdout else None
@@ -94,7 +94,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(WAIT)
+            process.wait(WAIT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -6,8 +6,9 @@ import subprocess
 import uuid
 
 import pytest
-from conformance.stack import WAIT, lines
+from conformance.stack import lines
 from moving import Shop, stop
+from polling import WAIT_SECONDS
 
 ENGINE = "celery"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -38,7 +39,7 @@ def test_a_queue_moves_while_the_rest_stays_with_celery(shop: Shop) -> None:
     # 2. Penstock takes them over. Nothing that sends was changed.
     shop.take_over("celery_shop_moved")
     shop.ran("new receipt 2 2")
-    assert shop.stack.producer.handle(waiting).result(WAIT) == "2"
+    assert shop.stack.producer.handle(waiting).result(WAIT_SECONDS) == "2"
     ids = shop.call(
         send
         + "from celery import chain\n"
@@ -47,7 +48,7 @@ def test_a_queue_moves_while_the_rest_stays_with_celery(shop: Shop) -> None:
         + "chain(receipt.si('first'), receipt.si('second')).apply_async()"
     )
     shop.ran("new receipt later 1", "new receipt flaky 1", "new receipt first 1", "new receipt second 1")
-    assert [shop.stack.producer.handle(one).wait(WAIT).state for one in ids] == ["succeeded", "succeeded"]
+    assert [shop.stack.producer.handle(one).wait(WAIT_SECONDS).state for one in ids] == ["succeeded", "succeeded"]
     assert shop.stack.row(ids[1]).attempt == 2
 
     # What runs here reaches what stayed there, and a chain there reaches what runs here.

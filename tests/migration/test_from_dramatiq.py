@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conformance.stack import WAIT, lines
+from conformance.stack import lines
 from moving import Shop, stop
+from polling import WAIT_SECONDS
 
 ENGINE = "dramatiq"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,7 +29,7 @@ def test_a_queue_moves_while_the_rest_stays_with_dramatiq(shop: Shop) -> None:
     # 2. Penstock takes them over. Nothing that sends was changed.
     shop.take_over("dramatiq_shop_moved")
     shop.ran("new receipt 2 2")
-    assert shop.stack.producer.handle(waiting).result(WAIT) == "2"
+    assert shop.stack.producer.handle(waiting).result(WAIT_SECONDS) == "2"
     ids = shop.call(
         send
         + "answer = [receipt.send_with_options(args=('later',), delay=1000).message_id]\n"
@@ -36,7 +37,7 @@ def test_a_queue_moves_while_the_rest_stays_with_dramatiq(shop: Shop) -> None:
         + "receipt.send('with a picture')"
     )
     shop.ran("new receipt later 1", "new receipt flaky 1")
-    assert [shop.stack.producer.handle(one).wait(WAIT).state for one in ids] == ["succeeded", "succeeded"]
+    assert [shop.stack.producer.handle(one).wait(WAIT_SECONDS).state for one in ids] == ["succeeded", "succeeded"]
     assert shop.stack.row(ids[1]).attempt == 2
 
     # What runs here reaches what stayed there.

@@ -48,7 +48,7 @@ async def send_many(sender: Sender, producer: AsyncProducer, count: int) -> list
     return await asyncio.gather(first, *others, return_exceptions=True)
 
 
-def test_what_comes_while_one_is_sent_goes_together_after_it() -> None:
+def test_jobs_enqueued_while_one_is_sent_go_together_after_it() -> None:
     async def run() -> None:
         sender = Sender()
         handles = await send_many(sender, gathering(sender), 20)
@@ -58,7 +58,7 @@ def test_what_comes_while_one_is_sent_goes_together_after_it() -> None:
     asyncio.run(run())
 
 
-def test_each_is_told_that_they_were_not_sent_and_the_next_one_is_sent() -> None:
+def test_callers_of_a_failed_batch_all_get_its_error_and_the_next_is_sent() -> None:
     async def run() -> None:
         sender = Sender()
         sender.error = BrokerUnavailable("away")
@@ -70,7 +70,7 @@ def test_each_is_told_that_they_were_not_sent_and_the_next_one_is_sent() -> None
     asyncio.run(run())
 
 
-def test_who_stops_waiting_does_not_disturb_the_others() -> None:
+def test_a_caller_that_stops_waiting_does_not_disturb_the_others() -> None:
     async def run() -> None:
         sender = Sender()
         producer = gathering(sender)

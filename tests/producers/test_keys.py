@@ -78,7 +78,7 @@ def test_a_key_is_cancelled_wherever_its_jobs_are(producer: Producer, sender: Me
     assert producer.cancel(key="nobody's") == []
 
 
-def test_only_those_of_a_kind_and_a_tenant_are_cancelled(producer: Producer, ledger: Database) -> None:
+def test_cancelling_by_key_can_be_limited_to_a_kind_and_a_tenant(producer: Producer, ledger: Database) -> None:
     mine = producer.enqueue(Reject(n=1), key="k", tenant="a", delay=HOUR)
     tenants = producer.enqueue(Reject(n=1), key="k", tenant="b", delay=HOUR)
     kinds = producer.enqueue(Replace(n=1), key="k", tenant="a", delay=HOUR)
@@ -87,7 +87,7 @@ def test_only_those_of_a_kind_and_a_tenant_are_cancelled(producer: Producer, led
     assert tenants.status().state == "scheduled"
 
 
-def test_a_job_that_nobody_has_seen_is_cancelled_by_its_key_when_a_worker_gets_it(
+def test_an_unrecorded_job_is_cancelled_by_its_key_when_a_worker_gets_it(
     producer: Producer, sender: MemoryBroker, ledger: Database
 ) -> None:
     """No worker and no dispatcher is up: the broker alone has these."""
@@ -181,7 +181,7 @@ def test_a_retry_is_rescheduled_too(producer: Producer, sender: MemoryBroker, le
     assert claimed(ledger, decode(sender.sent[1])).attempt == 2
 
 
-def test_what_does_not_wait_for_its_time_cannot_be_rescheduled(
+def test_a_job_that_is_not_delayed_cannot_be_rescheduled(
     producer: Producer, sender: MemoryBroker, ledger: Database
 ) -> None:
     later = datetime.now(UTC) + HOUR
@@ -251,7 +251,7 @@ def test_a_key_is_looked_up_in_an_index(ledger: Database) -> None:
     assert "ix_penstock_jobs_key" in ledger.write(plan)
 
 
-def test_what_is_overdue_when_it_is_recorded_is_cancelled_in_the_same_transaction(
+def test_an_overdue_job_is_cancelled_in_the_transaction_that_records_it(
     producer: Producer, sender: MemoryBroker, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an outage another dispatcher sends it at once, and a job that is not tracked has no claim to be refused."""

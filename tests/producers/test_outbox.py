@@ -149,7 +149,7 @@ def test_a_plain_connection_writes_at_once_in_its_transaction(engine: sa.Engine)
     assert texts(engine) == ["one", "0", "1", "2", "3", "4"]
 
 
-def test_with_autocommit_a_job_stays_as_the_callers_rows_do(engine: sa.Engine) -> None:
+def test_a_job_is_committed_at_once_with_autocommit(engine: sa.Engine) -> None:
     out = Outbox()
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with autocommit.connect() as connection:
@@ -173,7 +173,7 @@ def test_a_scoped_session_and_one_without_autoflush(engine: sa.Engine) -> None:
     assert texts(engine) == ["one"]
 
 
-def test_many_are_written_in_their_order_with_one_insert(engine: sa.Engine) -> None:
+def test_enqueue_many_writes_jobs_in_order_with_one_insert(engine: sa.Engine) -> None:
     inserts: list[str] = []
 
     @sa.event.listens_for(engine, "before_cursor_execute")
@@ -244,7 +244,7 @@ def test_an_asynchronous_session_needs_no_await(database: str, request: pytest.F
     assert found == ["committed", "two", "three", "four", "five", "six"]
 
 
-def test_every_option_is_kept(engine: sa.Engine) -> None:
+def test_options_are_all_kept(engine: sa.Engine) -> None:
     out = Outbox()
     with Session(engine) as session:
         options: dict[str, Any] = {
@@ -316,7 +316,7 @@ def test_a_table_of_the_users_own_is_made_once_and_by_their_metadata_too(tmp_pat
 
 
 @pytest.mark.postgres
-def test_postgresql_tells_of_a_commit_and_of_nothing_else() -> None:
+def test_postgresql_notifies_of_a_commit_and_of_nothing_else() -> None:
     need("PostgreSQL")
     with temporary_database(POSTGRES_URL) as url:
         engine = sa.create_engine(url)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from polling import until
 
 from penstock.config.errors import BrokerUnavailable, ConfigError, InvalidJob, PayloadTooLarge, QueueFull, UnknownQueue
 from penstock.config.settings import QueueSettings, Settings
@@ -39,7 +40,7 @@ def producer(sender: MemoryBroker) -> Iterator[Producer]:
         yield producer
 
 
-def test_every_option_travels(producer: Producer, sender: MemoryBroker) -> None:
+def test_options_all_travel(producer: Producer, sender: MemoryBroker) -> None:
     handle = producer.enqueue(
         Pay(order=1), priority="high", key="k", tenant="acme", expires_in=60, traceparent="00-x-y-01"
     )
@@ -51,7 +52,7 @@ def test_every_option_travels(producer: Producer, sender: MemoryBroker) -> None:
     assert timedelta(seconds=50) < message.expires_at - datetime.now(UTC) <= timedelta(seconds=60)
 
 
-def test_what_is_not_given_comes_from_the_kind(producer: Producer, sender: MemoryBroker) -> None:
+def test_omitted_options_come_from_the_kind(producer: Producer, sender: MemoryBroker) -> None:
     producer.enqueue(Pay(order=7))
     producer.enqueue(Fleeting())
     paid, fleeting = map(decode, sender.sent)
@@ -107,12 +108,12 @@ def test_a_listed_queue_is_known(producer: Producer, sender: MemoryBroker) -> No
     assert sender.sent[0].queue == "listed"
 
 
-def test_something_that_is_no_job_is_refused(producer: Producer) -> None:
+def test_an_object_that_is_not_a_job_is_refused(producer: Producer) -> None:
     with pytest.raises(InvalidJob, match="dict"):
         producer.enqueue({"order": 1})  # type: ignore[arg-type]
 
 
-def test_of_a_batch_with_one_wrong_job_nothing_is_sent(producer: Producer, sender: MemoryBroker) -> None:
+def test_a_batch_with_a_wrong_job_is_refused_as_a_whole(producer: Producer, sender: MemoryBroker) -> None:
     with pytest.raises(PayloadTooLarge) as caught:
         producer.enqueue_many([Pay(order=1), Pay(order=2, text="x" * 300_000)])
     assert "number 1" in caught.value.__notes__[0]
@@ -189,13 +190,16 @@ def url(request: pytest.FixtureRequest) -> str:
 def fetched(url: str, prefix: str, count: int) -> list[Any]:
     consumer = open_consumer(url, ["prod"], name="test", prefix=prefix)
     consumer.open()
-    found: list[Any] = []
-    while len(found) < count:
-        deliveries = consumer.fetch(1000, 5)
-        consumer.ack(deliveries)
-        found += [decode(delivery.envelope) for delivery in deliveries]
+    messages: list[Any] = []
+
+    def have_come() -> bool:
+        consumer.ack(deliveries := consumer.fetch(1000, 5))
+        messages.extend(decode(delivery.envelope) for delivery in deliveries)
+        return len(messages) >= count
+
+    until(have_come, f"{count} messages")
     consumer.close()
-    return found
+    return messages
 
 
 def test_an_async_producer_sends_the_same(url: str, prefix: str) -> None:
@@ -213,7 +217,7 @@ def test_an_async_producer_sends_the_same(url: str, prefix: str) -> None:
     assert messages[0].tenant == "acme"
 
 
-def test_one_async_producer_serves_several_loops(url: str, prefix: str) -> None:
+def test_an_async_producer_serves_several_loops(url: str, prefix: str) -> None:
     producer = AsyncProducer(url, prefix=prefix)
 
     async def send(order: int) -> None:
@@ -229,7 +233,7 @@ def test_one_async_producer_serves_several_loops(url: str, prefix: str) -> None:
     assert len(fetched(url, prefix, 80)) == 80
 
 
-def test_a_closed_producer_connects_anew(url: str, prefix: str) -> None:
+def test_a_closed_producer_connects_again(url: str, prefix: str) -> None:
     producer = Producer(url, prefix=prefix)
     producer.enqueue(Pay(order=1))
     producer.close()

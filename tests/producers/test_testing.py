@@ -206,7 +206,7 @@ def test_producers_made_before_send_nothing_while_the_block_runs() -> None:
         asyncio.run(async_producer.enqueue(Invoice(n=5)))
 
 
-def test_each_test_begins_with_nothing(penstock: Kit) -> None:
+def test_tests_start_with_nothing_enqueued(penstock: Kit) -> None:
     penstock.refute_enqueued()
     with testing() as inner:
         producer.enqueue(Invoice(n=1))
@@ -218,7 +218,7 @@ def test_each_test_begins_with_nothing(penstock: Kit) -> None:
     assert [one.job for one in penstock.enqueued()] == [Invoice(n=2)]
 
 
-def test_what_production_refuses_is_refused(penstock: Kit) -> None:
+def test_jobs_that_production_refuses_are_refused(penstock: Kit) -> None:
     with pytest.raises(InvalidJob):
         producer.enqueue(Invoice(n=1), run_at=datetime(2030, 1, 1))
     with pytest.raises(UnknownQueue):
@@ -232,7 +232,7 @@ def test_what_production_refuses_is_refused(penstock: Kit) -> None:
     penstock.assert_enqueued(Invoice, queue="listed")
 
 
-def test_what_no_worker_could_read_is_refused_too(penstock: Kit) -> None:
+def test_a_job_that_no_worker_could_read_is_refused(penstock: Kit) -> None:
     with pytest.raises(UndecodableMessage):
         producer.enqueue(Lossy(value=float("nan")))
 
@@ -393,7 +393,7 @@ def test_drain_of_some_kinds_leaves_the_others(penstock: Kit) -> None:
     assert {(type(one.job), str(one.outcome)) for one in ran} == {(Unhandled, "dead"), (Receipt, "succeeded")}
 
 
-def test_what_a_handler_raises_fails_the_test(penstock: Kit) -> None:
+def test_an_error_of_a_handler_fails_the_test(penstock: Kit) -> None:
     producer.enqueue(Invoice(n=-1))
     producer.enqueue(Receipt(n=1))
     with pytest.raises(Broken, match="invoice -1") as caught:
@@ -414,7 +414,7 @@ def test_a_retry_waits_for_travel_and_ends_as_its_policy_says(penstock: Kit) -> 
     assert handle.status().failures == 3
 
 
-def test_what_a_handler_returns_is_an_outcome(penstock: Kit) -> None:
+def test_the_return_value_of_a_handler_is_an_outcome(penstock: Kit) -> None:
     for what in ("snooze", "discard", "retry"):
         producer.enqueue(Says(what=what))
     ran = penstock.drain()
@@ -476,7 +476,7 @@ def test_a_handlers_own_drain_is_refused(penstock: Kit, monkeypatch: pytest.Monk
         penstock.drain()
 
 
-def test_what_a_handler_writes_with_its_session_is_kept(penstock: Kit) -> None:
+def test_rows_written_with_the_session_of_a_handler_are_kept(penstock: Kit) -> None:
     engine = sa.create_engine(penstock.database_url)
     things.create(engine)
     producer.enqueue(Write(n=1))

@@ -218,7 +218,7 @@ def test_chosen_states_hold_the_key_and_others_do_not(
     assert caught.value.existing_id == second.id != first.id
 
 
-def test_kinds_tenants_and_the_case_of_letters_keep_keys_apart(producer: Producer) -> None:
+def test_keys_differ_by_kind_tenant_and_case(producer: Producer) -> None:
     handles = [
         producer.enqueue(Plain(), key="k", unique="reject"),
         producer.enqueue(Plain(), key="k", unique="reject", tenant="acme"),
@@ -255,7 +255,7 @@ def test_a_policy_for_one_call_takes_the_place_of_the_kinds(producer: Producer) 
         (Plain(), {"unique": "reject", "key": "k\0"}, "NUL"),
     ],
 )
-def test_what_cannot_be_unique_is_refused_at_once(
+def test_a_job_that_cannot_be_unique_is_refused_at_once(
     producer: Producer, sender: MemoryBroker, ledger: Database, job: Job, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InvalidJob, match=said):
@@ -269,7 +269,7 @@ def test_a_call_repeated_with_its_id_is_one_job(producer: Producer, sender: Memo
     assert len(sender.sent) == 1
 
 
-def test_many_are_decided_in_order_and_each_gets_its_answer(
+def test_enqueue_many_decides_in_order_and_answers_each_job(
     producer: Producer, sender: MemoryBroker, ledger: Database
 ) -> None:
     held = producer.enqueue(Existing(n=0))
@@ -285,7 +285,7 @@ def test_many_are_decided_in_order_and_each_gets_its_answer(
     assert json.loads(row_of(ledger, debounced[0].id).payload)["text"] == "2"
 
 
-def test_of_many_with_one_that_is_refused_nothing_is_sent(
+def test_enqueue_many_sends_nothing_if_a_job_is_refused(
     producer: Producer, sender: MemoryBroker, ledger: Database
 ) -> None:
     producer.enqueue(Reject(n=5))
@@ -296,7 +296,7 @@ def test_of_many_with_one_that_is_refused_nothing_is_sent(
     producer.enqueue_many([Reject(n=4)])
 
 
-def test_while_the_broker_is_away_a_unique_job_waits_for_the_dispatcher(
+def test_a_unique_job_waits_for_the_dispatcher_while_the_broker_is_unavailable(
     producer: Producer, sender: MemoryBroker, ledger: Database
 ) -> None:
     sender.down = True
@@ -348,7 +348,7 @@ def test_a_full_queue_refuses_a_unique_job_and_leaves_all_as_it_was(ledger: Data
         assert (old.status().state, again.status().state) == ("cancelled", "queued")
 
 
-def test_without_its_ledger_a_unique_job_is_refused(sender: MemoryBroker) -> None:
+def test_a_unique_job_is_refused_without_its_ledger(sender: MemoryBroker) -> None:
     url = "postgresql+psycopg://u:s3cret@127.0.0.1:1/x"
     with Producer("redis://unused", sender=sender, database_url=url) as producer:
         with pytest.raises(LedgerUnavailable):
@@ -372,7 +372,7 @@ def test_an_async_producer_does_the_same(redis_url: str, prefix: str, ledger_url
     asyncio.run(go())
 
 
-def test_of_racing_threads_and_processes_exactly_one_wins_each_key(
+def test_racing_threads_and_processes_win_each_key_exactly_once(
     redis_url: str, prefix: str, ledger_url: str, ledger: Database
 ) -> None:
     numbers = [str(number) for number in range(6)]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 from ledgers import claimed, end, message
-from polling import until
+from polling import WAIT_SECONDS, until, until_async
 from pydantic import BaseModel, ConfigDict
 
 from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTimeout, WatchClosed
@@ -37,8 +37,6 @@ from penstock.workers.engines.worker import Worker
 from penstock.workers.executor.followups.change_publisher import Pushes
 from penstock.workers.local.up.redis_server import RedisServer
 
-WAIT = 60.0
-"""Seconds for what takes milliseconds."""
 NEVER = 3600.0
 
 
@@ -63,11 +61,6 @@ _said: dict[str, list[Any]] = {}
 
 def say(name: str, what: Any) -> None:
     _said.setdefault(name, []).append(what)
-
-
-async def until_async(condition: Callable[[], Any]) -> None:
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.002)
 
 
 @runs(Play)
@@ -143,7 +136,7 @@ class Background:
         return not self._thread.is_alive()
 
     def get(self) -> Any:
-        self._thread.join(WAIT)
+        self._thread.join(WAIT_SECONDS)
         assert self.done(), "it hangs"
         if self._error is not None:
             raise self._error
@@ -212,7 +205,7 @@ def test_coroutines_in_several_loops_wait_with_one_producer(settings: Settings) 
 
 
 @pytest.mark.usefixtures("worker")
-def test_who_stops_watching_early_is_forgotten(settings: Settings, client: redis.Redis, prefix: str) -> None:
+def test_a_watcher_that_stops_early_is_forgotten(settings: Settings, client: redis.Redis, prefix: str) -> None:
     async def work() -> None:
         async with AsyncProducer.from_settings(settings) as producer:
             handle = await producer.enqueue(Play(name="n"))
@@ -229,11 +222,11 @@ def test_who_stops_watching_early_is_forgotten(settings: Settings, client: redis
             say("n", "end")
             assert (await handle.wait()).state == "succeeded"
 
-    asyncio.run(asyncio.wait_for(work(), WAIT))
+    asyncio.run(asyncio.wait_for(work(), WAIT_SECONDS))
 
 
 @pytest.mark.usefixtures("worker")
-def test_jobs_that_nobody_watches_are_not_published(producer: Producer, client: redis.Redis, prefix: str) -> None:
+def test_changes_of_unwatched_jobs_are_not_published(producer: Producer, client: redis.Redis, prefix: str) -> None:
     with client.pubsub() as heard:
         heard.psubscribe(f"{prefix}:job:*")
         unwatched = producer.enqueue_many([Play() for _ in range(20)])
@@ -250,7 +243,7 @@ def test_jobs_that_nobody_watches_are_not_published(producer: Producer, client: 
 
 
 @pytest.mark.usefixtures("only_pushes")
-def test_a_thread_is_there_only_while_somebody_watches(
+def test_the_thread_runs_only_while_a_job_is_watched(
     producer: Producer, settings: Settings, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriptions, "_RENEW_SECONDS", 0.02)
@@ -274,7 +267,7 @@ def own_redis(folder: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-def test_without_redis_the_ledger_is_looked_at_and_pushes_come_back(
+def test_the_ledger_is_polled_without_redis_and_pushes_come_back(
     settings: Settings, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = Database(settings.database_url)
@@ -364,7 +357,7 @@ def test_closing_a_producer_ends_its_waits(settings: Settings, either: dict[str,
     producer.close()
 
 
-def test_who_waited_does_not_open_what_was_closed_meanwhile(settings: Settings) -> None:
+def test_a_waiter_does_not_reopen_a_ledger_that_was_closed_meanwhile(settings: Settings) -> None:
     link = LedgerLink(settings.database_url)
     waiter = link.watching().join("id")
     link.open(waiter)
@@ -396,7 +389,7 @@ def test_closing_an_async_producer_ends_its_waits(settings: Settings) -> None:
             await (await producer.enqueue(Play())).wait(0.01)
         await producer.close()
 
-    asyncio.run(asyncio.wait_for(work(), WAIT))
+    asyncio.run(asyncio.wait_for(work(), WAIT_SECONDS))
 
 
 def test_waiting_for_an_untracked_kind_is_refused_at_once(producer: Producer) -> None:
@@ -413,14 +406,14 @@ def test_waiting_for_an_untracked_kind_is_refused_at_once(producer: Producer) ->
 @pytest.mark.usefixtures("worker")
 def test_a_result_comes_as_its_model_if_asked_for(producer: Producer, settings: Settings) -> None:
     handle = producer.enqueue(Play())
-    assert handle.result(WAIT) == {"day": "2026-02-01", "parts": [1, 2]}
+    assert handle.result(WAIT_SECONDS) == {"day": "2026-02-01", "parts": [1, 2]}
     assert handle.result(as_type=Sent) == Sent(day=date(2026, 2, 1), parts=(1, 2))
     with pytest.raises(InvalidResult, match=r"no int"):
         handle.result(as_type=int)
 
     async def again() -> Sent:
         async with AsyncProducer.from_settings(settings) as other:
-            return await other.handle(handle.id).result(WAIT, as_type=Sent)
+            return await other.handle(handle.id).result(WAIT_SECONDS, as_type=Sent)
 
     assert asyncio.run(again()).parts == (1, 2)
 
@@ -430,7 +423,7 @@ def test_a_job_that_failed_says_so_instead_of_a_result(producer: Producer) -> No
     handle = producer.enqueue(Play(name="n"))
     say("n", "fail")
     with pytest.raises(JobFailed, match="ValueError: boom") as caught:
-        handle.result(WAIT)
+        handle.result(WAIT_SECONDS)
     assert (caught.value.job_id, caught.value.state, caught.value.error) == (handle.id, "dead", "ValueError: boom")
 
 

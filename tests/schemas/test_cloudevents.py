@@ -58,7 +58,7 @@ def test_data_in_base64_is_what_its_content_type_says() -> None:
     assert event.data == b'{"id": 7}'
 
 
-def test_of_a_batch_each_event_is_read_by_itself() -> None:
+def test_events_of_a_batch_are_read_one_by_one() -> None:
     good, bad = structured([MINIMAL, {**MINIMAL, "id": ""}], BATCH)
     assert good.id == "1"
     assert isinstance(bad, InvalidEvent)
@@ -133,14 +133,14 @@ JSON = st.recursive(
     st.dictionaries(st.sampled_from(["content-type", "ce-specversion", "ce-id", "ce-time", "ce-é"]) | TEXTS, TEXTS),
     st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()),
 )
-def test_whatever_comes_is_an_event_or_an_error_of_ours(headers: dict[str, str], body: bytes) -> None:
+def test_random_input_is_an_event_or_an_invalid_event(headers: dict[str, str], body: bytes) -> None:
     with contextlib.suppress(InvalidEvent):
         assert all(isinstance(one, Event | InvalidEvent) for one in parse(headers, body))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MINIMAL.items()}, optional={"data": JSON}))
-def test_whatever_attributes_hold_an_event_keeps_them_as_they_were(document: dict[str, Any]) -> None:
+def test_attributes_of_an_event_are_kept_as_they_were(document: dict[str, Any]) -> None:
     try:
         [event] = structured(document)
     except InvalidEvent:

@@ -65,7 +65,7 @@ def test_the_same_kind_has_not_changed() -> None:
     assert changes(pay(), pay()) == []
 
 
-def test_what_is_said_and_not_promised_may_change() -> None:
+def test_options_outside_the_contract_may_change() -> None:
     assert changes(pay(), pay(options={"timeout": 30, "priority": "high", "max_crashes": 5})) == []
 
 
@@ -98,13 +98,13 @@ def test_an_upcaster_makes_a_breaking_change_one_of_version() -> None:
     }
 
 
-def test_every_step_between_two_versions_needs_its_upcaster() -> None:
+def test_versions_need_an_upcaster_for_every_step_between_them() -> None:
     found = changes(pay(), pay(options={"version": 4}, upcasters=[1, 3]))
     [missing] = [one for one in found if one.severity == "breaking"]
     assert "from version 2" in missing.message
 
 
-def test_a_lowered_version_breaks_and_a_lost_upcaster_is_told() -> None:
+def test_a_lowered_version_breaks_and_a_lost_upcaster_is_reported() -> None:
     second = pay(options={"version": 2}, upcasters=[1])
     assert ("breaking", "version-lowered", None) in rules(changes(second, pay()))
     assert rules(changes(second, pay(options={"version": 2}))) == {("warning", "upcaster-removed", None)}
@@ -135,7 +135,7 @@ def test_a_kind_that_is_gone_breaks_unless_that_is_meant() -> None:
         ({"unique": "reject"}, "unique-changed"),
     ],
 )
-def test_what_needs_care_is_a_warning(options: dict[str, Any], rule: str) -> None:
+def test_a_change_that_needs_care_is_a_warning(options: dict[str, Any], rule: str) -> None:
     assert rules(changes(pay(), pay(options=options))) == {("warning", rule, None)}
 
 
@@ -144,13 +144,13 @@ def test_the_order_of_fields_matters_to_stock_clients() -> None:
     assert rules(changes(pay(), swapped)) == {("warning", "fields-reordered", None)}
 
 
-def test_a_field_that_will_show_is_told() -> None:
+def test_a_field_that_is_no_longer_sensitive_is_reported() -> None:
     hidden = pay(fields={"order": int, "to": Sensitive[str]})
     assert rules(changes(hidden, pay())) == {("warning", "sensitive-removed", "to")}
     assert changes(pay(), hidden) == []
 
 
-def test_where_unknown_fields_are_ignored_a_removed_one_is_lost_quietly() -> None:
+def test_a_removed_field_is_a_warning_where_unknown_fields_are_ignored() -> None:
     def loose(*names: str) -> Callable[[], Class]:
         return pay(fields=dict.fromkeys(names, str), options={"extra": "ignore"})
 
@@ -158,7 +158,7 @@ def test_where_unknown_fields_are_ignored_a_removed_one_is_lost_quietly() -> Non
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"kinds": []}', '{"kinds": {"a": {}}}', '{"kinds": {"a": 1}}'])
-def test_what_is_no_export_is_refused_by_name(text: str) -> None:
+def test_a_file_that_is_not_an_export_is_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match=r"old\.json: not an export"):
         read_export(text, "old.json")
 
@@ -186,7 +186,7 @@ def order() -> Class:
     return Order
 
 
-def test_what_json_schema_has_no_words_for_may_be_anything() -> None:
+def test_a_type_without_a_json_schema_may_be_anything() -> None:
     odd = pay(fields={"order": int, "odd": Annotated[Odd, PlainValidator(Odd)]})
     assert exported(odd)["t.pay"]["schema"]["properties"]["odd"].keys() <= {"title"}
     made = document([odd().kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
@@ -240,7 +240,7 @@ def test_a_message_on_the_wire_is_what_the_asyncapi_document_says() -> None:
     assert not jsonschema.Draft7Validator({**message["payload"], "components": made["components"]}).is_valid(wrong)
 
 
-def test_every_reference_in_the_asyncapi_document_leads_somewhere() -> None:
+def test_references_in_the_asyncapi_document_resolve() -> None:
     made = document([order().kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
 
     def references(value: Any) -> Iterator[str]:

@@ -92,7 +92,7 @@ def test_six_fields_begin_with_seconds() -> None:
         ("0 9 * * 7", "0 9 * * sun"),
     ],
 )
-def test_names_stand_for_numbers(rule: str, same: str) -> None:
+def test_names_of_days_and_months_are_numbers(rule: str, same: str) -> None:
     assert local(rule, SPRING, 20) == local(same, SPRING, 20)
 
 

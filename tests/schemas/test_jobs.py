@@ -19,7 +19,7 @@ def _forget_kinds() -> Iterator[None]:
         registry.discard(kind)
 
 
-def test_what_is_declared_beside_a_job_is_found_under_its_kind() -> None:
+def test_options_of_a_job_class_are_found_under_its_kind() -> None:
     class Pay(
         Job,
         kind="t.pay",
@@ -63,7 +63,7 @@ def test_a_number_that_json_has_not_is_refused(value: float) -> None:
         Weighed(weight=value)
 
 
-def test_two_classes_with_one_kind_or_alias_are_refused() -> None:
+def test_a_second_class_with_the_same_kind_or_alias_is_refused() -> None:
     class First(Job, kind="t.one", aliases=("t.old",)): ...
 
     with pytest.raises(DuplicateKind, match=r"t\.one.*First"):
@@ -93,7 +93,7 @@ def test_two_classes_with_one_kind_or_alias_are_refused() -> None:
         ({"max_crashes": 0}, "max_crashes"),
     ],
 )
-def test_a_wrong_declaration_is_refused_where_it_stands(options: dict[str, Any], message: str) -> None:
+def test_a_wrong_declaration_is_refused_with_its_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(KindError, match=message):
 
         class Wrong(Job, kind="t.wrong", **options):
@@ -163,7 +163,7 @@ def test_an_upcaster_from_a_version_that_is_not_old_is_refused(version: int) -> 
         upcasts(Greet, from_version=version)(lambda payload: payload)
 
 
-def test_changes_are_validated_anew() -> None:
+def test_changes_are_validated_again() -> None:
     class Pay(Job, kind="t.pay"):
         order: int
 

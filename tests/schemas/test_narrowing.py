@@ -79,7 +79,7 @@ def between(old: Any, new: Any) -> list[tuple[str, str]]:
         (NarrowNode, Node),
     ],
 )
-def test_what_widens_is_fine_and_its_opposite_is_not(narrow: Any, wide: Any) -> None:
+def test_widening_is_compatible_and_its_opposite_is_not(narrow: Any, wide: Any) -> None:
     assert between(narrow, wide) == []
     assert between(narrow, narrow) == between(wide, wide) == []
     assert between(wide, narrow) != []
@@ -95,7 +95,7 @@ def test_duplicates_for_a_set_are_fine_as_pydantic_takes_them() -> None:
     assert between(list[int], set[int]) == between(set[int], list[int]) == []
 
 
-def test_each_refusal_names_its_path() -> None:
+def test_refusals_name_their_path() -> None:
     class Old(BaseModel):
         lines: list[dict[str, int]]
         pair: tuple[int, int]
@@ -116,7 +116,7 @@ def test_each_refusal_names_its_path() -> None:
     ]
 
 
-def test_of_a_union_the_alternative_that_fits_best_is_told() -> None:
+def test_the_best_matching_alternative_of_a_union_is_reported() -> None:
     class Narrow(BaseModel):
         sort: Literal["cat"]
         lives: int = Field(default=9, le=9)
@@ -124,7 +124,7 @@ def test_of_a_union_the_alternative_that_fits_best_is_told() -> None:
     assert between(Cat | Dog, Narrow | Dog) == [("lives", "field-narrowed")]
 
 
-def test_what_cannot_be_judged_is_reported() -> None:
+def test_an_unsupported_keyword_is_reported() -> None:
     [one] = refusals({"type": "string"}, {"type": "string", "if": {"minLength": 3}, "x-note": "mine"})
     assert "'if'" in one.reason
 
@@ -178,7 +178,7 @@ VALUES = st.recursive(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SCHEMAS, SCHEMAS, st.lists(VALUES, min_size=20, max_size=20))
-def test_where_nothing_is_reported_every_old_value_is_accepted(old: Any, new: Any, values: list[Any]) -> None:
+def test_schemas_without_refusals_accept_every_old_value(old: Any, new: Any, values: list[Any]) -> None:
     if not refusals(old, new):
         before, after = Draft202012Validator(old), Draft202012Validator(new)
         assert [value for value in values if before.is_valid(value) and not after.is_valid(value)] == []

@@ -19,7 +19,7 @@ def test_a_delay_lies_between_zero_and_the_cap(failures: int, factor: float) -> 
     assert timedelta(0) <= policy.delay(failures) <= timedelta(seconds=60)
 
 
-def test_without_jitter_delays_double_up_to_the_cap() -> None:
+def test_delays_without_jitter_double_up_to_the_cap() -> None:
     policy = RetryPolicy(first_delay=1, factor=2, max_delay=5, jitter=False)
     assert [policy.delay(n).total_seconds() for n in range(1, 6)] == [1, 2, 4, 5, 5]
 
@@ -31,7 +31,7 @@ def test_full_jitter_spreads_over_the_whole_range() -> None:
     assert max(delays) > 8
 
 
-def test_it_gives_up_on_attempts_age_and_named_errors() -> None:
+def test_a_policy_gives_up_on_attempts_age_and_named_errors() -> None:
     policy = RetryPolicy(max_attempts=3, max_age=timedelta(hours=1), give_up_on=ValueError)
     young, old = timedelta(minutes=1), timedelta(hours=2)
     assert policy.exhausted_reason(KeyError, 1, young) is None
@@ -57,7 +57,7 @@ def test_the_policy_of_the_nearest_class_counts_and_is_completed_by_the_general_
     assert policy.for_error(None) is policy
 
 
-def test_of_what_is_given_up_on_a_nearer_class_with_a_policy_is_not() -> None:
+def test_a_nearer_class_with_a_policy_overrides_give_up_on() -> None:
     policy = RetryPolicy(give_up_on=(OSError, ZeroDivisionError), by_error={ConnectionError: RetryPolicy()})
     assert policy.exhausted_reason(ConnectionResetError, 1, AGE) is None
     assert "FileNotFoundError" in str(policy.exhausted_reason(FileNotFoundError, 1, AGE))

@@ -47,7 +47,7 @@ def test_an_interval_goes_by_elapsed_time_through_a_change_of_the_clock() -> Non
     assert {b - a for a, b in pairwise(found)} == {6 * HOUR}
 
 
-def test_one_time_comes_once() -> None:
+def test_a_single_time_comes_once() -> None:
     assert dates(3, at="2026-12-24T18:00", timezone="Europe/Berlin") == ["Thu 2026-12-24 17:00"]
     assert dates(3, at="2026-11-20T12:00:00Z") == []
     assert times(at="2026-11-20T12:00:00Z").choose(NOW, NOW) == ([NOW], None)
@@ -104,7 +104,7 @@ def test_a_time_that_has_just_come_is_not_missed() -> None:
         assert chosen(NOW, NOW + timedelta(seconds=30), misfire=misfire) == (1, NOW, NOW + HOUR)
 
 
-def test_what_was_missed_is_dropped_or_made_up_for() -> None:
+def test_missed_times_are_dropped_or_made_up_for() -> None:
     late = NOW + 5 * HOUR + timedelta(minutes=30)
     assert chosen(NOW, late, misfire="skip") == (0, None, NOW + 6 * HOUR)
     assert chosen(NOW, late, misfire="once") == (1, NOW + 5 * HOUR, NOW + 6 * HOUR)
@@ -112,7 +112,7 @@ def test_what_was_missed_is_dropped_or_made_up_for() -> None:
     assert chosen(NOW, NOW + 5 * HOUR, misfire="skip") == (1, NOW + 5 * HOUR, NOW + 6 * HOUR)
 
 
-def test_what_is_older_than_the_window_is_not_made_up_for() -> None:
+def test_missed_times_older_than_the_window_are_dropped() -> None:
     late = NOW + 5 * HOUR + timedelta(minutes=30)
     assert chosen(NOW, late, misfire="once", catch_up="20m") == (0, None, NOW + 6 * HOUR)
     assert chosen(NOW, late, misfire="once", catch_up="40m") == (1, NOW + 5 * HOUR, NOW + 6 * HOUR)
@@ -158,7 +158,7 @@ def test_jitter_is_the_same_for_a_schedule_each_time_and_another_for_another() -
         (3, "", "must be a table"),
     ],
 )
-def test_wrong_settings_are_told(values: Any, key: str, error: str) -> None:
+def test_wrong_settings_are_reported(values: Any, key: str, error: str) -> None:
     wrong = read_entry(values)
     assert isinstance(wrong, WrongSchedule)
     assert wrong.key == key
@@ -173,7 +173,7 @@ def test_durations_are_written_as_they_are_read() -> None:
         assert ScheduleSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
-def test_a_schedule_is_declared_beside_its_job() -> None:
+def test_a_schedule_is_declared_next_to_its_job() -> None:
     @scheduled(cron="0 3 * * *", timezone="Europe/Berlin", payload={"days": 7}, misfire="skip")
     @scheduled(every=timedelta(minutes=5), name="times.often")
     class CleanUp(Job, kind="times.clean_up"):
@@ -202,7 +202,7 @@ def test_a_schedule_is_declared_beside_its_job() -> None:
                 registry.discard(kind)
 
 
-def test_only_what_has_a_kind_is_scheduled() -> None:
+def test_a_class_without_a_kind_cannot_be_scheduled() -> None:
     with pytest.raises(KindError, match="has no kind"):
 
         @scheduled(cron="@daily")

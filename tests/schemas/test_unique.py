@@ -39,7 +39,7 @@ def _forget_kinds() -> Iterator[None]:
         ({"unique": "debounce", "debounce": 5}, Unique("debounce", REPLACEABLE, quiet=timedelta(seconds=5))),
     ],
 )
-def test_a_policy_is_found_beside_its_kind(options: dict[str, Any], policy: Unique | None) -> None:
+def test_a_unique_policy_is_found_with_its_kind(options: dict[str, Any], policy: Unique | None) -> None:
     class Pay(Job, kind="tu.pay", unique_by=("order",), **options):
         order: int
 
@@ -65,7 +65,7 @@ def test_a_policy_is_found_beside_its_kind(options: dict[str, Any], policy: Uniq
         ({"debounce": 5}, "needs a policy"),
     ],
 )
-def test_what_does_not_go_together_is_refused_when_the_class_is_made(options: dict[str, Any], said: str) -> None:
+def test_contradictory_unique_options_are_refused_when_the_class_is_made(options: dict[str, Any], said: str) -> None:
     with pytest.raises(KindError, match=said) as caught:
 
         class Pay(Job, kind="tu.pay", unique_by=("order",), **options):
@@ -74,7 +74,7 @@ def test_what_does_not_go_together_is_refused_when_the_class_is_made(options: di
     assert "Pay" in str(caught.value)
 
 
-def test_all_jobs_of_a_unique_kind_without_fields_for_it_have_one_key() -> None:
+def test_jobs_of_a_unique_kind_without_unique_fields_share_a_key() -> None:
     class Rebuild(Job, kind="tu.rebuild", unique="reject"):
         why: str
 

@@ -61,14 +61,14 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
         ({}, BODY, NOW - 301),
     ],
 )
-def test_what_is_not_signed_so_or_too_old_is_refused(changes: dict[str, str], body: bytes, now: float) -> None:
+def test_a_wrong_or_old_signature_is_refused(changes: dict[str, str], body: bytes, now: float) -> None:
     with pytest.raises(WrongSignature):
         verify({**SIGNED, **changes}, body, now=now)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(sorted(SIGNED)), st.text(max_size=40)), st.binary(max_size=20))
-def test_nothing_made_up_passes_or_breaks(headers: dict[str, str], body: bytes) -> None:
+def test_a_random_signature_is_refused(headers: dict[str, str], body: bytes) -> None:
     with pytest.raises(WrongSignature):
         verify(headers, body)
 
@@ -148,7 +148,7 @@ def test_a_notification_of_s3_is_an_event_of_its_object() -> None:
 
 
 @pytest.mark.parametrize("records", [7, [7], [{}], [{**RECORD, "s3": None}], [{**RECORD, "eventTime": "x"}]])
-def test_what_is_no_notification_of_s3_is_refused(records: Any) -> None:
+def test_a_body_that_is_not_an_s3_notification_is_refused(records: Any) -> None:
     with pytest.raises(InvalidEvent):
         list(s3({"Records": records}, "file:x"))
 
@@ -203,7 +203,7 @@ def test_a_rule_that_nothing_could_satisfy_is_refused_with_its_line(tmp_path: Pa
     assert registry.find("rules.ship") is not None
 
 
-def test_a_wrong_rule_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_wrong_rule_is_reported_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "penstock.toml"
     file.write_text('[webhooks.shop]\nscheme = "md5"\nsecret = "x"\n[events.a]\nkind = "rules.ship"\n')
     with pytest.raises(ConfigError) as raised:

@@ -86,7 +86,7 @@ everything = st.builds(
     fence=st.integers(0, 1000),
     expires=st.none() | st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),
 )
-def test_what_is_encoded_is_decoded_the_same(
+def test_an_encoded_job_is_decoded_unchanged(
     job: Everything,
     priority: Any,
     key: str | None,
@@ -117,7 +117,7 @@ headers = st.dictionaries(
 @example(headers={"task": "wire.everything", "id": "x"}, body=b'[[],{"number":1e999},{}]')
 @example(headers={"task": "wire.everything", "id": "x", "eta": "never"}, body=b'[[],{"number":1},{}]')
 @example(headers={"task": "wire.everything", "id": "x", HEADER: {"version": 1}}, body=b'[[],{"count":[]},{}]')
-def test_no_bytes_make_the_decoder_raise_anything_else(headers: dict[str, Any], body: bytes) -> None:
+def test_random_bytes_are_decoded_or_undecodable(headers: dict[str, Any], body: bytes) -> None:
     try:
         decode(Envelope("wire", "normal", headers, body))
     except UndecodableMessage as error:
@@ -177,13 +177,13 @@ def test_an_old_version_is_lifted() -> None:
         (Envelope("wire", "normal", {"task": "no.such", "id": "x"}, b""), "unknown_kind", r"no\.such"),
     ],
 )
-def test_what_cannot_be_a_job_says_why(envelope: Envelope, reason: str, detail: str) -> None:
+def test_an_undecodable_message_says_why(envelope: Envelope, reason: str, detail: str) -> None:
     with pytest.raises(UndecodableMessage, match=detail) as caught:
         decode(envelope)
     assert caught.value.reason == reason
 
 
-def test_an_error_does_not_tell_the_value_of_a_field() -> None:
+def test_an_error_does_not_show_the_value_of_a_field() -> None:
     with pytest.raises(UndecodableMessage) as caught:
         decode(sent('[[], {"number": "s3cret"}, {}]'))
     assert "s3cret" not in str(caught.value)

@@ -39,7 +39,7 @@ def test_the_built_in_queues_are_work_for_both_engines_unless_the_file_says_othe
     assert [engine_of(file, name) for name in ("uploads", "emails", "syncs")] == ["celery", "dramatiq", "celery"]
 
 
-def test_what_is_not_configured_lies_in_the_folder(tmp_path: Path) -> None:
+def test_unconfigured_services_are_in_the_folder(tmp_path: Path) -> None:
     made = plan(Settings(), tmp_path, environment={}, **ports())
     assert made.settings.broker_url == f"redis://127.0.0.1:{made.redis_port}/0"
     assert made.settings.database_url == f"sqlite:///{tmp_path}/penstock.db"
@@ -47,7 +47,7 @@ def test_what_is_not_configured_lies_in_the_folder(tmp_path: Path) -> None:
     assert made.settings.smtp_url == f"maildir:{tmp_path}/mail"
 
 
-def test_what_is_configured_is_used_and_no_redis_is_started(tmp_path: Path) -> None:
+def test_configured_services_are_used_and_no_redis_is_started(tmp_path: Path) -> None:
     given = Settings(broker_url="amqp://mq.example.com", smtp_url="smtp://mail.example.com")
     made = plan(given, tmp_path, environment={}, **ports())
     assert made.redis_port is None

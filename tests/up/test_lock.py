@@ -18,7 +18,7 @@ def test_a_second_holder_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
     assert caught.value.pid == os.getpid()
 
 
-def test_a_lock_file_left_over_by_a_dead_process_is_no_lock(tmp_path: Path) -> None:
+def test_a_lock_file_of_a_dead_process_does_not_lock(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text("999999\n")
     with folder_lock(tmp_path):
         assert (tmp_path / NAME).read_text() == f"{os.getpid()}\n"

@@ -34,7 +34,7 @@ def make(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *words], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_without_a_verb_each_is_listed_with_a_line_of_help() -> None:
+def test_make_without_a_verb_lists_each_with_a_line_of_help() -> None:
     listed = dict(line.removeprefix("make ").split(maxsplit=1) for line in make().stdout.splitlines())
     assert tuple(listed) == VERBS
     assert all(listed.values())

@@ -96,7 +96,7 @@ def test_a_service_that_ends_while_starting_is_an_error_that_shows_its_log(super
         supervisor.start([broken], threading.Event())
 
 
-def test_a_service_that_dies_is_started_again_and_that_is_said(
+def test_a_service_that_dies_is_started_again_with_a_message(
     watched: Supervisor, said: list[str], tmp_path: Path
 ) -> None:
     watched.start([service("one", STEADY)], threading.Event())
@@ -111,7 +111,7 @@ def test_a_service_that_dies_is_started_again_and_that_is_said(
     assert f"one starts again (pid {watched.children['one'].pid})" in text
 
 
-def test_one_that_keeps_dying_is_started_less_and_less_often(tmp_path: Path) -> None:
+def test_a_service_that_keeps_dying_is_started_less_and_less_often(tmp_path: Path) -> None:
     child = Child(service("short", "pass"), tmp_path / "short.log")
     pauses = []
     for _ in range(9):
@@ -138,7 +138,7 @@ def test_stages_are_stopped_one_after_the_other(supervisor: Supervisor, tmp_path
     supervisor.children.clear()
 
 
-def test_one_that_does_not_stop_is_killed_when_nobody_wants_to_wait(supervisor: Supervisor, said: list[str]) -> None:
+def test_a_service_that_does_not_stop_is_killed_in_a_hurry(supervisor: Supervisor, said: list[str]) -> None:
     supervisor.start([service("stubborn", STUBBORN)], threading.Event())
     pid = pid_of(supervisor, "stubborn")
     supervisor.stop(hurry=lambda: True)
@@ -146,7 +146,7 @@ def test_one_that_does_not_stop_is_killed_when_nobody_wants_to_wait(supervisor: 
     assert said[-1] == "stubborn has stopped with SIGKILL"
 
 
-def test_what_a_dead_service_had_forked_dies_with_it(watched: Supervisor) -> None:
+def test_the_children_of_a_dead_service_die_with_it(watched: Supervisor) -> None:
     watched.start([service("parent", WITH_A_CHILD)], threading.Event())
     forked = int(watched.children["parent"].output().split()[1])
     os.kill(pid_of(watched, "parent"), signal.SIGKILL)

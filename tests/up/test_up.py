@@ -130,9 +130,7 @@ def kinds_of_gateway(up: Up, key: str) -> set[str]:
         return {kind["kind"] for kind in json.load(answer)["kinds"]}
 
 
-def test_with_nothing_configured_everything_runs_takes_jobs_and_is_stopped_by_ctrl_c(
-    start: Start, tmp_path: Path
-) -> None:
+def test_up_without_configuration_runs_everything_until_ctrl_c(start: Start, tmp_path: Path) -> None:
     up = start("--import", "acme.handlers", cwd=EXAMPLE)
     up.wait_ready()
     assert set(up.pids) == {"redis", "worker-celery", "worker-dramatiq", "dispatcher", "gateway", "flower"}
@@ -180,7 +178,7 @@ def test_with_nothing_configured_everything_runs_takes_jobs_and_is_stopped_by_ct
     assert list(tmp_path.iterdir()) == [up.folder]
 
 
-def test_a_second_one_in_the_folder_is_refused_with_the_pid_of_the_first(start: Start) -> None:
+def test_a_second_up_in_the_folder_is_refused_with_the_pid_of_the_first(start: Start) -> None:
     first = start()
     first.wait_ready()
     second = start()
@@ -201,7 +199,7 @@ def test_a_port_in_use_is_named_with_what_to_do_before_anything_starts(start: St
             assert not up.pids
 
 
-def test_one_killed_with_sigkill_leaves_no_process_and_its_folder_can_be_used_again(start: Start) -> None:
+def test_a_killed_up_leaves_no_process_and_its_folder_can_be_used_again(start: Start) -> None:
     first = start()
     first.wait_ready()
     redis_url = sourced(first)["PENSTOCK_BROKER_URL"]
@@ -251,7 +249,7 @@ def test_a_redis_that_is_killed_comes_back_with_its_jobs_and_the_workers_go_on(s
     assert up.end(signal.SIGTERM) == 0
 
 
-def test_a_broker_that_cannot_be_reached_is_one_line_and_nothing_stays(start: Start) -> None:
+def test_an_unreachable_broker_is_reported_in_a_line_and_nothing_stays(start: Start) -> None:
     up = start(PENSTOCK_BROKER_URL=f"redis://127.0.0.1:{free_port()}/0", PENSTOCK_BROKER_TIMEOUT_SECONDS="0.5")
     assert up.process.wait() == 1
     until(lambda: "penstock: " in up.text)

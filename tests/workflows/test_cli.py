@@ -126,12 +126,12 @@ def test_a_workflow_is_cancelled_and_retried(ledger: Database) -> None:
     assert [act.act for act in audit.find(ledger, subject=workflow_id)] == ["retry", "cancel"]
 
 
-def test_a_workflow_that_is_not_there_is_said(ledger: Database) -> None:
+def test_an_unknown_workflow_is_reported(ledger: Database) -> None:
     code, _, err = penstock("show", "nothing")
     assert (code, err) == (1, "penstock: no workflow with the id nothing is recorded in the ledger\n")
 
 
-def test_a_workflow_that_no_dispatcher_moves_is_said(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workflow_that_no_dispatcher_moves_is_reported(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import timedelta
 
     from penstock.workers.cli import workflows

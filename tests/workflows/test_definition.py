@@ -76,7 +76,7 @@ def test_a_circle_is_refused_and_shown() -> None:
     assert registry.find("wf.test.circle") is None
 
 
-def test_what_is_no_step_is_named() -> None:
+def test_a_parameter_that_is_not_a_step_is_named() -> None:
     with pytest.raises(KindError, match=r"step 'tell': 'reprots', which it takes, is no step; there are report, tell"):
 
         class Misspelt(Workflow, kind="wf.test.misspelt"):
@@ -108,7 +108,7 @@ def test_what_is_no_step_is_named() -> None:
         (Mail | Sleep, "it makes Sleep, which is no job"),
     ],
 )
-def test_what_a_step_cannot_make_is_refused(made: Any, why: str) -> None:
+def test_a_step_that_cannot_make_its_annotation_is_refused(made: Any, why: str) -> None:
     def method(self: Any) -> Any: ...
 
     method.__annotations__["return"] = made
@@ -286,7 +286,7 @@ class Text(BaseModel):
         (Literal["a"], str, True),
     ],
 )
-def test_types_fit_as_far_as_they_tell(result: Any, wanted: Any, fit: bool) -> None:
+def test_types_are_checked_as_far_as_they_are_known(result: Any, wanted: Any, fit: bool) -> None:
     assert fits(result, wanted) is fit
 
 

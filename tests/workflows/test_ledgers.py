@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 import workflow_jobs as acme
 from ledgers import start_worker
+from polling import until
 from workflow_hands import count, move, mover, no_storage, result, rows_of, run, start, waiting
 
 from penstock.config.errors import InvalidState
@@ -87,10 +88,11 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
             time.sleep(0.005)
 
     threads = [watched(dispatch) for _ in range(3)] + [watched(work) for _ in range(3)]
-    deadline = time.monotonic() + 120
-    while commands.show(ledger, workflow_id).row.state != "succeeded" and not failures:
-        assert time.monotonic() < deadline, {name: row.state for name, row in rows_of(ledger, workflow_id).items()}
-        time.sleep(0.02)
+    try:
+        until(lambda: failures or commands.show(ledger, workflow_id).row.state == "succeeded", pause=0.02)
+    except AssertionError as error:
+        error.add_note(f"its steps are { ({name: row.state for name, row in rows_of(ledger, workflow_id).items()}) }")
+        raise
     stopping.set()
     for thread in threads:
         thread.join(30)
@@ -141,7 +143,7 @@ def test_a_workflow_whose_code_has_changed_rests_and_says_why(ledger: Database, 
     assert count(ledger, "wf.sync") == 1
 
 
-def test_a_workflow_whose_code_has_changed_can_be_cancelled_and_begun_anew(ledger: Database, other: None) -> None:
+def test_a_workflow_whose_code_has_changed_can_be_cancelled_and_restarted(ledger: Database, other: None) -> None:
     workflow_id = start(ledger, acme.Nightly(regions=["north"]))
     move(ledger)
     assert count(ledger, "wf.sync") == 1
@@ -193,7 +195,7 @@ def test_a_dispatcher_that_does_not_know_a_workflow_leaves_it_to_another(ledger:
     assert count(ledger, "wf.sync") == 1
 
 
-def test_a_job_that_nobody_told_of_is_found_by_looking_again(ledger: Database) -> None:
+def test_a_deleted_job_of_a_step_is_found_by_polling(ledger: Database) -> None:
     workflow_id = start(ledger, acme.Nightly(regions=["north"]))
     move(ledger)
     job_id = rows_of(ledger, workflow_id)["orders"].job_id

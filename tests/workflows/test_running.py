@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import workflow_jobs as acme
+from polling import until
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.ledger.queries import dead_letters
@@ -30,13 +30,6 @@ def _nothing_done() -> Iterator[None]:
 def penstock() -> Iterator[Inline]:
     with Inline(queues=["wf", "wf-reports"]) as engine:
         yield engine
-
-
-def until(true: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.01)
 
 
 def ended(handle: JobHandle) -> Any:
@@ -80,9 +73,9 @@ def test_a_branch_that_returns_none_is_skipped_with_what_follows_it(penstock: In
     assert found["after_many"] == found["many"]
 
 
-def test_a_step_waits_until_somebody_answers(penstock: Inline) -> None:
+def test_a_step_waits_until_it_is_signalled(penstock: Inline) -> None:
     handle = penstock.producer.enqueue(acme.Approved())
-    until(lambda: states(penstock, handle).get("approval") == "waiting", "the step does not wait")
+    until(lambda: states(penstock, handle).get("approval") == "waiting")
     with pytest.raises(InvalidJob, match="step approval: the answer does not fit: approved"):
         commands.signal(penstock.database, handle.id, "approval", {"approved": "maybe"}, actor="ada")
     with pytest.raises(InvalidState, match="those that do: approval"):
@@ -94,10 +87,10 @@ def test_a_step_waits_until_somebody_answers(penstock: Inline) -> None:
         commands.signal(penstock.database, handle.id, "approval", {"approved": False}, actor="ada")
 
 
-def test_an_answer_may_come_before_its_step_waits(penstock: Inline) -> None:
+def test_a_signal_may_come_before_its_step_waits(penstock: Inline) -> None:
     acme.slow.add("north")
     handle = penstock.producer.enqueue(acme.Approved())
-    until(lambda: states(penstock, handle).get("report") == "running", "the workflow does not begin")
+    until(lambda: states(penstock, handle).get("report") == "running")
     commands.signal(penstock.database, handle.id, "approval", {"approved": True, "by": "Ada"}, actor="ada")
     with pytest.raises(InvalidState, match="it is answered"):
         commands.signal(penstock.database, handle.id, "approval", {"approved": False}, actor="ada")
@@ -107,7 +100,7 @@ def test_an_answer_may_come_before_its_step_waits(penstock: Inline) -> None:
 
 
 @pytest.mark.parametrize("lenient", [True, False])
-def test_a_step_that_nobody_answers_takes_what_is_otherwise_or_is_dead(penstock: Inline, lenient: bool) -> None:
+def test_an_unsignalled_step_takes_its_default_or_is_dead(penstock: Inline, lenient: bool) -> None:
     handle = penstock.producer.enqueue(acme.Approved(seconds=0.05, lenient=lenient))
     status = ended(handle)
     if lenient:
@@ -118,7 +111,7 @@ def test_a_step_that_nobody_answers_takes_what_is_otherwise_or_is_dead(penstock:
 
 def test_a_step_sleeps_and_nothing_runs_meanwhile(penstock: Inline) -> None:
     handle = penstock.producer.enqueue(acme.Reminding(seconds=86_400.0))
-    until(lambda: states(penstock, handle).get("pause") == "waiting", "it does not sleep")
+    until(lambda: states(penstock, handle).get("pause") == "waiting")
     row = commands.show(penstock.database, handle.id).steps["pause"]
     assert timedelta(hours=23) < row.due_at - row.started_at <= timedelta(hours=24)
     commands.cancel(penstock.database, handle.id, actor="ada")
@@ -127,7 +120,7 @@ def test_a_step_sleeps_and_nothing_runs_meanwhile(penstock: Inline) -> None:
     assert acme.done[-1] == "mail remember"
 
 
-def test_what_was_done_is_undone_in_reverse_when_a_step_dies(penstock: Inline) -> None:
+def test_done_steps_are_compensated_in_reverse_when_a_step_dies(penstock: Inline) -> None:
     acme.broken.add("car")
     handle = penstock.producer.enqueue(acme.Trip())
     status = ended(handle)
@@ -139,18 +132,18 @@ def test_what_was_done_is_undone_in_reverse_when_a_step_dies(penstock: Inline) -
     assert (found["flight"], found["hotel"], found["car"]) == ("compensated", "compensated", "dead")
 
 
-def test_a_retry_begins_anew_what_was_undone(penstock: Inline) -> None:
+def test_a_retry_restarts_compensated_steps(penstock: Inline) -> None:
     acme.broken.add("car")
     handle = penstock.producer.enqueue(acme.Trip())
     assert ended(handle).state == "dead"
     acme.broken.clear()
     acme.done.clear()
     assert commands.retry(penstock.database, handle.id, actor="ada") == ["flight", "hotel", "car"]
-    until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
+    until(lambda: handle.status().state == "succeeded")
     assert acme.done == ["reserve flight", "reserve hotel", "reserve car"]
 
 
-def test_a_compensation_that_dies_is_said_and_a_retry_goes_on_undoing(penstock: Inline) -> None:
+def test_a_compensation_that_dies_is_reported_and_a_retry_goes_on_compensating(penstock: Inline) -> None:
     acme.broken |= {"car", "release hotel-1"}
     handle = penstock.producer.enqueue(acme.Trip())
     status = ended(handle)
@@ -159,12 +152,12 @@ def test_a_compensation_that_dies_is_said_and_a_retry_goes_on_undoing(penstock: 
     acme.broken.discard("release hotel-1")
     acme.done.clear()
     assert commands.retry(penstock.database, handle.id, actor="ada") == ["cancel_hotel"]
-    until(lambda: states(penstock, handle)["flight"] == "compensated", "it does not go on")
+    until(lambda: states(penstock, handle)["flight"] == "compensated")
     assert acme.done == ["release hotel-1", "release flight-1"]
-    until(lambda: handle.status().state == "dead", "it does not end")
+    until(lambda: handle.status().state == "dead")
 
 
-def test_a_retry_repeats_only_what_failed(penstock: Inline) -> None:
+def test_a_retry_repeats_only_failed_steps(penstock: Inline) -> None:
     acme.broken.add("south")
     handle = penstock.producer.enqueue(acme.Nightly(regions=["north", "south", "west"]))
     status = ended(handle)
@@ -174,13 +167,13 @@ def test_a_retry_repeats_only_what_failed(penstock: Inline) -> None:
     acme.broken.clear()
     acme.done.clear()
     assert commands.retry(penstock.database, handle.id, actor="ada") == ["report"]
-    until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
+    until(lambda: handle.status().state == "succeeded")
     assert acme.done[0] == "report south"
     assert acme.done[1].startswith("mail 3 rows https://reports/north https://reports/south")
     assert len(acme.done) == 2
 
 
-def test_a_dead_letter_of_a_step_that_is_replayed_takes_the_workflow_up(penstock: Inline) -> None:
+def test_replaying_the_dead_letter_of_a_step_resumes_the_workflow(penstock: Inline) -> None:
     acme.broken.add("south")
     handle = penstock.producer.enqueue(acme.Nightly(regions=["north", "south"]))
     assert ended(handle).state == "dead"
@@ -188,7 +181,7 @@ def test_a_dead_letter_of_a_step_that_is_replayed_takes_the_workflow_up(penstock
     found = dead_letters.find(penstock.database, dead_letters.Selection(), limit=100)
     letter = next(one for one in found if one.kind == "wf.report" and one.replayed_at is None)
     dead_letters.replay(penstock.database, dead_letters.Selection((letter.id,)), actor="ada")
-    until(lambda: handle.status().state == "succeeded", "the workflow is not taken up")
+    until(lambda: handle.status().state == "succeeded")
     assert states(penstock, handle)["tell"] == "succeeded"
 
 
@@ -199,7 +192,7 @@ def test_the_dead_letter_of_a_workflow_can_be_replayed(penstock: Inline) -> None
     acme.broken.clear()
     acme.done.clear()
     dead_letters.replay(penstock.database, dead_letters.Selection((handle.id,)), actor="ada")
-    until(lambda: handle.status().state == "succeeded", "the workflow is not taken up")
+    until(lambda: handle.status().state == "succeeded")
     assert acme.done == ["mail 3 rows https://reports/north"]
 
 
@@ -215,11 +208,11 @@ def test_a_workflow_is_retried_from_a_step_with_an_edited_input(penstock: Inline
     acme.done.clear()
     names = commands.retry(penstock.database, handle.id, actor="ada", from_step="orders", edit={"regions": ["east"]})
     assert names == ["orders", "report", "tell"]
-    until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
+    until(lambda: handle.status().state == "succeeded")
     assert acme.done == ["sync", "report east", "mail 3 rows https://reports/east"]
     acme.done.clear()
     commands.retry(penstock.database, handle.id, actor="ada", from_step="tell")
-    until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
+    until(lambda: handle.status().state == "succeeded")
     assert acme.done == ["mail 3 rows https://reports/east"]
 
 
@@ -238,14 +231,14 @@ def test_an_inner_workflow_that_fails_fails_the_outer_and_a_retry_takes_up_both(
     acme.broken.clear()
     acme.done.clear()
     commands.retry(penstock.database, handle.id, actor="ada")
-    until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
+    until(lambda: handle.status().state == "succeeded")
     assert [line.split()[0] for line in acme.done] == ["report", "mail", "mail"]
 
 
 def test_cancelling_a_workflow_stops_what_runs_of_it_and_of_those_in_it(penstock: Inline) -> None:
     acme.slow.add("north")
     handle = penstock.producer.enqueue(acme.Outer(regions=["north", "south"]))
-    until(lambda: "begin north" in acme.done, "the report does not begin")
+    until(lambda: "begin north" in acme.done)
     commands.cancel(penstock.database, handle.id, actor="ada")
     with pytest.raises(InvalidState, match="cannot be cancelled"):
         commands.cancel(penstock.database, handle.id, actor="ada")
@@ -255,13 +248,13 @@ def test_cancelling_a_workflow_stops_what_runs_of_it_and_of_those_in_it(penstock
     assert inner.state == "cancelled"
     acme.slow.clear()
     commands.retry(penstock.database, handle.id, actor="ada")
-    until(lambda: handle.status().state == "succeeded", "the retry does not succeed")
+    until(lambda: handle.status().state == "succeeded")
 
 
 def test_cancelling_the_job_of_a_workflow_cancels_the_workflow(penstock: Inline) -> None:
     acme.slow.add("hotel")
     handle = penstock.producer.enqueue(acme.Trip())
-    until(lambda: "begin hotel" in acme.done, "the hotel is not begun")
+    until(lambda: "begin hotel" in acme.done)
     handle.cancel()
-    until(lambda: commands.show(penstock.database, handle.id).row.state == "cancelled", "it is not cancelled")
+    until(lambda: commands.show(penstock.database, handle.id).row.state == "cancelled")
     assert acme.done == ["reserve flight", "begin hotel", "release flight-1"]

@@ -65,7 +65,7 @@ def test_a_job_whose_dispatcher_died_before_sending_it_is_due_when_its_reservati
     assert moved.until < now + timedelta(seconds=20)
 
 
-def test_what_the_broker_does_not_take_is_due_at_once(ledger: Database, broker: MemoryBroker, sending: Sending) -> None:
+def test_a_job_that_the_broker_refuses_is_due_at_once(ledger: Database, broker: MemoryBroker, sending: Sending) -> None:
     start(ledger, acme.Nightly(regions=["north"]))
     moved = advance(ledger)
     broker.down = True
@@ -84,7 +84,7 @@ def test_a_unique_job_is_left_to_the_service_of_due_jobs(ledger: Database, broke
     assert send_due(ledger, broker) == 1
 
 
-def test_more_jobs_than_are_sent_at_once_are_due(
+def test_jobs_beyond_the_batch_that_is_sent_at_once_are_due(
     ledger: Database, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(advancing, "_MOST_RESERVED", 2)

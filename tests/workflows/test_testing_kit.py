@@ -40,7 +40,7 @@ def test_a_step_sleeps_until_the_test_travels() -> None:
         assert handle.status().state == "succeeded"
 
 
-def test_what_a_step_raises_is_raised_by_drain_and_compensated_after_it() -> None:
+def test_an_error_of_a_step_is_raised_by_drain_and_compensated_after_it() -> None:
     acme.broken.add("car")
     with testing() as penstock, Producer("redis://nowhere") as producer:
         handle = producer.enqueue(acme.Trip())
