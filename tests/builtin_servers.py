@@ -170,8 +170,8 @@ class Target:
 
     def rows(self, columns: str = "id") -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
-            found = connection.execute(text(f"SELECT {columns} FROM {self.name}")).all()
-        return sorted((tuple(row) for row in found), key=lambda row: (len(str(row[0])), str(row[0])))
+            rows = connection.execute(text(f"SELECT {columns} FROM {self.name}")).all()
+        return sorted((tuple(row) for row in rows), key=lambda row: (len(str(row[0])), str(row[0])))
 
     def drop(self) -> None:
         with self.engine.begin() as connection:

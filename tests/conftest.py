@@ -38,9 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    found = [name for name in SERVERS if reachable(name)]
+    reachable_servers = [name for name in SERVERS if reachable(name)]
     missing = [name for name in SERVERS if not reachable(name)]
-    used = ", ".join(["embedded Redis", *found])
+    used = ", ".join(["embedded Redis", *reachable_servers])
     terminalreporter.write_line(f"servers used: {used}" + (f"; not reachable: {', '.join(missing)}" if missing else ""))
 
 

@@ -76,23 +76,23 @@ class Oracle:
             if fires and time >= begin:
                 yield time
             if not before < wall or len(shown) > 2000:  # only when the clock goes back does the past matter
-                shown = {one: at for one, at in shown.items() if time - at < 3 * HOUR}
+                shown = {moment: at for moment, at in shown.items() if time - at < 3 * HOUR}
             shown[wall], before = time, wall
             time += MINUTE
 
 
 def _numbers(text: str, which: int) -> set[int]:
     low, high, names = FIELDS[which]
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in text.split(","):
         span, _, step = part.partition("/")
         if span == "*":
             first, last = low, high
         else:
-            ends = [names.index(one) + 1 if one in names else int(one) for one in span.split("-")]
+            ends = [names.index(name) + 1 if name in names else int(name) for name in span.split("-")]
             first, last = ends[0], ends[-1] if len(ends) > 1 or not step else high
-        found |= {number for number in range(first, last + 1) if not (number - first) % int(step or 1)}
-    return found
+        numbers |= {number for number in range(first, last + 1) if not (number - first) % int(step or 1)}
+    return numbers
 
 
 def _is_of_month(text: str, day: date) -> bool:

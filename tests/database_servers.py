@@ -23,10 +23,10 @@ class PostgresServer:
     only its owner may enter."""
 
     def __init__(self) -> None:
-        found = shutil.which("pg_ctl") or (str(_POSTGRES[-1]) if _POSTGRES else None)
-        if found is None:
+        pg_ctl = shutil.which("pg_ctl") or (str(_POSTGRES[-1]) if _POSTGRES else None)
+        if pg_ctl is None:
             pytest.skip("PostgreSQL is not installed: no server that may be stopped")
-        self._bin, self.port = Path(found).parent, free_port()
+        self._bin, self.port = Path(pg_ctl).parent, free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-postgres-"))
         self._user: dict[str, Any] = {}
         if os.getuid() == 0:

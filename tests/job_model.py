@@ -148,6 +148,6 @@ def act(weight: int, when: Callable[[Any], Any] = lambda _: True, **chosen: st.S
     return enter
 
 
-def pick(found: Sequence[Any], number: int) -> Any:
+def pick(choices: Sequence[Any], number: int) -> Any:
     """One of them, whatever the number is."""
-    return found[number % len(found)]
+    return choices[number % len(choices)]

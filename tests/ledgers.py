@@ -109,12 +109,12 @@ _STATES = {
 }
 
 
-def attempt_outcome(given: Claim, outcome: Outcome, **fields: Any) -> AttemptOutcome:
-    return AttemptOutcome(given, outcome, _STATES[outcome], datetime.now(UTC), **fields)
+def attempt_outcome(claim: Claim, outcome: Outcome, **fields: Any) -> AttemptOutcome:
+    return AttemptOutcome(claim, outcome, _STATES[outcome], datetime.now(UTC), **fields)
 
 
-def end(database: Database, given: Claim, outcome: Outcome, *, worker: str = "w1", **fields: Any) -> bool:
-    [kept] = record(database, [attempt_outcome(given, outcome, **fields)], worker=worker)
+def end(database: Database, claim: Claim, outcome: Outcome, *, worker: str = "w1", **fields: Any) -> bool:
+    [kept] = record(database, [attempt_outcome(claim, outcome, **fields)], worker=worker)
     return kept
 
 

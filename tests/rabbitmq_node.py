@@ -20,8 +20,8 @@ _PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/homebrew/sbin/rabbitmq
 
 def find_rabbitmq_server() -> str | None:
     """The script that runs a node as the user of now; None where RabbitMQ is not installed."""
-    found = [place for place in _PLACES if Path(place).exists()]
-    return found[0] if found else shutil.which("rabbitmq-server")
+    places = [place for place in _PLACES if Path(place).exists()]
+    return places[0] if places else shutil.which("rabbitmq-server")
 
 
 class RabbitmqNode:

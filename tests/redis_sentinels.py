@@ -74,5 +74,5 @@ class RedisSentinels:
         self.replica.stop()
 
     def _knows_all(self, client: redis.Redis) -> bool:
-        [known] = client.sentinel_masters().values()
-        return (known["num-other-sentinels"], known["num-slaves"], known["flags"]) == (2, 1, "master")
+        [master] = client.sentinel_masters().values()
+        return (master["num-other-sentinels"], master["num-slaves"], master["flags"]) == (2, 1, "master")

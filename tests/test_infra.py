@@ -48,10 +48,10 @@ def interpolated(text: str, variables: dict[str, str]) -> str:
     """`${NAME}`, `${NAME:-default}` and `${NAME:?message}`, as Compose reads them."""
 
     def value(match: re.Match[str]) -> str:
-        given = variables.get(match["name"], "")
-        if not given and match["kind"] == "?":
+        default = variables.get(match["name"], "")
+        if not default and match["kind"] == "?":
             raise ValueError(f"{match['name']}: {match['rest']}")
-        return given or (interpolated(match["rest"], variables) if match["kind"] == "-" else "")
+        return default or (interpolated(match["rest"], variables) if match["kind"] == "-" else "")
 
     return VARIABLE.sub(value, text)
 
@@ -127,8 +127,8 @@ def test_mounted_files_exist() -> None:
     for name, service in loaded["services"].items():
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
-            known = (INFRA / source).is_file() if source.startswith(".") else source in loaded["volumes"]
-            assert known, f"{name} mounts {source}"
+            exists = (INFRA / source).is_file() if source.startswith(".") else source in loaded["volumes"]
+            assert exists, f"{name} mounts {source}"
         for config in service.get("configs", []):
             assert config["source"] in loaded["configs"]
 
@@ -209,9 +209,9 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     command, rest = get_command(app), list(arguments)
     while hasattr(command, "get_command"):
         name = rest.pop(0)
-        found = command.get_command(command.context_class(command), name)
-        assert found is not None, f"penstock has no command {name}"
-        command = found
+        click_command = command.get_command(command.context_class(command), name)
+        assert click_command is not None, f"penstock has no command {name}"
+        command = click_command
     options: dict[str, Any] = command.make_context(command.name, rest).params
     return options
 

@@ -62,8 +62,8 @@ def test_the_definitions_are_what_the_code_declares() -> None:
         for priority in PRIORITIES:
             declare_lane(channel, prefix, queue, priority)
     assert set(definitions) == set(channel.made)
-    for what, made in channel.made.items():
-        assert sorted(map(repr, map(ordered, definitions[what]))) == sorted(map(repr, map(ordered, made)))
+    for what, declared in channel.made.items():
+        assert sorted(map(repr, map(ordered, definitions[what]))) == sorted(map(repr, map(ordered, declared)))
 
 
 def ordered(value: Any) -> Any:

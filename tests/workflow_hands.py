@@ -42,8 +42,8 @@ def start(ledger: Database, job: Job, **options: Any) -> str:
     def write(connection: sa.Connection) -> None:
         enter(connection, ledger, [envelope], datetime.now(UTC))
         starting.start(connection, ledger, envelope.id, definition)
-        mine = sa.update(jobs).where(jobs.c.id == envelope.id)
-        connection.execute(mine.values(due_at=from_now(PARKED)))
+        update = sa.update(jobs).where(jobs.c.id == envelope.id)
+        connection.execute(update.values(due_at=from_now(PARKED)))
 
     ledger.write(write)
     return envelope.id
@@ -58,16 +58,16 @@ def waiting(ledger: Database) -> list[Any]:
 def run(ledger: Database, rows: list[Any], worker: str, results: Callable[[Any], Any], **how: Any) -> int:
     """Claim these jobs and record their ends, as a worker does. Returns how many it was given."""
     messages = [decode(envelope_of(row)) for row in rows]
-    given = claim(ledger, [Wanted(message, False, 3) for message in messages], worker=worker)
-    ends = [_outcome(one, results, **how) for one in given if isinstance(one, Claim)]
+    claims = claim(ledger, [Wanted(message, False, 3) for message in messages], worker=worker)
+    ends = [_outcome(granted, results, **how) for granted in claims if isinstance(granted, Claim)]
     return sum(record(ledger, ends, worker=worker)) if ends else 0
 
 
-def _outcome(one: Claim, results: Callable[[Any], Any], outcome: Outcome = Outcome.SUCCEEDED) -> AttemptOutcome:
+def _outcome(claim: Claim, results: Callable[[Any], Any], outcome: Outcome = Outcome.SUCCEEDED) -> AttemptOutcome:
     states = {Outcome.SUCCEEDED: State.SUCCEEDED, Outcome.DEAD: State.DEAD}
-    end = AttemptOutcome(one, outcome, states[outcome], datetime.now(UTC))
+    end = AttemptOutcome(claim, outcome, states[outcome], datetime.now(UTC))
     if outcome == Outcome.SUCCEEDED:
-        end.result = json.dumps(results(one.message.job))
+        end.result = json.dumps(results(claim.message.job))
     else:
         end.error = "it failed"
     return end

@@ -121,7 +121,7 @@ class Nightly(Workflow, kind="wf.nightly", queue="wf", aliases=("wf.nightly.befo
 
     @step
     def tell(self, orders: Synced, report: list[Built]) -> Mail:
-        return Mail(links=tuple(one.link for one in report), text=f"{orders.rows} rows")
+        return Mail(links=tuple(built.link for built in report), text=f"{orders.rows} rows")
 
 
 class Branching(Workflow, kind="wf.branching", queue="wf"):

@@ -51,19 +51,19 @@ def test_a_lane_keeps_its_order(sender: Sender, consumer: Consumer) -> None:
 def test_higher_lanes_come_first(sender: Sender, consumer: Consumer) -> None:
     sender.send([envelope("l", priority="low"), envelope("n"), envelope("h", priority="high")])
     until(lambda: sender.depths(["emails"]) == {"emails": 3})
-    found = fetch(consumer, 3)
-    assert ids(found) == ["h", "n", "l"]
-    assert [delivery.envelope.priority for delivery in found] == ["high", "normal", "low"]
+    deliveries = fetch(consumer, 3)
+    assert ids(deliveries) == ["h", "n", "l"]
+    assert [delivery.envelope.priority for delivery in deliveries] == ["high", "normal", "low"]
 
 
 def test_a_fetch_takes_no_more_of_a_lane_than_its_limit(sender: Sender, consumer: Consumer) -> None:
     sender.send([envelope(str(i)) for i in range(30)])
     seen = []
     while len(seen) < 30:
-        found = consumer.fetch(7, 1.0)
-        assert len(found) <= 7
-        consumer.ack(found)
-        seen += ids(found)
+        deliveries = consumer.fetch(7, 1.0)
+        assert len(deliveries) <= 7
+        consumer.ack(deliveries)
+        seen += ids(deliveries)
     assert seen == [str(i) for i in range(30)]
 
 
@@ -116,10 +116,10 @@ def test_settling_twice_is_harmless(sender: Sender, consumer: Consumer) -> None:
 
 def test_acknowledging_out_of_order_settles_each_once(sender: Sender, consumer: Consumer) -> None:
     sender.send([envelope(str(i)) for i in range(10)])
-    found = fetch(consumer, 10)
-    consumer.ack([found[i] for i in (9, 3, 4)])
-    consumer.ack([found[i] for i in (0, 1, 2, 7)])
-    consumer.release([found[i] for i in (5, 6, 8)])
+    deliveries = fetch(consumer, 10)
+    consumer.ack([deliveries[i] for i in (9, 3, 4)])
+    consumer.ack([deliveries[i] for i in (0, 1, 2, 7)])
+    consumer.release([deliveries[i] for i in (5, 6, 8)])
     again = fetch(consumer, 3)
     assert sorted(ids(again)) == ["5", "6", "8"]
     consumer.ack(again)
@@ -195,10 +195,10 @@ def test_ten_thousand_in_batches_arrive_exactly_once(
 
     def work(consumer: Consumer) -> None:
         while True:
-            found = consumer.fetch(100, 0.2)
-            consumer.ack(found)
+            deliveries = consumer.fetch(100, 0.2)
+            consumer.ack(deliveries)
             with lock:
-                seen.extend(ids(found))
+                seen.extend(ids(deliveries))
                 if len(seen) >= 10_000:
                     return
 
@@ -222,18 +222,18 @@ def test_a_sender_may_be_shared_by_many_threads(sender: Sender, consumer: Consum
         thread.start()
     for thread in threads:
         thread.join()
-    found = ids(fetch(consumer, 160))
-    assert len(set(found)) == 160
+    job_ids = ids(fetch(consumer, 160))
+    assert len(set(job_ids)) == 160
     for worker in range(8):
-        assert [id for id in found if id.startswith(f"{worker}-")] == [f"{worker}-{i}" for i in range(20)]
+        assert [id for id in job_ids if id.startswith(f"{worker}-")] == [f"{worker}-{i}" for i in range(20)]
 
 
 def test_acknowledging_from_other_threads_is_safe(sender: Sender, consumer: Consumer) -> None:
     sender.send([envelope(str(i)) for i in range(400)])
     threads = []
     for _ in range(40):
-        found = fetch(consumer, 10)
-        threads.append(threading.Thread(target=consumer.ack, args=(found,)))
+        deliveries = fetch(consumer, 10)
+        threads.append(threading.Thread(target=consumer.ack, args=(deliveries,)))
         threads[-1].start()
     for thread in threads:
         thread.join()

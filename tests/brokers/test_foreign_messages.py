@@ -45,9 +45,9 @@ def channel(amqp_url: str) -> Iterator[Any]:
 
 
 def message(properties: dict[str, Any]) -> Any:
-    made = amqp.Message(b"\xffbody", **properties)
-    made.properties.setdefault("content_encoding", "binary")  # else py-amqp decodes the body to send it
-    return made
+    message = amqp.Message(b"\xffbody", **properties)
+    message.properties.setdefault("content_encoding", "binary")  # else py-amqp decodes the body to send it
+    return message
 
 
 def bury(ledger: Database, delivery: Delivery) -> None:
@@ -70,13 +70,13 @@ def test_a_foreign_message_among_jobs_is_delivered_and_can_be_buried(
     sender, consumer = make_sender(amqp_url), make_consumer(amqp_url)
     channel.basic_publish(message(properties), routing_key=lane_name(prefix, "emails", "normal"))
     sender.send([envelope("after")])
-    found = fetch(consumer, 2)
-    assert ids(found)[1] == "after"
-    assert found[0].raw == b"\xffbody"
-    bury(ledger, found[0])
+    deliveries = fetch(consumer, 2)
+    assert ids(deliveries)[1] == "after"
+    assert deliveries[0].raw == b"\xffbody"
+    bury(ledger, deliveries[0])
     [letter] = letters(ledger)
     assert letter.raw == b"\xffbody"
-    consumer.ack(found)
+    consumer.ack(deliveries)
     until(lambda: sender.depths(["emails"]) == {"emails": 0})
 
 
@@ -128,9 +128,9 @@ def test_a_message_whose_routing_key_is_not_text_is_delivered(
     channel.queue_bind(lane_name(prefix, "emails", "normal"), exchange)
     for _ in range(200):  # past the delivery tags whose bytes are ASCII
         channel.basic_publish(message({"application_headers": CELERYS}), exchange=exchange, routing_key=b"caf\xe9")
-    found = fetch(consumer, 201)
-    assert {delivery.raw for delivery in found[1:]} == {b"\xffbody"}
-    consumer.ack(found)
+    deliveries = fetch(consumer, 201)
+    assert {delivery.raw for delivery in deliveries[1:]} == {b"\xffbody"}
+    consumer.ack(deliveries)
 
 
 @foreign

@@ -111,15 +111,15 @@ def test_a_process_that_is_stopped_or_killed_meanwhile_loses_them(
     stopped = greedy(redis_url, 600)
     stopped.process.send_signal(signal.SIGSTOP)
     other = make_consumer(redis_url, name="other@test-2", lease_seconds=LEASE)
-    taken = fetch(other, 1)
-    assert ids(taken) == ["a"]
-    other.ack(taken)
+    deliveries = fetch(other, 1)
+    assert ids(deliveries) == ["a"]
+    other.ack(deliveries)
     make_sender(redis_url).send([envelope("b")])
     killed = greedy(redis_url, 600)
     killed.process.kill()
-    taken = fetch(other, 1)
-    assert ids(taken) == ["b"]
-    other.ack(taken)
+    deliveries = fetch(other, 1)
+    assert ids(deliveries) == ["b"]
+    other.ack(deliveries)
 
 
 def test_the_keeper_ends_with_its_worker_however_that_ends(

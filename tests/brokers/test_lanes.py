@@ -37,8 +37,8 @@ def test_a_lane_that_is_missing_or_empty_holds_nothing(lanes: Lanes, sender: Sen
     assert lanes.oldest([("never-declared", "normal"), NORMAL]) == {("never-declared", "normal"): NONE, NORMAL: NONE}
     sender.send([envelope("1")])
     until(lambda: lanes.oldest([NORMAL])[NORMAL] != NONE, "the job")
-    found = lanes.oldest([HIGH, NORMAL, LOW])
-    assert (found[HIGH], found[LOW]) == (NONE, NONE)
+    ages = lanes.oldest([HIGH, NORMAL, LOW])
+    assert (ages[HIGH], ages[LOW]) == (NONE, NONE)
     consumer.ack(fetch(consumer, 1))
     until(lambda: lanes.oldest([NORMAL]) == {NORMAL: NONE}, "the end of the job")
     assert lanes.oldest([]) == {}
@@ -50,9 +50,9 @@ def test_redis_reports_the_age_of_the_oldest_message_and_counts_what_workers_hol
     lanes, sender, consumer = open_lanes(redis_url, prefix=prefix), make_sender(redis_url), make_consumer(redis_url)
 
     def age() -> timedelta:
-        found = lanes.oldest([NORMAL])[NORMAL]
-        assert found is not None
-        return found
+        ages = lanes.oldest([NORMAL])[NORMAL]
+        assert ages is not None
+        return ages
 
     sender.send([envelope("1")])
     [first] = fetch(consumer, 1)

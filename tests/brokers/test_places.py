@@ -32,7 +32,7 @@ MakeConsumer = Callable[..., Consumer]
 
 
 @pytest.fixture
-def found(broker_url: str, prefix: str) -> Iterator[Places]:
+def positions(broker_url: str, prefix: str) -> Iterator[Places]:
     opened = open_places(broker_url, prefix=prefix)
     yield opened
     opened.close()
@@ -45,8 +45,8 @@ def in_redis(redis_url: str, prefix: str) -> Iterator[Places]:
     opened.close()
 
 
-def test_a_lane_that_was_never_declared_does_not_have_it(found: Places) -> None:
-    assert found.find("1", "never-declared", "normal") == Place(False, 0)
+def test_a_lane_that_was_never_declared_does_not_have_it(positions: Places) -> None:
+    assert positions.find("1", "never-declared", "normal") == Place(False, 0)
 
 
 def test_redis_counts_what_waits_before_it_and_in_higher_lanes(
@@ -120,33 +120,33 @@ def test_asking_changes_nothing(
 def test_rabbitmq_reports_an_upper_bound_of_the_jobs_ahead(
     amqp_url: str, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
-    asked = open_places(amqp_url, prefix=prefix)
+    places = open_places(amqp_url, prefix=prefix)
     sender = make_sender(amqp_url)
     sender.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
-    until(lambda: asked.find("2", "emails", "normal") == Place(None, 3, 2, exact=False), "three that wait")
-    assert asked.find("h", "emails", "high") == Place(None, 3, 0, exact=False)
-    assert asked.find("l", "emails", "low") == Place(False, 3), "nobody consumes the lane, and it is empty"
+    until(lambda: places.find("2", "emails", "normal") == Place(None, 3, 2, exact=False), "three that wait")
+    assert places.find("h", "emails", "high") == Place(None, 3, 0, exact=False)
+    assert places.find("l", "emails", "low") == Place(False, 3), "nobody consumes the lane, and it is empty"
     consumer = make_consumer(amqp_url)
     fetch(consumer, 3)
-    until(lambda: asked.find("2", "emails", "normal") == Place(None, 0), "all in the worker's hands")
+    until(lambda: places.find("2", "emails", "normal") == Place(None, 0), "all in the worker's hands")
 
 
 def test_the_memory_broker_reports_the_same_positions() -> None:
     broker = MemoryBroker()
-    asked = MemoryPlaces(broker)
+    places = MemoryPlaces(broker)
     broker.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
-    assert asked.find("2", "emails", "normal") == Place(True, 3, 2)
+    assert places.find("2", "emails", "normal") == Place(True, 3, 2)
     MemoryConsumer(broker, ["emails"]).fetch(1, 0)
-    assert asked.find("2", "emails", "normal") == Place(True, 2, 1)
-    assert asked.find("h", "emails", "high") == Place(None, 2)
+    assert places.find("2", "emails", "normal") == Place(True, 2, 1)
+    assert places.find("h", "emails", "high") == Place(None, 2)
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"])
 def test_a_position_in_an_unavailable_broker_is_an_error(url: str) -> None:
-    asked = open_places(url.format(free_port()), timeout_seconds=1.0)
+    places = open_places(url.format(free_port()), timeout_seconds=1.0)
     with pytest.raises(BrokerUnavailable):
-        asked.find("1", "emails", "normal")
-    asked.close()
+        places.find("1", "emails", "normal")
+    places.close()
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def ledger(sqlite_url: str) -> Iterator[Database]:
 
 
 def test_a_sent_job_is_explained_by_its_broker(
-    broker_url: str, found: Places, sender: Sender, ledger: Database, make_consumer: MakeConsumer
+    broker_url: str, positions: Places, sender: Sender, ledger: Database, make_consumer: MakeConsumer
 ) -> None:
     waiting = [encode(Note(), due_at=datetime.now(UTC) - timedelta(minutes=ago)) for ago in (3, 2, 1)]
     due.schedule(ledger, waiting)
@@ -171,35 +171,36 @@ def test_a_sent_job_is_explained_by_its_broker(
     exact = broker_url.startswith("redis")
 
     def because() -> str:
-        return explain(ledger, last.id, found).because
+        return explain(ledger, last.id, positions).because
 
     at_most = "" if exact else " at most"
     until(lambda: because() == f"it waits in queue 'notes' at position 3{at_most} (1 live worker)", "its place")
     consumer = make_consumer(broker_url, "notes", name="w1")
     deliveries = fetch(consumer, 3)
-    said = "worker w1 has fetched it" if exact else "nothing waits in its lane of queue 'notes'"
-    until(lambda: said in because(), "its worker")
+    expected = "worker w1 has fetched it" if exact else "nothing waits in its lane of queue 'notes'"
+    until(lambda: expected in because(), "its worker")
     consumer.ack(deliveries)
     if exact:
         until(lambda: "the broker does not have it; dispatcher d1 sends it again" in because(), "its loss")
 
 
 def test_an_unrecorded_job_is_looked_for_in_every_queue(
-    broker_url: str, found: Places, sender: Sender, ledger: Database
+    broker_url: str, positions: Places, sender: Sender, ledger: Database
 ) -> None:
     job = encode(Note(), priority="low")
     sender.send([job])
     if broker_url.startswith("redis"):
-        known = explain(ledger, job.id, found)
+        explanation = explain(ledger, job.id, positions)
         assert (
-            known.because == "it waits in queue 'notes' at position 1 (1 live worker); it is on record when it begins"
+            explanation.because
+            == "it waits in queue 'notes' at position 1 (1 live worker); it is on record when it begins"
         )
-        assert known.facts["priority"] == "low"
-        lost = explain(ledger, encode(Note()).id, found, queues=["emails"])
+        assert explanation.facts["priority"] == "low"
+        lost = explain(ledger, encode(Note()).id, positions, queues=["emails"])
         assert "nor has the broker (queues dispatcher, emails, notes)" in lost.because
     else:
-        until(lambda: explain(ledger, job.id, found).facts.get("waiting") == {"notes": 1}, "the job")
-        assert "either it waits in the broker" in explain(ledger, job.id, found).because
+        until(lambda: explain(ledger, job.id, positions).facts.get("waiting") == {"notes": 1}, "the job")
+        assert "either it waits in the broker" in explain(ledger, job.id, positions).because
 
 
 def test_a_job_held_by_a_dead_worker_says_when_it_is_taken_over_and_then_by_which_worker(
@@ -210,11 +211,11 @@ def test_a_job_held_by_a_dead_worker_says_when_it_is_taken_over_and_then_by_whic
     make_sender(redis_url).send([encode(Note())])
     dead = make_consumer(redis_url, "notes", name="dead", lease_seconds=lease.total_seconds())
     [delivery] = fetch(dead, 1)
-    given = claimed(ledger, decode(delivery.envelope), worker="dead")
+    claim = claimed(ledger, decode(delivery.envelope), worker="dead")
     dead.close()
 
     def because() -> str:
-        return explain(ledger, given.message.id, in_redis, lease=lease).because
+        return explain(ledger, claim.message.id, in_redis, lease=lease).because
 
     assert "worker dead, which began attempt 1, is dead or silent" in because()
     assert "another worker takes it over by" in because()
@@ -226,7 +227,7 @@ def test_a_job_that_redis_lost_under_a_dead_worker_is_sent_again(
     redis_url: str, in_redis: Places, ledger: Database, make_consumer: MakeConsumer
 ) -> None:
     heartbeats.register(ledger, "dead", engine="celery", queues=["notes"], kinds={}, lease=-timedelta(seconds=1))
-    given = claimed(ledger, message(Note()), worker="dead")
+    claim = claimed(ledger, message(Note()), worker="dead")
     make_consumer(redis_url, "notes", name="w1")
-    found = explain(ledger, given.message.id, in_redis)
-    assert "the broker does not have it, so a dispatcher sends it again" in found.because
+    explanation = explain(ledger, claim.message.id, in_redis)
+    assert "the broker does not have it, so a dispatcher sends it again" in explanation.because

@@ -53,7 +53,7 @@ def test_a_message_that_a_queue_rejects_for_a_moment_is_published_until_it_is_ac
         sender._publisher.timeout_seconds = timeout_seconds
         sender.send(envelopes)
 
-    taken: list[str] = []
+    delivered: list[str] = []
     stop = threading.Event()
 
     def take() -> None:
@@ -63,17 +63,17 @@ def test_a_message_that_a_queue_rejects_for_a_moment_is_published_until_it_is_ac
                 stop.wait(0.01)
                 continue
             channel.basic_ack(message.delivery_tag)
-            taken.append(message.properties["correlation_id"])
+            delivered.append(message.properties["correlation_id"])
 
     sent = [envelope(f"job-{number}") for number in range(30)]
     with pytest.raises(BrokerUnavailable, match=r"refused 1 messages for 0\.2 s"):
-        for one in sent[:10]:
-            send([one], 0.2)
+        for job in sent[:10]:
+            send([job], 0.2)
     thread = threading.Thread(target=take)
     thread.start()
     try:
         send(sent[10:], 30)
-        until(lambda: set(taken) >= {one.id for one in sent[10:]})
+        until(lambda: set(delivered) >= {job.id for job in sent[10:]})
     finally:
         stop.set()
         thread.join()

@@ -43,9 +43,9 @@ def test_a_lane_without_a_leader_does_not_stop_the_others_and_is_consumed_when_i
     sender.send([envelope("later", queue="reports")])
     assert ids(fetch(consumer, 1)) == ["later"]
     node.start_queue(lane)
-    found = fetch(consumer, 1)
+    deliveries = fetch(consumer, 1)
     # What was in hand stayed there: looking after the lane costs the others nothing.
-    assert ids(found) == ["stuck"]
+    assert ids(deliveries) == ["stuck"]
     consumer.ack(held)
     until(lambda: sender.depths(["reports"]) == {"reports": 0})
     assert consumer.fetch(10, 0.2) == []

@@ -87,11 +87,11 @@ def test_the_deliveries_of_a_killed_worker_are_taken_over(
     consumer = make_consumer(redis_url, lease_seconds=LEASE)
     seen = []
     while len(seen) < 10:
-        found = consumer.fetch(4, 5)
-        assert len(found) <= 4  # a take-over respects the limit
-        assert {delivery.deliveries for delivery in found} <= {2}
-        seen += ids(found)
-        consumer.ack(found)
+        deliveries = consumer.fetch(4, 5)
+        assert len(deliveries) <= 4  # a take-over respects the limit
+        assert {delivery.deliveries for delivery in deliveries} <= {2}
+        seen += ids(deliveries)
+        consumer.ack(deliveries)
     assert seen == [str(i) for i in range(10)]
 
 
@@ -155,8 +155,8 @@ def test_a_worker_that_was_suspended_past_its_lease_does_not_take_back_what_it_l
     process = doomed(1)
     process.send_signal(signal.SIGSTOP)
     consumer = make_consumer(redis_url, name="second@test-2", lease_seconds=LEASE)
-    [taken] = fetch(consumer, 1)
-    assert taken.deliveries == 2
+    [deliveries] = fetch(consumer, 1)
+    assert deliveries.deliveries == 2
     process.send_signal(signal.SIGCONT)
     key = lane_key(prefix, "emails", "normal")
     until = time.monotonic() + 4 * LEASE
@@ -164,7 +164,7 @@ def test_a_worker_that_was_suspended_past_its_lease_does_not_take_back_what_it_l
         [entry] = client.xpending_range(key, "workers", "-", "+", 10)
         assert entry["consumer"] == b"second@test-2"
         time.sleep(0.02)
-    consumer.ack([taken])
+    consumer.ack([deliveries])
     assert client.xlen(key) == 0
 
 

@@ -36,8 +36,8 @@ CALLS = [
 
 def commands(source: str) -> set[str]:
     """The commands in a file's text, with the subcommand of those that have one."""
-    found = (match for call in CALLS for match in call.findall(source))
-    return {f"{name} {second}" if name in SUBCOMMANDS else name for name, second in found}
+    commands = (match for call in CALLS for match in call.findall(source))
+    return {f"{name} {second}" if name in SUBCOMMANDS else name for name, second in commands}
 
 
 def test_commands_are_not_newer_than_redis_6_2() -> None:

@@ -57,16 +57,16 @@ def test_a_planned_failover_is_followed_by_senders_and_consumers(
 
     def fetched() -> bool:
         try:
-            found.extend(consumer.fetch(100, 0.5))
+            deliveries.extend(consumer.fetch(100, 0.5))
         except BrokerUnavailable:
             retry(consumer.open, BrokerUnavailable)
-        return {"c", "d"} <= set(ids(found))
+        return {"c", "d"} <= set(ids(deliveries))
 
-    found: list[object] = []
+    deliveries: list[object] = []
     until(fetched)
     with redis.Redis(port=sentinels.replica.port) as client:
         assert client.info("replication")["role"] == "master"
-        consumer.ack(found)  # type: ignore[arg-type]
+        consumer.ack(deliveries)  # type: ignore[arg-type]
 
 
 def test_a_keeper_follows_too(sentinels: RedisSentinels, prefix: str) -> None:
@@ -99,10 +99,10 @@ def test_a_url_without_a_master_or_a_host_is_a_wrong_setting(url: str) -> None:
 
 
 def test_a_url_gives_the_servers_and_the_sentinels_their_own_options() -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def ask(url: str, command: tuple[str, ...]) -> list[bytes] | None:
-        asked.append(url)
+        requests.append(url)
         assert command[-1] == "main"
         return [b"10.0.0.1", b"7000"] if "two" in url else None
 
@@ -110,7 +110,7 @@ def test_a_url_gives_the_servers_and_the_sentinels_their_own_options() -> None:
     assert sentinels.find(ask) == "redis://u:p%40ss@10.0.0.1:7000/3?ssl_ca_certs=%2Fca"
     sentinels.find(ask)
     one, two = (f"redis://:own@{host}?ssl_ca_certs=%2Fca" for host in ("one:1", "two:26379"))
-    assert asked == [one, two, two]  # the one that answered is asked first
+    assert requests == [one, two, two]  # the one that answered is asked first
     assert Sentinels("sentinel://a:1;sentinel://b:2/0?master_name=main").hosts == ["a:1", "b:2"]
 
 
@@ -123,7 +123,7 @@ def test_celerys_remote_control_follows_too(sentinels: RedisSentinels) -> None:
 
 @pytest.fixture
 def cluster_node(tmp_path: Path) -> Iterator[str]:
-    port = until(lambda: (found := free_port()) < 55_000 and found)  # its other port is 10,000 above
+    port = until(lambda: (port := free_port()) < 55_000 and port)  # its other port is 10,000 above
     command = [*redis_command(tmp_path, port, tmp_path / "log"), "--cluster-enabled", "yes"]
     process = subprocess.Popen(command, start_new_session=True)
     until(lambda: redis_answers(port))

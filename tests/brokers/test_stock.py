@@ -59,8 +59,8 @@ def make_intake(broker_url: str, stock_queue: str, prefix: str, closing: ExitSta
     return make
 
 
-def to_emails(found: Envelope, raw: bytes) -> Envelope:
-    return Envelope("emails", found.priority, found.headers, found.body)
+def to_emails(envelope: Envelope, raw: bytes) -> Envelope:
+    return Envelope("emails", envelope.priority, envelope.headers, envelope.body)
 
 
 def test_a_stock_clients_message_arrives_whole(
@@ -69,17 +69,17 @@ def test_a_stock_clients_message_arrives_whole(
     sent = app.send_task("x.y", args=[1, "zwei"], kwargs={"three": "☂"}, queue=stock_queue, countdown=60)
     seen: list[tuple[str, bytes]] = []
 
-    def route(found: Envelope, raw: bytes) -> Envelope:
-        seen.append((found.queue, raw))
-        return to_emails(found, raw)
+    def route(envelope: Envelope, raw: bytes) -> Envelope:
+        seen.append((envelope.queue, raw))
+        return to_emails(envelope, raw)
 
     intake = make_intake()
     until(lambda: intake.take(100, route) == 1)
     [delivery] = fetch(consumer, 1)
-    found = delivery.envelope
-    assert (found.id, found.kind, found.priority) == (sent.id, "x.y", "normal")
-    assert found.headers["eta"] is not None
-    assert found.body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
+    envelope = delivery.envelope
+    assert (envelope.id, envelope.kind, envelope.priority) == (sent.id, "x.y", "normal")
+    assert envelope.headers["eta"] is not None
+    assert envelope.body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
     assert seen[0][0] == stock_queue
     assert seen[0][1]
     assert intake.take(100, route) == 0
@@ -90,14 +90,14 @@ def test_order_is_kept_and_the_limit_respected(
 ) -> None:
     sent = [app.send_task("x.y", kwargs={"i": i}, queue=stock_queue).id for i in range(25)]
     intake = make_intake()
-    taken: list[int] = []
+    counts: list[int] = []
 
     def take() -> bool:
-        taken.append(intake.take(10, to_emails))
-        return sum(taken) == 25
+        counts.append(intake.take(10, to_emails))
+        return sum(counts) == 25
 
     until(take)
-    assert max(taken) == 10
+    assert max(counts) == 10
     assert ids(fetch(consumer, 25)) == sent
 
 
@@ -107,8 +107,8 @@ def test_a_priority_of_its_own_chooses_another_lane(
     app.send_task("x.usual", queue=stock_queue)
     app.send_task("x.other", queue=stock_queue, priority=6)
     intake = make_intake()
-    taken: list[int] = []
-    until(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == 2)
+    counts: list[int] = []
+    until(lambda: counts.append(intake.take(10, to_emails)) or sum(counts) == 2)
     lanes = {delivery.envelope.kind: delivery.envelope.priority for delivery in fetch(consumer, 2)}
     assert lanes == {"x.usual": "normal", "x.other": "low" if broker_url.startswith("redis") else "high"}
 
@@ -118,7 +118,7 @@ def test_a_message_that_the_router_handles_is_removed_and_not_sent(
 ) -> None:
     app.send_task("x.y", queue=stock_queue)
     intake = make_intake()
-    until(lambda: intake.take(10, lambda found, raw: None) == 1)
+    until(lambda: intake.take(10, lambda envelope, raw: None) == 1)
     assert intake.take(10, to_emails) == 0
     assert consumer.fetch(1, 0.2) == []
 
@@ -129,8 +129,8 @@ def test_an_error_of_the_router_leaves_the_message_where_it_is(
     sent = app.send_task("x.y", queue=stock_queue)
     intake = make_intake()
 
-    def failing(found: Envelope, raw: bytes) -> Envelope:
-        raise RuntimeError(found.id)
+    def failing(envelope: Envelope, raw: bytes) -> Envelope:
+        raise RuntimeError(envelope.id)
 
     def fails() -> bool:
         with suppress(RuntimeError):
@@ -147,18 +147,18 @@ def test_several_dispatchers_move_each_message_once(
     app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
 ) -> None:
     sent = {app.send_task("x.y", queue=stock_queue).id for _ in range(120)}
-    taken: list[int] = []
+    counts: list[int] = []
 
     def work(intake: StockIntake) -> None:
-        while sum(taken) < 120:
-            taken.append(intake.take(7, to_emails))
+        while sum(counts) < 120:
+            counts.append(intake.take(7, to_emails))
 
     threads = [threading.Thread(target=work, args=(make_intake(),)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(taken) == 120
+    assert sum(counts) == 120
     assert set(ids(fetch(consumer, 120))) == sent
     assert consumer.fetch(1, 0.2) == []
 
@@ -169,8 +169,8 @@ def test_several_dispatchers_move_each_message_once(
 def test_bytes_that_are_not_a_message_reach_the_router(raw: bytes, redis_url: str, prefix: str) -> None:
     seen: list[tuple[dict[str, Any], bytes, bytes]] = []
 
-    def route(found: Envelope, raw: bytes) -> None:
-        seen.append((found.headers, found.body, raw))
+    def route(envelope: Envelope, raw: bytes) -> None:
+        seen.append((envelope.headers, envelope.body, raw))
 
     with redis.Redis.from_url(redis_url) as client:
         client.lpush(f"{prefix}junk", raw)

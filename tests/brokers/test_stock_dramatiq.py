@@ -66,13 +66,13 @@ def make_intake(broker_url: str, stock_queue: str, prefix: str, closing: ExitSta
     return make
 
 
-def to_emails(found: Envelope, raw: bytes) -> Envelope:
-    return Envelope("emails", found.priority, found.headers, found.body)
+def to_emails(envelope: Envelope, raw: bytes) -> Envelope:
+    return Envelope("emails", envelope.priority, envelope.headers, envelope.body)
 
 
 def taking(intake: StockIntake, count: int) -> None:
-    taken: list[int] = []
-    until(lambda: taken.append(intake.take(10, to_emails)) or sum(taken) == count)
+    counts: list[int] = []
+    until(lambda: counts.append(intake.take(10, to_emails)) or sum(counts) == count)
 
 
 def test_messages_arrive_whole_and_in_order(
@@ -81,12 +81,12 @@ def test_messages_arrive_whole_and_in_order(
     sent = [send("x.y", 1, "zwei", three="☂").message_id for _ in range(25)]
     delayed = send("x.later", delay=60_000)
     taking(make_intake(), 26)
-    found = {one.envelope.id: one.envelope for one in fetch(consumer, 26)}
-    assert list(found) == [*sent, delayed.message_id]
-    assert found[sent[0]].kind == "x.y"
-    assert found[sent[0]].body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
-    assert "eta" not in found[sent[0]].headers
-    assert found[delayed.message_id].headers["eta"] > "20"
+    envelope = {delivery.envelope.id: delivery.envelope for delivery in fetch(consumer, 26)}
+    assert list(envelope) == [*sent, delayed.message_id]
+    assert envelope[sent[0]].kind == "x.y"
+    assert envelope[sent[0]].body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
+    assert "eta" not in envelope[sent[0]].headers
+    assert envelope[delayed.message_id].headers["eta"] > "20"
 
 
 def test_a_message_that_the_router_handles_is_removed(send: Send, make_intake: Callable[[], StockIntake]) -> None:
@@ -94,8 +94,8 @@ def test_a_message_that_the_router_handles_is_removed(send: Send, make_intake: C
     intake = make_intake()
     seen: list[tuple[str, str]] = []
 
-    def route(found: Envelope, raw: bytes) -> None:
-        seen.append((found.queue, found.kind))
+    def route(envelope: Envelope, raw: bytes) -> None:
+        seen.append((envelope.queue, envelope.kind))
 
     until(lambda: intake.take(10, route) == 1)
     assert intake.take(10, route) == 0
@@ -106,18 +106,18 @@ def test_several_dispatchers_move_each_message_once(
     send: Send, make_intake: Callable[[], StockIntake], consumer: Consumer
 ) -> None:
     sent = {send("x.y").message_id for _ in range(60)}
-    taken: list[int] = []
+    counts: list[int] = []
 
     def work(intake: StockIntake) -> None:
-        while sum(taken) < 60:
-            taken.append(intake.take(7, to_emails))
+        while sum(counts) < 60:
+            counts.append(intake.take(7, to_emails))
 
     threads = [threading.Thread(target=work, args=(make_intake(),)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(taken) == 60
+    assert sum(counts) == 60
     assert set(ids(fetch(consumer, 60))) == sent
     assert consumer.fetch(1, 0.2) == []
 
@@ -125,16 +125,16 @@ def test_several_dispatchers_move_each_message_once(
 def test_a_message_that_a_dramatiq_worker_has_fetched_stays_with_it(
     send: Send, client: dramatiq.Broker, make_intake: Callable[[], StockIntake], stock_queue: str
 ) -> None:
-    mine = send("x.y")
-    theirs = client.consume(stock_queue, prefetch=1, timeout=10_000)
-    fetched = next(theirs)
+    own = send("x.y")
+    consumer = client.consume(stock_queue, prefetch=1, timeout=10_000)
+    fetched = next(consumer)
     assert fetched is not None
-    assert fetched.message_id == mine.message_id
+    assert fetched.message_id == own.message_id
     intake = make_intake()
     for _ in range(3):
         assert intake.take(10, to_emails) == 0
-    theirs.ack(fetched)
-    theirs.close()
+    consumer.ack(fetched)
+    consumer.close()
 
 
 def test_moved_messages_leave_nothing_on_redis(redis_url: str, prefix: str) -> None:
@@ -147,7 +147,12 @@ def test_moved_messages_leave_nothing_on_redis(redis_url: str, prefix: str) -> N
         client.rpush(f"dramatiq:{queue}", "bad")
         intake = open_stock_intake(redis_url, [queue], prefix)
         seen: list[bytes] = []
-        assert intake.take(10, lambda found, raw: seen.append(raw) if not found.headers else to_emails(found, raw)) == 3
+        assert (
+            intake.take(
+                10, lambda envelope, raw: seen.append(raw) if not envelope.headers else to_emails(envelope, raw)
+            )
+            == 3
+        )
         assert seen == [b"\xff"]
         assert client.exists(f"dramatiq:{queue}", f"dramatiq:{queue}.msgs") == 0
     intake.close()

@@ -36,10 +36,10 @@ class Site:
     client: Certificate
 
     def url(self, authority: Path | None = None, host: str = "127.0.0.1", **parameters: str) -> str:
-        given = {"ssl_certfile": self.client.file, "ssl_keyfile": self.client.key, **parameters}
+        options = {"ssl_certfile": self.client.file, "ssl_keyfile": self.client.key, **parameters}
         if authority is not None:
-            given["ssl_ca_certs"] = authority
-        query = "&".join(f"{name}={value}" for name, value in given.items())
+            options["ssl_ca_certs"] = authority
+        query = "&".join(f"{name}={value}" for name, value in options.items())
         if self.broker == "redis":
             return f"rediss://:secret@{host}:{self.port}/0?{query}"
         return f"amqps://guest:guest@{host}:{self.port}//?{query}"
@@ -95,9 +95,9 @@ def test_jobs_go_through_tls(site: Site, prefix: str, make_sender: MakeSender, m
         await sender.close()
 
     asyncio.run(asynchronously())
-    found = fetch(consumer, 2)
-    assert sorted(ids(found)) == ["a", "b"]
-    consumer.ack(found)
+    deliveries = fetch(consumer, 2)
+    assert sorted(ids(deliveries)) == ["a", "b"]
+    consumer.ack(deliveries)
 
 
 def refused(url: str, error: type[Exception], why: str) -> None:
@@ -161,5 +161,5 @@ def test_celerys_remote_control_goes_through_tls_and_believes_no_server_it_canno
 
 @pytest.mark.parametrize("site", ["redis"], indirect=True)
 def test_the_process_that_keeps_leases_speaks_tls(site: Site, prefix: str) -> None:
-    given = {**_address(site.url(site.authority.file)), "timeout_seconds": 5.0, "group": "workers", "name": "w"}
-    lease_keeper_process.renew(given, [f"{prefix}:none".encode()])
+    options = {**_address(site.url(site.authority.file)), "timeout_seconds": 5.0, "group": "workers", "name": "w"}
+    lease_keeper_process.renew(options, [f"{prefix}:none".encode()])

@@ -143,9 +143,9 @@ def test_the_end_of_a_job_is_delivered(
     producer = start(include=("result", "error"))
     job = producer.enqueue(Greet(name="Ada", how=how), key="k", tenant="acme")
     until(lambda: receiver.got)
-    [told] = receiver.told()
-    assert told["type"] == f"job.{state}"
-    data = told["data"]
+    [events] = receiver.told()
+    assert events["type"] == f"job.{state}"
+    data = events["data"]
     assert (data["id"], data["kind"], data["state"], data["key"], data["tenant"]) == (
         job.id,
         "hooked.greet",
@@ -155,7 +155,7 @@ def test_the_end_of_a_job_is_delivered(
     )
     assert data.get("result") == ("hello Ada" if state == "succeeded" else None)
     assert ("no greeting" in data.get("error", "")) == (state == "dead")
-    assert told["timestamp"] == data["finished_at"]
+    assert events["timestamp"] == data["finished_at"]
 
 
 def test_deliveries_are_made_for_the_chosen_kinds_and_states_only(
@@ -166,9 +166,9 @@ def test_deliveries_are_made_for_the_chosen_kinds_and_states_only(
     producer.enqueue(Greet(name="Ada"))
     producer.enqueue(Quiet())
     until(lambda: len(receiver.got) == 2)
-    told = receiver.told()
-    assert {one["data"]["kind"] for one in told} == {"hooked.greet", "hooked.quiet"}
-    assert not any("result" in one["data"] for one in told)
+    events = receiver.told()
+    assert {event["data"]["kind"] for event in events} == {"hooked.greet", "hooked.quiet"}
+    assert not any("result" in event["data"] for event in events)
 
 
 def test_a_delivery_is_tried_again_under_the_same_id(start: Callable[..., Producer], receiver: Receiver) -> None:
@@ -216,7 +216,7 @@ def test_the_testing_kit_delivers_nothing(receiver: Receiver) -> None:
     settings = Settings(hooks={"shop": HookSettings(url=receiver.url, secret="s", allow_networks=LOOPBACK)})
     with testing(settings) as kit:
         Producer("redis://127.0.0.1:1/0").enqueue(Greet(name="Ada"))
-        assert [one.result for one in kit.drain()] == ["hello Ada"]
+        assert [run.result for run in kit.drain()] == ["hello Ada"]
         kit.refute_enqueued()
     assert receiver.got == []
 
@@ -227,9 +227,15 @@ def test_the_testing_kit_delivers_nothing(receiver: Receiver) -> None:
         ("93.184.216.34", True),
         ("2606:2800:220:1::1", True),
         ("64:ff9b::5db8:d822", True),
-        *((one, False) for one in ("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254")),
-        *((one, False) for one in ("0.0.0.0", "100.64.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1")),
-        *((one, False) for one in ("fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::")),
+        *((address, False) for address in ("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254")),
+        *(
+            (address, False)
+            for address in ("0.0.0.0", "100.64.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1")
+        ),
+        *(
+            (address, False)
+            for address in ("fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::")
+        ),
         ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
     ],
 )
@@ -241,11 +247,11 @@ def test_the_address_that_was_looked_at_is_the_one_connected_to(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server of names that says something else when it is asked again changes nothing."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def answer(self: Any, host: str, port: int, **_: Any) -> list[Any]:
-        asked.append(host)
-        assert len(asked) == 1, "resolved a second time"
+        requests.append(host)
+        assert len(requests) == 1, "resolved a second time"
         return [(None, None, None, "", ("10.0.0.1", port)), (None, None, None, "", ("127.0.0.1", port))]
 
     async def run() -> int:
@@ -255,7 +261,7 @@ def test_the_address_that_was_looked_at_is_the_one_connected_to(
         return (await post(url, b"{}", {}, allowed=allowed, timeout_seconds=WAIT_SECONDS)).status_code
 
     assert asyncio.run(run()) == 204
-    assert asked == ["shop.example"]
+    assert requests == ["shop.example"]
     assert receiver.got[0][1]["host"].startswith("shop.example:")
 
 

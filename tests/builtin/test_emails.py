@@ -53,7 +53,7 @@ def test_a_variable_cannot_add_a_header(
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "expected"),
     [
         ("hi", r"hi\.subject\.txt: 'name' is undefined"),
         ("evil", r"evil\.txt: .*unsafe"),
@@ -63,8 +63,8 @@ def test_a_variable_cannot_add_a_header(
         ("including", r"'nothing\.txt', which it includes, is missing"),
     ],
 )
-def test_a_template_that_cannot_be_filled_is_permanent_and_says_why(folder: Path, template: str, said: str):
-    with pytest.raises(Permanent, match=said):
+def test_a_template_that_cannot_be_filled_is_permanent_and_says_why(folder: Path, template: str, expected: str):
+    with pytest.raises(Permanent, match=expected):
         Templates(str(folder)).render(template, {})
 
 

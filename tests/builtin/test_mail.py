@@ -59,9 +59,9 @@ def test_a_second_attempt_sends_the_same_message_id_and_date(
 ):
     send(mailer, ctx, storage)
     send(mailer, Context(job_id=ctx.job_id, attempt=2), storage)
-    (_, _, one), (_, _, two) = server.mails
-    assert one["Message-ID"] == two["Message-ID"]
-    assert one["Date"] == two["Date"]
+    (_, _, first), (_, _, second) = server.mails
+    assert first["Message-ID"] == second["Message-ID"]
+    assert first["Date"] == second["Date"]
 
 
 def test_a_connection_serves_many_mails(mailer: Mailer, server: Server, ctx: Context, storage: FileStorage):
@@ -164,8 +164,8 @@ def test_a_connection_lost_after_the_mail_is_a_retry(
     assert isinstance(send(mailer, ctx, storage), Retry)
     server.replies.clear()
     send(mailer, ctx, storage)
-    (_, _, one), (_, _, two) = server.mails
-    assert one["Message-ID"] == two["Message-ID"]
+    (_, _, first), (_, _, second) = server.mails
+    assert first["Message-ID"] == second["Message-ID"]
 
 
 def test_a_server_that_says_nothing_is_given_up_in_time(ctx: Context, storage: FileStorage):

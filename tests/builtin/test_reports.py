@@ -213,14 +213,14 @@ def test_cells_of_every_type_are_written_as_themselves(tmp_path: Path):
 
 
 def test_a_full_sheet_is_followed_by_another(tmp_path: Path):
-    made = datetime(2026, 1, 1, tzinfo=UTC)
-    with open_xlsx(tmp_path / "a.xlsx", ["n"], title="T", created=made, zone=ZoneInfo("UTC"), max_rows=4) as book:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    with open_xlsx(tmp_path / "a.xlsx", ["n"], title="T", created=at, zone=ZoneInfo("UTC"), max_rows=4) as book:
         for number in range(7):
             book.write([number])
     assert book.sheets == 3
-    found = openpyxl.load_workbook(tmp_path / "a.xlsx")
-    assert [[cell.value for cell in sheet["A"]] for sheet in found] == [["n", 0, 1, 2], ["n", 3, 4, 5], ["n", 6]]
-    assert found.sheetnames == ["T", "T 2", "T 3"]
+    workbook = openpyxl.load_workbook(tmp_path / "a.xlsx")
+    assert [[cell.value for cell in sheet["A"]] for sheet in workbook] == [["n", 0, 1, 2], ["n", 3, 4, 5], ["n", 6]]
+    assert workbook.sheetnames == ["T", "T 2", "T 3"]
 
 
 def test_a_report_without_rows_has_its_heading(sales: Sales, databases: Databases, storage: FileStorage, ctx: Context):
@@ -230,7 +230,7 @@ def test_a_report_without_rows_has_its_heading(sales: Sales, databases: Database
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "expected"),
     [
         ({}, r"'day': expected date such as 2026-01-31, got nothing"),
         ({"day": "soon"}, r"'day': expected date"),
@@ -243,9 +243,9 @@ def test_a_report_without_rows_has_its_heading(sales: Sales, databases: Database
     ],
 )
 def test_wrong_parameters_are_permanent_and_named(
-    sales: Sales, databases: Databases, storage: FileStorage, ctx: Context, parameters: Any, said: str
+    sales: Sales, databases: Databases, storage: FileStorage, ctx: Context, parameters: Any, expected: str
 ):
-    with pytest.raises(Permanent, match=said):
+    with pytest.raises(Permanent, match=expected):
         build(ctx, sales, databases, storage, parameters=parameters)
 
 
@@ -302,12 +302,12 @@ def test_a_second_run_of_a_job_writes_and_asks_nothing(
 
 
 def test_the_key_is_made_of_report_parameters_and_job(sales: Sales, databases: Databases, storage: FileStorage):
-    one, two = Context(job_id=new_id()), Context(job_id="../../evil")
-    first = build(one, sales, databases, storage).key
-    second = build(two, sales, databases, storage).key
-    assert first == f"{first.rpartition('/')[0]}/daily_sales-{one.job_id}.csv"
+    ctx, traversal = Context(job_id=new_id()), Context(job_id="../../evil")
+    first = build(ctx, sales, databases, storage).key
+    second = build(traversal, sales, databases, storage).key
+    assert first == f"{first.rpartition('/')[0]}/daily_sales-{ctx.job_id}.csv"
     assert first.rpartition("/")[0] == second.rpartition("/")[0]
-    other = build(one, sales, databases, storage, parameters={"day": "2026-01-02"}).key
+    other = build(ctx, sales, databases, storage, parameters={"day": "2026-01-02"}).key
     assert other.rpartition("/")[0] != first.rpartition("/")[0]
 
 
@@ -355,7 +355,7 @@ def test_a_cancelled_report_stops_between_rows_and_stores_nothing(
 
 
 @pytest.mark.parametrize(
-    ("report", "said"),
+    ("report", "expected"),
     [
         ({"sql": "SELECT :day"}, "sql uses :day, which parameters does not declare"),
         ({"sql": "SELECT 1", "parameters": {"day": "date"}}, "'day' is declared, but sql does not use :day"),
@@ -364,8 +364,8 @@ def test_a_cancelled_report_stops_between_rows_and_stores_nothing(
         ({"sql": "SELECT 1", "timezone": "Berlin"}, "unknown time zone"),
     ],
 )
-def test_a_report_described_wrongly_is_refused_with_the_settings(report: dict[str, Any], said: str):
-    with pytest.raises(ValidationError, match=said):
+def test_a_report_described_wrongly_is_refused_with_the_settings(report: dict[str, Any], expected: str):
+    with pytest.raises(ValidationError, match=expected):
         settings(reports={"x": report})
 
 

@@ -39,9 +39,9 @@ def test_a_large_object_comes_back_whole(storage: Storage):
 
 def test_size_and_media_type_are_found(storage: Storage):
     put(storage, "photo.webp", b"12345")
-    found = storage.find("photo.webp")
-    assert found is not None
-    assert (found.size, found.media_type) == (5, "image/webp")
+    stat = storage.find("photo.webp")
+    assert stat is not None
+    assert (stat.size, stat.media_type) == (5, "image/webp")
 
 
 def test_a_missing_object_is_none_or_an_error_that_names_the_key(storage: Storage):

@@ -145,13 +145,13 @@ BAD_PAGES = [
 ]
 
 
-@pytest.mark.parametrize(("document", "said"), BAD_PAGES)
+@pytest.mark.parametrize(("document", "expected"), BAD_PAGES)
 def test_a_page_that_does_not_fit_is_permanent_and_saves_nothing(
-    target: Target, databases: Databases, api: Api, document: object, said: str
+    target: Target, databases: Databases, api: Api, document: object, expected: str
 ):
     configured = target.settings(columns={"count": "int", "name": "str"})
     api.faults = [ok(document)]
-    with pytest.raises(Permanent, match=said):
+    with pytest.raises(Permanent, match=expected):
         run(target, databases, configured)
     assert target.rows() == []
     assert run(target, databases, configured).pages == 3
@@ -218,7 +218,7 @@ def test_an_unknown_sync_is_permanent(target: Target, databases: Databases):
 
 
 @pytest.mark.parametrize(
-    ("sync", "said"),
+    ("sync", "expected"),
     [
         ({"url": "ftp://x"}, "http"),
         ({"url": "orders"}, "http"),
@@ -230,8 +230,8 @@ def test_an_unknown_sync_is_permanent(target: Target, databases: Databases):
         ({"updated": "updated_at"}, "belong together"),
     ],
 )
-def test_a_sync_described_wrongly_is_refused_with_the_settings(sync: dict[str, Any], said: str):
-    with pytest.raises(ValidationError, match=said):
+def test_a_sync_described_wrongly_is_refused_with_the_settings(sync: dict[str, Any], expected: str):
+    with pytest.raises(ValidationError, match=expected):
         settings(syncs={"x": {"url": "http://x.example", "table": "x", **sync}})
 
 

@@ -95,9 +95,9 @@ def test_a_photo_becomes_upright_and_forgets_where_it_was_taken(storage: FileSto
     assert b"SecretCamera" in content
     assert b"SecretXmp" in content
     for key in (result.clean, *(t.key for t in result.thumbnails)):
-        made = get(storage, key)
-        assert b"Secret" not in made
-        assert b"Exif" not in made
+        thumbnail = get(storage, key)
+        assert b"Secret" not in thumbnail
+        assert b"Exif" not in thumbnail
         image = open_image(storage, key)
         assert not image.getexif()
         red, _, blue = image.convert("RGB").getpixel((image.width // 2, image.height // 8))
@@ -166,7 +166,7 @@ def test_a_pdf_is_kept_as_it_is(storage: FileStorage, ctx: Context):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "expected"),
     [
         (b"name;price\n\xc3\xa4pfel;1\nbirnen;2\n", "text/csv"),
         (b'a,b\r\n"x, y",2\r\n', "text/csv"),
@@ -177,12 +177,12 @@ def test_a_pdf_is_kept_as_it_is(storage: FileStorage, ctx: Context):
         (b"x" + "ö".encode() * 50_000, "text/plain"),
     ],
 )
-def test_text_and_csv_are_distinguished_by_content(storage: FileStorage, ctx: Context, content: bytes, found: str):
-    assert process(storage, ctx, content, key="in/file.jpg").media_type == found
+def test_text_and_csv_are_distinguished_by_content(storage: FileStorage, ctx: Context, content: bytes, expected: str):
+    assert process(storage, ctx, content, key="in/file.jpg").media_type == expected
 
 
 @pytest.mark.parametrize(
-    ("key", "content", "found"),
+    ("key", "content", "expected"),
     [
         ("photo.jpg", b"<!DOCTYPE html><script>alert(1)</script>", "text/html"),
         ("photo.jpg", b" \n<script >alert(1)</script>", "text/html"),
@@ -194,11 +194,11 @@ def test_text_and_csv_are_distinguished_by_content(storage: FileStorage, ctx: Co
     ],
 )
 def test_a_lie_about_the_kind_of_file_is_refused_by_name(
-    storage: FileStorage, ctx: Context, key: str, content: bytes, found: str
+    storage: FileStorage, ctx: Context, key: str, content: bytes, expected: str
 ):
     with pytest.raises(Permanent, match="the content is") as caught:
         process(storage, ctx, content, key=key)
-    assert found in str(caught.value)
+    assert expected in str(caught.value)
     assert key in str(caught.value)
     assert storage.find("uploads") is None
 
@@ -319,7 +319,7 @@ def test_uploads_work_on_s3(s3_url: str, ctx: Context):
     storage = make_storage(s3_url)
     first = process(storage, ctx, photo())
     assert process(storage, ctx, photo()) == first
-    found = storage.find(first.thumbnails[0].key)
-    assert found is not None
-    assert found.media_type == "image/webp"
+    stat = storage.find(first.thumbnails[0].key)
+    assert stat is not None
+    assert stat.media_type == "image/webp"
     storage.close()

@@ -100,14 +100,14 @@ def _draw(chance: random.Random, number: int) -> Asked:
         failures=chance.randint(1, 2) if failing else 0,
         about=chance.randrange(KEYS),
     )
-    asked = Asked(job, new_id(), chance.choice(["high", "normal", "normal", "low"]))
+    call = Asked(job, new_id(), chance.choice(["high", "normal", "normal", "low"]))
     if kind is not Debounce and chance.random() < 0.12:
-        asked.delay = chance.uniform(0.1, 4.0)
+        call.delay = chance.uniform(0.1, 4.0)
     if kind in CANCELLABLE and chance.random() < 0.08:
-        asked.cancel = chance.choice(["at once", "later"])
+        call.cancel = chance.choice(["at once", "later"])
         if kind is LeastUntracked or chance.random() < 0.7:
-            asked.delay = chance.uniform(5.0, 9.0)
-    return asked
+            call.delay = chance.uniform(5.0, 9.0)
+    return call
 
 
 @dataclass
@@ -122,21 +122,21 @@ class Asking:
     @staticmethod
     def share(asked: Sequence[Asked], threads: int) -> list[list[Asked]]:
         shares: list[list[Asked]] = [[] for _ in range(threads)]
-        for one in asked:
-            ordered = isinstance(one.job, (Replace, Debounce))
-            shares[(one.job.about if ordered else one.number) % threads].append(one)
+        for call in asked:
+            ordered = isinstance(call.job, (Replace, Debounce))
+            shares[(call.job.about if ordered else call.number) % threads].append(call)
         return shares
 
     def run(self, began: float, seconds: float, count: int) -> None:
         """Half of all at once, the others spread over `seconds` from `began`, as `time.monotonic()` says."""
         try:
-            for one in self.asked:
-                at = began + max(one.number / count - 0.5, 0) * 2 * seconds
+            for call in self.asked:
+                at = began + max(call.number / count - 0.5, 0) * 2 * seconds
                 while (now := time.monotonic()) < at:
                     self._cancel_due(now)
                     time.sleep(0.005)
                 self._cancel_due(now)
-                self._ask(one)
+                self._ask(call)
             self._cancel_due(float("inf"))
         except BaseException as error:
             self.error = error
@@ -158,10 +158,10 @@ class Asking:
             self._later.append((0.0 if one.cancel == "at once" else time.monotonic() + 1.5, one))
 
     def _cancel_due(self, now: float) -> None:
-        due = [one for at, one in self._later if at <= now]
-        self._later = [(at, one) for at, one in self._later if at > now]
-        for one in due:
-            key = one.key
+        due = [call for at, call in self._later if at <= now]
+        self._later = [(at, call) for at, call in self._later if at > now]
+        for call in due:
+            key = call.key
             assert key is not None
             retry(lambda key=key: self.site.producer.cancel(key=key), LedgerUnavailable, pause=0.05)
-            one.certain = one.delay is not None and time.time() < one.began + one.delay
+            call.certain = call.delay is not None and time.time() < call.began + call.delay

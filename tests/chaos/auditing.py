@@ -73,19 +73,19 @@ class Audit:
         self._faults: dict[str, list[str]] = defaultdict(list)
 
     def into(self, report: Report) -> None:
-        for one in self._asked:
-            line = report.lines_of[one.job.kind().name]
+        for call in self._asked:
+            line = report.lines_of[call.job.kind().name]
             line.asked += 1
-            if one.created:
+            if call.created:
                 line.jobs += 1
-                self._judge(one, line)
+                self._judge(call, line)
         self._judge_children(report.lines_of["chaos.once (of a parent)"])
         self._judge_uniques()
-        known = {one.id for one in self._asked}
+        ids = {call.id for call in self._asked}
         for job_id, row in self._rows.items():
             if row.state not in FINAL:
                 self._fault("without an end", row.kind, f"{job_id} ({row.state})")
-            if job_id not in known and json.loads(row.payload)["number"] < CHILD:
+            if job_id not in ids and json.loads(row.payload)["number"] < CHILD:
                 self._fault("that nobody asked for", row.kind, f"{job_id} ({row.state})")
         for fault, labels in sorted(self._faults.items()):
             more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
@@ -153,29 +153,29 @@ class Audit:
 
     def _judge_children(self, line: Line) -> None:
         """What a parent enqueues is there if the parent succeeded, and only then."""
-        for one in self._asked:
-            if isinstance(one.job, Parent):
-                count, done = self._effects[CHILD + one.number], self._effects[one.number]
-                label = f"{one.number} ({one.id})"
+        for call in self._asked:
+            if isinstance(call.job, Parent):
+                count, done = self._effects[CHILD + call.number], self._effects[call.number]
+                label = f"{call.number} ({call.id})"
                 line.asked += 1
                 line.jobs += done
                 line.ran += count > 0
                 line.again += max(count - 1, 0)
                 line.lost += count < done
                 if count != done:
-                    self._fault(f"{count} children", one.job.kind().name, label)
+                    self._fault(f"{count} children", call.job.kind().name, label)
 
     def _judge_uniques(self) -> None:
         groups: Mapping[tuple[type, int], list[Asked]] = defaultdict(list)
-        for one in self._asked:
-            if isinstance(one.job, UNIQUE):
-                groups[type(one.job), one.job.about].append(one)
+        for call in self._asked:
+            if isinstance(call.job, UNIQUE):
+                groups[type(call.job), call.job.about].append(call)
         for (kind, about), calls in groups.items():
             label = f"about {about}"
-            own = {one.id: one for one in calls if one.created}
-            for one in calls:
-                if one.stands is not None and one.stands not in own:
-                    self._fault("stands for a call of another key", kind.__name__, f"{one.stands}, {label}")
+            own = {call.id: call for call in calls if call.created}
+            for call in calls:
+                if call.stands is not None and call.stands not in own:
+                    self._fault("stands for a call of another key", kind.__name__, f"{call.stands}, {label}")
             if kind in (Replace, Debounce):
                 self._judge_latest(kind, calls, label)
             else:
@@ -186,24 +186,24 @@ class Audit:
         last = calls[-1]
         if not self._traces.get(last.number):
             self._fault("lost its last call", kind.__name__, f"{last.number} ({last.stands}), {label}")
-        given = {one.stands: one.number for one in calls}  # the latest of each
-        for one in calls:
-            for job_id in self._traces.get(one.number, ()):
-                if given.get(job_id) != one.number:
-                    self._fault("ran with a payload of before", kind.__name__, f"{one.number} ({job_id}), {label}")
+        latest = {call.stands: call.number for call in calls}  # the latest of each
+        for call in calls:
+            for job_id in self._traces.get(call.number, ()):
+                if latest.get(job_id) != call.number:
+                    self._fault("ran with a payload of before", kind.__name__, f"{call.number} ({job_id}), {label}")
 
     def _judge_holders(self, kind: type, holders: list[Asked], label: str) -> None:
         """A job was let in only when the one before had ended."""
-        holders.sort(key=lambda one: one.ended)
-        for number, one in enumerate(holders):
-            row = self._rows.get(one.id)
+        holders.sort(key=lambda call: call.ended)
+        for number, call in enumerate(holders):
+            row = self._rows.get(call.id)
             for other in holders[number + 1 :]:
                 # Let in while the other's call was under way at the latest; which of two was first, neither knows.
                 if row is None or row.finished_at is None or other.ended < row.finished_at.timestamp():
                     theirs: Any = self._rows.get(other.id)
                     ended = None if theirs is None or theirs.finished_at is None else theirs.finished_at.timestamp()
-                    if ended is None or one.ended < ended:
-                        self._fault("held one key at a time", kind.__name__, f"{one.id} and {other.id}, {label}")
+                    if ended is None or call.ended < ended:
+                        self._fault("held one key at a time", kind.__name__, f"{call.id} and {other.id}, {label}")
 
     def _fault(self, what: str, kind: str, label: str) -> None:
         self._faults[f"{kind} {what}"].append(label)
@@ -217,7 +217,7 @@ def is_settled(site: Site, asked: Sequence[Asked], *, wiped: bool) -> bool:
         return True
     rows, traces = site.rows(), site.traces()
     return all(
-        one.id in rows if one.job.kind().track else one.number in traces or one.cancel is not None
-        for one in asked
-        if one.created
+        call.id in rows if call.job.kind().track else call.number in traces or call.cancel is not None
+        for call in asked
+        if call.created
     )

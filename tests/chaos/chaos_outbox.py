@@ -80,7 +80,7 @@ class OutboxReport:
         return Line(*map(sum, zip(*map(astuple, self.lines_of.values()), strict=True)))
 
     def lines(self) -> list[str]:
-        rows = [f"  seed {self.seed:<23}" + "".join(f"{one.name.replace('_', ' '):>12}" for one in fields(Line))]
+        rows = [f"  seed {self.seed:<23}" + "".join(f"{field.name.replace('_', ' '):>12}" for field in fields(Line))]
         for kind, line in [*sorted(self.lines_of.items()), ("all", self.total)]:
             rows.append(f"  {kind:<28}" + "".join(f"{count:>12,}" for count in astuple(line)))
         rows.append(f"  {self.ordered:,} with a key, in the broker in the order of their commits or named below")
@@ -353,13 +353,13 @@ def _audit(site: OutboxSite, orders: list[Any], report: OutboxReport) -> None:
     twice, lost, unfinished, other = [], [], [], []
     for number, row in committed.items():
         line, once = report.lines_of[row.kind], "once" in row.kind
-        ran = effects[number] if once else len(traces.get(number, ()))
-        line.ran += ran > 0
-        line.again += max(ran - 1, 0)
-        if ran == 0:
+        runs = effects[number] if once else len(traces.get(number, ()))
+        line.ran += runs > 0
+        line.again += max(runs - 1, 0)
+        if runs == 0:
             line.lost += 1
             lost.append(row.job_id)
-        if once and ran > 1:
+        if once and runs > 1:
             twice.append(row.job_id)
         if set(traces.get(number, ())) - {row.job_id}:
             other.append(number)

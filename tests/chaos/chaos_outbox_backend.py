@@ -191,9 +191,9 @@ def _with_django(urls: Sequence[str]) -> Writer:
 
     aliases = [f"shop-{number}" for number in range(len(urls))]
     databases = {alias: configuration(url) for alias, url in zip(aliases, urls, strict=True)}
-    for one in databases.values():
-        if one["ENGINE"].endswith("sqlite3"):
-            one["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 30}
+    for options in databases.values():
+        if options["ENGINE"].endswith("sqlite3"):
+            options["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 30}
     connections.databases.update(connections.configure_settings({"default": {}, **databases}))
     outbox = DjangoOutbox(queues=(ORDERED_QUEUE,))
 

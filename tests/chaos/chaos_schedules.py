@@ -47,7 +47,10 @@ class ScheduleReport:
     faults: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        return [f"  {self.firings:,} firings, {self.kills} dispatchers killed", *(f"  {one}" for one in self.faults)]
+        return [
+            f"  {self.firings:,} firings, {self.kills} dispatchers killed",
+            *(f"  {fault}" for fault in self.faults),
+        ]
 
 
 class _Dispatchers:
@@ -79,10 +82,13 @@ class _Dispatchers:
 
 def clock_off_by(seconds: int) -> dict[str, str]:
     """The environment of a process whose clock is off; nothing where libfaketime is not installed."""
-    found = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), *Path("/usr/lib").glob("faketime/libfaketimeMT*")]
-    if not found or seconds == 0:
+    libraries = [
+        *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
+        *Path("/usr/lib").glob("faketime/libfaketimeMT*"),
+    ]
+    if not libraries or seconds == 0:
         return {}
-    return {"LD_PRELOAD": str(found[0]), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    return {"LD_PRELOAD": str(libraries[0]), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 def one_schedule_round(
@@ -191,16 +197,16 @@ def _settings(number: int) -> dict[str, Any]:
 def _audit(database: Database, first: dict[str, datetime], until: datetime, report: ScheduleReport) -> None:
     def read(connection: sa.Connection) -> tuple[list[Any], list[Any], list[Any]]:
         selects = (sa.select(schedules), sa.select(firings), sa.select(jobs.c.id, jobs.c.payload))
-        rows, fired, made = (list(connection.execute(select)) for select in selects)
-        return rows, fired, made
+        rows, fired, sent = (list(connection.execute(select)) for select in selects)
+        return rows, fired, sent
 
-    rows, fired, made = database.read(read)
+    rows, fired, sent = database.read(read)
     report.firings = len(fired)
     times: dict[str, list[datetime]] = defaultdict(list)
-    for one in fired:
-        times[one.schedule].append(one.fire_at)
-        if one.job_id is None:
-            report.faults.append(f"{one.schedule}: no job for {one.fire_at}: {one.skipped}")
+    for firing in fired:
+        times[firing.schedule].append(firing.fire_at)
+        if firing.job_id is None:
+            report.faults.append(f"{firing.schedule}: no job for {firing.fire_at}: {firing.skipped}")
     for row in rows:
         rule = of_row(row).times
         assert rule is not None
@@ -209,12 +215,12 @@ def _audit(database: Database, first: dict[str, datetime], until: datetime, repo
             report.faults.append(f"{row.name}: {len(missing)} of {len(wanted)} missing, such as {min(missing)}")
         if strange := set(times[row.name]) - set(rule.until(first[row.name] - timedelta(seconds=1), until + DAY)):
             report.faults.append(f"{row.name}: {len(strange)} that are no times of it, such as {min(strange)}")
-    payloads = Counter(_about(json.loads(one.payload)) for one in made)
+    payloads = Counter(_about(json.loads(job.payload)) for job in sent)
     if double := [about for about, number in payloads.items() if number > 1]:
         report.faults.append(f"{len(double)} times have more than one job, such as {double[0]}")
-    if {one.id for one in made} != {one.job_id for one in fired}:
-        report.faults.append(f"{len(made)} jobs for {len(fired)} firings")
-    if early := [one for one in fired if one.fired_at < one.fire_at]:
+    if {job.id for job in sent} != {firing.job_id for firing in fired}:
+        report.faults.append(f"{len(sent)} jobs for {len(fired)} firings")
+    if early := [firing for firing in fired if firing.fired_at < firing.fire_at]:
         report.faults.append(f"{len(early)} fired before their time, such as {early[0].schedule} {early[0].fire_at}")
 
 

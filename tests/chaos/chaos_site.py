@@ -188,12 +188,12 @@ class Site:
 
     def traces(self) -> dict[int, list[str]]:
         """By number, the ids of the jobs that left a line, each as often as it did."""
-        found: dict[int, list[str]] = defaultdict(list)
+        runs: dict[int, list[str]] = defaultdict(list)
         if self.trace.exists():
             for line in self.trace.read_text().splitlines():
                 number, job_id, *_ = line.split()
-                found[int(number)].append(job_id)
-        return found
+                runs[int(number)].append(job_id)
+        return runs
 
     def effects(self) -> Counter[int]:
         """How many rows each `once` job wrote."""
@@ -202,11 +202,11 @@ class Site:
 
     def charges(self) -> dict[int, list[int]]:
         """By number, how often the provider was called with each idempotency key."""
-        found: dict[int, list[int]] = defaultdict(list)
+        runs: dict[int, list[int]] = defaultdict(list)
         for account in self.provider.iterdir():
             if calls := account.read_text().split()[::3]:
-                found[int(calls[0])].append(len(calls))
-        return found
+                runs[int(calls[0])].append(len(calls))
+        return runs
 
     def rows(self) -> dict[str, Any]:
         """The jobs in the ledger: id, kind, state, when it ended, and its error."""

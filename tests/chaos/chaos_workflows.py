@@ -35,7 +35,10 @@ class WorkflowReport:
 
     def lines(self) -> list[str]:
         broken = ", ".join(f"{name} x{count}" for name, count in sorted(self.broken.items()))
-        return [f"  {WORKFLOWS} workflows, {self.steps:,} steps; {broken}", *(f"  FAULT {one}" for one in self.faults)]
+        return [
+            f"  {WORKFLOWS} workflows, {self.steps:,} steps; {broken}",
+            *(f"  FAULT {fault}" for fault in self.faults),
+        ]
 
 
 class WorkflowSite(Site):
@@ -83,7 +86,7 @@ def one_workflow_round(
         opened.callback(site.stop)
         parts = max(count // WORKFLOWS - 3, 1)
         wanted = [Summing(first=number * (parts + 10), parts=parts) for number in range(WORKFLOWS)]
-        handles = [site.producer.enqueue(one) for one in wanted]
+        handles = [site.producer.enqueue(summing) for summing in wanted]
         site.start()
         first = [*FIRST, *(["kill_database"] if postgres else [])]
         _wait_for_a_fan_out(site)
@@ -98,9 +101,9 @@ def one_workflow_round(
         report.broken = breaker.done
         site.wait_for_servers()
         _settle(site)
-        for one, handle in zip(wanted, handles, strict=True):
-            report.steps += one.parts + 3
-            report.faults += _faults(site, one, handle)
+        for summing, handle in zip(wanted, handles, strict=True):
+            report.steps += summing.parts + 3
+            report.faults += _faults(site, summing, handle)
         report.faults += _doubles(site)
     report.seconds = time.monotonic() - began
     return report

@@ -27,12 +27,14 @@ def run_round(
         wipes: how often the broker is emptied. Then only what the ledger had on record must end.
     """
     report, began = Report(seed), time.monotonic()
-    asked = plan(seed, count)
+    calls = plan(seed, count)
     site.start()
     breaker = Breaker(site, seed, first=first, wipes=wipes, seconds=seconds)
     breaker.start()
-    asking = [Asking(site, share) for share in Asking.share(asked, THREADS)]
-    threads = [threading.Thread(target=one.run, args=(began, seconds * 0.8, count), daemon=True) for one in asking]
+    asking = [Asking(site, share) for share in Asking.share(calls, THREADS)]
+    threads = [
+        threading.Thread(target=caller.run, args=(began, seconds * 0.8, count), daemon=True) for caller in asking
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -42,14 +44,14 @@ def run_round(
             time.sleep(0.05)
     finally:
         breaker.stop()
-    for one in asking:
-        if one.error is not None:
-            raise one.error
+    for caller in asking:
+        if caller.error is not None:
+            raise caller.error
     report.broken = breaker.done
     site.wait_for_servers()
-    _settle(site, asked, wipes > 0)
+    _settle(site, calls, wipes > 0)
     frozen = breaker.done["freeze_worker"] > 0
-    Audit(site, asked, wiped=wipes > 0, frozen=frozen).into(report)
+    Audit(site, calls, wiped=wipes > 0, frozen=frozen).into(report)
     report.seconds = time.monotonic() - began
     return report
 

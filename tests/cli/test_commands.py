@@ -32,15 +32,15 @@ def test_the_ledger_is_set_up_and_says_where_it_is(penstock: Run) -> None:
     assert "penstock db upgrade" in before.err
     assert penstock("db", "current", "--json").json["current"] is None
     assert penstock("db", "upgrade").code == 0
-    found = penstock("db", "current", "--json").json
-    assert found["current"] == found["head"] is not None
+    current = penstock("db", "current", "--json").json
+    assert current["current"] == current["head"] is not None
     assert penstock("jobs", "list").code == 0
 
 
 def test_the_doctor_names_what_is_wrong(penstock: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sick = penstock("doctor", "--json")
     assert sick.code == 1
-    assert {one["check"] for one in sick.json if not one["ok"]} == {"ledger"}
+    assert {check["check"] for check in sick.json if not check["ok"]} == {"ledger"}
     penstock("db", "upgrade")
     well = penstock("doctor")
     assert (well.code, len(well.out.splitlines())) == (0, 6)
@@ -48,7 +48,7 @@ def test_the_doctor_names_what_is_wrong(penstock: Run, monkeypatch: pytest.Monke
     monkeypatch.setenv("PENSTOCK_STORAGE_URL", "file:/proc/nowhere")
     monkeypatch.setenv("PENSTOCK_BROKER_TIMEOUT_SECONDS", "0.5")
     sick = penstock("doctor", "--json")
-    assert {one["check"] for one in sick.json if not one["ok"]} == {"broker", "storage"}
+    assert {check["check"] for check in sick.json if not check["ok"]} == {"broker", "storage"}
     assert "s3cret" not in sick.out
 
 
@@ -85,7 +85,7 @@ def test_a_delayed_job_comes_to_the_ledger_through_the_dispatchers_queue(penstoc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (("no.such", "{}"), "no imported module defines kind 'no.such'"),
         (("ledger.login", '{"password": "s3cret"}'), "user: Field required"),
@@ -96,10 +96,10 @@ def test_a_delayed_job_comes_to_the_ledger_through_the_dispatchers_queue(penstoc
         (("ledger.note", "{}", "--queue", "no such queue"), "queue"),
     ],
 )
-def test_an_invalid_job_is_refused_before_it_is_sent(penstock: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_an_invalid_job_is_refused_before_it_is_sent(penstock: Run, arguments: tuple[str, ...], expected: str) -> None:
     result = penstock("enqueue", *arguments)
     assert result.code == 2
-    assert said in " ".join(result.err.replace("│", " ").split())
+    assert expected in " ".join(result.err.replace("│", " ").split())
     assert "s3cret" not in result.err
 
 
@@ -110,10 +110,10 @@ def test_waiting_for_a_job_that_no_worker_runs_ends_with_the_timeout(penstock: R
 
 
 def test_the_schemas_of_kinds_are_exported(penstock: Run, workplace: Path) -> None:
-    one = penstock("schema", "export", "--kind", "ledger.login").json["kinds"]
-    assert list(one) == ["ledger.login"]
-    assert (one["ledger.login"]["queue"], one["ledger.login"]["version"]) == ("notes", 2)
-    assert one["ledger.login"]["sensitive"] == ["password"]
+    kinds = penstock("schema", "export", "--kind", "ledger.login").json["kinds"]
+    assert list(kinds) == ["ledger.login"]
+    assert (kinds["ledger.login"]["queue"], kinds["ledger.login"]["version"]) == ("notes", 2)
+    assert kinds["ledger.login"]["sensitive"] == ["password"]
     assert penstock("schema", "export", "--output", "kinds.json").code == 0
     assert {"ledger.note", "email.send"} <= set(json.loads((workplace / "kinds.json").read_text())["kinds"])
     assert penstock("schema", "export", "--kind", "no.such").code == 2

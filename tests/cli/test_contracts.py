@@ -62,8 +62,8 @@ def test_a_breaking_change_fails_the_check_against_a_git_ref(penstock: Run, chec
     for against in ("main", "HEAD:kinds.json"):
         result = penstock("schema", "check", "--against", against, "--import", MODULE, "--json")
         assert result.code == 1
-        one = result.json[0]
-        assert (one["severity"], one["kind"], one["field"], one["rule"]) == (
+        change = result.json[0]
+        assert (change["severity"], change["kind"], change["field"], change["rule"]) == (
             "breaking",
             "shop.pay",
             "to",
@@ -87,7 +87,7 @@ def test_a_module_that_was_not_imported_is_thought_of(penstock: Run, checkout: P
     forget()
     result = penstock("schema", "check", "--against", "old.json", "--json")
     assert result.code == 1
-    assert "--import" in next(one for one in result.json if one["kind"] == "shop.pay")["message"]
+    assert "--import" in next(change for change in result.json if change["kind"] == "shop.pay")["message"]
 
 
 @pytest.mark.parametrize("against", ["no-such-ref", "no-such-ref:kinds.json", "--output=stolen", "broken.json"])
@@ -113,7 +113,7 @@ def test_the_catalog_is_markdown_or_html(penstock: Run, checkout: Path) -> None:
 
 
 def test_the_asyncapi_document_follows_the_settings(penstock: Run, checkout: Path, prefix: str) -> None:
-    made = penstock("schema", "asyncapi", "--title", "Shop", "--version", "3", "--import", MODULE).json
-    assert made["info"]["title"] == "Shop"
-    assert prefix in made["channels"]["default"]["description"]
-    assert json.dumps(made["components"]["messages"]["shop.pay"]["name"]) == '"shop.pay"'
+    document = penstock("schema", "asyncapi", "--title", "Shop", "--version", "3", "--import", MODULE).json
+    assert document["info"]["title"] == "Shop"
+    assert prefix in document["channels"]["default"]["description"]
+    assert json.dumps(document["components"]["messages"]["shop.pay"]["name"]) == '"shop.pay"'

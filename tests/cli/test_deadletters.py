@@ -28,26 +28,26 @@ def test_dead_letters_are_listed_and_shown_without_sensitive_fields(penstock: Ru
     )
     strange = stock_envelope("who.knows", {"token": "s3cret"}, queue="celery")
     ids = [bury(ledger, login, "invalid_payload"), bury(ledger, strange)]
-    assert all(one in penstock("deadletters", "list").out for one in ids)
+    assert all(job_id in penstock("deadletters", "list").out for job_id in ids)
     rows = penstock("deadletters", "list", "--json", "--reason", "unknown_kind").json
     assert [(row["id"], row["kind"]) for row in rows] == [(ids[1], "who.knows")]
-    known = penstock("deadletters", "show", ids[0], "--json").json
-    assert known["payload"] == {"user": "ada", "password": "***", "x": 1}
+    shown = penstock("deadletters", "show", ids[0], "--json").json
+    assert shown["payload"] == {"user": "ada", "password": "***", "x": 1}
     unknown = penstock("deadletters", "show", ids[1])
     assert "token" in unknown.out
-    assert "s3cret" not in str(known) + unknown.out
+    assert "s3cret" not in str(shown) + unknown.out
     assert json.loads(penstock("deadletters", "show", ids[1], "--raw").out)[1] == {"token": "s3cret"}
 
 
 def test_dead_letters_are_replayed_by_id_or_by_selection(penstock: Run, ledger: Database) -> None:
     sent = [message(Note(text=str(number))) for number in range(3)]
-    for one in sent:
-        end(ledger, claimed(ledger, one), Outcome.DEAD, error="no", reason="failed")
+    for job in sent:
+        end(ledger, claimed(ledger, job), Outcome.DEAD, error="no", reason="failed")
     strange = bury(ledger, stock_envelope("who.knows", {}, queue="celery"))
     assert penstock("deadletters", "replay").code == 2
     assert penstock("deadletters", "replay", sent[0].id).code == 0
     assert penstock("deadletters", "replay", "--all", "--reason", "failed").code == 0
-    assert {row_of(ledger, one.id).state for one in sent} == {State.SCHEDULED}
+    assert {row_of(ledger, job.id).state for job in sent} == {State.SCHEDULED}
     result = penstock("deadletters", "replay", strange)
     assert result.code == 1
     assert "--import" in result.err
@@ -64,15 +64,15 @@ def die(ledger: Database, job: Job, error: str = "ValueError: no 1", **options: 
 def test_dead_letters_are_grouped_by_error_and_a_group_is_replayed(penstock: Run, ledger: Database) -> None:
     same = [die(ledger, Note(), f"ValueError: no {number}") for number in range(3)]
     other = die(ledger, Note(), "KeyError: 'x'")
-    found = penstock("deadletters", "groups", "--json").json
-    assert [(one["count"], one["newest_id"]) for one in found] == [(3, same[-1]), (1, other)]
+    groups = penstock("deadletters", "groups", "--json").json
+    assert [(group["count"], group["newest_id"]) for group in groups] == [(3, same[-1]), (1, other)]
     assert "ValueError: no 2" in penstock("deadletters", "groups").out
-    group = found[0]["fingerprint"]
+    group = groups[0]["fingerprint"]
     assert {row["id"] for row in penstock("deadletters", "list", "--group", group, "--json").json} == set(same)
     result = penstock("deadletters", "replay", "--group", group, "--throttle", "60/m")
     assert (result.code, result.out, result.err) == (0, "", "replayed: 3 of 3\n")
-    due = [row_of(ledger, one).due_at for one in same]
-    assert [(one - due[0]).total_seconds() for one in due] == [0, 1, 2]
+    due = [row_of(ledger, job_id).due_at for job_id in same]
+    assert [(time - due[0]).total_seconds() for time in due] == [0, 1, 2]
     assert penstock("deadletters", "replay", "--group", group).err == "no dead letters\n"
 
 
@@ -81,12 +81,12 @@ def test_a_dead_letter_is_shown_with_its_attempts_and_decisions(penstock: Run, l
     assert penstock("deadletters", "discard", letter_id, "--reason", "too late", "--actor", "bob").code == 0
     shown = penstock("deadletters", "show", letter_id, "--json").json
     assert shown["payload"] == {"user": "ada", "password": "***"}
-    assert [(one["outcome"], one["traceback"]) for one in shown["attempts"]] == [("dead", "the trace")]
-    assert [(one["act"], one["actor"], one["detail"]) for one in shown["decisions"]] == [
+    assert [(attempt["outcome"], attempt["traceback"]) for attempt in shown["attempts"]] == [("dead", "the trace")]
+    assert [(entry["act"], entry["actor"], entry["detail"]) for entry in shown["decisions"]] == [
         ("discard", "bob", {"why": "too late"})
     ]
     text = penstock("deadletters", "show", letter_id).out
-    assert all(said in text for said in ("the trace", "too late", "bob", "acme"))
+    assert all(expected in text for expected in ("the trace", "too late", "bob", "acme"))
     assert "s3cret" not in text
     assert [row["id"] for row in penstock("deadletters", "list", "--discarded", "--json").json] == [letter_id]
 
@@ -110,9 +110,11 @@ def test_a_dry_run_changes_nothing_and_lists_what_cannot_be_replayed(penstock: R
     assert result.code == 1
     assert fine in result.out
     assert "would be replayed: 1 of 2" in result.err
-    told = penstock("deadletters", "replay", "--all", "--dry-run", "--json").json
-    assert (told["dry_run"], told["replayed"], told["refused"]) == (True, 1, 1)
-    assert "--import" in next(one["problem"] for one in told["letters"] if one["id"] == strange)
+    shown = penstock("deadletters", "replay", "--all", "--dry-run", "--json").json
+    assert (shown["dry_run"], shown["replayed"], shown["refused"]) == (True, 1, 1)
+    assert "--import" in next(
+        dead_letter["problem"] for dead_letter in shown["letters"] if dead_letter["id"] == strange
+    )
     assert row_of(ledger, fine).state == State.DEAD
     assert penstock("audit", "list", "--json").json == []
 
@@ -134,7 +136,10 @@ def test_an_ambiguous_selection_is_refused(
     penstock: Run, ledger: Database, command: str, arguments: tuple[str, ...]
 ) -> None:
     letter_id = die(ledger, Note())
-    assert penstock("deadletters", command, *(letter_id if one == "x" else one for one in arguments)).code == 2
+    assert (
+        penstock("deadletters", command, *(letter_id if argument == "x" else argument for argument in arguments)).code
+        == 2
+    )
     assert row_of(ledger, letter_id).state == State.DEAD
     assert letter_of(ledger, letter_id).discarded_at is None
 
@@ -142,18 +147,18 @@ def test_an_ambiguous_selection_is_refused(
 def test_the_audit_log_says_who_did_what_to_how_many(
     penstock: Run, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two, three = (die(ledger, Note()) for _ in range(3))
+    first, second, three = (die(ledger, Note()) for _ in range(3))
     monkeypatch.setenv("PENSTOCK_ACTOR", "deploy-bot")
-    penstock("deadletters", "replay", one, two)
+    penstock("deadletters", "replay", first, second)
     penstock("jobs", "retry", three, "--actor", "ada")
     monkeypatch.delenv("PENSTOCK_ACTOR")
     penstock("deadletters", "discard", "--all", "--reason", "none is left, so this is no act")
-    found = penstock("audit", "list", "--json").json
-    assert [(line["actor"], line["act"], line["count"]) for line in found] == [
+    entries = penstock("audit", "list", "--json").json
+    assert [(line["actor"], line["act"], line["count"]) for line in entries] == [
         ("ada", "retry", 1),
         ("deploy-bot", "replay", 2),
     ]
-    assert [line["act"] for line in penstock("audit", "list", "--subject", two, "--json").json] == ["replay"]
+    assert [line["act"] for line in penstock("audit", "list", "--subject", second, "--json").json] == ["replay"]
     assert len(penstock("audit", "list", "--act", "retry", "--act", "replay", "--json").json) == 2
     assert penstock("audit", "list", "--act", "erase", "--json").json == []
     assert len(penstock("audit", "list", "--since", "1h", "--actor", "ada", "--json").json) == 1

@@ -13,14 +13,14 @@ Run = Callable[..., Any]
 
 
 def test_the_effects_of_a_job_are_shown_and_decided_about(penstock: Run, ledger: Database) -> None:
-    given = claimed(ledger, message(Note()))
-    job_id = given.message.id
+    claim = claimed(ledger, message(Note()))
+    job_id = claim.message.id
     for key in ("charge", "ship", "mail"):
-        begin(ledger, job_id, given.fence, key)
-    confirm(ledger, job_id, given.fence, "mail", '{"sent": 1}')
+        begin(ledger, job_id, claim.fence, key)
+    confirm(ledger, job_id, claim.fence, "mail", '{"sent": 1}')
     refused = penstock("jobs", "effects", job_id, "--forget", "ship")
     assert (refused.code, "running" in refused.err) == (1, True)
-    end(ledger, given, Outcome.DEAD, error="in doubt", reason="in_doubt")
+    end(ledger, claim, Outcome.DEAD, error="in doubt", reason="in_doubt")
     shown = penstock("jobs", "effects", job_id)
     assert all(word in shown.out for word in ("charge", effect_id(job_id, "charge"), "not confirmed", "done"))
     decided = penstock("jobs", "effects", job_id, "--confirm", "charge", "--result", '"r7"', "--actor", "ada", "--json")

@@ -29,11 +29,11 @@ def test_the_sentence_comes_first_then_what_to_do_then_the_facts(penstock: Run, 
     assert first.startswith(f"{login.id} (retrying): attempt 1 failed (OSError: no route)")
     assert second == "To do: start a dispatcher: penstock dispatcher"
     assert any(line.split() == ["kind", "ledger.login"] for line in facts)
-    told = penstock("jobs", "explain", login.id, "--json").json
-    assert sorted(told) == ["advice", "because", "facts", "job_id", "state"]
-    assert (told["state"], told["facts"]["failures"]) == ("retrying", 1)
-    assert datetime.fromisoformat(told["facts"]["due_at"]).tzinfo is not None
-    assert "s3cret" not in result.out + str(told)
+    shown = penstock("jobs", "explain", login.id, "--json").json
+    assert sorted(shown) == ["advice", "because", "facts", "job_id", "state"]
+    assert (shown["state"], shown["facts"]["failures"]) == ("retrying", 1)
+    assert datetime.fromisoformat(shown["facts"]["due_at"]).tzinfo is not None
+    assert "s3cret" not in result.out + str(shown)
     assert result.code == 0
 
 
@@ -50,19 +50,19 @@ def test_a_job_that_only_the_broker_knows_is_found_and_an_unknown_one_is_a_failu
     assert (
         "(not on record): no live worker consumes queue 'notes'; it waits in queue 'notes' at position 1" in result.out
     )
-    told = penstock("jobs", "explain", "nobodys", "--json")
-    assert (told.code, told.json["state"]) == (1, None)
-    assert "nor has the broker" in told.json["because"]
+    shown = penstock("jobs", "explain", "nobodys", "--json")
+    assert (shown.code, shown.json["state"]) == (1, None)
+    assert "nor has the broker" in shown.json["because"]
 
 
 def test_an_unavailable_broker_does_not_keep_the_ledger_from_answering(
     penstock: Run, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_BROKER_URL", "redis://127.0.0.1:1/0")
-    told = penstock("jobs", "explain", "nobodys", "--json")
-    assert told.code == 1
-    assert "cannot be asked" in told.json["facts"]["broker"]
-    assert "either it waits in the broker" in told.json["because"]
+    shown = penstock("jobs", "explain", "nobodys", "--json")
+    assert shown.code == 1
+    assert "cannot be asked" in shown.json["facts"]["broker"]
+    assert "either it waits in the broker" in shown.json["because"]
 
 
 def test_a_key_says_which_job_holds_it(penstock: Run, ledger: Database) -> None:
@@ -70,10 +70,10 @@ def test_a_key_says_which_job_holds_it(penstock: Run, ledger: Database) -> None:
     urls = {"prefix": settings.prefix, "database_url": settings.database_url}
     with Producer(settings.broker_url, **urls) as producer:
         job_id = producer.enqueue(Note(), key="k", unique="reject").id
-    [told] = penstock("jobs", "explain", "--key", "k", "--json").json
-    assert told["job_id"] == job_id
-    assert told["because"].startswith("key 'k' of ledger.note is held by this job: no live worker consumes queue")
-    assert told["facts"]["position"] == 1
+    [shown] = penstock("jobs", "explain", "--key", "k", "--json").json
+    assert shown["job_id"] == job_id
+    assert shown["because"].startswith("key 'k' of ledger.note is held by this job: no live worker consumes queue")
+    assert shown["facts"]["position"] == 1
     assert job_id in penstock("jobs", "explain", "--key", "k", "--kind", "ledger.note").out
     nobody = penstock("jobs", "explain", "--key", "other", "--json")
     assert (nobody.code, nobody.json) == (1, [])

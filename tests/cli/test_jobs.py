@@ -15,11 +15,11 @@ Run = Callable[..., Any]
 
 def test_jobs_are_listed_as_a_table_and_as_json(penstock: Run, ledger: Database) -> None:
     sent = [message(Note(text=str(number)), key=f"k{number}") for number in range(2)]
-    for one in sent:
-        claimed(ledger, one)
+    for job in sent:
+        claimed(ledger, job)
     table = penstock("jobs", "list")
     assert table.code == 0
-    assert all(one.id in table.out for one in sent)
+    assert all(job.id in table.out for job in sent)
     rows = penstock("jobs", "list", "--json", "--key", "k1").json
     assert [(row["id"], row["state"], row["kind"]) for row in rows] == [(sent[1].id, "running", "ledger.note")]
     assert datetime.fromisoformat(rows[0]["started_at"]).tzinfo is not None
@@ -35,10 +35,10 @@ def test_a_job_is_shown_with_its_attempts_and_without_what_is_sensitive(penstock
     shown = penstock("jobs", "show", sent.id)
     assert "ada" in shown.out
     assert "retry" in shown.out
-    found = penstock("jobs", "show", sent.id, "--json").json
-    assert found["payload"] == {"user": "ada", "password": "***"}
-    assert [attempt["outcome"] for attempt in found["attempts"]] == ["retry"]
-    assert "s3cret" not in shown.out + str(found)
+    details = penstock("jobs", "show", sent.id, "--json").json
+    assert details["payload"] == {"user": "ada", "password": "***"}
+    assert [attempt["outcome"] for attempt in details["attempts"]] == ["retry"]
+    assert "s3cret" not in shown.out + str(details)
 
 
 def test_a_job_of_an_unimported_kind_shows_only_the_names_of_its_fields(penstock: Run, ledger: Database) -> None:

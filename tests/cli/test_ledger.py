@@ -63,14 +63,14 @@ def test_stats_show_how_much_waits_in_each_outbox(
         connection.execute(sa.update(outbox).values(created_at=datetime.now(UTC) - timedelta(hours=1)))
     engine.dispose()
     monkeypatch.setenv("PENSTOCK_OUTBOX_URLS", json.dumps([shop, away]))
-    found = penstock("db", "stats", "--json").json["outboxes"]
-    assert [row["jobs"] for row in found] == [0, 2, None]
-    assert found[0]["lag_seconds"] == 0
-    assert 3500 < found[1]["lag_seconds"] < 7200
-    assert "is not available" in found[2]["trouble"]
+    stats = penstock("db", "stats", "--json").json["outboxes"]
+    assert [row["jobs"] for row in stats] == [0, 2, None]
+    assert stats[0]["lag_seconds"] == 0
+    assert 3500 < stats[1]["lag_seconds"] < 7200
+    assert "is not available" in stats[2]["trouble"]
     shown = penstock("db", "stats").out
     assert "lag seconds" in shown
-    assert "hidden" not in shown + json.dumps(found)
+    assert "hidden" not in shown + json.dumps(stats)
 
 
 def test_stats_show_tables_and_states(penstock: Run, ledger: Database) -> None:
@@ -79,25 +79,25 @@ def test_stats_show_tables_and_states(penstock: Run, ledger: Database) -> None:
     assert shown.code == 0
     for text in ("penstock_jobs", "MiB", "succeeded", "7 d", "for ever", "next prune"):
         assert text in shown.out
-    found = penstock("db", "stats", "--json").json
-    assert {row["table"]: row["rows"] for row in found["tables"]}["penstock_jobs"] == 1
-    [done] = [row for row in found["states"] if row["state"] == "succeeded"]
+    stats = penstock("db", "stats", "--json").json
+    assert {row["table"]: row["rows"] for row in stats["tables"]}["penstock_jobs"] == 1
+    [done] = [row for row in stats["states"] if row["state"] == "succeeded"]
     assert (done["jobs"], done["kept"]) == (1, 7 * 86400.0)
 
 
 def test_erase_asks_before_it_does(penstock: Run, ledger: Database) -> None:
-    mine, other = ended(ledger, age=DAY, key="customer-7"), ended(ledger, age=2 * DAY, key="customer-8")
+    own, other = ended(ledger, age=DAY, key="customer-7"), ended(ledger, age=2 * DAY, key="customer-8")
     refused = penstock("jobs", "erase", "--where", "key=customer-7", stdin="n\n")
     assert refused.code == 1
     assert "1 job would be erased" in refused.err
     shown = penstock("jobs", "erase", "--where", "key=customer-7", "--dry-run")
     assert shown.out == "1 job would be erased\n"
-    assert row_of(ledger, mine) is not None
+    assert row_of(ledger, own) is not None
     assert audit.find(ledger) == []
-    asked = penstock("jobs", "erase", "--where", "key=customer-7", "--actor", "bob", stdin="y\n")
-    assert asked.code == 0
-    assert asked.out.endswith("1 job erased\n")
-    assert row_of(ledger, mine) is None
+    erased = penstock("jobs", "erase", "--where", "key=customer-7", "--actor", "bob", stdin="y\n")
+    assert erased.code == 0
+    assert erased.out.endswith("1 job erased\n")
+    assert row_of(ledger, own) is None
     assert row_of(ledger, other) is not None
     [line] = audit.find(ledger)
     assert (line.actor, line.act, line.count) == ("bob", "erase", 1)
@@ -106,9 +106,9 @@ def test_erase_asks_before_it_does(penstock: Run, ledger: Database) -> None:
 
 def test_erase_takes_the_results_in_the_storage_too(penstock: Run, ledger: Database, workplace: Path) -> None:
     storage = make_storage("file:storage")
-    mine = ended(ledger, age=DAY, key="customer-7", tenant="acme")
-    ref = write_result(storage, mine, 1, b'"secret"')
-    change(ledger, mine, result_ref=ref)
+    own = ended(ledger, age=DAY, key="customer-7", tenant="acme")
+    ref = write_result(storage, own, 1, b'"secret"')
+    change(ledger, own, result_ref=ref)
     done = penstock("jobs", "erase", "--where", "key=customer-7", "--where", "tenant=acme", "--yes", "--json").json
     assert (done["counts"]["jobs"], done["counts"]["results"], done["dry_run"]) == (1, 1, False)
     assert storage.find(ref) is None

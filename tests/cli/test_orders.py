@@ -38,7 +38,7 @@ def test_jobs_are_cancelled_by_their_key_and_who_did_it_is_on_record(penstock: R
     assert row_of(ledger, other).state == State.RETRYING
     [act] = audit.find(ledger)
     assert (act.actor, act.act, act.count, act.detail) == ("ada", "cancel", 2, {"key": "k", "kind": "ledger.note"})
-    assert [one.id for one in audit.find(ledger, subject=runs)] == [act.id]
+    assert [entry.id for entry in audit.find(ledger, subject=runs)] == [act.id]
     assert penstock("jobs", "cancel", "--key", "nobody's", "--actor", "ada").code == 0
     assert len(audit.find(ledger)) == 2  # it holds for what comes out of the broker
     penstock("jobs", "cancel", other, "--actor", "bob")
@@ -46,16 +46,16 @@ def test_jobs_are_cancelled_by_their_key_and_who_did_it_is_on_record(penstock: R
 
 
 def test_waiting_jobs_are_rescheduled_by_id_and_by_key(penstock: Run, ledger: Database) -> None:
-    one, two, runs = retrying(ledger, key="k"), retrying(ledger, key="k"), running(ledger)
-    result = penstock("jobs", "reschedule", one, "--at", "2031-01-01T00:00+01:00", "--actor", "ada")
-    assert (result.code, row_of(ledger, one).due_at) == (0, datetime(2030, 12, 31, 23, tzinfo=UTC))
+    first, second, runs = retrying(ledger, key="k"), retrying(ledger, key="k"), running(ledger)
+    result = penstock("jobs", "reschedule", first, "--at", "2031-01-01T00:00+01:00", "--actor", "ada")
+    assert (result.code, row_of(ledger, first).due_at) == (0, datetime(2030, 12, 31, 23, tzinfo=UTC))
     result = penstock("jobs", "reschedule", "--key", "k", "--in", "2h", "--actor", "ada")
-    assert sorted(result.out.split()) == sorted([one, two])
-    assert HOUR < row_of(ledger, one).due_at - datetime.now(UTC) <= 2 * HOUR
-    result = penstock("jobs", "reschedule", two, runs, "--in", "0")
+    assert sorted(result.out.split()) == sorted([first, second])
+    assert HOUR < row_of(ledger, first).due_at - datetime.now(UTC) <= 2 * HOUR
+    result = penstock("jobs", "reschedule", second, runs, "--in", "0")
     assert result.code == 1
     assert f"job {runs} is running" in result.err
-    assert row_of(ledger, two).due_at <= datetime.now(UTC)
+    assert row_of(ledger, second).due_at <= datetime.now(UTC)
     assert [(act.act, act.count) for act in audit.find(ledger, actor="ada")] == [("reschedule", 2), ("reschedule", 1)]
     assert penstock("jobs", "reschedule", "--key", "none", "--in", "1h").code == 1
 

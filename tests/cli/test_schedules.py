@@ -48,7 +48,7 @@ def test_schedules_are_listed_with_their_next_times(penstock: Run, ledger: Datab
     assert "penstock.toml:11: schedule 'zone': timezone: unknown time zone 'Mars/Base'" in rows["zone"]["error"]
     times = penstock("schedules", "next", "good", "-n", "3", "--json").json
     assert len(times) == 3
-    assert all("T02:30:00" in one["at"] or "T03:00:00" in one["at"] for one in times)
+    assert all("T02:30:00" in time["at"] or "T03:00:00" in time["at"] for time in times)
     assert penstock("schedules", "next").code == 0
     assert penstock("schedules", "next", "none").code == 2
     enter(ledger, read_schedules(load_settings()))
@@ -103,15 +103,15 @@ def test_a_span_is_backfilled_in_the_zone_of_the_schedule(penstock: Run, ledger:
     add = ["schedules", "add", "daily", "--kind", "ledger.note", "--time-field", "text", "--overlap", "allow"]
     assert penstock(*add, "--cron", "30 0 * * *", "--timezone", "Asia/Tokyo").code == 0
     span = ["schedules", "backfill", "daily", "--from", "2026-03-01", "--until", "2026-03-04"]
-    tried = penstock(*span, "--dry-run", "--json").json
-    assert [one["job_id"] for one in tried] == [None] * 3
-    made = penstock(*span, "--json").json
-    assert [one["at"] for one in made] == [f"2026-02-{day}T15:30:00+00:00" for day in ("28",)] + [
+    planned = penstock(*span, "--dry-run", "--json").json
+    assert [time["job_id"] for time in planned] == [None] * 3
+    times = penstock(*span, "--json").json
+    assert [time["at"] for time in times] == [f"2026-02-{day}T15:30:00+00:00" for day in ("28",)] + [
         f"2026-03-{day}T15:30:00+00:00" for day in ("01", "02")
     ]
-    texts = [row_of(ledger, one["job_id"]).payload for one in made]
+    texts = [row_of(ledger, time["job_id"]).payload for time in times]
     assert texts == [f'{{"text": "2026-03-{day}T00:30:00+09:00"}}' for day in ("01", "02", "03")]
-    assert {one["skipped"] for one in penstock(*span, "--json").json} == {"fired"}
+    assert {time["skipped"] for time in penstock(*span, "--json").json} == {"fired"}
     for wrong in (("--from", "2999-01-01"), ("--from", "then"), ("--from", "2026-03-01", "--until", "2026-02-01")):
         assert penstock("schedules", "backfill", "daily", *wrong).code == 2
     much = penstock("schedules", "backfill", "daily", "--from", "2026-01-01", "--until", "2026-03-01", "--limit", "10")
@@ -119,7 +119,7 @@ def test_a_span_is_backfilled_in_the_zone_of_the_schedule(penstock: Run, ledger:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         (["--cron", "0 0 30 2 *"], "cron '0 0 30 2 *'"),
         (["--cron", "@daily", "--timezone", "Mars/Base"], "unknown time zone"),
@@ -130,10 +130,10 @@ def test_a_span_is_backfilled_in_the_zone_of_the_schedule(penstock: Run, ledger:
         (["--cron", "@daily", "--kind", "no.such"], "no imported module defines kind 'no.such'"),
     ],
 )
-def test_an_invalid_schedule_is_refused(penstock: Run, ledger: Database, options: list[str], said: str) -> None:
+def test_an_invalid_schedule_is_refused(penstock: Run, ledger: Database, options: list[str], expected: str) -> None:
     result = penstock("schedules", "add", "wrong", "--kind", "ledger.note", *options)
     assert result.code == 2
-    assert said in " ".join(result.err.replace("│", " ").split())
+    assert expected in " ".join(result.err.replace("│", " ").split())
     assert penstock("schedules", "list", "--json").json == []
 
 
@@ -203,15 +203,15 @@ def test_last_runs_are_the_newest_first(penstock: Run, ledger: Database) -> None
     penstock("schedules", "add", "often", "--kind", "ledger.note", "--every", "1m")
     now = datetime.now(UTC)
     begin = (now - timedelta(minutes=5)).isoformat()
-    made = penstock("schedules", "backfill", "often", "--from", begin, "--json").json
-    assert len(made) == 5
+    backfilled = penstock("schedules", "backfill", "often", "--from", begin, "--json").json
+    assert len(backfilled) == 5
     runs = penstock("schedules", "show", "often", "--limit", "2", "--json").json["runs"]
-    assert [run["job_id"] for run in runs] == [one["job_id"] for one in made[:-3:-1]]
+    assert [run["job_id"] for run in runs] == [time["job_id"] for time in backfilled[:-3:-1]]
     assert [run["cause"] for run in runs] == ["backfill"] * 2
 
 
 def test_the_doctor_names_wrong_schedules(penstock: Run, ledger: Database, file: Path) -> None:
-    checks = {one["check"]: one for one in penstock("doctor", "--json").json}
+    checks = {check["check"]: check for check in penstock("doctor", "--json").json}
     assert not checks["schedules"]["ok"]
     assert "penstock.toml:6" in checks["schedules"]["detail"]
     assert "penstock.toml:11" in checks["schedules"]["detail"]

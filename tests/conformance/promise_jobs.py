@@ -107,9 +107,9 @@ def charge(job: Pointed, effect_id: str) -> str:
 
 
 def find(job: Pointed, effect_id: str) -> str | None:
-    found = Path(job.file).exists() and f"charge {effect_id}" in Path(job.file).read_text()
+    charged = Path(job.file).exists() and f"charge {effect_id}" in Path(job.file).read_text()
     append(f"{job.file}.asked", effect_id)
-    return effect_id if found else None
+    return effect_id if charged else None
 
 
 @handles(Charge)

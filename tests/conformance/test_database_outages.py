@@ -129,12 +129,12 @@ def blemishes(site: Site) -> Counter[str]:
     """Failed or crashed attempts, and dead letters. A run that the outage interrupted is none."""
 
     def read(connection: sa.Connection) -> Counter[str]:
-        found = Counter(
+        counts = Counter(
             connection.scalars(sa.select(attempts.c.outcome).where(attempts.c.outcome != "interrupted")).all()
         )
-        found["dead letters"] = len(connection.scalars(sa.select(dead_letters.c.id)).all())
+        counts["dead letters"] = len(connection.scalars(sa.select(dead_letters.c.id)).all())
         counted = connection.execute(sa.select(sa.func.sum(jobs.c.failures), sa.func.sum(jobs.c.crashes))).one()
-        found["failures"], found["crashes"] = int(counted[0]), int(counted[1])
-        return Counter({name: count for name, count in found.items() if count})
+        counts["failures"], counts["crashes"] = int(counted[0]), int(counted[1])
+        return Counter({name: count for name, count in counts.items() if count})
 
     return site.database.read(read)

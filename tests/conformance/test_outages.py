@@ -348,7 +348,10 @@ def test_workers_whose_clocks_are_five_minutes_off_run_nothing_twice(
 
 def shifted_clock(seconds: int) -> dict[str, str]:
     """The environment of a process whose clock is off."""
-    found = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), *Path("/usr/lib").glob("faketime/libfaketimeMT*")]
-    if not found:
+    libraries = [
+        *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
+        *Path("/usr/lib").glob("faketime/libfaketimeMT*"),
+    ]
+    if not libraries:
         pytest.skip("libfaketime is not installed")
-    return {"LD_PRELOAD": str(found[0]), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    return {"LD_PRELOAD": str(libraries[0]), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

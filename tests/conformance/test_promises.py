@@ -84,7 +84,7 @@ def site(
 
 @pytest.mark.parametrize("kind", [Charge, ChargeAsync])
 @pytest.mark.parametrize(
-    ("point", "asked"),
+    ("point", "lookups"),
     [
         ("beginning", 0),  # nothing was recorded, so nothing can have happened
         ("begun", 1),  # the provider says that it did not happen
@@ -94,14 +94,14 @@ def site(
     ],
 )
 def test_an_effect_happens_once_wherever_its_worker_dies(
-    site: Site, tmp_path: Path, kind: type[Pointed], point: str, asked: int
+    site: Site, tmp_path: Path, kind: type[Pointed], point: str, lookups: int
 ) -> None:
     file = tmp_path / "bank"
     handle = site.run_job(kind(file=str(file), point=point))
     status, charged = handle.status(), effect_id(handle.id, "charge")
     assert (status.state, status.result, status.crashes) == ("succeeded", charged, 1)
     assert lines(file) == [f"charge {charged}"]
-    assert len(lines(tmp_path / "bank.asked")) == asked
+    assert len(lines(tmp_path / "bank.asked")) == lookups
     [row] = effects_of(site.database, handle.id)
     assert (row.id, row.done_at is not None) == (charged, True)
     assert site.followers(handle.id) == 1

@@ -27,7 +27,7 @@ def test_a_workflow_s_steps_run_on_both_engines(tmp_path: Path) -> None:
         assert (status.state, status.result) == ("succeeded", "sent 3"), stack.logs()
         run = sa.select(jobs.c.kind, jobs.c.worker).where(jobs.c.kind.in_(["wf.sync", "wf.report", "wf.mail"]))
         rows = stack.database.read(lambda connection: connection.execute(run).all())
-        workers = {row.kind: {one.worker for one in rows if one.kind == row.kind} for row in rows}
+        workers = {row.kind: {step.worker for step in rows if step.kind == row.kind} for row in rows}
         assert len(rows) == 5
         assert workers["wf.sync"] == workers["wf.mail"] != workers["wf.report"]
     finally:

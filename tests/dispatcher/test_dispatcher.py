@@ -40,18 +40,18 @@ def notes(broker_url: str, prefix: str) -> Iterator[Consumer]:
 
 def fetch_all(consumer: Consumer, wanted: int, poll: Callable[..., Any]) -> list[str]:
     """Ids as they arrive, and a moment longer, for what should not come."""
-    got: list[str] = []
+    ids: list[str] = []
 
     def more() -> bool:
         deliveries = consumer.fetch(100, 0.1)
         consumer.ack(deliveries)
-        got.extend(decode(delivery.envelope).id for delivery in deliveries)
-        return len(got) >= wanted
+        ids.extend(decode(delivery.envelope).id for delivery in deliveries)
+        return len(ids) >= wanted
 
     poll(more)
     for _ in range(5):
         more()
-    return got
+    return ids
 
 
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -76,7 +76,7 @@ def test_delayed_jobs_are_sent_once_by_three_dispatchers(
         dispatcher.start()
     try:
         sender.send(envelopes)
-        got = fetch_all(notes, 500, poll)
+        ids = fetch_all(notes, 500, poll)
         for dispatcher in dispatchers:
             dispatcher.stop()
         states = {row_of(ledger, envelope.id).state for envelope in envelopes}
@@ -85,7 +85,7 @@ def test_delayed_jobs_are_sent_once_by_three_dispatchers(
             dispatcher.stop()
         sender.close()
         ledger.close()
-    assert sorted(got) == sorted(envelope.id for envelope in envelopes)
+    assert sorted(ids) == sorted(envelope.id for envelope in envelopes)
     assert states == {State.QUEUED}
 
 

@@ -38,12 +38,12 @@ class Consumer:
         self.opened += 1
 
     def fetch(self, limit: int, timeout_seconds: float) -> list[Delivery]:
-        found, self._waiting = self._waiting, []
-        return found
+        deliveries, self._waiting = self._waiting, []
+        return deliveries
 
     def drain_dead(self, limit: int) -> list[Delivery]:
-        found, self._dead = self._dead, []
-        return found
+        deliveries, self._dead = self._dead, []
+        return deliveries
 
     def ack(self, deliveries: list[Delivery]) -> None:
         self.acked += [delivery.envelope.id for delivery in deliveries]
@@ -127,7 +127,7 @@ def test_a_message_that_the_database_refuses_does_not_stop_the_others(
     with pytest.raises(ValueError, match="too large"):
         Intake(ledger, consumer).work()
     assert consumer.released == [sent[4].id]
-    assert sorted(consumer.acked) == sorted(one.id for one in sent if one is not sent[4])
+    assert sorted(consumer.acked) == sorted(job.id for job in sent if job is not sent[4])
     assert row_of(ledger, sent[8].id).state == State.SCHEDULED
 
 

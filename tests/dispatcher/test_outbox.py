@@ -62,7 +62,7 @@ def settings_for(broker_url: str, database_url: str, prefix: str, **more: Any) -
 def relays(settings: Settings, count: int = 1) -> Iterator[list[OutboxRelay]]:
     """As many dispatchers' outbox services, each with a database of its own as another process has."""
     databases = [Database(settings.database_url) for _ in range(count)]
-    services = [one for database in databases for one in open_outboxes(settings, database)]
+    services = [service for database in databases for service in open_outboxes(settings, database)]
     for service in services:
         service.start()
     try:
@@ -98,7 +98,7 @@ class Arrived:
 
     @property
     def ids(self) -> list[str]:
-        return [one.envelope.id for one in self.deliveries]
+        return [delivery.envelope.id for delivery in self.deliveries]
 
 
 @pytest.fixture
@@ -131,13 +131,13 @@ def test_a_dispatcher_sends_what_is_committed_and_nothing_else(
     dispatcher = Dispatcher(settings_for(redis_url, ledger.url, prefix))
     dispatcher.start()
     try:
-        got = arrived.wait_for(3)
+        ids = arrived.wait_for(3)
         poll(lambda: left(ledger) == 0)
     finally:
         dispatcher.stop()
-    assert sorted(got) == sorted(tracked + untracked)
-    assert [one for one in got if one in tracked] == tracked
-    assert [row_of(ledger, one).state for one in tracked] == [State.QUEUED] * 2
+    assert sorted(ids) == sorted(tracked + untracked)
+    assert [job_id for job_id in ids if job_id in tracked] == tracked
+    assert [row_of(ledger, job_id).state for job_id in tracked] == [State.QUEUED] * 2
     row = row_of(ledger, tracked[0])
     assert (row.key, row.tenant, row.priority, row.fence, row.due_at is None) == ("k", "t", "high", 0, False)
     assert row_of(ledger, untracked[0]) is None
@@ -153,12 +153,12 @@ def test_jobs_go_to_rabbitmq_likewise(amqp_url: str, prefix: str, ledger: Databa
         ticks = enqueue(ledger, Tick())
         with relays(settings_for(amqp_url, ledger.url, prefix), 2):
             arrived = Arrived(consumer, poll)
-            got = arrived.wait_for(21)
+            got_ids = arrived.wait_for(21)
             poll(lambda: left(ledger) == 0)
     finally:
         consumer.close()
-    assert [one for one in got if one in ids] == ids
-    assert sorted(got) == sorted([*ids, *ticks])
+    assert [job_id for job_id in got_ids if job_id in ids] == ids
+    assert sorted(got_ids) == sorted([*ids, *ticks])
 
 
 def test_a_job_is_on_record_before_the_broker_has_it(
@@ -169,7 +169,7 @@ def test_a_job_is_on_record_before_the_broker_has_it(
         send = relay._sender.send
 
         def look_and_send(envelopes: Any) -> None:
-            seen.extend((row_of(ledger, one.id).state, left(ledger)) for one in envelopes)
+            seen.extend((row_of(ledger, envelope.id).state, left(ledger)) for envelope in envelopes)
             send(envelopes)
 
         monkeypatch.setattr(relay._sender, "send", look_and_send)
@@ -188,13 +188,13 @@ def test_the_outbox_of_another_database_is_emptied_into_the_ledger(
     refused = enqueue(shop, Export(), key="x", unique="reject")
     untracked, own = enqueue(shop, Tick()), enqueue(ledger, Note(text="the ledger's own"))
     with relays(settings_for(redis_url, ledger.url, prefix, outbox_urls=(shop.url,)), 2):
-        got = arrived.wait_for(5)
+        got_ids = arrived.wait_for(5)
         poll(lambda: left(shop) + left(ledger) == 0)
-        poll(lambda: {row_of(ledger, one).state for one in ids + own} == {State.QUEUED})
+        poll(lambda: {row_of(ledger, job_id).state for job_id in ids + own} == {State.QUEUED})
     shop.close()
-    assert sorted(got) == sorted([*ids, *untracked, *own, *unique])
+    assert sorted(got_ids) == sorted([*ids, *untracked, *own, *unique])
     assert row_of(ledger, refused[0]) is None
-    assert [one for one in got if one in ids] == ids
+    assert [job_id for job_id in got_ids if job_id in ids] == ids
     assert row_of(ledger, untracked[0]) is None
 
 
@@ -227,14 +227,14 @@ def test_unique_jobs_are_decided_about_in_the_order_of_their_commits(
     by = enqueue(ledger, Export(text="4"), key="r", unique="replace")
     put_off = enqueue(ledger, Export(text="5"), key="d", unique="debounce", debounce=3600)
     with relays(settings_for(redis_url, ledger.url, prefix)):
-        got = arrived.wait_for(2)
+        ids = arrived.wait_for(2)
         poll(lambda: left(ledger) == 0)
-    assert sorted(got) == sorted(first + by)
+    assert sorted(ids) == sorted(first + by)
     assert row_of(ledger, refused[0]) is None
     assert f"job {refused[0]} is not sent: job {first[0]} stands for its key" in caplog.text
     assert row_of(ledger, replaced[0]).state == State.CANCELLED
     assert row_of(ledger, put_off[0]).state == State.SCHEDULED
-    assert {row_of(ledger, one).state for one in first + by} == {State.QUEUED}
+    assert {row_of(ledger, job_id).state for job_id in first + by} == {State.QUEUED}
 
 
 def test_a_job_cancelled_in_the_outbox_is_not_sent(
@@ -247,10 +247,10 @@ def test_a_job_cancelled_in_the_outbox_is_not_sent(
     cancel_key(ledger, "customer-7")
     last = enqueue(ledger, Note(text="sent"))
     with relays(settings_for(redis_url, ledger.url, prefix)):
-        got = arrived.wait_for(1)
+        ids = arrived.wait_for(1)
         poll(lambda: left(ledger) == 0)
-    assert got == last
-    assert {row_of(ledger, one).state for one in (by_id, by_key, unique)} == {State.CANCELLED}
+    assert ids == last
+    assert {row_of(ledger, job_id).state for job_id in (by_id, by_key, unique)} == {State.CANCELLED}
 
 
 def test_an_id_given_twice_is_one_job(redis_url: str, prefix: str, ledger: Database, arrived: Arrived) -> None:
@@ -259,8 +259,8 @@ def test_an_id_given_twice_is_one_job(redis_url: str, prefix: str, ledger: Datab
         arrived.wait_for(1)
         enqueue(ledger, Note(text="3"), id="twice")
         [marker] = enqueue(ledger, Note(text="marker"))
-        got = arrived.wait_for(2)
-    assert got == ["twice", marker]
+        ids = arrived.wait_for(2)
+    assert ids == ["twice", marker]
 
 
 def test_an_unreadable_row_is_a_dead_letter_and_blocks_nothing(
@@ -278,9 +278,9 @@ def test_an_unreadable_row_is_a_dead_letter_and_blocks_nothing(
         for job_id, change in zip(bad, changes, strict=True):
             connection.execute(sa.update(outbox).where(outbox.c.id == job_id).values(**change))
     with relays(settings_for(redis_url, ledger.url, prefix)):
-        got = arrived.wait_for(1)
+        ids = arrived.wait_for(1)
         poll(lambda: left(ledger) == 0)
-    assert got == good
+    assert ids == good
     assert sorted(letter.id for letter in letters(ledger)) == sorted(bad)
     assert {letter.reason for letter in letters(ledger)} == {"undecodable"}
 
@@ -306,9 +306,9 @@ def test_a_job_that_the_database_does_not_take_is_buried_alone(
         [poison] = enqueue(ledger, Note(text="poison"), key="poison")
         good += enqueue(ledger, *(Note(text=str(number)) for number in range(40)))
         with relays(settings_for(redis_url, ledger.url, prefix)):
-            got = arrived.wait_for(80)
+            ids = arrived.wait_for(80)
             poll(lambda: left(ledger) == 0)
-        assert got == good
+        assert ids == good
         assert [letter.id for letter in letters(ledger)] == [poison]
     finally:
         with ledger.engine.begin() as connection:
@@ -325,16 +325,16 @@ def test_the_jobs_of_a_key_leave_in_their_order_whoever_sends_them(
     def commit() -> None:
         for number in range(0, count, 6):
             with Session(ledger.engine) as session:
-                for one in range(number, number + 6):
-                    OUT.enqueue(session, Note(text=str(one)), key=f"key-{one % 4}")
+                for turn in range(number, number + 6):
+                    OUT.enqueue(session, Note(text=str(turn)), key=f"key-{turn % 4}")
                 session.commit()
 
     committing = threading.Thread(target=commit)
     with relays(settings_for(redis_url, ledger.url, prefix), 3):
         committing.start()
-        got = arrived.wait_for(count)
+        ids = arrived.wait_for(count)
         committing.join()
-    assert len(set(got)) == count
+    assert len(set(ids)) == count
     order: dict[str, list[int]] = defaultdict(list)
     for delivery in arrived.deliveries:
         text = json.loads(delivery.envelope.body)[1]["text"]
@@ -348,24 +348,24 @@ def test_the_outbox_grows_and_keeps_its_order_while_the_broker_is_down(
     monkeypatch.setattr(relaying, "BATCH", 5)
     server = RedisServer(tmp_path / "redis")  # not started yet
     settings = settings_for(server.url, ledger.url, prefix, broker_timeout_seconds=0.5)
-    with relays(settings, 2) as [one, other]:
+    with relays(settings, 2) as [first, other]:
         ids = enqueue(ledger, *(Note(text=str(number)) for number in range(20)), key="k")
         granted = enqueue(ledger, Export(), key="k", unique="reject")
         ticks = enqueue(ledger, Tick(number=1))
-        poll(lambda: one._failing is not None or other._failing is not None)
+        poll(lambda: first._failing is not None or other._failing is not None)
         assert left(ledger) >= 21  # the unique one may be the ledger's already
         server.start()
         try:
             consumer = open_consumer(server.url, ["notes", "ticks"], name="c", prefix=prefix)
             consumer.open()
             arrived = Arrived(consumer, poll)
-            got = arrived.wait_for(21)
+            got_ids = arrived.wait_for(21)
             poll(lambda: left(ledger) == 0)
             consumer.close()
         finally:
             server.stop()
-    assert [job_id for job_id in got if job_id in ids] == ids
-    assert set(got) - {granted[0]} == {*ids, *ticks}
+    assert [job_id for job_id in got_ids if job_id in ids] == ids
+    assert set(got_ids) - {granted[0]} == {*ids, *ticks}
     assert {row_of(ledger, job_id).state for job_id in ids} == {State.QUEUED}
     assert row_of(ledger, granted[0]).state in (State.QUEUED, State.SCHEDULED)  # there, the due jobs would send it
 
@@ -386,11 +386,11 @@ def test_a_commit_on_postgresql_wakes_the_dispatcher(
 
     with relays(settings_for(redis_url, postgres_url, prefix)):
         poll(listens)
-        got = []
+        ids = []
         for number in range(3):
             [job_id] = enqueue(ledger, Note(text=str(number)))
-            got.append(job_id)
-            assert arrived.wait_for(number + 1) == got
+            ids.append(job_id)
+            assert arrived.wait_for(number + 1) == ids
     ledger.close()
 
 
@@ -432,7 +432,7 @@ def test_a_dispatcher_killed_in_the_middle_of_a_batch_loses_nothing(
     committed = []
     for number in range(100):
         with Session(backend.engine) as session:
-            handles = OUT.enqueue_many(session, [Note(text=f"{number}-{one}") for one in range(5)])
+            handles = OUT.enqueue_many(session, [Note(text=f"{number}-{part}") for part in range(5)])
             OUT.enqueue(session, Note(text="more of a key"), key=f"key-{number % 7}", id=f"keyed-{number:03}")
             session.commit()
             committed += [handle.id for handle in handles] + [f"keyed-{number:03}"]
@@ -456,7 +456,7 @@ def test_a_dispatcher_killed_in_the_middle_of_a_batch_loses_nothing(
     firsts = list(dict.fromkeys(arrived.ids))
     for key in range(7):
         keyed = [f"keyed-{number:03}" for number in range(key, 100, 7)]
-        assert [one for one in firsts if one in keyed] == keyed
+        assert [job_id for job_id in firsts if job_id in keyed] == keyed
     if backend is not ledger:
         backend.close()
 

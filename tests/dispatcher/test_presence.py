@@ -16,7 +16,7 @@ from penstock.workers.dispatcher.heartbeat import Presence
 
 
 def living(database: Database) -> list[str]:
-    return [one.name for one in database.read(Roster.read).dispatchers]
+    return [dispatcher.name for dispatcher in database.read(Roster.read).dispatchers]
 
 
 def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database, poll: Callable[..., Any]) -> None:
@@ -28,11 +28,11 @@ def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database,
     poll(lambda: ledger.read(last_dispatcher).lease_until > first.lease_until)  # type: ignore[union-attr]
     presence.stop()
     assert presence.join(60)
-    found = ledger.read(last_dispatcher)
-    assert found is not None
-    assert found.stopped_at is not None
-    assert (found.pid, living(ledger)) == (os.getpid(), [])
-    assert ledger.read(last_dispatcher) == found
+    dispatcher = ledger.read(last_dispatcher)
+    assert dispatcher is not None
+    assert dispatcher.stopped_at is not None
+    assert (dispatcher.pid, living(ledger)) == (os.getpid(), [])
+    assert ledger.read(last_dispatcher) == dispatcher
     assert ledger.read(lambda connection: last_consumer(connection, "dispatcher")) is None
 
 

@@ -36,8 +36,8 @@ HOURLY = {"kind": "ledger.note", "cron": "0 * * * *", "payload": {"text": "tick"
 
 
 def rules(**definitions: dict[str, Any]) -> list[Schedule]:
-    made = {name: ScheduleSettings(**definition) for name, definition in definitions.items()}
-    return read_schedules(Settings(schedules=made))
+    schedules = {name: ScheduleSettings(**definition) for name, definition in definitions.items()}
+    return read_schedules(Settings(schedules=schedules))
 
 
 def overdue(ledger: Database, name: str, **ago: float) -> datetime:
@@ -216,8 +216,8 @@ def test_overlap_skip_skips_a_time_while_the_last_job_is_unfinished(ledger: Data
         fire(ledger, rule)
     first, second = fired(ledger)
     assert (second.job_id, second.skipped) == (None, "overlap")
-    given = claimed(ledger, decode(envelope_of(row_of(ledger, first.job_id))))
-    end(ledger, given, Outcome.SUCCEEDED)
+    claim = claimed(ledger, decode(envelope_of(row_of(ledger, first.job_id))))
+    end(ledger, claim, Outcome.SUCCEEDED)
     overdue(ledger, "hourly")
     fire(ledger, rule)
     assert fired(ledger)[-1].skipped is None
@@ -387,7 +387,7 @@ def test_a_run_now_counts_as_the_last_job(ledger: Database) -> None:
 def test_a_backfill_makes_what_is_missing_and_nothing_twice(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
     enter(ledger, [rule])
-    [made, _] = (tick(ledger, rule) for _ in range(2))
+    [fired_jobs, _] = (tick(ledger, rule) for _ in range(2))
     last = full_hour(datetime.now(UTC))
     begin = last - timedelta(hours=1200)
     ledger.write(lambda connection: connection.execute(sa.delete(firings)))
@@ -397,28 +397,28 @@ def test_a_backfill_makes_what_is_missing_and_nothing_twice(ledger: Database) ->
             [
                 {"schedule": "hourly", "fire_at": last - timedelta(hours=hours), "job_id": job_id, "fired_at": last,
                  "skipped": why}
-                for hours, job_id, why in ((3, made.job_id, None), (2, None, "overlap"))
+                for hours, job_id, why in ((3, fired_jobs.job_id, None), (2, None, "overlap"))
             ],
         )
     )  # fmt: skip
     done = acts.backfill(ledger, "hourly", begin, last, actor="test")
-    assert [one.time for one in done] == [begin + timedelta(hours=hours) for hours in range(1200)]
-    assert [one.skipped for one in done].count(None) == 1199
-    assert (done[-3].job_id, done[-3].skipped) == (made.job_id, "fired")
+    assert [firing.time for firing in done] == [begin + timedelta(hours=hours) for hours in range(1200)]
+    assert [firing.skipped for firing in done].count(None) == 1199
+    assert (done[-3].job_id, done[-3].skipped) == (fired_jobs.job_id, "fired")
     assert len(job_ids(ledger)) == 1200
-    assert {one.skipped for one in acts.backfill(ledger, "hourly", begin, last, actor="test")} == {"fired"}
+    assert {firing.skipped for firing in acts.backfill(ledger, "hourly", begin, last, actor="test")} == {"fired"}
     assert len(job_ids(ledger)) == 1200
     assert [entry.skipped for entry in fired(ledger)] == [None] * 1200
 
 
 def test_a_schedule_made_at_run_time_fires_and_stays(ledger: Database) -> None:
-    made = acts.add(ledger, "made", HOURLY, actor="test")
+    rule = acts.add(ledger, "made", HOURLY, actor="test")
     with pytest.raises(InvalidState, match="there is a schedule 'made' already"):
         acts.add(ledger, "made", HOURLY, actor="test")
     with pytest.raises(ConfigError, match=r"schedule 'wrong': .*bad minute"):
         acts.add(ledger, "wrong", HOURLY | {"cron": "99 * * * *"}, actor="test")
     enter(ledger, [])
-    assert tick(ledger, made).job_id in job_ids(ledger)
+    assert tick(ledger, rule).job_id in job_ids(ledger)
     # The file takes its name over.
     enter(ledger, rules(made=HOURLY | {"cron": "30 * * * *"}))
     row = recorded(ledger)["made"]

@@ -50,10 +50,10 @@ def line_of(function: str) -> str:
 def test_a_timeout_that_outlasts_rabbitmqs_patience_is_refused() -> None:
     with pytest.raises(KindError) as refused:
         boot("boot-long", "boot-short")
-    said = str(refused.value)
-    assert said.startswith(f"{line_of('long')}: kind 'boot.long' has timeout=3600")
-    assert "rabbitmq_consumer_timeout_seconds" in said
-    assert "boot.short" not in said
+    message = str(refused.value)
+    assert message.startswith(f"{line_of('long')}: kind 'boot.long' has timeout=3600")
+    assert "rabbitmq_consumer_timeout_seconds" in message
+    assert "boot.short" not in message
     allowed("boot-long", rabbitmq_consumer_timeout_seconds=3601)
     with pytest.raises(KindError):
         boot("boot-long", rabbitmq_consumer_timeout_seconds=3600)
@@ -116,13 +116,13 @@ def test_a_handler_of_something_that_is_not_a_kind_is_refused_at_its_import() ->
 
 
 def test_the_error_for_two_handlers_of_a_kind_names_both() -> None:
-    known = Handlers()
+    registry = Handlers()
     first, second = handlers.find(boot_jobs.Short.kind()), handlers.find(boot_jobs.Long.kind())
     assert first is not None
     assert second is not None
-    known.add(first)
+    registry.add(first)
     with pytest.raises(KindError) as refused:
-        known.add(type(first)(first.kind, second.function, "async", None, {}))
+        registry.add(type(first)(first.kind, second.function, "async", None, {}))
     assert all(where in str(refused.value) for where in (line_of("short"), line_of("long"), "boot.short"))
 
 

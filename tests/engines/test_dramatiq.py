@@ -136,10 +136,10 @@ def test_middleware_added_in_a_handlers_module_runs_in_the_worker(start_worker: 
     handle.wait(timeout=60)
     worker.tell("shutdown")
     assert worker.process.wait(60) == 0
-    heard = [json.loads(line) for line in (worker.folder / "heard.jsonl").read_text().splitlines()]
-    assert heard[0] == "before_worker_boot"
-    assert heard[-1] == "after_worker_shutdown"
-    of_job = [line for line in heard if isinstance(line, list) and line[1] == handle.id]
+    events = [json.loads(line) for line in (worker.folder / "heard.jsonl").read_text().splitlines()]
+    assert events[0] == "before_worker_boot"
+    assert events[-1] == "after_worker_shutdown"
+    of_job = [line for line in events if isinstance(line, list) and line[1] == handle.id]
     assert [hook for hook, _ in of_job] == [
         "before_process_message",
         "after_process_message",

@@ -50,14 +50,16 @@ class Heard:
 
 
 @pytest.fixture
-def heard(worker: Running) -> Iterator[Heard]:
+def listener(worker: Running) -> Iterator[Heard]:
     listener = Heard(worker)
     yield listener
     listener.stop()
 
 
-def test_a_success_is_heard_from_receiving_to_result_without_what_is_sensitive(worker: Running, heard: Heard) -> None:
-    events = heard.of(worker.producer.enqueue(Add(a=20, b=22)).id, "task-succeeded")
+def test_a_success_is_heard_from_receiving_to_result_without_what_is_sensitive(
+    worker: Running, listener: Heard
+) -> None:
+    events = listener.of(worker.producer.enqueue(Add(a=20, b=22)).id, "task-succeeded")
     received, succeeded = events["task-received"], events["task-succeeded"]
     assert received["name"] == "engines.add"
     assert received["kwargs"] == "{'a': 20, 'b': 22, 'card': '***'}"
@@ -67,7 +69,7 @@ def test_a_success_is_heard_from_receiving_to_result_without_what_is_sensitive(w
     assert 0 <= succeeded["runtime"] < 60
     assert received["clock"] < events["task-started"]["clock"] < succeeded["clock"]
     assert received["pid"] == worker.process.pid
-    assert "4111" not in str(heard.events)
+    assert "4111" not in str(listener.events)
 
 
 @pytest.mark.parametrize(
@@ -80,26 +82,28 @@ def test_a_success_is_heard_from_receiving_to_result_without_what_is_sensitive(w
     ],
     ids=["dead", "retry", "snoozed", "discarded"],
 )
-def test_outcomes_have_an_event_each(worker: Running, heard: Heard, job: Any, event_type: str, says: str) -> None:
-    event = heard.of(worker.producer.enqueue(job).id, event_type)[event_type]
+def test_outcomes_have_an_event_each(worker: Running, listener: Heard, job: Any, event_type: str, says: str) -> None:
+    event = listener.of(worker.producer.enqueue(job).id, event_type)[event_type]
     assert says in event["exception"]
     if event_type == "task-failed":
         assert "Traceback" in event["traceback"]
 
 
-def test_a_cancelled_job_is_heard_as_revoked(worker: Running, heard: Heard) -> None:
+def test_a_cancelled_job_is_heard_as_revoked(worker: Running, listener: Heard) -> None:
     handle = worker.producer.enqueue(Sleep(seconds=300))
     until(lambda: handle.id in worker.active(), "the running job")
     worker.tell("revoke", task_id=handle.id, terminate=True)
-    assert heard.of(handle.id, "task-revoked")["task-revoked"]["terminated"] is True
+    assert listener.of(handle.id, "task-revoked")["task-revoked"]["terminated"] is True
 
 
-def test_the_heartbeat_contains_the_number_of_running_jobs(worker: Running, heard: Heard) -> None:
+def test_the_heartbeat_contains_the_number_of_running_jobs(worker: Running, listener: Heard) -> None:
     handle = worker.producer.enqueue(Sleep(seconds=300))
     until(lambda: handle.id in worker.active(), "the running job")
     worker.tell("heartbeat")
     beat = until(
-        lambda: next((one for one in heard.events if one["type"] == "worker-heartbeat" and one["active"] == 1), None),
+        lambda: next(
+            (event for event in listener.events if event["type"] == "worker-heartbeat" and event["active"] == 1), None
+        ),
         "a heartbeat",
     )
     assert beat["processed"] >= 1
@@ -109,13 +113,13 @@ def test_the_heartbeat_contains_the_number_of_running_jobs(worker: Running, hear
     until(lambda: not worker.active(), "an idle worker")
 
 
-def test_task_events_can_be_turned_off_and_on(worker: Running, heard: Heard) -> None:
+def test_task_events_can_be_turned_off_and_on(worker: Running, listener: Heard) -> None:
     assert worker.ask("disable_events") == {"ok": "task events disabled"}
     silent = worker.producer.enqueue(Add(a=1))
     silent.wait(timeout=60)
     assert worker.ask("enable_events") == {"ok": "task events enabled"}
-    heard.of(worker.producer.enqueue(Add(a=1)).id, "task-succeeded")
-    assert not [event for event in heard.events if event.get("uuid") == silent.id]
+    listener.of(worker.producer.enqueue(Add(a=1)).id, "task-succeeded")
+    assert not [event for event in listener.events if event.get("uuid") == silent.id]
 
 
 def test_fields_are_cut_to_what_is_shown() -> None:

@@ -50,8 +50,8 @@ class Flower:
             return None
 
     def tasks(self) -> dict[str, Any]:
-        found = self.get("api/tasks")
-        return found if isinstance(found, dict) else {}
+        answer = self.get("api/tasks")
+        return answer if isinstance(answer, dict) else {}
 
 
 @contextmanager
@@ -85,7 +85,8 @@ def test_flower_shows_workers_and_jobs_of_both_engines_and_remembers_them(
         assert served.get("api/workers", login="op:wrong") == 401
         until(lambda: names <= {name for name, on in served.get("api/workers?status=1").items() if on}, "both online")
         inspected = until(
-            lambda: (found := served.get("api/workers?refresh=1")) and names <= found.keys() and found, "the inspection"
+            lambda: (answer := served.get("api/workers?refresh=1")) and names <= answer.keys() and answer,
+            "the inspection",
         )
         assert "engines.add" in inspected[workers[1].name]["registered"]
 

@@ -62,6 +62,6 @@ def test_events_without_a_broker_are_kept_to_a_limit_the_oldest_dropped_first() 
     assert events.dropped == 2
     events.start()
     events.stop()
-    kept = [*(one["uuid"] for one in events._unsent), *(subject.id for _, subject, _ in events._buffer)]
+    kept = [*(event["uuid"] for event in events._unsent), *(subject.id for _, subject, _ in events._buffer)]
     assert len(kept) == BUFFER
     assert kept[0] == messages[2].id

@@ -44,7 +44,7 @@ def test_report_and_conf_name_the_broker_without_its_password(worker: Running) -
 
 def test_active_shows_what_runs_and_terminate_ends_it(worker: Running) -> None:
     handle = worker.producer.enqueue(Sleep(seconds=300))
-    shown = until(lambda: [one for one in worker.ask("active") if one["id"] == handle.id], "the running job")[0]
+    shown = until(lambda: [job for job in worker.ask("active") if job["id"] == handle.id], "the running job")[0]
     assert shown["name"] == "engines.sleep"
     assert shown["kwargs"] == {"seconds": 300.0}
     assert shown["hostname"] == worker.name
@@ -61,7 +61,7 @@ def test_a_job_that_waits_is_revoked_and_never_runs(worker: Running) -> None:
     first = [worker.producer.enqueue(Sleep(seconds=300)) for _ in range(5)]
     until(lambda: len(worker.active()) == 5, "five running jobs")
     waiting = worker.producer.enqueue(Sleep(seconds=300))
-    until(lambda: [one for one in worker.ask("reserved") if one["id"] == waiting.id], "the waiting job")
+    until(lambda: [job for job in worker.ask("reserved") if job["id"] == waiting.id], "the waiting job")
 
     worker.ask("revoke", task_id=[waiting.id])
     assert waiting.status().state is State.CANCELLED

@@ -68,9 +68,9 @@ class Client:
     def send(self, canvas: Signature, **options: Any) -> Message:
         canvas.apply_async(**options)
         with self.app.connection_for_read() as connection:
-            found = connection.default_channel.basic_get(self.queue, no_ack=True)
-        body = found.body if isinstance(found.body, bytes) else found.body.encode()
-        message = decode(Envelope("steps", "normal", found.headers, body))
+            raw = connection.default_channel.basic_get(self.queue, no_ack=True)
+        body = raw.body if isinstance(raw.body, bytes) else raw.body.encode()
+        message = decode(Envelope("steps", "normal", raw.headers, body))
         if message.embed is not None:
             CANVAS.check(message.embed)
         return message
@@ -84,7 +84,7 @@ def client() -> Iterator[Client]:
 
 
 def follow(message: Message, result: Any) -> list[Message]:
-    return [decode(through_the_ledger(one)) for one in CANVAS.after_success(message, json.dumps(result))]
+    return [decode(through_the_ledger(envelope)) for envelope in CANVAS.after_success(message, json.dumps(result))]
 
 
 def through_the_ledger(envelope: Envelope) -> Envelope:

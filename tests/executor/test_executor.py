@@ -425,9 +425,9 @@ def test_an_expired_job_is_discarded_unrun(bench: Bench) -> None:
 def handle_time(job_id: str) -> datetime:
     from penstock.schemas.wire.ids import made_at
 
-    made = made_at(job_id)
-    assert made is not None
-    return made
+    at = made_at(job_id)
+    assert at is not None
+    return at
 
 
 @pytest.mark.parametrize(
@@ -610,8 +610,8 @@ def test_a_handlers_transaction_is_rolled_back_when_another_worker_has_claimed_t
     bench.worker()
     handle = bench.producer.enqueue(Write(what="gate"))
     until(lambda: handle.status().state == "running")
-    taken = sa.update(jobs).values(fence=jobs.c.fence + 1, worker="another, dead by now")
-    bench.database.write(lambda connection: connection.execute(taken))
+    take_over = sa.update(jobs).values(fence=jobs.c.fence + 1, worker="another, dead by now")
+    bench.database.write(lambda connection: connection.execute(take_over))
     gate.set()
     # The late one is given back to the broker, and delivered again.
     until(lambda: handle.status().state == "succeeded")

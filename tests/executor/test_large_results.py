@@ -97,8 +97,8 @@ def test_a_storage_that_cannot_be_written_fails_the_attempt_and_not_the_worker(
 def test_a_missing_result_is_reported_and_hides_nothing_else(inline: Inline, tmp_path: Path) -> None:
     handle = inline.producer.enqueue(Produce(text="x", times=5000))
     assert handle.wait(WAIT_SECONDS).state == "succeeded"
-    [found] = list((tmp_path / "storage").rglob("*.json"))
-    found.unlink()
+    [files] = list((tmp_path / "storage").rglob("*.json"))
+    files.unlink()
     status = handle.status()
     assert status.state == "succeeded"
     for read in (lambda: status.result, handle.result):
@@ -106,18 +106,18 @@ def test_a_missing_result_is_reported_and_hides_nothing_else(inline: Inline, tmp
             read()
 
     async def ask() -> Any:
-        found = await AsyncJobHandle(handle.id, "", "", inline.producer._ledger).status()
-        assert found.state == "succeeded"
-        return found.result
+        status = await AsyncJobHandle(handle.id, "", "", inline.producer._ledger).status()
+        assert status.state == "succeeded"
+        return status.result
 
     with pytest.raises(ObjectNotFound, match="not in the storage any more"):
         asyncio.run(ask())
 
 
 def test_a_status_without_a_storage_says_where_the_result_is(ledger: Database) -> None:
-    given = claimed(ledger, message(Produce(text="x", times=1)))
-    end(ledger, given, Outcome.SUCCEEDED, result="2", result_ref="results/j/1.json")
-    status = read_status(ledger, given.message.id)
+    claim = claimed(ledger, message(Produce(text="x", times=1)))
+    end(ledger, claim, Outcome.SUCCEEDED, result="2", result_ref="results/j/1.json")
+    status = read_status(ledger, claim.message.id)
     assert status is not None
     with pytest.raises(StorageError, match=r"results/j/1\.json"):
         _ = status.result

@@ -19,17 +19,17 @@ def test_a_silent_database_counts_as_unavailable_until_it_answers(monkeypatch: p
     answer = threading.Event()
 
     async def main() -> None:
-        asked = Offload("w", Room(1))
+        io = Offload("w", Room(1))
         await asyncio.sleep(0.3)
-        assert not asked.ledger_away  # nobody asked
-        first = asyncio.create_task(asked.ledger(answer.wait))
-        second = asyncio.create_task(asked.ledger(lambda: "second"))
-        await until_async(lambda: asked.ledger_away)
+        assert not io.ledger_away  # nobody asked
+        first = asyncio.create_task(io.ledger(answer.wait))
+        second = asyncio.create_task(io.ledger(lambda: "second"))
+        await until_async(lambda: io.ledger_away)
         answer.set()
         await first
         assert await second == "second"
-        assert not asked.ledger_away
-        asked.close()
+        assert not io.ledger_away
+        io.close()
 
     asyncio.run(main())
 
@@ -44,15 +44,15 @@ def test_a_failed_heartbeat_alone_marks_the_ledger_unavailable_and_stops_fetchin
     async def main() -> None:
         nonlocal away
         room = Room(8)
-        asked = Offload("w", room)
+        io = Offload("w", room)
         with pytest.raises(LedgerUnavailable):
-            await asked.ledger_once(beat)
-        assert asked.ledger_away
+            await io.ledger_once(beat)
+        assert io.ledger_away
         assert room.free() == 0
         away = False
-        await asked.ledger_once(beat)
-        assert not asked.ledger_away
+        await io.ledger_once(beat)
+        assert not io.ledger_away
         assert room.free() > 0
-        asked.close()
+        io.close()
 
     asyncio.run(main())

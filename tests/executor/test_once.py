@@ -346,8 +346,8 @@ def test_a_worker_that_lost_its_claim_does_not_call_the_effect(
 ) -> None:
     handle = inline.producer.enqueue(Wait(what="gate"))
     until(reached.is_set)
-    taken = sa.update(jobs).where(jobs.c.id == handle.id).values(fence=jobs.c.fence + 1, worker="dead by now")
-    inline.database.write(lambda connection: connection.execute(taken))
+    take_over = sa.update(jobs).where(jobs.c.id == handle.id).values(fence=jobs.c.fence + 1, worker="dead by now")
+    inline.database.write(lambda connection: connection.execute(take_over))
     gate.set()
     # Its delivery is given back and claimed anew; that attempt finds nothing begun.
     status = handle.wait(WAIT_SECONDS)

@@ -21,7 +21,7 @@ class Limited(Exception):
 
 
 @pytest.mark.parametrize(
-    ("said", "wait"),
+    ("expected", "wait"),
     [
         (30, 30),
         (1.5, 1.5),
@@ -33,23 +33,23 @@ class Limited(Exception):
         (format_datetime(NOW + timedelta(minutes=1), usegmt=True), 60),
     ],
 )
-def test_an_error_may_say_how_long_to_wait(said: Any, wait: float) -> None:
-    assert asked_wait(Limited(said), NOW) == timedelta(seconds=wait)
+def test_an_error_may_say_how_long_to_wait(expected: Any, wait: float) -> None:
+    assert asked_wait(Limited(expected), NOW) == timedelta(seconds=wait)
 
 
 @pytest.mark.parametrize(
-    "said", [None, True, float("nan"), float("inf"), "soon", "", datetime(2026, 1, 1), object(), [30]]
+    "expected", [None, True, float("nan"), float("inf"), "soon", "", datetime(2026, 1, 1), object(), [30]]
 )
-def test_an_invalid_retry_after_asks_for_no_wait(said: Any) -> None:
-    assert asked_wait(Limited(said), NOW) is None
+def test_an_invalid_retry_after_asks_for_no_wait(expected: Any) -> None:
+    assert asked_wait(Limited(expected), NOW) is None
 
 
 def test_a_wait_beyond_any_calendar_is_a_long_one() -> None:
-    for said in (1e300, timedelta.max):
-        asked = asked_wait(Limited(said), NOW)
-        assert asked is not None
-        assert asked > timedelta(days=10_000)
-        assert NOW + asked
+    for expected in (1e300, timedelta.max):
+        wait = asked_wait(Limited(expected), NOW)
+        assert wait is not None
+        assert wait > timedelta(days=10_000)
+        assert NOW + wait
 
 
 def response(**headers: str) -> httpx.HTTPStatusError:

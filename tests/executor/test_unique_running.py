@@ -145,7 +145,7 @@ def test_a_burst_of_debounced_jobs_runs_once_with_the_last_payload(inline: Inlin
     inline.drain()
     assert seen[-1] == "19"
     # On a machine that stood still for half a second there was a quiet period in between.
-    assert len(seen) == len({one.id for one in handles_ if one.status().state == "succeeded"})
+    assert len(seen) == len({handle.id for handle in handles_ if handle.status().state == "succeeded"})
 
 
 def test_a_handler_enqueues_unique_jobs_and_may_enqueue_its_own_successor(inline: Inline) -> None:

@@ -107,7 +107,7 @@ class Site:
 
     def events(self, path: str) -> list[tuple[str, dict[str, Any]]]:
         """What a browser's EventSource would tell, until the end."""
-        found = []
+        events = []
         with self.client.stream("GET", path) as answer:
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith("text/event-stream")
@@ -117,8 +117,8 @@ class Site:
                 if field == "event":
                     name = value
                 elif field == "data":
-                    found.append((name, json.loads(value)))
-        return found
+                    events.append((name, json.loads(value)))
+        return events
 
     def stop(self) -> int:
         self.client.close()

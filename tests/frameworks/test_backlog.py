@@ -25,8 +25,8 @@ def write(database: Database, count: int, age: timedelta = timedelta()) -> None:
     def work(connection: sa.Connection) -> None:
         for _ in range(count):
             handle = Outbox().enqueue(connection, Note())
-            mine = sa.update(outbox).where(outbox.c.id == handle.id)
-            connection.execute(mine.values(created_at=datetime.now(UTC) - age))
+            update = sa.update(outbox).where(outbox.c.id == handle.id)
+            connection.execute(update.values(created_at=datetime.now(UTC) - age))
 
     database.write(work)
 
@@ -35,9 +35,9 @@ def test_a_backlog_is_its_jobs_and_the_age_of_the_first(ledger: Database) -> Non
     assert backlog(ledger) == Backlog(0, timedelta())
     write(ledger, 2, timedelta(hours=1))
     write(ledger, 1)
-    found = backlog(ledger)
-    assert found.jobs == 3
-    assert timedelta(minutes=59) < found.lag < timedelta(hours=2)
+    rows = backlog(ledger)
+    assert rows.jobs == 3
+    assert timedelta(minutes=59) < rows.lag < timedelta(hours=2)
     ledger.write(lambda connection: connection.execute(sa.delete(outbox)))
     write(ledger, 1, timedelta(hours=-1))  # a clock that is ahead
     assert backlog(ledger) == Backlog(1, timedelta())

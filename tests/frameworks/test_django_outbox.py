@@ -197,18 +197,18 @@ def test_the_row_is_the_one_that_sqlalchemys_outbox_writes(alias: str, shop_url:
             rows = connection.execute(sa.select(outbox).order_by(outbox.c.position)).mappings().all()
     finally:
         engine.dispose()
-    mine, untracked, theirs, theirs_untracked = ({**row} for row in rows)
-    for one in (mine, untracked, theirs, theirs_untracked):
-        assert abs(one.pop("created_at") - datetime.now(UTC)) < timedelta(hours=1)  # a zone would be hours off
-        headers = json.loads(one.pop("headers"))
+    own, untracked, foreign, theirs_untracked = ({**row} for row in rows)
+    for record in (own, untracked, foreign, theirs_untracked):
+        assert abs(record.pop("created_at") - datetime.now(UTC)) < timedelta(hours=1)  # a zone would be hours off
+        headers = json.loads(record.pop("headers"))
         for name in ("sent_at", "due_at"):
             headers["penstock"].pop(name, None)
-        one["headers"] = headers
-        one.pop("position")
-        one["body"] = bytes(one["body"])
-    for one in (untracked, theirs_untracked):
-        one["headers"].pop("id"), one["headers"].pop("root_id"), one.pop("id")
-    assert mine == theirs
+        record["headers"] = headers
+        record.pop("position")
+        record["body"] = bytes(record["body"])
+    for record in (untracked, theirs_untracked):
+        record["headers"].pop("id"), record["headers"].pop("root_id"), record.pop("id")
+    assert own == foreign
     assert untracked == theirs_untracked
     [_, row] = make_entry(Preparation(), Note(text="é☃"), options)
     assert {*row, "position", "taken_by", "taken_until"} == {column.name for column in outbox.columns}
@@ -273,13 +273,13 @@ def test_a_dispatcher_sends_what_is_committed_in_the_order_of_its_key(
     )
     consumer = open_consumer(redis_url, ["notes"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
     consumer.open()
-    got: list[str] = []
+    ids: list[str] = []
 
     def more() -> int:
         fetched = consumer.fetch(100, 0.1)
         consumer.ack(fetched)
-        got.extend(one.envelope.id for one in fetched)
-        return len(got)
+        ids.extend(delivery.envelope.id for delivery in fetched)
+        return len(ids)
 
     out = Outbox(using=alias)
     try:
@@ -294,8 +294,8 @@ def test_a_dispatcher_sends_what_is_committed_in_the_order_of_its_key(
             poll(lambda: texts(alias) == [])
             for _ in range(3):
                 more()
-            assert got[:20] == sent[:20]
-            assert sorted(got) == sorted(sent)
+            assert ids[:20] == sent[:20]
+            assert sorted(ids) == sorted(sent)
             assert row_of(ledger, sent[0]).state == "queued"
             later = out.enqueue(Note(), delay=3600)
             poll(lambda: row_of(ledger, later.id))
@@ -318,10 +318,10 @@ def test_postgresql_notifies_of_a_commit_and_of_nothing_else(tmp_path: Path) -> 
             with transaction.atomic(using=alias):
                 Outbox(using=alias).enqueue_many([Note(), Note()])
                 assert list(raw.notifies(timeout=0.0)) == []
-            heard = list(raw.notifies(timeout=30.0, stop_after=1))
+            events = list(raw.notifies(timeout=30.0, stop_after=1))
             raw.execute("UNLISTEN *")
         engine.dispose()
-    assert [one.channel for one in heard] == ["penstock_outbox"]
+    assert [notification.channel for notification in events] == ["penstock_outbox"]
 
 
 def test_threads_write_in_transactions_of_their_own(alias: str) -> None:
@@ -359,8 +359,8 @@ def test_a_users_test_takes_the_outbox_in_a_transaction_that_is_rolled_back(alia
     with transaction.atomic(using=alias):
         handle = Outbox(using=alias).enqueue(Note(text="one"), key="k")
         penstock.refute_enqueued(Note)
-        [taken] = penstock.take_outbox(alias)
-        assert (taken.id, taken.key) == (handle.id, "k")
+        [runs] = penstock.take_outbox(alias)
+        assert (runs.id, runs.key) == (handle.id, "k")
         assert penstock.take_outbox(alias) == []
         penstock.assert_enqueued(Note, text="one")
         transaction.set_rollback(True, using=alias)

@@ -114,10 +114,10 @@ def test_a_job_committed_with_the_request_runs_in_its_trace_and_is_followed_to_i
 ) -> None:
     answer = site.post("/invoices", {"traceparent": TRACEPARENT}, number=number, customer="Ada")
     assert answer.status_code == 202, answer.text
-    told = site.events(answer.json()["events"])
-    assert [name for name, _ in told] == ["status"] * (len(told) - 1) + ["end"]
-    assert told[-1][1]["id"] == answer.json()["job"]
-    assert told[-1][1]["state"] == "succeeded"
+    events = site.events(answer.json()["events"])
+    assert [name for name, _ in events] == ["status"] * (len(events) - 1) + ["end"]
+    assert events[-1][1]["id"] == answer.json()["job"]
+    assert events[-1][1]["state"] == "succeeded"
     again = site.client.get(answer.json()["events"], headers={"last-event-id": "end"})
     assert (again.status_code, again.content) == (204, b"")  # a browser that asks once more is told to stop
     row = stack.row(answer.json()["job"])

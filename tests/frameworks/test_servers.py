@@ -68,7 +68,7 @@ def fetch(consumer: Consumer, count: int, poll: Callable[..., Any]) -> list[str]
     def more() -> int:
         fetched = consumer.fetch(100, 0.1)
         consumer.ack(fetched)
-        ids.extend(one.envelope.id for one in fetched)
+        ids.extend(delivery.envelope.id for delivery in fetched)
         return len(ids)
 
     poll(lambda: more() >= count)

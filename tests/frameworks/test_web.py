@@ -49,12 +49,12 @@ def test_a_stream_sends_states_and_progress_once_and_ends_with_the_job(
     assert next(stream).startswith(b"retry: ")
     assert news() == ("status", {"id": handle.id, "state": "queued", "attempt": 0, "progress": None})
     assert [next(stream) for _ in range(3)] == [b": still here\n\n"] * 3  # and not the same state again
-    given = claimed(ledger, message(Note(), id=handle.id))
+    claim = claimed(ledger, message(Note(), id=handle.id))
     event, data = news()
     assert (event, data["state"], data["attempt"]) == ("status", "running", 1)
     change(ledger, handle.id, progress_done=1, progress_total=3, progress_note="one\nline")
     assert news()[1]["progress"] == {"done": 1, "total": 3, "note": "one\nline"}
-    end(ledger, given, Outcome.SUCCEEDED, result='"secret"')
+    end(ledger, claim, Outcome.SUCCEEDED, result='"secret"')
     [last] = [frame for frame in stream if not frame.startswith(b":")]
     event, data = read(last)
     assert (event, data["state"]) == ("end", "succeeded")
@@ -71,29 +71,29 @@ def test_an_async_stream_sends_the_same_frames(redis_url: str, prefix: str, ledg
             handle = await producer.enqueue(Note())
             stream = web.async_frames(handle)
             began = [await anext(stream), await anext(stream)]
-            given = await asyncio.to_thread(claimed, ledger, message(Note(), id=handle.id))
-            await asyncio.to_thread(end, ledger, given, Outcome.DISCARDED)
+            claim = await asyncio.to_thread(claimed, ledger, message(Note(), id=handle.id))
+            await asyncio.to_thread(end, ledger, claim, Outcome.DISCARDED)
             return handle.id, began[1:] + await _gather(stream)
 
     job_id, frames = asyncio.run(run())
-    told = [read(frame) for frame in frames if not frame.startswith(b":")]
-    assert [event for event, _ in told] == ["status"] * (len(told) - 1) + ["end"]
-    assert {data["id"] for _, data in told} == {job_id}
-    assert told[-1][1]["state"] == "discarded"
+    events = [read(frame) for frame in frames if not frame.startswith(b":")]
+    assert [event for event, _ in events] == ["status"] * (len(events) - 1) + ["end"]
+    assert {data["id"] for _, data in events} == {job_id}
+    assert events[-1][1]["state"] == "discarded"
 
 
 def test_a_stream_ends_when_its_producer_is_closed(
     producer: Producer, ledger: Database, poll: Callable[..., Any]
 ) -> None:
     stream = web.frames(producer.enqueue(Note()))
-    got: list[bytes] = []
-    thread = threading.Thread(target=lambda: got.extend(stream))
+    frames: list[bytes] = []
+    thread = threading.Thread(target=lambda: frames.extend(stream))
     thread.start()
     poll(lambda: producer._ledger.watching()._waiters)
     producer.close()
     thread.join(60)
     assert not thread.is_alive()
-    assert len(got) == 2
+    assert len(frames) == 2
 
 
 def test_a_stream_whose_reader_left_is_forgotten(
@@ -155,8 +155,8 @@ def test_a_jobs_trace_is_its_requests_if_that_is_one(header: str | None, kept: s
         producer.enqueue_many([Tick()])
         producer.enqueue(Note(text="own"), traceparent="given")
     producer.enqueue(Note(text="after"))
-    found = [job.traceparent for job in penstock.enqueued()]
-    assert found == [kept, kept, "given", None]
+    traceparents = [job.traceparent for job in penstock.enqueued()]
+    assert traceparents == [kept, kept, "given", None]
 
 
 def test_an_active_span_of_opentelemetry_comes_first(penstock: Any) -> None:

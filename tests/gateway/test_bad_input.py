@@ -109,8 +109,8 @@ def test_json_by_another_name_is_taken(gateway: Gateway, content_type: str) -> N
 def test_a_body_over_the_limit_is_a_413_with_or_without_a_content_length(open_gateway: Open) -> None:
     gateway = open_gateway(max_body_bytes=2000)
     assert post(gateway, b" " * 1900 + GOOD).status_code == 202
-    said = problem(post(gateway, b" " * 2001), 413, "body-too-large")
-    assert said["limit"] == 2000
+    body = problem(post(gateway, b" " * 2001), 413, "body-too-large")
+    assert body["limit"] == 2000
     problem(post(gateway, iter([b" " * 500] * 50)), 413, "body-too-large")
 
 

@@ -25,8 +25,8 @@ def test_jobs_of_several_kinds_are_sent_in_order(gateway: Gateway) -> None:
     body = answer.json()
     assert (body["accepted"], body["refused"]) == (602, 0)
     sent = gateway.sent("invoices")
-    assert [one["payload"]["number"] for one in sent] == list(range(600))
-    assert [one["id"] for one in sent] == [one["job"]["id"] for one in body["jobs"][:600]]
+    assert [job["payload"]["number"] for job in sent] == list(range(600))
+    assert [job["id"] for job in sent] == [answer["job"]["id"] for answer in body["jobs"][:600]]
     assert len(gateway.sent("trees")) == len(gateway.sent("syncs")) == 1
 
 
@@ -45,17 +45,17 @@ def test_a_batch_reports_invalid_items_and_sends_the_rest(gateway: Gateway) -> N
     assert answer.status_code == 207
     body = answer.json()
     assert (body["accepted"], body["refused"]) == (2, 6)
-    assert [one["status"] for one in body["jobs"]] == [202, 422, 404, 422, 422, 413, 422, 202]
+    assert [answer["status"] for answer in body["jobs"]] == [202, 422, 404, 422, 422, 413, 422, 202]
     assert body["jobs"][1]["problem"]["errors"][0]["pointer"] == "#/jobs/1/payload/number"
     assert body["jobs"][3]["problem"]["errors"][0]["pointer"] == "#/jobs/3/delay"
     assert body["jobs"][4]["problem"]["errors"][0]["pointer"] == "#/jobs/4"
-    assert [one["penstock"].get("key") for one in gateway.sent("invoices")] == [None, "last"]
+    assert [headers["penstock"].get("key") for headers in gateway.sent("invoices")] == [None, "last"]
 
 
 def test_items_of_a_batch_have_their_own_options_and_need_the_scopes_of_the_key(gateway: Gateway) -> None:
     jobs = [item(priority="low", tenant="acme"), item(tenant="other"), {"kind": "gateway.tree"}]
     body = post(gateway, jobs, tenants=["acme"], kinds=["gateway.invoice"]).json()
-    assert [one["status"] for one in body["jobs"]] == [202, 403, 403]
+    assert [answer["status"] for answer in body["jobs"]] == [202, 403, 403]
     [sent] = gateway.sent("invoices", "low")
     assert sent["penstock"]["tenant"] == "acme"
 
@@ -65,7 +65,7 @@ def test_unique_jobs_are_decided_about_one_by_one(gateway: Gateway) -> None:
         return {"kind": kind, "payload": {"account": "a"}}
 
     body = post(gateway, [of("gateway.only"), of("gateway.only"), of("gateway.sync"), of("gateway.sync")]).json()
-    assert [one["status"] for one in body["jobs"]] == [202, 409, 202, 200]
+    assert [answer["status"] for answer in body["jobs"]] == [202, 409, 202, 200]
     assert body["jobs"][1]["problem"]["existing_id"] == body["jobs"][0]["job"]["id"]
     assert body["jobs"][3]["job"]["id"] == body["jobs"][2]["job"]["id"]
 
@@ -73,14 +73,14 @@ def test_unique_jobs_are_decided_about_one_by_one(gateway: Gateway) -> None:
 def test_a_full_queue_refuses_its_own_jobs_only(gateway: Gateway, open_gateway: Open) -> None:
     limited = gateway.settings.model_copy(update={"queues": {"invoices": QueueSettings(max_length=1)}})
     body = post(open_gateway(limited), [item(), item(), {"kind": "gateway.tree"}]).json()
-    assert [one["status"] for one in body["jobs"]] == [503, 503, 202]
+    assert [answer["status"] for answer in body["jobs"]] == [503, 503, 202]
     assert body["jobs"][0]["problem"]["type"].endswith("queue-full")
 
 
 def test_an_unavailable_broker_refuses_every_item(gateway: Gateway, open_gateway: Open) -> None:
     away = gateway.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
     body = post(open_gateway(away), [item(), {"kind": "gateway.tree"}]).json()
-    assert [one["status"] for one in body["jobs"]] == [503, 503]
+    assert [answer["status"] for answer in body["jobs"]] == [503, 503]
 
 
 @pytest.mark.parametrize("body", [{}, {"jobs": {}}, {"jobs": [], "more": 1}, [], {"jobs": []}])

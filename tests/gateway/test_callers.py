@@ -48,10 +48,10 @@ def test_a_caller_without_a_key_is_refused(gateway: Gateway, header: str | None)
 
 
 def test_a_key_is_kept_as_a_hash(gateway: Gateway) -> None:
-    text, made = api_keys.add(gateway.database, "test")
+    text, key = api_keys.add(gateway.database, "test")
     rows = gateway.database.read(lambda connection: connection.exec_driver_sql("SELECT * FROM penstock_api_keys").all())
     assert text.rpartition("_")[2] not in str(rows)
-    assert api_keys.find(gateway.database, text) == made
+    assert api_keys.find(gateway.database, text) == key
     assert api_keys.find(gateway.database, text[:-1] + ("A" if text[-1] != "A" else "B")) is None
 
 
@@ -148,12 +148,12 @@ class Provider:
 
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    made = Provider()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    provider = Provider()
+    thread = threading.Thread(target=provider.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    yield provider
+    provider.server.shutdown()
+    provider.server.server_close()
     thread.join()
 
 
@@ -183,20 +183,20 @@ def test_a_job_is_found_only_by_the_subject_that_sent_it(trusting: Gateway, prov
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda one: one.token(exp=int(time.time()) - 3600),
-        lambda one: one.token(aud="another"),
-        lambda one: one.token(iss="https://evil.example.com"),
-        lambda one: one.token(sub=None),
-        lambda one: one.token(exp=None),
-        lambda one: one.token(key=ec.generate_private_key(ec.SECP256R1())),
-        lambda one: one.token(headers={"kid": "unknown"}),
-        lambda one: {
+        lambda provider: provider.token(exp=int(time.time()) - 3600),
+        lambda provider: provider.token(aud="another"),
+        lambda provider: provider.token(iss="https://evil.example.com"),
+        lambda provider: provider.token(sub=None),
+        lambda provider: provider.token(exp=None),
+        lambda provider: provider.token(key=ec.generate_private_key(ec.SECP256R1())),
+        lambda provider: provider.token(headers={"kid": "unknown"}),
+        lambda provider: {
             "Authorization": "Bearer "
             + jwt.encode({"sub": "ada"}, "a shared secret of 32 bytes or so", "HS256", {"kid": "one"})
         },
-        lambda one: {"Authorization": "Bearer " + jwt.encode({"sub": "ada"}, None, "none", {"kid": "one"})},
-        lambda one: {"Authorization": "Bearer x.y.z"},
-        lambda one: {"Authorization": "Bearer x"},
+        lambda provider: {"Authorization": "Bearer " + jwt.encode({"sub": "ada"}, None, "none", {"kid": "one"})},
+        lambda provider: {"Authorization": "Bearer x.y.z"},
+        lambda provider: {"Authorization": "Bearer x"},
     ],
 )
 def test_a_token_that_does_not_hold_is_refused(

@@ -21,10 +21,10 @@ def test_keys_and_repeated_requests_are_kept(server: str) -> None:
     with temporary_database(SERVERS[server]) as url:
         database = Database(set_up(url))
         expires_at = datetime.now(UTC) + timedelta(hours=1)
-        text, made = api_keys.add(database, "shop", kinds=["invoice.*"], tenants=["acme"], expires_at=expires_at)
-        assert api_keys.find(database, text) == made
-        assert api_keys.every(database) == [made]
-        assert not api_keys.revoke(database, made.id).holds(datetime.now(UTC))
+        text, key = api_keys.add(database, "shop", kinds=["invoice.*"], tenants=["acme"], expires_at=expires_at)
+        assert api_keys.find(database, text) == key
+        assert api_keys.every(database) == [key]
+        assert not api_keys.revoke(database, key.id).holds(datetime.now(UTC))
 
         async def ask() -> None:
             repeats = Repeats(database)

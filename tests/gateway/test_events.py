@@ -91,7 +91,7 @@ def test_a_binary_event_becomes_a_job(gateway: Gateway) -> None:
     body = {"order": {"number": 8, "email": "ada@example.com"}}
     answer = gateway.client.post("/v1/events", json=body, headers={**headers, **gateway.key()})
     assert answer.status_code == 202, answer.text
-    assert [one["payload"]["number"] for one in gateway.sent("invoices")] == [8]
+    assert [headers["payload"]["number"] for headers in gateway.sent("invoices")] == [8]
 
 
 def test_an_event_that_comes_again_makes_no_further_job(gateway: Gateway) -> None:
@@ -107,12 +107,12 @@ def test_an_event_that_comes_again_makes_no_further_job(gateway: Gateway) -> Non
 def test_a_batch_of_events_is_answered_event_by_event(gateway: Gateway) -> None:
     answer = send(gateway, [paid(), paid(id=""), paid(data={}), paid(type="nobody.cares")], BATCH)
     assert answer.status_code == 207
-    said = answer.json()
-    assert (said["accepted"], said["refused"]) == (2, 2)
-    assert [one["status"] for one in said["events"]] == [202, 422, 422, 202]
-    assert said["events"][1]["problem"]["errors"][0]["attribute"] == "id"
-    assert "rule paid" in said["events"][2]["problem"]["detail"]
-    assert said["events"][3]["jobs"] == []
+    body = answer.json()
+    assert (body["accepted"], body["refused"]) == (2, 2)
+    assert [answer["status"] for answer in body["events"]] == [202, 422, 422, 202]
+    assert body["events"][1]["problem"]["errors"][0]["attribute"] == "id"
+    assert "rule paid" in body["events"][2]["problem"]["detail"]
+    assert body["events"][3]["jobs"] == []
     assert len(gateway.sent("invoices")) == 1
 
 
@@ -149,8 +149,8 @@ def test_an_invalid_event_is_refused_with_the_attribute(
     gateway: Gateway, content_type: str, body: bytes, status: int, attribute: str
 ) -> None:
     headers = {**gateway.key(), "Content-Type": content_type}
-    said = problem(gateway.client.post("/v1/events", content=body, headers=headers), status, "invalid-event")
-    assert said["errors"][0]["attribute"] == attribute
+    answer = problem(gateway.client.post("/v1/events", content=body, headers=headers), status, "invalid-event")
+    assert answer["errors"][0]["attribute"] == attribute
 
 
 def test_a_standard_webhook_is_believed(gateway: Gateway) -> None:
@@ -301,7 +301,7 @@ def test_an_upload_to_s3_is_processed(gateway: Gateway, path: str) -> None:
     headers = gateway.key() if path == "/v1/events" else {"Authorization": "Bearer old"}
     answer = gateway.client.post(path, json={"EventName": "x", "Records": [record, record]}, headers=headers)
     assert answer.status_code == 202, answer.text
-    assert [one["payload"]["key"] for one in gateway.sent("uploads")] == ["a b.jpg"]
+    assert [headers["payload"]["key"] for headers in gateway.sent("uploads")] == ["a b.jpg"]
 
 
 def test_a_gateway_does_not_start_with_a_rule_or_secret_that_cannot_work(settings: Settings, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def submit(gateway: Gateway, key: dict[str, str], **options: str) -> str:
 def run(gateway: Gateway, job_id: str, outcome: Outcome, tenant: str | None = None, **fields: Any) -> None:
     """What a worker records of it."""
     start_worker(gateway.database, "w1")
-    given = claimed(gateway.database, message(Invoice(**INVOICE), id=job_id, tenant=tenant))  # type: ignore[arg-type]
-    assert end(gateway.database, given, outcome, **fields)
+    claim = claimed(gateway.database, message(Invoice(**INVOICE), id=job_id, tenant=tenant))  # type: ignore[arg-type]
+    assert end(gateway.database, claim, outcome, **fields)
 
 
 def test_a_job_that_has_ended_is_shown_with_its_result(gateway: Gateway) -> None:
@@ -97,9 +97,9 @@ def test_a_job_that_was_pruned_is_not_queued_again(gateway: Gateway, monkeypatch
     key = gateway.key()
     job_id = submit(gateway, key)
     assert gateway.client.get(f"/v1/jobs/{job_id}", headers=key).status_code == 200
-    made = jobs.made_at(job_id)
-    assert made is not None
-    monkeypatch.setattr(jobs, "made_at", lambda _id: made.replace(year=made.year - 1))
+    at = jobs.made_at(job_id)
+    assert at is not None
+    monkeypatch.setattr(jobs, "made_at", lambda _id: at.replace(year=at.year - 1))
     problem(gateway.client.get(f"/v1/jobs/{job_id}", headers=key), 404, "job-not-found")
 
 

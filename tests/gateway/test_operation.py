@@ -58,13 +58,13 @@ def test_metrics_count_requests_and_jobs(open_gateway: Open) -> None:
 
 
 def test_pages_of_other_origins_are_kept_out_unless_they_are_listed(gateway: Gateway, open_gateway: Open) -> None:
-    asked = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
-    closed = gateway.client.options("/v1/jobs", headers=asked)
+    preflight = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
+    closed = gateway.client.options("/v1/jobs", headers=preflight)
     assert "access-control-allow-origin" not in closed.headers
     open_ = open_gateway(cors_origins=["https://app.example.com"])
-    listed = open_.client.options("/v1/jobs", headers=asked)
+    listed = open_.client.options("/v1/jobs", headers=preflight)
     assert listed.headers["access-control-allow-origin"] == "https://app.example.com"
-    other = open_.client.options("/v1/jobs", headers={**asked, "Origin": "https://evil.example.com"})
+    other = open_.client.options("/v1/jobs", headers={**preflight, "Origin": "https://evil.example.com"})
     assert "access-control-allow-origin" not in other.headers
 
 
@@ -84,8 +84,8 @@ def test_the_document_has_an_operation_for_each_kind(gateway: Gateway) -> None:
 
 def references(node: Any) -> set[str]:
     if isinstance(node, dict):
-        found = {node["$ref"].rpartition("/")[2]} if isinstance(node.get("$ref"), str) else set()
-        return found.union(*map(references, node.values()))
+        targets = {node["$ref"].rpartition("/")[2]} if isinstance(node.get("$ref"), str) else set()
+        return targets.union(*map(references, node.values()))
     return set().union(*map(references, node)) if isinstance(node, list) else set()
 
 
@@ -100,7 +100,7 @@ def test_kinds_are_listed_with_their_schemas(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    ("toml", "said"),
+    ("toml", "expected"),
     [
         ("[gateway]\nmax_bodies = 1", "gateway.max_bodies: unknown setting"),
         ('[gateway]\ncors_origins = ["*"]', "is no origin"),
@@ -110,12 +110,12 @@ def test_kinds_are_listed_with_their_schemas(gateway: Gateway) -> None:
         ('token_secret = "short"', "token_secret"),
     ],
 )
-def test_a_wrong_setting_is_named(tmp_path: Path, toml: str, said: str) -> None:
+def test_a_wrong_setting_is_named(tmp_path: Path, toml: str, expected: str) -> None:
     file = tmp_path / "penstock.toml"
     file.write_text(toml)
     with pytest.raises(ConfigError, match=str(file)) as error:
         load_settings(file)
-    assert said in str(error.value)
+    assert expected in str(error.value)
 
 
 def test_the_settings_are_those_of_the_file(tmp_path: Path) -> None:
@@ -199,20 +199,20 @@ def test_keys_are_made_listed_and_revoked(gateway: Gateway, monkeypatch: pytest.
 
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", gateway.settings.database_url)
     add = ["gateway", "keys", "add", "shop", "--kind", "gateway.*", "--tenant", "acme", "--rate", "60/m", "--json"]
-    made = json.loads(CliRunner().invoke(app, [*add, "--expires-in", "1h"]).stdout)
-    assert (made["kinds"], made["tenants"], made["queues"]) == (["gateway.*"], ["acme"], None)
-    assert made["requests_per_second"] == 1.0
-    found = api_keys.find(gateway.database, made["key"])
-    assert found is not None
-    assert found.expires_at is not None
+    key = json.loads(CliRunner().invoke(app, [*add, "--expires-in", "1h"]).stdout)
+    assert (key["kinds"], key["tenants"], key["queues"]) == (["gateway.*"], ["acme"], None)
+    assert key["requests_per_second"] == 1.0
+    keys = api_keys.find(gateway.database, key["key"])
+    assert keys is not None
+    assert keys.expires_at is not None
     answer = gateway.client.post(
-        "/v1/jobs/gateway.invoice", json=INVOICE, headers={"Authorization": f"Bearer {made['key']}"}
+        "/v1/jobs/gateway.invoice", json=INVOICE, headers={"Authorization": f"Bearer {key['key']}"}
     )
     assert answer.status_code == 202
     listed = CliRunner().invoke(app, ["gateway", "keys", "list"]).stdout
-    assert made["id"] in listed
-    assert made["key"] not in listed
-    assert CliRunner().invoke(app, ["gateway", "keys", "revoke", made["id"]]).exit_code == 0
+    assert key["id"] in listed
+    assert key["key"] not in listed
+    assert CliRunner().invoke(app, ["gateway", "keys", "revoke", key["id"]]).exit_code == 0
     [row] = json.loads(CliRunner().invoke(app, ["gateway", "keys", "list", "--json"]).stdout)
-    assert (row["holds"], row["id"]) == (False, made["id"])
+    assert (row["holds"], row["id"]) == (False, key["id"])
     assert CliRunner().invoke(app, ["gateway", "keys", "revoke", "nonsense"]).exit_code == 1

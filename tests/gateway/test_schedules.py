@@ -90,7 +90,7 @@ def test_a_schedule_is_made_shown_paused_resumed_and_removed(gateway: Gateway, c
     )
     assert shown["settings"]["payload"] == {"pages": 2, "token": "***"}
     assert shown["settings"]["catch_up"] == "PT2H"
-    assert [one["name"] for one in client.get().json()["schedules"]] == [name]
+    assert [schedule["name"] for schedule in client.get().json()["schedules"]] == [name]
     assert datetime.fromisoformat(shown["next_at"]) > datetime.now(UTC)
 
     paused = client.post(f"/{name}/pause").json()
@@ -107,7 +107,7 @@ def test_a_schedule_is_made_shown_paused_resumed_and_removed(gateway: Gateway, c
 
 def test_the_next_times_are_those_of_the_clock_of_its_zone(client: Client) -> None:
     times = client.get(f"/{client.add()}/next", count=3).json()["times"]
-    assert ["T03:00:00" in one["at"] for one in times] == [True] * 3
+    assert ["T03:00:00" in time["at"] for time in times] == [True] * 3
     assert len(client.get(f"/{client.add(every='36525d', cron=None)}/next", count=100).json()["times"]) < 100
     problem(client.get(f"/{client.add()}/next", count=101), 422, "invalid-request")
 
@@ -130,16 +130,16 @@ def test_a_backfill_makes_what_is_missing_of_a_span(gateway: Gateway, client: Cl
     span = {"from": "2026-03-27", "to": "2026-03-31T03:00"}  # by the clock of Berlin; the last is not taken itself
     assert client.post(f"/{name}/backfill", span | {"dry_run": True}).json()["made"] == 4
     assert job_ids(gateway) == set()
-    made = client.post(f"/{name}/backfill", span).json()
-    assert [one["at"] for one in made["times"]] == [
+    backfilled = client.post(f"/{name}/backfill", span).json()
+    assert [time["at"] for time in backfilled["times"]] == [
         "2026-03-27T02:00:00Z",
         "2026-03-28T02:00:00Z",
         "2026-03-29T01:00:00Z",
         "2026-03-30T01:00:00Z",
     ]
-    assert job_ids(gateway) == {one["job_id"] for one in made["times"]}
+    assert job_ids(gateway) == {time["job_id"] for time in backfilled["times"]}
     again = client.post(f"/{name}/backfill", span | {"to": "2026-03-31T03:00:01"}).json()
-    assert (again["made"], [one["skipped"] for one in again["times"]]) == (1, ["fired"] * 4 + [None])
+    assert (again["made"], [time["skipped"] for time in again["times"]]) == (1, ["fired"] * 4 + [None])
     assert len(job_ids(gateway)) == 5
 
 
@@ -193,8 +193,8 @@ def test_a_span_that_cannot_be_made_up_for_is_refused(gateway: Gateway, client: 
     ],
 )
 def test_a_wrong_one_is_refused_by_its_key(client: Client, values: dict[str, Any], pointer: str, detail: str) -> None:
-    said = problem(client.post("", {"name": "wrong", **DAILY, **values}), 422, "invalid-fields")
-    [error] = said["errors"]
+    body = problem(client.post("", {"name": "wrong", **DAILY, **values}), 422, "invalid-fields")
+    [error] = body["errors"]
     assert error["pointer"] == pointer
     assert detail in error["detail"]
     assert client.get().json() == {"schedules": []}
@@ -251,12 +251,12 @@ def test_schedules_outside_the_scopes_of_a_key_are_not_found(
 
 
 def test_a_key_for_the_kind_has_its_schedules(gateway: Gateway, client: Client) -> None:
-    mine = Client(gateway, kinds=["gateway.d*"], queues=["days"])
-    name = mine.add()
+    own = Client(gateway, kinds=["gateway.d*"], queues=["days"])
+    name = own.add()
     client.add(kind="gateway.sync", payload={"account": "a"}, time_field=None)
-    assert [one["name"] for one in mine.get().json()["schedules"]] == [name]
+    assert [schedule["name"] for schedule in own.get().json()["schedules"]] == [name]
     assert len(client.get().json()["schedules"]) == 2
-    assert mine.post(f"/{name}/run").status_code == 202
+    assert own.post(f"/{name}/run").status_code == 202
 
 
 def test_schedules_need_a_key(gateway: Gateway) -> None:

@@ -58,11 +58,11 @@ def test_a_job_is_followed_from_the_queue_to_its_result(gateway: Gateway) -> Non
         assert response.headers["cache-control"] == "no-store"
         stream = Stream(response)
         assert stream.until("queued")[0] == "status"
-        given = claim(gateway, job_id)
+        claims = claim(gateway, job_id)
         assert stream.until("running")[1]["kind"] == "gateway.invoice"
         change(gateway.database, job_id, progress_done=1, progress_total=2)
         assert stream.until("running")[1]["progress"] == {"done": 1, "total": 2, "note": None}
-        end(gateway.database, given, Outcome.SUCCEEDED, result='"sent"')
+        end(gateway.database, claims, Outcome.SUCCEEDED, result='"sent"')
         name, job = stream.until("succeeded")
         assert (name, job["result"]) == ("end", "sent")
         assert stream.rest() == []
@@ -90,14 +90,14 @@ def test_a_token_shows_progress_and_nothing_else(gateway: Gateway) -> None:
 
 
 def test_a_token_is_for_one_job_and_for_a_while(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, other = (submit(gateway, gateway.key()) for _ in range(2))
-    token = progress_token(mine, secret=SECRET)
+    own, other = (submit(gateway, gateway.key()) for _ in range(2))
+    token = progress_token(own, secret=SECRET)
     problem(gateway.client.get(f"/v1/jobs/{other}/events", params={"token": token}), 403, "token-not-allowed")
-    for wrong in ("", "x", token + "x", progress_token(mine, secret="another secret altogether")):
-        answer = gateway.client.get(f"/v1/jobs/{mine}/events", params={"token": wrong})
+    for wrong in ("", "x", token + "x", progress_token(own, secret="another secret altogether")):
+        answer = gateway.client.get(f"/v1/jobs/{own}/events", params={"token": wrong})
         problem(answer, 401, "invalid-token")
-    brief = progress_token(mine, secret=SECRET, expires_in=timedelta(milliseconds=1))
-    problem(gateway.client.get(f"/v1/jobs/{mine}/events", params={"token": brief}), 401, "invalid-token")
+    brief = progress_token(own, secret=SECRET, expires_in=timedelta(milliseconds=1))
+    problem(gateway.client.get(f"/v1/jobs/{own}/events", params={"token": brief}), 401, "invalid-token")
 
 
 def test_a_kind_that_is_not_tracked_cannot_be_followed(gateway: Gateway) -> None:

@@ -23,9 +23,9 @@ def test_a_job_is_sent_and_found_before_any_worker_has_seen_it(gateway: Gateway)
     [sent] = gateway.sent("invoices")
     assert (sent["id"], sent["task"]) == (job["id"], "gateway.invoice")
     assert sent["payload"] == {**INVOICE, "lines": [], "iban": ""}
-    made = made_at(job["id"])
-    assert made is not None
-    assert abs(made - datetime.now(UTC)) < timedelta(hours=1)
+    at = made_at(job["id"])
+    assert at is not None
+    assert abs(at - datetime.now(UTC)) < timedelta(hours=1)
     status = gateway.client.get(answer.headers["location"], headers=key)
     assert (status.status_code, status.json()["state"]) == (200, "queued")
 
@@ -145,5 +145,5 @@ def test_jobs_go_to_rabbitmq_too(gateway: Gateway, open_gateway: Open, amqp_url:
     answer = over_amqp.client.post("/v1/jobs/gateway.invoice", json=INVOICE, headers=key)
     assert answer.status_code == 202
     with Connection(amqp_url) as connection:  # type: ignore[no-untyped-call]
-        found = connection.default_channel.basic_get(lane_name(prefix, "invoices", "normal"), no_ack=True)
-    assert found.headers["id"] == answer.json()["id"]
+        raw = connection.default_channel.basic_get(lane_name(prefix, "invoices", "normal"), no_ack=True)
+    assert raw.headers["id"] == answer.json()["id"]

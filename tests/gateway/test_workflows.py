@@ -39,7 +39,7 @@ class Client:
         return self._http.post(f"/v1/workflows{path}", headers=self._headers, content=content, params=query)
 
     def listed(self, **query: Any) -> list[str]:
-        return [one["id"] for one in self.get(**query).json()["workflows"]]
+        return [workflow["id"] for workflow in self.get(**query).json()["workflows"]]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def end(gateway: Gateway, outcome: Outcome = Outcome.SUCCEEDED) -> None:
 
 
 def states(shown: Any) -> dict[str, str]:
-    return {one["name"]: one["state"] for one in shown["steps"]}
+    return {step["name"]: step["state"] for step in shown["steps"]}
 
 
 def acts(gateway: Gateway, workflow_id: str) -> list[tuple[str, str, str, Any]]:
@@ -81,8 +81,8 @@ def test_workflows_are_listed_by_state_and_kind_a_page_at_a_time(gateway: Gatewa
     assert client.listed(state="failed", kind="wf.trip") == [trip]
     assert client.listed(state="running") == []
     assert (client.listed(limit=2), client.listed(limit=2, before=ids[2])) == ([trip, ids[2]], [ids[1], ids[0]])
-    [one] = client.get(kind="wf.trip").json()["workflows"]
-    assert {name: one[name] for name in ("state", "queue", "tenant", "done", "steps", "error")} == {
+    [workflow] = client.get(kind="wf.trip").json()["workflows"]
+    assert {name: workflow[name] for name in ("state", "queue", "tenant", "done", "steps", "error")} == {
         "state": "failed",
         "queue": "wf",
         "tenant": "acme",
@@ -114,7 +114,7 @@ def _timed(node: Any) -> Any:
             name: datetime.fromisoformat(value) if value and name.endswith(("_at", "_since")) else _timed(value)
             for name, value in node.items()
         }
-    return [_timed(one) for one in node] if isinstance(node, list) else node
+    return [_timed(item) for item in node] if isinstance(node, list) else node
 
 
 def test_a_step_that_waits_is_answered_once(gateway: Gateway, client: Client) -> None:
@@ -147,9 +147,9 @@ def test_a_signal_may_come_before_its_step_waits(gateway: Gateway, client: Clien
 def test_an_answer_that_does_not_fit_is_refused_by_its_place(gateway: Gateway, client: Client) -> None:
     workflow_id = begin(gateway, acme.Approved())
     path = f"/{workflow_id}/steps/approval/signal"
-    said = problem(client.post(path, {"approved": "maybe", "by": 1}), 422, "invalid-fields")
-    assert [one["pointer"] for one in said["errors"]] == ["#/approved", "#/by"]
-    assert "maybe" not in json.dumps(said)
+    answer = problem(client.post(path, {"approved": "maybe", "by": 1}), 422, "invalid-fields")
+    assert [error["pointer"] for error in answer["errors"]] == ["#/approved", "#/by"]
+    assert "maybe" not in json.dumps(answer)
     assert problem(client.post(path, True), 422, "invalid-fields")["errors"][0]["pointer"] == "#"
     assert problem(client.post(path), 422, "invalid-fields")["errors"][0]["pointer"] == "#/approved"
     headers = gateway.key() | {"Content-Type": "application/json"}
@@ -161,12 +161,12 @@ def test_an_answer_that_does_not_fit_is_refused_by_its_place(gateway: Gateway, c
 def test_a_signal_needs_a_step_that_waits(gateway: Gateway, client: Client) -> None:
     workflow_id = begin(gateway, acme.Approved())
     for step in ("report", "nowhere"):
-        said = problem(client.post(f"/{workflow_id}/steps/{step}/signal", {}), 409, "wrong-state")
-        assert "those that do: approval" in said["detail"]
+        body = problem(client.post(f"/{workflow_id}/steps/{step}/signal", {}), 409, "wrong-state")
+        assert "those that do: approval" in body["detail"]
     client.post(f"/{workflow_id}/cancel")
     end(gateway)
-    said = problem(client.post(f"/{workflow_id}/steps/approval/signal", {"approved": True}), 409, "wrong-state")
-    assert "it is cancelled" in said["detail"]
+    body = problem(client.post(f"/{workflow_id}/steps/approval/signal", {"approved": True}), 409, "wrong-state")
+    assert "it is cancelled" in body["detail"]
 
 
 def test_a_workflow_without_an_imported_definition_is_neither_signalled_nor_restarted(
@@ -174,14 +174,14 @@ def test_a_workflow_without_an_imported_definition_is_neither_signalled_nor_rest
 ) -> None:
     workflow_id = begin(gateway, acme.Approved())
     monkeypatch.delitem(outlines, "wf.approved")
-    said = problem(client.post(f"/{workflow_id}/steps/approval/signal", {"approved": "?"}), 409, "wrong-state")
-    assert "what step 'approval' of workflow 'wf.approved' waits for" in said["detail"]
+    body = problem(client.post(f"/{workflow_id}/steps/approval/signal", {"approved": "?"}), 409, "wrong-state")
+    assert "what step 'approval' of workflow 'wf.approved' waits for" in body["detail"]
     assert client.post(f"/{workflow_id}/cancel").status_code == 200
     monkeypatch.undo()
     end(gateway)
     monkeypatch.delitem(outlines, "wf.approved")
-    said = problem(client.post(f"/{workflow_id}/retry", {"all": True}), 409, "wrong-state")
-    assert "no imported module defines workflow 'wf.approved'" in said["detail"]
+    body = problem(client.post(f"/{workflow_id}/retry", {"all": True}), 409, "wrong-state")
+    assert "no imported module defines workflow 'wf.approved'" in body["detail"]
     assert client.post(f"/{workflow_id}/retry").status_code == 200
 
 
@@ -189,8 +189,8 @@ def test_a_workflow_is_cancelled_with_or_without_compensation(gateway: Gateway, 
     for compensate, undone in (("true", "compensated"), ("false", "succeeded")):
         workflow_id = begin(gateway, acme.Trip())
         end(gateway)
-        asked = client.post(f"/{workflow_id}/cancel", compensate=compensate).json()
-        assert (asked["state"], asked["undo"]) == ("cancelling", compensate == "true")
+        answer = client.post(f"/{workflow_id}/cancel", compensate=compensate).json()
+        assert (answer["state"], answer["undo"]) == ("cancelling", compensate == "true")
         problem(client.post(f"/{workflow_id}/cancel"), 409, "wrong-state")
         move(gateway.database)
         end(gateway)
@@ -253,8 +253,8 @@ def test_a_retry_that_does_not_fit_is_refused_by_its_place(
     workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
     client.post(f"/{workflow_id}/cancel")
     end(gateway)
-    said = problem(client.post(f"/{workflow_id}/retry", body), 422, "invalid-fields")
-    assert [one["pointer"] for one in said["errors"]] == [pointer]
+    answer = problem(client.post(f"/{workflow_id}/retry", body), 422, "invalid-fields")
+    assert [error["pointer"] for error in answer["errors"]] == [pointer]
     assert client.get(f"/{workflow_id}").json()["state"] == "cancelled"
 
 
@@ -262,8 +262,8 @@ def test_a_retry_from_a_step_that_is_not_there_is_refused(gateway: Gateway, clie
     workflow_id = begin(gateway, acme.Nightly(regions=["north"]))
     client.post(f"/{workflow_id}/cancel")
     end(gateway)
-    said = problem(client.post(f"/{workflow_id}/retry", {"from": "nowhere"}), 409, "wrong-state")
-    assert "it has orders, report, tell" in said["detail"]
+    body = problem(client.post(f"/{workflow_id}/retry", {"from": "nowhere"}), 409, "wrong-state")
+    assert "it has orders, report, tell" in body["detail"]
 
 
 def everything_of(client: Client, workflow_id: str) -> list[Any]:
@@ -309,29 +309,29 @@ def test_an_empty_list_of_a_token_allows_nothing(gateway: Gateway, scope: str) -
 
 
 def test_a_tenant_has_its_own(gateway: Gateway, client: Client) -> None:
-    mine, theirs, nobodys = (begin(gateway, acme.Approved(), tenant=one) for one in ("acme", "other", None))
+    own, theirs, nobodys = (begin(gateway, acme.Approved(), tenant=tenant) for tenant in ("acme", "other", None))
     tenant = Client(gateway, tenants=["acme"])
-    assert tenant.listed() == [mine]
-    assert client.listed() == [nobodys, theirs, mine]
-    assert tenant.post(f"/{mine}/steps/approval/signal", {"approved": True}).status_code == 200
-    assert tenant.post(f"/{mine}/cancel").json()["state"] == "cancelling"
+    assert tenant.listed() == [own]
+    assert client.listed() == [nobodys, theirs, own]
+    assert tenant.post(f"/{own}/steps/approval/signal", {"approved": True}).status_code == 200
+    assert tenant.post(f"/{own}/cancel").json()["state"] == "cancelling"
     end(gateway)
-    assert tenant.post(f"/{mine}/retry", {"from": "report"}).json()["state"] == "running"
-    assert [act for act, *_ in acts(gateway, mine)] == ["signal", "cancel", "retry"]
+    assert tenant.post(f"/{own}/retry", {"from": "report"}).json()["state"] == "running"
+    assert [act for act, *_ in acts(gateway, own)] == ["signal", "cancel", "retry"]
     move(gateway.database)
     select = sa.select(jobs.c.tenant).where(jobs.c.kind == "wf.report").distinct()
-    found = gateway.database.read(lambda connection: set(connection.execute(select).scalars()))
-    assert found == {"acme", "other", None}
+    tenants = gateway.database.read(lambda connection: set(connection.execute(select).scalars()))
+    assert tenants == {"acme", "other", None}
 
 
 def test_a_page_is_full_whatever_a_key_does_not_see(gateway: Gateway) -> None:
-    mine, theirs = [], []
+    own, theirs = [], []
     for _ in range(4):
-        mine.append(begin(gateway, acme.Approved()))
+        own.append(begin(gateway, acme.Approved()))
         theirs.append(begin(gateway, acme.Branching(rows=1)))
     key = Client(gateway, kinds=["wf.[ac-z]*"])
-    assert key.listed(limit=3) == mine[:0:-1]
-    assert key.listed(limit=3, before=mine[1]) == [mine[0]]
+    assert key.listed(limit=3) == own[:0:-1]
+    assert key.listed(limit=3, before=own[1]) == [own[0]]
     assert Client(gateway, kinds=["wf_%"]).listed() == []
 
 
@@ -358,13 +358,13 @@ def test_workflows_are_signalled_cancelled_and_retried_on_every_database(
     with temporary_database(SERVERS[server]) as url:
         there = open_gateway(gateway.settings.model_copy(update={"database_url": set_up(url)}))
         tenant, capitals = Client(there, kinds=["wf.*"], tenants=["acme"]), Client(there, tenants=["ACME"])
-        mine, _theirs = (begin(there, acme.Approved(), tenant=one) for one in ("acme", "other"))
-        assert (tenant.listed(), capitals.listed()) == ([mine], [])
-        assert tenant.post(f"/{mine}/steps/approval/signal", {"approved": True}).status_code == 200
-        assert tenant.post(f"/{mine}/cancel").json()["state"] == "cancelling"
+        own, _theirs = (begin(there, acme.Approved(), tenant=tenant) for tenant in ("acme", "other"))
+        assert (tenant.listed(), capitals.listed()) == ([own], [])
+        assert tenant.post(f"/{own}/steps/approval/signal", {"approved": True}).status_code == 200
+        assert tenant.post(f"/{own}/cancel").json()["state"] == "cancelling"
         end(there)
-        assert tenant.get(f"/{mine}").json()["state"] == "cancelled"
-        assert tenant.post(f"/{mine}/retry", {"all": True}).json()["state"] == "running"
-        assert tenant.listed(state="running", before="z") == [mine]
+        assert tenant.get(f"/{own}").json()["state"] == "cancelled"
+        assert tenant.post(f"/{own}/retry", {"all": True}).json()["state"] == "running"
+        assert tenant.listed(state="running", before="z") == [own]
         there.stop()
         there.database.close()

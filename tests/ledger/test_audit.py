@@ -19,7 +19,7 @@ def test_acts_are_found_by_who_what_when_and_to_what_newest_first(ledger: Databa
         )
 
     def found(**filters: object) -> list[tuple[str, str, str | None]]:
-        return [(one.actor, one.act, one.subject) for one in audit.find(ledger, **filters)]  # type: ignore[arg-type]
+        return [(entry.actor, entry.act, entry.subject) for entry in audit.find(ledger, **filters)]  # type: ignore[arg-type]
 
     assert found() == [("bob", "cancel", "j2"), ("ada", "erase", "j2"), ("ada", "cancel", "j1")]
     assert found(limit=1) == [("bob", "cancel", "j2")]
@@ -28,9 +28,9 @@ def test_acts_are_found_by_who_what_when_and_to_what_newest_first(ledger: Databa
     assert found(subject="j1") == [("ada", "cancel", "j1")]
     assert found(since=before, until=before + timedelta(hours=1)) == found()
     assert found(until=before) == found(since=datetime.now(UTC) + timedelta(hours=1)) == []
-    [one, *_] = audit.find(ledger)
-    assert (one.subject_kind, one.count, one.detail) == ("job", 1, {"at": before.isoformat()})
-    assert before <= one.at <= datetime.now(UTC)
+    [line, *_] = audit.find(ledger)
+    assert (line.subject_kind, line.count, line.detail) == ("job", 1, {"at": before.isoformat()})
+    assert before <= line.at <= datetime.now(UTC)
 
 
 def test_an_act_is_rolled_back_with_what_it_did(ledger: Database) -> None:
@@ -47,9 +47,9 @@ def test_an_act_on_many_in_several_transactions_is_one_line_that_is_found_by_eac
     entry = audit.Entry(ledger, actor="ada", act="erase", detail={"key": "k"})
     for ids in (["a", "b"], [], ["c"]):
         entry.line = ledger.write(lambda connection, ids=ids: entry.write(connection, ids))
-    [one] = audit.find(ledger)
-    assert (one.id, one.subject, one.count, one.detail) == (entry.line, None, 3, {"key": "k"})
-    assert [audit.find(ledger, subject=subject) for subject in "abc"] == [[one]] * 3
+    [line] = audit.find(ledger)
+    assert (line.id, line.subject, line.count, line.detail) == (entry.line, None, 3, {"key": "k"})
+    assert [audit.find(ledger, subject=subject) for subject in "abc"] == [[line]] * 3
     assert audit.find(ledger, subject="d") == []
 
 
@@ -60,6 +60,6 @@ def test_an_act_without_an_actor_is_refused_and_any_text_can_be_kept(ledger: Dat
     ledger.write(
         lambda connection: audit.write(connection, actor=strange, act="erase", subject=strange, detail={"w": strange})
     )
-    [one] = audit.find(ledger)
-    assert one.actor == one.subject == ("a\N{REPLACEMENT CHARACTER}b?" + "x" * 300)[:255]
-    assert one.detail["w"].endswith("x" * 300)
+    [line] = audit.find(ledger)
+    assert line.actor == line.subject == ("a\N{REPLACEMENT CHARACTER}b?" + "x" * 300)[:255]
+    assert line.detail["w"].endswith("x" * 300)

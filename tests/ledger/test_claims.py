@@ -33,9 +33,9 @@ def refusal(answer: Claim | Refusal) -> str:
 
 def test_a_new_job_is_claimed_and_shows_as_running(ledger: Database) -> None:
     sent = message(Note(text="über 'quotes'"), key="k", tenant="acme")
-    given = claimed(ledger, sent)
+    claim = claimed(ledger, sent)
     row = row_of(ledger, sent.id)
-    assert (given.fence, given.attempt, given.failures, given.crashes) == (1, 1, 0, 0)
+    assert (claim.fence, claim.attempt, claim.failures, claim.crashes) == (1, 1, 0, 0)
     assert (row.state, row.worker, row.fence, row.key, row.tenant) == (State.RUNNING, "w1", 1, "k", "acme")
     assert Note.model_validate_json(row.payload) == sent.job
 
@@ -44,19 +44,19 @@ def test_answers_have_the_order_of_the_requests(ledger: Database) -> None:
     old = message(Note())
     end(ledger, claimed(ledger, old), Outcome.SUCCEEDED)
     new = [message(Note(text=str(number))) for number in range(5)]
-    asked = [new[0], old, *new[1:], new[0]]
-    answers = claim(ledger, [Wanted(one, False, 3) for one in asked], worker="w1")
-    assert [answer.message.id for answer in answers] == [one.id for one in asked]
+    requests = [new[0], old, *new[1:], new[0]]
+    answers = claim(ledger, [Wanted(request, False, 3) for request in requests], worker="w1")
+    assert [answer.message.id for answer in answers] == [request.id for request in requests]
     assert [getattr(answer, "reason", "") for answer in answers] == ["", "ended", "", "", "", "", "duplicate"]
 
 
 def test_a_copy_is_absorbed_while_the_job_runs_and_after_it_ended(ledger: Database) -> None:
     sent = message(Note())
     start_worker(ledger, "w1")
-    given = claimed(ledger, sent)
+    claim = claimed(ledger, sent)
     assert refusal(claim_one(ledger, sent, worker="w2")) == "duplicate"
     assert refusal(claim_one(ledger, sent, worker="w1")) == "duplicate"
-    end(ledger, given, Outcome.SUCCEEDED)
+    end(ledger, claim, Outcome.SUCCEEDED)
     assert refusal(claim_one(ledger, sent, worker="w2")) == "ended"
     assert refusal(claim_one(ledger, sent, worker="w2", again=True)) == "ended"
 
@@ -82,8 +82,8 @@ def test_a_dead_workers_job_is_taken_over_and_the_crash_is_counted(ledger: Datab
     sent = message(Note())
     start_worker(ledger, "w1", lease=DEAD)
     claimed(ledger, sent)
-    given = claimed(ledger, sent, worker="w2", again=True)
-    assert (given.fence, given.attempt, given.failures, given.crashes) == (2, 1, 0, 1)
+    claim = claimed(ledger, sent, worker="w2", again=True)
+    assert (claim.fence, claim.attempt, claim.failures, claim.crashes) == (2, 1, 0, 1)
     [crashed] = attempts_of(ledger, sent.id)
     assert (crashed.outcome, crashed.worker, crashed.fence) == (Outcome.CRASHED, "w1", 1)
 
@@ -131,19 +131,19 @@ def test_leases_are_right_whatever_the_clocks_of_workers_show(
             claimed(ledger, left, worker=gone)
             [copy] = claim(ledger, [Wanted(held, False, 3)], worker="w2", now=now)
             assert refusal(copy) == "duplicate"
-            again, taken = claim(ledger, [Wanted(held, True, 3), Wanted(left, True, 3)], worker="w2", now=now)
+            again, claims = claim(ledger, [Wanted(held, True, 3), Wanted(left, True, 3)], worker="w2", now=now)
             assert refusal(again) == "held"
             assert isinstance(again, Refusal)
             assert again.until is not None
             assert timedelta() < again.until - now <= LEASE
-            assert isinstance(taken, Claim)
+            assert isinstance(claims, Claim)
 
 
 def test_a_cancelled_job_is_not_run(ledger: Database) -> None:
     waiting = message(Note())
     request_cancel(ledger, waiting.id, kind="ledger.note")
     assert refusal(claim_one(ledger, waiting)) == "cancelled"
-    asked = message(Note())
-    end(ledger, claimed(ledger, asked), Outcome.RETRY, due_at=datetime.now(UTC))
-    change(ledger, asked.id, cancel_requested=True)
-    assert refusal(claim_one(ledger, message(Note(), id=asked.id, attempt=2, fence=1))) == "cancelled"
+    job = message(Note())
+    end(ledger, claimed(ledger, job), Outcome.RETRY, due_at=datetime.now(UTC))
+    change(ledger, job.id, cancel_requested=True)
+    assert refusal(claim_one(ledger, message(Note(), id=job.id, attempt=2, fence=1))) == "cancelled"

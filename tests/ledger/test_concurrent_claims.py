@@ -10,7 +10,7 @@ from penstock.ledger.transitions.claim import Claim, Wanted, claim
 
 def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> None:
     sent = [message(Note(text=str(number))) for number in range(200)]
-    given: dict[str, list[str]] = {"w1": [], "w2": []}
+    claims: dict[str, list[str]] = {"w1": [], "w2": []}
     errors: list[Exception] = []
     start = threading.Barrier(2)
 
@@ -20,9 +20,9 @@ def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> N
         try:
             start.wait()
             for at in range(0, len(order), 20):
-                batch = [Wanted(one, False, 3) for one in order[at : at + 20]]
+                batch = [Wanted(request, False, 3) for request in order[at : at + 20]]
                 answers = claim(database, batch, worker=worker)
-                given[worker] += [answer.message.id for answer in answers if isinstance(answer, Claim)]
+                claims[worker] += [answer.message.id for answer in answers if isinstance(answer, Claim)]
         except Exception as error:
             errors.append(error)
         finally:
@@ -30,13 +30,13 @@ def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> N
 
     # Both are alive: what one has, the other is refused.
     database = Database(ledger_url)
-    for name in given:
+    for name in claims:
         start_worker(database, name)
-    threads = [threading.Thread(target=work, args=(name,)) for name in given]
+    threads = [threading.Thread(target=work, args=(name,)) for name in claims]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     database.close()
     assert errors == []
-    assert sorted(given["w1"] + given["w2"]) == sorted(one.id for one in sent)
+    assert sorted(claims["w1"] + claims["w2"]) == sorted(job.id for job in sent)

@@ -40,12 +40,12 @@ def test_a_crash_names_host_process_signal_and_peak_of_memory(ledger: Database) 
     sent = message(Note())
     claimed(ledger, sent, worker="w1")
     note_death(ledger, os.getpid(), "SIGKILL", 300 * 2**20)
-    given = claimed(ledger, sent, worker="w2", again=True)
+    claim = claimed(ledger, sent, worker="w2", again=True)
     [crash] = attempts_of(ledger, sent.id)
-    said = f"worker w1 died or fell silent while it ran this ({WHERE}; ended with SIGKILL; peak memory 300 MiB)"
-    assert crash.error == said
-    given.quarantine = True
-    assert quarantined(given).error == f"its worker crashed 1 times while it ran, the last time: {said}"
+    expected = f"worker w1 died or fell silent while it ran this ({WHERE}; ended with SIGKILL; peak memory 300 MiB)"
+    assert crash.error == expected
+    claim.quarantine = True
+    assert quarantined(claim).error == f"its worker crashed 1 times while it ran, the last time: {expected}"
 
 
 def test_an_unobserved_death_is_described_as_unknown(ledger: Database) -> None:

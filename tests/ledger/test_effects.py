@@ -23,59 +23,59 @@ WHO = "ada@here"
 
 
 def test_an_effect_is_started_and_then_done_for_good(ledger: Database) -> None:
-    given = claimed(ledger, message(Note()))
-    job_id, fence = given.message.id, given.fence
+    claim = claimed(ledger, message(Note()))
+    job_id, fence = claim.message.id, claim.fence
     assert begin(ledger, job_id, fence, "charge") is None
-    found = begin(ledger, job_id, fence, "charge")
-    assert isinstance(found, Found)
-    assert (found.done, found.result) == (False, None)
+    effect = begin(ledger, job_id, fence, "charge")
+    assert isinstance(effect, Found)
+    assert (effect.done, effect.result) == (False, None)
     confirm(ledger, job_id, fence, "charge", '{"receipt": 7}')
     confirm(ledger, job_id, fence, "charge", '"a later word changes nothing"')
-    found = begin(ledger, job_id, fence, "charge", again=True)
-    assert isinstance(found, Found)
-    assert (found.done, found.result) == (True, '{"receipt": 7}')
+    effect = begin(ledger, job_id, fence, "charge", again=True)
+    assert isinstance(effect, Found)
+    assert (effect.done, effect.result) == (True, '{"receipt": 7}')
     assert begin(ledger, job_id, fence, "ship") is None
 
 
 def test_the_id_of_an_effect_is_a_distinct_and_stable_uuid(ledger: Database) -> None:
-    one = effect_id("job", "charge")
-    assert str(uuid.UUID(one)) == one
-    assert one == effect_id("job", "charge")
-    assert len({one, effect_id("job", "Charge"), effect_id("job2", "charge"), effect_id("job", "charge ")}) == 4
+    effect = effect_id("job", "charge")
+    assert str(uuid.UUID(effect)) == effect
+    assert effect == effect_id("job", "charge")
+    assert len({effect, effect_id("job", "Charge"), effect_id("job2", "charge"), effect_id("job", "charge ")}) == 4
     # Also where a database takes letters of either case, and trailing spaces, for the same.
-    given = claimed(ledger, message(Note()))
+    claim = claimed(ledger, message(Note()))
     for key in ("charge", "Charge", "charge "):
-        assert begin(ledger, given.message.id, given.fence, key) is None
+        assert begin(ledger, claim.message.id, claim.fence, key) is None
 
 
 def test_a_worker_that_lost_its_claim_starts_no_effect_but_may_confirm_one(ledger: Database) -> None:
     sent = message(Note())
     late = claimed(ledger, sent, worker="paused")
     begin(ledger, sent.id, late.fence, "charge")
-    given = claimed(ledger, sent, worker="w2", again=True)
+    claim = claimed(ledger, sent, worker="w2", again=True)
     for again in (False, True):
         for key in ("charge", "ship"):
             with pytest.raises(FenceLost):
                 begin(ledger, sent.id, late.fence, key, again=again)
-    assert begin(ledger, sent.id, given.fence, "charge", again=True) is None
+    assert begin(ledger, sent.id, claim.fence, "charge", again=True) is None
     confirm(ledger, sent.id, late.fence, "charge", "1")
-    found = begin(ledger, sent.id, given.fence, "charge", again=True)
-    assert isinstance(found, Found)
-    assert found.done
+    effect = begin(ledger, sent.id, claim.fence, "charge", again=True)
+    assert isinstance(effect, Found)
+    assert effect.done
 
 
 def test_an_ended_or_unknown_job_starts_no_effect(ledger: Database) -> None:
-    given = claimed(ledger, message(Note()))
-    end(ledger, given, Outcome.SUCCEEDED)
-    for job_id in (given.message.id, "unknown"):
+    claim = claimed(ledger, message(Note()))
+    end(ledger, claim, Outcome.SUCCEEDED)
+    for job_id in (claim.message.id, "unknown"):
         with pytest.raises(FenceLost):
-            begin(ledger, job_id, given.fence, "charge")
+            begin(ledger, job_id, claim.fence, "charge")
         assert effects_of(ledger, job_id) == []
 
 
 def test_a_withdrawn_effect_can_be_started_again(ledger: Database) -> None:
-    given = claimed(ledger, message(Note()))
-    job_id, fence = given.message.id, given.fence
+    claim = claimed(ledger, message(Note()))
+    job_id, fence = claim.message.id, claim.fence
     begin(ledger, job_id, fence, "charge")
     withdraw(ledger, job_id, fence, "charge")
     assert effects_of(ledger, job_id) == []
@@ -89,11 +89,11 @@ def test_a_worker_withdraws_only_the_effects_that_it_started(ledger: Database) -
     sent = message(Note())
     late = claimed(ledger, sent, worker="paused")
     begin(ledger, sent.id, late.fence, "charge")
-    given = claimed(ledger, sent, worker="w2", again=True)
-    begin(ledger, sent.id, given.fence, "charge", again=True)
+    claim = claimed(ledger, sent, worker="w2", again=True)
+    begin(ledger, sent.id, claim.fence, "charge", again=True)
     withdraw(ledger, sent.id, late.fence, "charge")
     assert len(effects_of(ledger, sent.id)) == 1
-    withdraw(ledger, sent.id, given.fence, "charge")
+    withdraw(ledger, sent.id, claim.fence, "charge")
     # The first one's call came through after all, and its word counts.
     confirm(ledger, sent.id, late.fence, "charge", "1")
     [row] = effects_of(ledger, sent.id)
@@ -101,21 +101,21 @@ def test_a_worker_withdraws_only_the_effects_that_it_started(ledger: Database) -
 
 
 def test_an_effect_started_by_many_at_once_is_granted_to_one(ledger: Database) -> None:
-    given = claimed(ledger, message(Note()))
+    claim = claimed(ledger, message(Note()))
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: begin(ledger, given.message.id, given.fence, "charge"), range(16)))
+        answers = list(pool.map(lambda _: begin(ledger, claim.message.id, claim.fence, "charge"), range(16)))
     assert answers.count(None) == 1
 
 
 def test_a_person_decides_about_what_is_in_doubt_and_that_is_on_record(ledger: Database) -> None:
-    given = claimed(ledger, message(Note()))
-    job_id = given.message.id
+    claim = claimed(ledger, message(Note()))
+    job_id = claim.message.id
     for key in ("a", "b", "c"):
-        begin(ledger, job_id, given.fence, key)
-    confirm(ledger, job_id, given.fence, "c", None)
+        begin(ledger, job_id, claim.fence, key)
+    confirm(ledger, job_id, claim.fence, "c", None)
     with pytest.raises(InvalidState, match="running"):
         decide(ledger, job_id, "a", happened=True, actor=WHO)
-    end(ledger, given, Outcome.DEAD, error="in doubt", reason="in_doubt")
+    end(ledger, claim, Outcome.DEAD, error="in doubt", reason="in_doubt")
     decide(ledger, job_id, "a", happened=True, result="7", actor=WHO)
     decide(ledger, job_id, "b", happened=False, actor=WHO)
     for key, what in (("a", "confirmed since"), ("b", "begun no effect"), ("c", "confirmed since")):
@@ -163,7 +163,7 @@ def test_an_outcome_without_a_delay_keeps_its_due_time_among_outcomes_with_one(l
         ],
         worker="w1",
     )
-    rows = [row_of(ledger, given.message.id) for given in claims]
+    rows = [row_of(ledger, claim.message.id) for claim in claims]
     assert rows[0].due_at == due
     assert rows[1].due_at < due
     assert rows[2].due_at is None

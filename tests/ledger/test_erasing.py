@@ -76,8 +76,8 @@ def test_erasing_leaves_only_a_line_in_the_audit_log(ledger: Database, storage: 
     ledger.write(write)
     other = ended(ledger, Outcome.DEAD, key="eve@example.com")
     counts = {"jobs": 2, "attempts": 1, "effects": 1, "dead letters": 2, "results": 1, "keys": 2}
-    would = erase(ledger, storage, dry_run=True, key=NAME)
-    assert {name: would.counts[name] for name in counts} == counts
+    planned = erase(ledger, storage, dry_run=True, key=NAME)
+    assert {name: planned.counts[name] for name in counts} == counts
     assert row_of(ledger, dead.id) is not None
     gone = erase(ledger, storage, key=NAME)
     assert {name: gone.counts[name] for name in counts} == counts
@@ -127,21 +127,21 @@ def test_an_erased_row_of_the_outbox_is_never_sent(ledger: Database, storage: St
 
 def test_a_running_job_is_not_erased_but_named(ledger: Database, storage: Storage) -> None:
     running = message(Login(user=NAME), key=NAME)
-    given = claimed(ledger, running)
+    claim = claimed(ledger, running)
     done = ended(ledger)
     for dry_run in (True, False):
         assert erase(ledger, storage, dry_run, key=NAME).running == [running.id]
     assert row_of(ledger, done.id) is None
-    assert end(ledger, given, Outcome.SUCCEEDED)
+    assert end(ledger, claim, Outcome.SUCCEEDED)
     assert erase(ledger, storage, key=NAME).running == []
     assert NAME not in everything(ledger)
 
 
 def test_erased_jobs_match_all_conditions(ledger: Database, storage: Storage) -> None:
-    mine = ended(ledger, tenant="acme")
+    own = ended(ledger, tenant="acme")
     others = [ended(ledger, tenant="globex"), ended(ledger, key="eve", tenant="acme"), ended(ledger, key=NAME.upper())]
     erase(ledger, storage, key=NAME, tenant="acme")
-    assert row_of(ledger, mine.id) is None
+    assert row_of(ledger, own.id) is None
     assert None not in [row_of(ledger, other.id) for other in others]
     erase(ledger, storage, id=others[1].id)
     assert row_of(ledger, others[1].id) is None

@@ -111,15 +111,15 @@ def test_a_delayed_job_waits_for_its_time_and_its_dispatcher_is_named(ledger: Da
     worker(ledger)
     dispatcher(ledger)
     job_id = delayed(ledger, Login(user="ada", password="s3cret"))
-    found = explain(ledger, job_id)
-    assert (found.job_id, found.state, found.advice) == (job_id, State.SCHEDULED, None)
-    assert "it waits for its time" in found.because
-    assert "(in 59 min)" in found.because
-    assert "dispatcher d1 sends it then" in found.because
-    assert found.facts["due_at"] > datetime.now(UTC)
-    assert found.facts["kind"] == "ledger.login"
-    assert "s3cret" not in str(found)
-    assert "ada" not in str(found)
+    explanation = explain(ledger, job_id)
+    assert (explanation.job_id, explanation.state, explanation.advice) == (job_id, State.SCHEDULED, None)
+    assert "it waits for its time" in explanation.because
+    assert "(in 59 min)" in explanation.because
+    assert "dispatcher d1 sends it then" in explanation.because
+    assert explanation.facts["due_at"] > datetime.now(UTC)
+    assert explanation.facts["kind"] == "ledger.login"
+    assert "s3cret" not in str(explanation)
+    assert "ada" not in str(explanation)
 
 
 @pytest.mark.parametrize("gone", ["never", "dead", "stopped"])
@@ -129,22 +129,22 @@ def test_a_delayed_job_without_a_dispatcher_says_so(ledger: Database, gone: str)
         dispatcher(ledger, lease=-HOUR if gone == "dead" else HOUR)
     if gone == "stopped":
         heartbeats.sign_off(ledger, "d1")
-    found = explain(ledger, delayed(ledger))
-    assert "no dispatcher lives to send it" in found.because
-    said = {
+    explanation = explain(ledger, delayed(ledger))
+    assert "no dispatcher lives to send it" in explanation.because
+    expected = {
         "never": "none was ever seen",
         "dead": "d1, was last seen",
         "stopped": "d1, stopped",
     }
-    assert said[gone] in found.because
-    assert "penstock dispatcher" in str(found.advice)
+    assert expected[gone] in explanation.because
+    assert "penstock dispatcher" in str(explanation.advice)
 
 
 def test_a_delayed_job_without_a_worker_for_it(ledger: Database) -> None:
     dispatcher(ledger)
-    found = explain(ledger, delayed(ledger))
-    assert "no live worker consumes queue 'notes'" in found.because
-    assert "--queues notes" in str(found.advice)
+    explanation = explain(ledger, delayed(ledger))
+    assert "no live worker consumes queue 'notes'" in explanation.because
+    assert "--queues notes" in str(explanation.advice)
 
 
 def test_a_due_job_that_is_not_sent_says_how_many_go_first_and_where_to_look(
@@ -177,10 +177,10 @@ def test_a_retry_says_until_when_and_after_which_error(ledger: Database) -> None
     dispatcher(ledger)
     note = message(Note())
     end(ledger, claimed(ledger, note), Outcome.RETRY, error="OSError: no route", due_at=datetime.now(UTC) + HOUR)
-    found = explain(ledger, note.id)
-    assert found.state == State.RETRYING
-    assert "attempt 1 failed (OSError: no route); the next one is in retry until" in found.because
-    assert (found.facts["failures"], found.facts["max_attempts"]) == (1, Note.kind().retry.max_attempts)
+    explanation = explain(ledger, note.id)
+    assert explanation.state == State.RETRYING
+    assert "attempt 1 failed (OSError: no route); the next one is in retry until" in explanation.because
+    assert (explanation.facts["failures"], explanation.facts["max_attempts"]) == (1, Note.kind().retry.max_attempts)
 
 
 def test_a_snoozed_job_says_until_when(ledger: Database) -> None:
@@ -195,9 +195,9 @@ def test_a_debounced_job_says_that_it_is_put_off(ledger: Database, ledger_url: s
     dispatcher(ledger)
     with Producer("redis://unused", sender=MemoryBroker(), database_url=ledger_url) as producer:
         handle = producer.enqueue(Quiet(page="1"))
-    found = explain(ledger, handle.id)
-    assert "it is debounced until" in found.because
-    assert found.facts["holds_key_until"] == "it ends"
+    explanation = explain(ledger, handle.id)
+    assert "it is debounced until" in explanation.because
+    assert explanation.facts["holds_key_until"] == "it ends"
 
 
 def test_a_job_in_its_queue_says_at_which_position(ledger: Database) -> None:
@@ -206,10 +206,10 @@ def test_a_job_in_its_queue_says_at_which_position(ledger: Database) -> None:
     broker = MemoryBroker()
     first, second = sent(ledger, broker=broker), sent(ledger, broker=broker)
     high = sent(ledger, broker=broker, priority="high")
-    found = explain(ledger, second.id, MemoryPlaces(broker))
-    assert found.because == "it waits in queue 'notes' at position 3 (2 live workers)"
-    assert (found.facts["position"], found.facts["waiting_in_queue"], found.advice) == (3, 3, None)
-    assert sorted(found.facts["workers"]) == ["w1", "w2"]
+    explanation = explain(ledger, second.id, MemoryPlaces(broker))
+    assert explanation.because == "it waits in queue 'notes' at position 3 (2 live workers)"
+    assert (explanation.facts["position"], explanation.facts["waiting_in_queue"], explanation.advice) == (3, 3, None)
+    assert sorted(explanation.facts["workers"]) == ["w1", "w2"]
     assert explain(ledger, high.id, MemoryPlaces(broker)).facts["position"] == 1
     assert explain(ledger, first.id, MemoryPlaces(broker)).facts["position"] == 2
     assert "where in it cannot be told" in explain(ledger, first.id).because
@@ -220,9 +220,9 @@ def test_an_unavailable_broker_is_a_fact_and_the_rest_is_explained(ledger: Datab
     broker = MemoryBroker()
     job = sent(ledger, broker=broker)
     broker.down = True
-    found = explain(ledger, job.id, MemoryPlaces(broker))
-    assert "it waits in queue 'notes'" in found.because
-    assert "is down" in found.facts["broker"]
+    explanation = explain(ledger, job.id, MemoryPlaces(broker))
+    assert "it waits in queue 'notes'" in explanation.because
+    assert "is down" in explanation.facts["broker"]
 
 
 def test_a_queue_that_no_worker_consumes_and_who_consumes_what(ledger: Database) -> None:
@@ -233,12 +233,12 @@ def test_a_queue_that_no_worker_consumes_and_who_consumes_what(ledger: Database)
     worker(ledger, "other", queues=("ticks", "uploads"))
     worker(ledger, "note-taker", queues=("notes.taken", "not_es"))
     dispatcher(ledger)
-    found = explain(ledger, job.id)
-    assert "those that live consume not_es, notes.taken, ticks, uploads" in found.because
-    assert "the last one, gone, was last seen" in found.because
-    assert found.facts["workers"]["other"] == ["ticks", "uploads"]
-    assert found.facts["last_worker"] == "gone"
-    assert found.advice == "start one: penstock worker --queues notes --import …"
+    explanation = explain(ledger, job.id)
+    assert "those that live consume not_es, notes.taken, ticks, uploads" in explanation.because
+    assert "the last one, gone, was last seen" in explanation.because
+    assert explanation.facts["workers"]["other"] == ["ticks", "uploads"]
+    assert explanation.facts["last_worker"] == "gone"
+    assert explanation.advice == "start one: penstock worker --queues notes --import …"
     worker(ledger)
     assert "no live worker" not in explain(ledger, job.id).because
 
@@ -247,10 +247,10 @@ def test_a_kind_that_no_live_worker_of_its_queue_handles(ledger: Database) -> No
     worker(ledger, "w1", kinds=("ledger.pay",))
     worker(ledger, "elsewhere", queues=("ticks",))
     job = sent(ledger)
-    found = explain(ledger, job.id)
-    assert "no live worker of queue 'notes' has a handler for ledger.note (there are 1)" in found.because
-    assert found.facts["without_handler"] == ["w1"]
-    assert "--import" in str(found.advice)
+    explanation = explain(ledger, job.id)
+    assert "no live worker of queue 'notes' has a handler for ledger.note (there are 1)" in explanation.because
+    assert explanation.facts["without_handler"] == ["w1"]
+    assert "--import" in str(explanation.advice)
     worker(ledger, "w2")
     some = explain(ledger, job.id)
     assert "it waits in queue" in some.because
@@ -259,8 +259,8 @@ def test_a_kind_that_no_live_worker_of_its_queue_handles(ledger: Database) -> No
 
 def test_a_job_that_a_busy_worker_has_fetched(ledger: Database) -> None:
     worker(ledger)
-    found = explain(ledger, sent(ledger).id, At(Place(True, 0, held_by="w1", silent=timedelta())))
-    assert "worker w1 has fetched it" in found.because
+    explanation = explain(ledger, sent(ledger).id, At(Place(True, 0, held_by="w1", silent=timedelta())))
+    assert "worker w1 has fetched it" in explanation.because
 
 
 def test_a_job_that_the_broker_has_lost_says_who_sends_it_again_and_when(ledger: Database) -> None:
@@ -270,9 +270,9 @@ def test_a_job_that_the_broker_has_lost_says_who_sends_it_again_and_when(ledger:
     unserved = explain(ledger, job.id, Empty())
     assert "once a worker runs its queue: no live worker consumes queue 'notes'" in unserved.because
     worker(ledger)
-    found = explain(ledger, job.id, Empty())
-    assert "the broker does not have it; dispatcher d1 sends it again, from" in found.because
-    assert found.facts["resent_from"] == found.facts["sent_at"] + 2 * LEASE
+    explanation = explain(ledger, job.id, Empty())
+    assert "the broker does not have it; dispatcher d1 sends it again, from" in explanation.because
+    assert explanation.facts["resent_from"] == explanation.facts["sent_at"] + 2 * LEASE
     change(ledger, job.id, expires_at=datetime.now(UTC) - MINUTE)
     assert "it has expired" in explain(ledger, job.id, Empty()).because
 
@@ -286,9 +286,9 @@ def test_a_job_that_changes_while_the_broker_is_asked_is_explained_again(ledger:
             claimed(ledger, job)
             return super().find(job_id, queue, priority)
 
-    found = explain(ledger, job.id, Meanwhile())
-    assert found.state == State.RUNNING
-    assert "it runs since" in found.because
+    explanation = explain(ledger, job.id, Meanwhile())
+    assert explanation.state == State.RUNNING
+    assert "it runs since" in explanation.because
 
 
 def test_a_running_job_says_where_and_how_far_it_is(ledger: Database) -> None:
@@ -296,12 +296,12 @@ def test_a_running_job_says_where_and_how_far_it_is(ledger: Database) -> None:
     timed = message(Timed())
     claimed(ledger, timed)
     heartbeats.beat(ledger, "w1", lease=HOUR, progress={timed.id: (3, 10, "pages")})
-    found = explain(ledger, timed.id)
-    assert "it runs since" in found.because
-    assert f"on worker w1 (host {socket.gethostname()}, pid " in found.because
-    assert "attempt 1, 3 of 10 done (pages); its deadline is" in found.because
-    assert found.facts["progress"] == {"done": 3, "total": 10, "note": "pages"}
-    assert found.facts["deadline"] == found.facts["started_at"] + MINUTE
+    explanation = explain(ledger, timed.id)
+    assert "it runs since" in explanation.because
+    assert f"on worker w1 (host {socket.gethostname()}, pid " in explanation.because
+    assert "attempt 1, 3 of 10 done (pages); its deadline is" in explanation.because
+    assert explanation.facts["progress"] == {"done": 3, "total": 10, "note": "pages"}
+    assert explanation.facts["deadline"] == explanation.facts["started_at"] + MINUTE
     request_cancel(ledger, timed.id)
     assert "it was asked to stop" in explain(ledger, timed.id).because
     late = message(Timed())
@@ -337,12 +337,12 @@ def test_a_job_whose_worker_died_says_when_it_is_taken_over(ledger: Database) ->
     dispatcher(ledger)
     held = At(Place(True, 0, held_by="dead", silent=timedelta(seconds=10)))
     before = resending.clock(ledger)
-    found = explain(ledger, job_id, held)
-    assert "another worker takes it over by" in found.because
-    assert found.facts["taken_over_at"] >= before + timedelta(seconds=10)
-    assert found.facts["ended"] == "SIGKILL"
-    taken = explain(ledger, job_id, At(Place(True, 0, held_by="w1", silent=timedelta())))
-    assert "worker w1 has taken it over" in taken.because
+    explanation = explain(ledger, job_id, held)
+    assert "another worker takes it over by" in explanation.because
+    assert explanation.facts["taken_over_at"] >= before + timedelta(seconds=10)
+    assert explanation.facts["ended"] == "SIGKILL"
+    takeover = explain(ledger, job_id, At(Place(True, 0, held_by="w1", silent=timedelta())))
+    assert "worker w1 has taken it over" in takeover.because
     lost = explain(ledger, job_id, Empty())
     assert "the broker does not have it, so a dispatcher sends it again" in lost.because
     assert lost.facts["resent_at"] == lost.facts["lease_until"] + 4 * LEASE
@@ -350,10 +350,10 @@ def test_a_job_whose_worker_died_says_when_it_is_taken_over(ledger: Database) ->
 
 def test_a_job_that_must_not_run_twice_says_when_it_is_a_dead_letter(ledger: Database) -> None:
     job_id = dead_worker(ledger, Ring(number="1"))
-    found = explain(ledger, job_id)
-    assert "a dispatcher makes it a dead letter" in found.because
-    assert "but no dispatcher lives" in found.because
-    assert found.facts["buried_at"] == found.facts["lease_until"] + 4 * LEASE
+    explanation = explain(ledger, job_id)
+    assert "a dispatcher makes it a dead letter" in explanation.because
+    assert "but no dispatcher lives" in explanation.because
+    assert explanation.facts["buried_at"] == explanation.facts["lease_until"] + 4 * LEASE
     dispatcher(ledger)
     assert explain(ledger, job_id).advice is None
 
@@ -362,10 +362,10 @@ def test_a_dead_job_says_why_and_how_to_replay_it(ledger: Database) -> None:
     note = message(Note())
     fields = {"error": "ValueError: no", "reason": "failed", "detail": "ValueError: no (8 attempts)"}
     end(ledger, claimed(ledger, note), Outcome.DEAD, **fields)
-    found = explain(ledger, note.id)
-    assert "failed: ValueError: no (8 attempts)" in found.because
-    assert f"penstock deadletters replay {note.id}" in str(found.advice)
-    assert f"--group {found.facts['fingerprint']}" in str(found.advice)
+    explanation = explain(ledger, note.id)
+    assert "failed: ValueError: no (8 attempts)" in explanation.because
+    assert f"penstock deadletters replay {note.id}" in str(explanation.advice)
+    assert f"--group {explanation.facts['fingerprint']}" in str(explanation.advice)
     dead_letters.discard(ledger, dead_letters.Selection(ids=(note.id,)), actor="ada", reason="gone")
     assert "its letter was discarded" in explain(ledger, note.id).because
 
@@ -379,28 +379,28 @@ def test_a_job_that_is_in_doubt_says_where_to_decide(ledger: Database) -> None:
 def test_a_message_that_never_became_a_job_is_explained_by_its_dead_letter(ledger: Database) -> None:
     envelope = Envelope("notes", "normal", {"id": "m-1"}, b"rubbish")
     dead_letters.add(ledger, envelope, b"rubbish", "undecodable", "no body")
-    found = explain(ledger, "m-1")
-    assert found.state == State.DEAD
-    assert "undecodable: no body" in found.because
-    assert "penstock deadletters replay m-1" in str(found.advice)
+    explanation = explain(ledger, "m-1")
+    assert explanation.state == State.DEAD
+    assert "undecodable: no body" in explanation.because
+    assert "penstock deadletters replay m-1" in str(explanation.advice)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said", "advised"),
+    ("outcome", "expected", "advised"),
     [
         (Outcome.SUCCEEDED, "it succeeded", "--force"),
         (Outcome.DISCARDED, "it was discarded", "penstock jobs retry"),
         (Outcome.CANCELLED, "it was cancelled", "penstock jobs retry"),
     ],
 )
-def test_an_ended_job_says_when(ledger: Database, outcome: Outcome, said: str, advised: str) -> None:
+def test_an_ended_job_says_when(ledger: Database, outcome: Outcome, expected: str, advised: str) -> None:
     pay = message(Pay(amount=1))
     end(ledger, claimed(ledger, pay), outcome)
-    found = explain(ledger, pay.id)
-    assert said in found.because
-    assert f"{found.facts['finished_at']:%H:%M:%SZ}" in found.because
-    assert advised in str(found.advice)
-    assert found.facts["worker"] == "w1"
+    explanation = explain(ledger, pay.id)
+    assert expected in explanation.because
+    assert f"{explanation.facts['finished_at']:%H:%M:%SZ}" in explanation.because
+    assert advised in str(explanation.advice)
+    assert explanation.facts["worker"] == "w1"
 
 
 def test_a_job_cancelled_before_it_was_seen_and_one_that_was_replaced(ledger: Database, ledger_url: str) -> None:
@@ -424,8 +424,8 @@ def holding(ledger: Database, ledger_url: str) -> Callable[[Job], str]:
 
 
 def only_of(found: list[Explanation]) -> Explanation:
-    [one] = found
-    return one
+    [reason] = found
+    return reason
 
 
 def test_a_key_that_is_held_says_by_which_job_and_why_that_has_not_ended(
@@ -433,10 +433,12 @@ def test_a_key_that_is_held_says_by_which_job_and_why_that_has_not_ended(
 ) -> None:
     worker(ledger)
     job_id = holding(Only(n=7))
-    found = only_of(explain_key(ledger, "explain.only:n=7"))
-    assert found.job_id == job_id
-    assert found.because.startswith("key 'explain.only:n=7' of explain.only is held by this job: it waits in queue")
-    assert f"penstock jobs cancel {job_id}" in str(found.advice)
+    explanation = only_of(explain_key(ledger, "explain.only:n=7"))
+    assert explanation.job_id == job_id
+    assert explanation.because.startswith(
+        "key 'explain.only:n=7' of explain.only is held by this job: it waits in queue"
+    )
+    assert f"penstock jobs cancel {job_id}" in str(explanation.advice)
     request_cancel(ledger, job_id)
     free = only_of(explain_key(ledger, "explain.only:n=7", kind="explain.only"))
     assert "is free; it was held by this job: it was cancelled" in free.because
@@ -450,9 +452,9 @@ def test_a_key_that_is_held_for_a_period_is_held_by_what_succeeded(
 ) -> None:
     job_id = holding(Hourly(n=1))
     change(ledger, job_id, state=State.SUCCEEDED, finished_at=datetime.now(UTC))
-    found = only_of(explain_key(ledger, "explain.hourly:n=1"))
-    assert "is held by this job: it succeeded" in found.because
-    assert found.facts["holds_key_until"] > datetime.now(UTC)
+    explanation = only_of(explain_key(ledger, "explain.hourly:n=1"))
+    assert "is held by this job: it succeeded" in explanation.because
+    assert explanation.facts["holds_key_until"] > datetime.now(UTC)
     ledger.write(lambda connection: connection.execute(sa.delete(jobs)))
     assert "is held by this job: the ledger has no record" in only_of(explain_key(ledger, "explain.hourly:n=1")).because
     over = sa.update(unique_keys).values(held_until=datetime.now(UTC) - MINUTE)
@@ -464,11 +466,11 @@ def test_a_job_without_a_record_may_wait_in_the_broker_or_be_gone(ledger: Databa
     broker = MemoryBroker()
     places = MemoryPlaces(broker)
     job_id = message(Note()).id
-    found = explain(ledger, job_id, places, queues=["notes"])
-    assert found.state is None
-    assert "the ledger has no record of it, its id was made" in found.because
-    assert "either it waits in the broker, unseen by any worker, or it never came" in found.because
-    assert "penstock queues list" in str(found.advice)
+    explanation = explain(ledger, job_id, places, queues=["notes"])
+    assert explanation.state is None
+    assert "the ledger has no record of it, its id was made" in explanation.because
+    assert "either it waits in the broker, unseen by any worker, or it never came" in explanation.because
+    assert "penstock queues list" in str(explanation.advice)
     sure = explain(ledger, job_id, Empty(), queues=["notes"])
     assert "nor has the broker (queues dispatcher, notes)" in sure.because
     assert "its id" not in explain(ledger, "order-1").because
@@ -483,9 +485,9 @@ def test_a_job_that_no_worker_has_seen_is_found_in_the_broker(ledger: Database) 
     assert unserved.because == "no live worker consumes queue 'notes'; it waits in queue 'notes' at position 2"
     assert "--queues notes" in str(unserved.advice)
     worker(ledger)
-    found = explain(ledger, second.id, places)
-    assert "at position 2 (1 live worker)" in found.because
-    assert (found.facts["queue"], found.facts["position"]) == ("notes", 2)
+    explanation = explain(ledger, second.id, places)
+    assert "at position 2 (1 live worker)" in explanation.because
+    assert (explanation.facts["queue"], explanation.facts["position"]) == ("notes", 2)
 
 
 def test_a_job_in_the_outbox(ledger: Database) -> None:
@@ -494,24 +496,24 @@ def test_a_job_in_the_outbox(ledger: Database) -> None:
         return [handle.id for handle in (*first, Outbox().enqueue(connection, Note(), key="k"))]
 
     first, _, last = ledger.write(write)
-    found = explain(ledger, last)
-    assert found.because.startswith("it waits in the outbox, written 20")
-    assert "no dispatcher lives to send it (none was ever seen)" in found.because
-    assert "penstock dispatcher" in str(found.advice)
+    explanation = explain(ledger, last)
+    assert explanation.because.startswith("it waits in the outbox, written 20")
+    assert "no dispatcher lives to send it (none was ever seen)" in explanation.because
+    assert "penstock dispatcher" in str(explanation.advice)
     dispatcher(ledger)
-    found = explain(ledger, last)
-    assert found.because.endswith(", behind 1 of its key, whose order is kept")
-    assert "the dispatcher's log says so" in str(found.advice)
-    assert (found.state, found.facts["kind"], found.facts["queue"], found.facts["key"]) == (
+    explanation = explain(ledger, last)
+    assert explanation.because.endswith(", behind 1 of its key, whose order is kept")
+    assert "the dispatcher's log says so" in str(explanation.advice)
+    assert (explanation.state, explanation.facts["kind"], explanation.facts["queue"], explanation.facts["key"]) == (
         None,
         "ledger.note",
         "notes",
         "k",
     )
-    taken = sa.update(outbox).where(outbox.c.id == first).values(taken_until=datetime.now(UTC) + MINUTE)
-    ledger.write(lambda connection: connection.execute(taken))
-    found = explain(ledger, first)
-    assert (found.because.split("; ")[1], found.advice) == ("a dispatcher is sending it", None)
+    take_over = sa.update(outbox).where(outbox.c.id == first).values(taken_until=datetime.now(UTC) + MINUTE)
+    ledger.write(lambda connection: connection.execute(take_over))
+    explanation = explain(ledger, first)
+    assert (explanation.because.split("; ")[1], explanation.advice) == ("a dispatcher is sending it", None)
 
 
 def test_a_delayed_job_on_its_way_to_the_ledger(ledger: Database) -> None:
@@ -519,7 +521,7 @@ def test_a_delayed_job_on_its_way_to_the_ledger(ledger: Database) -> None:
     envelope = encode(Note(), due_at=datetime.now(UTC) + HOUR)
     assert envelope.queue == "dispatcher"
     broker.send([envelope])
-    found = explain(ledger, envelope.id, MemoryPlaces(broker))
-    assert "on its way to the ledger, through the dispatcher's queue; no dispatcher lives" in found.because
+    explanation = explain(ledger, envelope.id, MemoryPlaces(broker))
+    assert "on its way to the ledger, through the dispatcher's queue; no dispatcher lives" in explanation.because
     dispatcher(ledger)
     assert explain(ledger, envelope.id, MemoryPlaces(broker)).advice is None

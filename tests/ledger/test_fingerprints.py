@@ -53,8 +53,8 @@ def test_the_text_of_an_error_changes_a_fingerprint(one: str, two: str) -> None:
 
 
 def test_the_placeholders_say_what_stood_there() -> None:
-    said = "at 10:00:00 'x' (7) of a@b.c with 0xff"
-    assert normalised(said) == "at <time> <text> (<number>) of <address> with <id>"
+    expected = "at 10:00:00 'x' (7) of a@b.c with 0xff"
+    assert normalised(expected) == "at <time> <text> (<number>) of <address> with <id>"
 
 
 def test_kind_and_type_count_and_any_text_has_a_fingerprint() -> None:
@@ -65,9 +65,9 @@ def test_kind_and_type_count_and_any_text_has_a_fingerprint() -> None:
         (None, ""),
         ("a", "\udcff \0 x" * 900),
     ]
-    found = {fingerprint(*one) for one in ones}
-    assert len(found) == len(ones)
-    assert all(len(one) == 16 and int(one, 16) >= 0 for one in found)
+    fingerprints = {fingerprint(*error) for error in ones}
+    assert len(fingerprints) == len(ones)
+    assert all(len(value) == 16 and int(value, 16) >= 0 for value in fingerprints)
 
 
 def test_a_long_message_is_cut_before_it_is_looked_at() -> None:

@@ -80,11 +80,11 @@ def test_a_claim_whose_answer_was_lost_is_given_when_asked_again(
     assert row_of(ledger, sent.id).state == State.RUNNING
     [other] = claim(ledger, wanted, worker="w2", asked_before=True)
     assert isinstance(other, Refusal)  # it is not that worker's claim
-    [given] = claim(distant, wanted, worker="w1", asked_before=True)
-    assert isinstance(given, Claim)
-    assert (given.attempt, given.crashes, given.quarantine) == (1, 0, False)
+    [claims] = claim(distant, wanted, worker="w1", asked_before=True)
+    assert isinstance(claims, Claim)
+    assert (claims.attempt, claims.crashes, claims.quarantine) == (1, 0, False)
     assert attempts_of(ledger, sent.id) == []
-    assert record(distant, [attempt_outcome(given, Outcome.SUCCEEDED)], worker="w1") == [True]
+    assert record(distant, [attempt_outcome(claims, Outcome.SUCCEEDED)], worker="w1") == [True]
     [again] = claim(distant, wanted, worker="w1", asked_before=True)
     assert isinstance(again, Refusal)
 
@@ -94,9 +94,9 @@ def test_an_outcome_whose_answer_was_lost_is_recorded_once(
 ) -> None:
     start_worker(ledger, "w1")
     sent = message(Note())
-    [given] = claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
-    assert isinstance(given, Claim)
-    ended = attempt_outcome(given, Outcome.RETRY)
+    [claims] = claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
+    assert isinstance(claims, Claim)
+    ended = attempt_outcome(claims, Outcome.RETRY)
     cut_at_commit(lambda: record(distant, [ended], worker="w1"))
     assert record(distant, [ended], worker="w1") == [False]
     assert row_of(ledger, sent.id).state == State.RETRYING
@@ -107,7 +107,7 @@ def test_transactions_that_lock_the_same_rows_in_opposite_orders_both_commit(led
     """The database ends one of the two; it is run again."""
     start_worker(ledger, "w1")
     sent = [message(Note()) for _ in range(2)]
-    claim(ledger, [Wanted(one, False, max_crashes=3) for one in sent], worker="w1")
+    claim(ledger, [Wanted(job, False, max_crashes=3) for job in sent], worker="w1")
     both_hold_one = threading.Barrier(2)
     tries: list[str] = []
 
@@ -126,7 +126,7 @@ def test_transactions_that_lock_the_same_rows_in_opposite_orders_both_commit(led
 
         ledger.write(work)
 
-    ids = [one.id for one in sent]
+    ids = [job.id for job in sent]
     threads = [threading.Thread(target=add, args=order) for order in (ids, ids[::-1])]
     for thread in threads:
         thread.start()
@@ -143,8 +143,8 @@ def test_handlers_that_hold_many_sessions_leave_the_ledger_its_connections(ledge
         session.execute(sa.text("SELECT 1"))
     start_worker(ledger, "w1")
     sent = message(Note())
-    [given] = claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
-    assert isinstance(given, Claim)
+    [claims] = claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
+    assert isinstance(claims, Claim)
     for session in held:
         session.close()
     asyncio.run(sessions.close())

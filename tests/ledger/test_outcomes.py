@@ -16,8 +16,8 @@ from penstock.schemas.wire.codec import encode
 
 def test_success_is_recorded_with_result_and_progress(ledger: Database) -> None:
     sent = message(Note())
-    given = claimed(ledger, sent)
-    assert end(ledger, given, Outcome.SUCCEEDED, result=json.dumps({"n": 1}), progress=(3, 4, "x" * 300))
+    claim = claimed(ledger, sent)
+    assert end(ledger, claim, Outcome.SUCCEEDED, result=json.dumps({"n": 1}), progress=(3, 4, "x" * 300))
     status = read_status(ledger, sent.id)
     assert status is not None
     assert (status.state, status.result, status.attempt) == (State.SUCCEEDED, {"n": 1}, 1)
@@ -29,13 +29,13 @@ def test_success_is_recorded_with_result_and_progress(ledger: Database) -> None:
 def test_a_worker_that_lost_its_claim_records_nothing(ledger: Database) -> None:
     sent = message(Note())
     lost = claimed(ledger, sent, worker="paused")
-    given = claimed(ledger, sent, worker="w2", again=True)
+    claim = claimed(ledger, sent, worker="w2", again=True)
     late = attempt_outcome(lost, Outcome.SUCCEEDED, result="1", outgoing=[encode(Note(text="never"))])
     assert record(ledger, [late], worker="paused") == [False]
     assert row_of(ledger, sent.id).state == State.RUNNING
     assert row_of(ledger, late.outgoing[0].id) is None
-    assert end(ledger, given, Outcome.SUCCEEDED, worker="w2", result="2")
-    assert not end(ledger, given, Outcome.SUCCEEDED, worker="w2", result="3")
+    assert end(ledger, claim, Outcome.SUCCEEDED, worker="w2", result="2")
+    assert not end(ledger, claim, Outcome.SUCCEEDED, worker="w2", result="3")
     assert row_of(ledger, sent.id).result == "2"
 
 
@@ -71,10 +71,10 @@ def test_an_outcome_is_recorded_and_only_death_leaves_a_dead_letter(
 
 def test_an_asked_cancellation_is_forgotten_when_the_attempt_ends(ledger: Database) -> None:
     sent = message(Note())
-    given = claimed(ledger, sent)
+    claim = claimed(ledger, sent)
     assert request_cancel(ledger, sent.id) == State.RUNNING
     assert row_of(ledger, sent.id).cancel_requested
-    end(ledger, given, Outcome.CANCELLED)
+    end(ledger, claim, Outcome.CANCELLED)
     assert not row_of(ledger, sent.id).cancel_requested
 
 

@@ -42,19 +42,19 @@ def fill(ledger: Database) -> None:
 
 def asked(ledger: Database, act: Callable[[], Any]) -> list[tuple[str, Any]]:
     """The SELECTs on jobs that this makes, with their values."""
-    found: list[tuple[str, Any]] = []
+    statements: list[tuple[str, Any]] = []
 
     def keep(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, _many: bool) -> None:
         if statement.startswith("SELECT") and jobs.name in statement:
-            found.append((statement, values))
+            statements.append((statement, values))
 
     sa.event.listen(ledger.engine, "before_cursor_execute", keep)
     try:
         act()
     finally:
         sa.event.remove(ledger.engine, "before_cursor_execute", keep)
-    assert found
-    return found
+    assert statements
+    return statements
 
 
 def plan(ledger: Database, statement: str, values: Any) -> str:
@@ -83,14 +83,16 @@ def test_looking_for_what_is_over_walks_along_the_primary_key(ledger: Database) 
     fill(ledger)
     pruning = Pruning(ledger, RetentionSettings(), lambda: make_storage("file:nowhere"))
     pages = "ORDER BY penstock_jobs.id"
-    statements = [one for one in asked(ledger, pruning.run) if pages in one[0] and "JOIN" not in one[0]]
+    statements = [
+        statement for statement in asked(ledger, pruning.run) if pages in statement[0] and "JOIN" not in statement[0]
+    ]
     assert len(statements) >= 2, "what is old, and ids that tell no time"
     check(ledger, statements, {"postgresql": "pk_penstock_jobs", "sqlite": "autoindex"}.get(ledger.dialect, "PRIMARY"))
 
 
 def check(ledger: Database, statements: list[tuple[str, Any]], index: str = INDEX) -> None:
     for statement, values in statements:
-        found = plan(ledger, statement, values)
-        assert index in found, found
+        query_plan = plan(ledger, statement, values)
+        assert index in query_plan, query_plan
         for costly in ("Seq Scan", "SCAN penstock", "TEMP B-TREE", "filesort", "'ALL'"):
-            assert costly not in found, found
+            assert costly not in query_plan, query_plan

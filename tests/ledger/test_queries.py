@@ -16,14 +16,14 @@ def test_jobs_are_found_by_state_kind_key_tenant_and_age_newest_first(ledger: Da
     notes = [message(Note(text=str(number)), key=f"k{number}", tenant="acme") for number in range(3)]
     pay = message(Pay(amount=1), sent_at=datetime.now(UTC) - timedelta(hours=2))
     for sent in (*notes, pay):
-        given = claimed(ledger, sent)
-    end(ledger, given, Outcome.SUCCEEDED)
+        claim = claimed(ledger, sent)
+    end(ledger, claim, Outcome.SUCCEEDED)
 
     def ids(**filters: object) -> list[str]:
         return [row.id for row in jobs.find(ledger, **filters)]  # type: ignore[arg-type]
 
-    assert ids() == sorted((one.id for one in (*notes, pay)), reverse=True)
-    assert ids(limit=1) == [max(one.id for one in (*notes, pay))]
+    assert ids() == sorted((job.id for job in (*notes, pay)), reverse=True)
+    assert ids(limit=1) == [max(job.id for job in (*notes, pay))]
     assert ids(state=State.SUCCEEDED) == [pay.id]
     assert ids(kind="ledger.pay", queue="notes") == [pay.id]
     assert ids(key="k1") == [notes[1].id]
@@ -35,9 +35,9 @@ def test_a_job_is_shown_with_its_attempts(ledger: Database) -> None:
     sent = message(Note())
     end(ledger, claimed(ledger, sent), Outcome.RETRY, error="first", due_at=datetime.now(UTC))
     end(ledger, claimed(ledger, message(Note(), id=sent.id, attempt=2, fence=1)), Outcome.SUCCEEDED)
-    row, ran = jobs.show(ledger, sent.id)
+    row, attempts = jobs.show(ledger, sent.id)
     assert row.state == State.SUCCEEDED
-    assert [(attempt.number, attempt.outcome, attempt.error) for attempt in ran] == [
+    assert [(attempt.number, attempt.outcome, attempt.error) for attempt in attempts] == [
         (1, "retry", "first"),
         (2, "succeeded", None),
     ]
@@ -65,11 +65,11 @@ def test_an_ended_job_is_tried_again(ledger: Database, outcome: Outcome) -> None
 
 def test_a_succeeded_job_is_retried_only_by_force_and_a_running_one_never(ledger: Database) -> None:
     sent = message(Note())
-    given = claimed(ledger, sent)
+    claim = claimed(ledger, sent)
     for force in (False, True):
         with pytest.raises(InvalidState, match="running"):
             jobs.retry(ledger, sent.id, actor="ada", force=force)
-    end(ledger, given, Outcome.SUCCEEDED, result="1")
+    end(ledger, claim, Outcome.SUCCEEDED, result="1")
     with pytest.raises(InvalidState, match="--force"):
         jobs.retry(ledger, sent.id, actor="ada")
     jobs.retry(ledger, sent.id, actor="ada", force=True)

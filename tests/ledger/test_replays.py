@@ -111,8 +111,10 @@ def many(ledger: Database, number: int) -> list[str]:
     def write(connection: sa.Connection) -> None:
         connection.execute(sa.delete(jobs))
         connection.execute(sa.delete(dead_letters))
-        connection.execute(ledger.insert(jobs), [job | {"id": one} for one in new])
-        late = [letter | {"id": one, "created_at": at + timedelta(milliseconds=n)} for n, one in enumerate(new)]
+        connection.execute(ledger.insert(jobs), [job | {"id": job_id} for job_id in new])
+        late = [
+            letter | {"id": letter_id, "created_at": at + timedelta(milliseconds=n)} for n, letter_id in enumerate(new)
+        ]
         connection.execute(ledger.insert(dead_letters), late)
 
     ledger.write(write)
@@ -123,20 +125,22 @@ def test_dead_letters_with_the_same_error_are_a_group(ledger: Database) -> None:
     same = [die(ledger, Note(), f"ValueError: no invoice {number}", TRACE.format("mails")) for number in (7, 81, 9)]
     elsewhere = die(ledger, Note(), "ValueError: no invoice 7", TRACE.format("bills"))
     other = [die(ledger, Login(user="ada"), "KeyError: 'a'"), die(ledger, Login(user="bob"), "KeyError: 'b'")]
-    found = deadletters.groups(ledger)
-    assert [(one.count, one.kind, one.reason) for one in found] == [
+    groups = deadletters.groups(ledger)
+    assert [(group.count, group.kind, group.reason) for group in groups] == [
         (3, "ledger.note", "failed"),
         (2, "ledger.login", "failed"),
         (1, "ledger.note", "failed"),
     ]
-    first = found[0]
+    first = groups[0]
     assert (first.newest_id, first.error) == (same[2], "ValueError: no invoice 9")
     assert first.first_at == letter_of(ledger, same[0]).created_at < first.last_at
     assert ids(ledger, group=first.fingerprint) == same[::-1]
-    assert [one.newest_id for one in deadletters.groups(ledger, Selection(kind="ledger.login"))] == [other[1]]
+    assert [dead_letter.newest_id for dead_letter in deadletters.groups(ledger, Selection(kind="ledger.login"))] == [
+        other[1]
+    ]
     assert len(deadletters.groups(ledger, limit=2)) == 2
     deadletters.replay(ledger, Selection(group=first.fingerprint), actor="ada")
-    assert {one.newest_id for one in deadletters.groups(ledger)} == {other[1], elsewhere}
+    assert {dead_letter.newest_id for dead_letter in deadletters.groups(ledger)} == {other[1], elsewhere}
 
 
 def test_groups_are_listed_however_many_there_are(ledger: Database) -> None:
@@ -144,12 +148,12 @@ def test_groups_are_listed_however_many_there_are(ledger: Database) -> None:
 
     def write(connection: sa.Connection) -> None:
         letter = sa.update(dead_letters).where(dead_letters.c.id == sa.bindparam("b_id"))
-        rows = [{"b_id": one, "b_name": one[-12:]} for one in new]
+        rows = [{"b_id": job_id, "b_name": job_id[-12:]} for job_id in new]
         ledger.execute_many(connection, letter.values(fingerprint=sa.bindparam("b_name")), rows)
 
     ledger.write(write)
-    found = deadletters.groups(ledger, limit=2000)
-    assert [one.newest_id for one in found] == new[::-1]
+    groups = deadletters.groups(ledger, limit=2000)
+    assert [group.newest_id for group in groups] == new[::-1]
 
 
 def test_jobs_abandoned_by_dead_workers_are_a_group_whatever_the_names(ledger: Database) -> None:
@@ -159,9 +163,9 @@ def test_jobs_abandoned_by_dead_workers_are_a_group_whatever_the_names(ledger: D
         claimed(ledger, sent, worker=worker)
         change(ledger, sent.id, delivery="at_most_once")
     assert len(abandoned.bury_abandoned(ledger)) == 2
-    for said in ("its worker crashed 3 times on alpha", "its worker crashed 3 times on beta: SIGKILL"):
-        end(ledger, claimed(ledger, message(Note())), Outcome.DEAD, error=said, reason="crashed")
-    assert [(one.count, one.reason) for one in deadletters.groups(ledger)] == [(4, "crashed")]
+    for expected in ("its worker crashed 3 times on alpha", "its worker crashed 3 times on beta: SIGKILL"):
+        end(ledger, claimed(ledger, message(Note())), Outcome.DEAD, error=expected, reason="crashed")
+    assert [(dead_letter.count, dead_letter.reason) for dead_letter in deadletters.groups(ledger)] == [(4, "crashed")]
 
 
 def test_messages_that_could_not_be_read_are_grouped_by_the_reason(ledger: Database) -> None:
@@ -174,25 +178,27 @@ def test_messages_that_could_not_be_read_are_grouped_by_the_reason(ledger: Datab
 
 
 def test_dead_letters_are_chosen_by_key_tenant_time_and_error(ledger: Database) -> None:
-    one = die(ledger, Note(), "ValueError: 100% wrong_thing", key="k1", tenant="acme")
-    two = die(ledger, Note(), "KeyError: 'a'", key="k2", tenant="acme")
+    first = die(ledger, Note(), "ValueError: 100% wrong_thing", key="k1", tenant="acme")
+    second = die(ledger, Note(), "KeyError: 'a'", key="k2", tenant="acme")
     raw = bury(ledger, stock_envelope("who.knows", {}, queue="celery"), "unknown_kind")
-    at = letter_of(ledger, two).created_at
-    assert ids(ledger) == [raw, two, one]
-    assert ids(ledger, key="k1") == ids(ledger, error="VALUEERROR") == ids(ledger, error="100% wrong_") == [one]
+    at = letter_of(ledger, second).created_at
+    assert ids(ledger) == [raw, second, first]
+    assert ids(ledger, key="k1") == ids(ledger, error="VALUEERROR") == ids(ledger, error="100% wrong_") == [first]
     assert ids(ledger, error="1%wrong") == ids(ledger, key="k1", tenant="else") == []
-    assert ids(ledger, tenant="acme") == [two, one]
-    assert ids(ledger, since=at) == [raw, two]
-    assert ids(ledger, until=at) == [one]
-    assert ids(ledger, ids=(one, raw, "none"), queue="celery") == [raw]
+    assert ids(ledger, tenant="acme") == [second, first]
+    assert ids(ledger, since=at) == [raw, second]
+    assert ids(ledger, until=at) == [first]
+    assert ids(ledger, ids=(first, raw, "none"), queue="celery") == [raw]
 
 
 def test_a_filter_replays_what_it_chooses_and_nothing_else(ledger: Database) -> None:
     chosen = [die(ledger, Note(), tenant="acme") for _ in range(3)]
     left = die(ledger, Note(), tenant="else")
     verdicts = deadletters.replay(ledger, Selection(tenant="acme"), actor="ada")
-    assert [(one.id, one.queue, one.problem) for one in verdicts] == [(one, "notes", None) for one in chosen]
-    assert {row_of(ledger, one).state for one in chosen} == {State.SCHEDULED}
+    assert [(verdict.id, verdict.queue, verdict.problem) for verdict in verdicts] == [
+        (job_id, "notes", None) for job_id in chosen
+    ]
+    assert {row_of(ledger, job_id).state for job_id in chosen} == {State.SCHEDULED}
     assert (row_of(ledger, left).state, letter_of(ledger, left).replayed_at) == (State.DEAD, None)
     assert ids(ledger) == [left]
     assert sorted(ids(ledger, decided="replayed")) == chosen
@@ -217,7 +223,7 @@ def test_replaying_nothing_leaves_no_line_in_the_audit_log(ledger: Database) -> 
 def test_replays_go_in_batches_oldest_first_and_leave_a_line_in_the_audit_log(ledger: Database) -> None:
     new = many(ledger, 2 * replays.BATCH + 7)
     verdicts = deadletters.replay(ledger, Selection(kind="ledger.note"), actor="ada", limit=len(new) - 1)
-    assert [one.id for one in verdicts] == new[:-1]
+    assert [verdict.id for verdict in verdicts] == new[:-1]
     assert ids(ledger) == new[-1:]
     counted = queries.counts(ledger, (State.SCHEDULED, State.DEAD))
     assert counted == {"notes": {"scheduled": len(new) - 1, "dead": 1}}
@@ -233,10 +239,10 @@ def test_throttled_jobs_become_due_one_after_the_other(ledger: Database) -> None
     before = datetime.now(UTC) - timedelta(seconds=1)
     verdicts = replay(ledger, *new, per_second=4)
     assert isinstance(verdicts[1].problem, InvalidState)
-    due = [row_of(ledger, one.id).due_at for one in verdicts if one.problem is None]
-    assert due == [one.due_at for one in verdicts if one.problem is None]
+    due = [row_of(ledger, verdict.id).due_at for verdict in verdicts if verdict.problem is None]
+    assert due == [verdict.due_at for verdict in verdicts if verdict.problem is None]
     assert before < due[0]
-    assert [(one - due[0]).total_seconds() for one in due] == [number / 4 for number in range(len(new) - 1)]
+    assert [(time - due[0]).total_seconds() for time in due] == [number / 4 for number in range(len(new) - 1)]
     assert audit.find(ledger)[0].detail == {"per_second": 4}
 
 
@@ -246,16 +252,18 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(ledger: Database) -
     bytes_only = deadletters.add(ledger, Envelope("notes", "normal", {}, b"x"), b"x", "undecodable", "no JSON")
     strange = bury(ledger, stock_envelope("who.knows", {}, queue="celery"), "unknown_kind")
     before = everything(ledger)
-    would = deadletters.replay(ledger, Selection(), actor="ada", per_second=1, dry_run=True)
+    planned = deadletters.replay(ledger, Selection(), actor="ada", per_second=1, dry_run=True)
     deadletters.discard(ledger, Selection(), actor="ada", reason="old", dry_run=True)
     assert everything(ledger) == before
-    told = {one.id: (one.due_at is None, str(one.problem or "")) for one in would}
-    assert told[fine] == (False, "")
-    assert "is cancelled" in told[cancelled][1]
-    assert "no message" in told[bytes_only][1]
-    assert "--import" in told[strange][1]
-    did = deadletters.replay(ledger, Selection(), actor="ada", per_second=1)
-    assert [(one.id, str(one.problem)) for one in did] == [(one.id, str(one.problem)) for one in would]
+    plans = {verdict.id: (verdict.due_at is None, str(verdict.problem or "")) for verdict in planned}
+    assert plans[fine] == (False, "")
+    assert "is cancelled" in plans[cancelled][1]
+    assert "no message" in plans[bytes_only][1]
+    assert "--import" in plans[strange][1]
+    verdicts = deadletters.replay(ledger, Selection(), actor="ada", per_second=1)
+    assert [(verdict.id, str(verdict.problem)) for verdict in verdicts] == [
+        (verdict.id, str(verdict.problem)) for verdict in planned
+    ]
 
 
 def test_an_edit_sets_fields_and_the_job_keeps_its_id_and_the_key_follows(ledger: Database) -> None:
@@ -283,10 +291,10 @@ def test_a_copy_from_before_does_not_run_in_the_place_of_the_edited_job(ledger: 
     assert isinstance(copy, Refusal)
     assert copy.reason == "duplicate"
     [[(envelope, _)]] = broker.lanes.values()
-    given = claimed(ledger, decode(envelope))
-    assert given.message.job == Address(customer=1, to="somebody")
-    end(ledger, given, Outcome.INTERRUPTED)  # given back to the broker, which hands out the same message
-    assert claimed(ledger, decode(envelope), worker="w2", again=True).message.job == given.message.job
+    claim = claimed(ledger, decode(envelope))
+    assert claim.message.job == Address(customer=1, to="somebody")
+    end(ledger, claim, Outcome.INTERRUPTED)  # given back to the broker, which hands out the same message
+    assert claimed(ledger, decode(envelope), worker="w2", again=True).message.job == claim.message.job
 
 
 def test_a_key_that_was_given_stays_when_a_field_is_edited(ledger: Database) -> None:
@@ -296,7 +304,7 @@ def test_a_key_that_was_given_stays_when_a_field_is_edited(ledger: Database) -> 
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "expected"),
     [
         ({"customer": "s3cret"}, "customer: Input should be a valid integer"),
         ({"custmer": 7}, "no field 'custmer'; it has customer, to, iban"),
@@ -304,17 +312,17 @@ def test_a_key_that_was_given_stays_when_a_field_is_edited(ledger: Database) -> 
     ],
 )
 def test_an_edit_that_does_not_fit_names_the_field_and_changes_nothing(
-    ledger: Database, edit: dict[str, Any], said: str
+    ledger: Database, edit: dict[str, Any], expected: str
 ) -> None:
     letter_id = die(ledger, Address(customer=1, to="x"))
     before = everything(ledger)
-    with pytest.raises(InvalidJob, match=said) as caught:
+    with pytest.raises(InvalidJob, match=expected) as caught:
         replay(ledger, letter_id, edit=edit)
     assert letter_id in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert everything(ledger) == before
     [verdict] = replay(ledger, letter_id, edit=edit, dry_run=True)
-    assert said in str(verdict.problem)
+    assert expected in str(verdict.problem)
 
 
 def test_an_edit_of_a_group_is_done_to_all_or_to_none(ledger: Database, old_kind: type[Job]) -> None:
@@ -327,15 +335,15 @@ def test_an_edit_of_a_group_is_done_to_all_or_to_none(ledger: Database, old_kind
     assert new[2] in str(caught.value)
     assert everything(ledger) == before
     change(ledger, new[2], payload='{"recipient": "x"}')
-    assert [one.problem for one in replay_group(ledger, new[0], edit={"recipient": "ada"})] == [None] * 3
-    rows = [row_of(ledger, one) for one in new]
+    assert [verdict.problem for verdict in replay_group(ledger, new[0], edit={"recipient": "ada"})] == [None] * 3
+    rows = [row_of(ledger, job_id) for job_id in new]
     assert {(row.payload, row.version) for row in rows} == {('{"recipient":"ada"}', 2)}
     assert {row.state for row in rows} == {State.SCHEDULED}
 
 
 def test_an_edit_is_for_a_dead_letter_or_a_group(ledger: Database) -> None:
-    one, two = die(ledger, Note()), die(ledger, Note())
-    for selection in (Selection(ids=(one, two)), Selection(kind="ledger.note"), Selection()):
+    first, second = die(ledger, Note()), die(ledger, Note())
+    for selection in (Selection(ids=(first, second)), Selection(kind="ledger.note"), Selection()):
         with pytest.raises(InvalidJob, match="one group"):
             deadletters.replay(ledger, selection, actor="ada", edit={"text": "x"})
     assert len(ids(ledger)) == 2
@@ -388,19 +396,19 @@ def test_a_discarded_dead_letter_is_closed_with_its_reason_and_its_job_stays_dea
 def test_a_filter_is_discarded_in_batches(ledger: Database) -> None:
     new = many(ledger, replays.BATCH + 1)
     verdicts = deadletters.discard(ledger, Selection(kind="ledger.note"), actor="ada", reason="old")
-    assert [one.id for one in verdicts] == new
+    assert [verdict.id for verdict in verdicts] == new
     assert ids(ledger) == []
-    assert [(one.act, one.count) for one in audit.find(ledger)] == [("discard", len(new))]
+    assert [(entry.act, entry.count) for entry in audit.find(ledger)] == [("discard", len(new))]
 
 
 def test_a_discarded_job_can_be_retried_all_the_same_even_one_that_was_never_read(ledger: Database) -> None:
     read = die(ledger, Note())
     unread = bury(ledger, stock_envelope("ledger.login", {"user": "ada"}, queue="celery"), "no_handler")
-    for one in (read, unread):
-        deadletters.discard(ledger, Selection(ids=(one,)), actor="ada", reason="no")
-        queries.retry(ledger, one, actor="bob")
-        assert row_of(ledger, one).state == State.SCHEDULED
-        assert [act.act for act in deadletters.show(ledger, one).decisions] == ["retry", "discard"]
+    for letter_id in (read, unread):
+        deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
+        queries.retry(ledger, letter_id, actor="bob")
+        assert row_of(ledger, letter_id).state == State.SCHEDULED
+        assert [act.act for act in deadletters.show(ledger, letter_id).decisions] == ["retry", "discard"]
     assert json.loads(row_of(ledger, unread).payload)["user"] == "ada"
     assert {act.subject_kind for act in audit.find(ledger, acts=["retry"])} == {"job"}
 
@@ -420,7 +428,7 @@ def test_a_dead_letter_whose_job_is_no_longer_dead_is_not_replayed(ledger: Datab
     assert request_cancel(ledger, retried) == State.CANCELLED
     gone = die(ledger, Note())
     ledger.write(lambda connection: connection.execute(sa.delete(jobs).where(jobs.c.id == gone)))
-    problems = [str(one.problem) for one in replay(ledger, retried, gone)]
+    problems = [str(verdict.problem) for verdict in replay(ledger, retried, gone)]
     assert "replayed already" in problems[0]
     assert "no job" in problems[1]
     assert row_of(ledger, retried).state == State.CANCELLED

@@ -58,4 +58,4 @@ def test_a_job_with_an_edited_payload_ends_under_the_handle_that_its_producer_ha
         assert [handle.result(timeout=60) for handle in handles_of] == ["hello ada", "hello bob"]
         status = handles_of[0].status()
         assert (status.state, status.failures, status.attempt) == (State.SUCCEEDED, 0, 1)
-        assert [one.id for one in dead_letters.find(penstock.database)] == [other.id]
+        assert [dead_letter.id for dead_letter in dead_letters.find(penstock.database)] == [other.id]

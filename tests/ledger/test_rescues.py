@@ -28,7 +28,7 @@ def test_an_at_most_once_job_of_a_dead_worker_is_buried_and_others_are_left_to_t
     start_worker(ledger, "gone", lease=DEAD)
     start_worker(ledger, "alive")
     ring, note, other = message(Ring(number="1")), message(Note()), message(Ring(number="2"))
-    given = claimed(ledger, ring, worker="gone")
+    claim = claimed(ledger, ring, worker="gone")
     claimed(ledger, note, worker="gone")
     claimed(ledger, other, worker="alive")
     assert bury_abandoned(ledger) == [ring.id]
@@ -38,16 +38,16 @@ def test_an_at_most_once_job_of_a_dead_worker_is_buried_and_others_are_left_to_t
     assert [attempt.outcome for attempt in attempts_of(ledger, ring.id)] == [Outcome.CRASHED]
     assert row_of(ledger, note.id).state == State.RUNNING
     assert row_of(ledger, other.id).state == State.RUNNING
-    assert not end(ledger, given, Outcome.SUCCEEDED, worker="gone")  # it was only stopped for a while
+    assert not end(ledger, claim, Outcome.SUCCEEDED, worker="gone")  # it was only stopped for a while
 
 
 def test_a_worker_that_is_silent_for_no_longer_than_the_patience_keeps_its_at_most_once_job(ledger: Database) -> None:
     """A handler that holds the interpreter keeps the worker from renewing its lease."""
     start_worker(ledger, "silent", lease=DEAD)
     ring = message(Ring(number="1"))
-    given = claimed(ledger, ring, worker="silent")
+    claim = claimed(ledger, ring, worker="silent")
     assert bury_abandoned(ledger, patience=timedelta(hours=1)) == []
-    assert end(ledger, given, Outcome.SUCCEEDED, worker="silent")
+    assert end(ledger, claim, Outcome.SUCCEEDED, worker="silent")
 
 
 def test_a_worker_that_stopped_in_order_leaves_nothing_it_could_still_run(ledger: Database) -> None:

@@ -62,12 +62,12 @@ def test_jobs_sent_before_the_loss_are_sent_again_and_nothing_else(ledger: Datab
 
 
 def test_jobs_of_other_lanes_are_not_sent_again(ledger: Database) -> None:
-    [mine] = sent(ledger, Note())
+    [own] = sent(ledger, Note())
     high = encode(Note(), due_at=datetime.now(UTC), priority="high")
     due.schedule(ledger, [high])
     due_jobs.send_due(ledger, MemoryBroker())
     assert resending.put_back(ledger, resending.clock(ledger) + MINUTE, LANE) == 1
-    assert (row_of(ledger, mine.id).state, row_of(ledger, high.id).state) == (State.SCHEDULED, State.QUEUED)
+    assert (row_of(ledger, own.id).state, row_of(ledger, high.id).state) == (State.SCHEDULED, State.QUEUED)
 
 
 @pytest.mark.parametrize("job", [Note(), Pay(amount=1), Ring(number="1")], ids=lambda job: job.kind().delivery)
@@ -79,10 +79,10 @@ def test_copies_of_a_job_run_once(ledger: Database, job: Job) -> None:
     broker = MemoryBroker()
     due_jobs.send_due(ledger, broker)
     [second] = [decode(envelope) for lane in broker.lanes.values() for envelope, _ in lane]
-    given = claimed(ledger, second, worker="w1")
+    claim = claimed(ledger, second, worker="w1")
     refused = claim_one(ledger, first, worker="w2")
     assert getattr(refused, "reason", None) == "duplicate"
-    assert end(ledger, given, Outcome.SUCCEEDED)
+    assert end(ledger, claim, Outcome.SUCCEEDED)
     refused = claim_one(ledger, first, worker="w2", again=True)
     assert getattr(refused, "reason", None) == "ended"
 
@@ -90,9 +90,9 @@ def test_copies_of_a_job_run_once(ledger: Database, job: Job) -> None:
 def test_a_copy_that_is_claimed_before_it_is_sent_again_stays_claimed(ledger: Database) -> None:
     [first] = sent(ledger, Pay(amount=1))
     put_back_all(ledger)
-    given = claimed(ledger, first)
+    claim = claimed(ledger, first)
     assert due_jobs.send_due(ledger, MemoryBroker()) == 0
-    assert end(ledger, given, Outcome.SUCCEEDED)
+    assert end(ledger, claim, Outcome.SUCCEEDED)
 
 
 def test_a_job_that_a_stopping_worker_gave_back_is_sent_again_too(ledger: Database) -> None:

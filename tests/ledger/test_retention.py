@@ -99,8 +99,10 @@ def test_pruning_goes_in_batches(ledger: Database) -> None:
         row |= {"state": State.SUCCEEDED, "finished_at": NOW - 8 * DAY}
     ledger.write(lambda connection: ledger.execute_many(connection, ledger.insert(jobs), rows))
     kept = job(ledger, State.DEAD, 9 * DAY)
-    found = [counts for counts in Pruning(ledger, DEFAULTS, no_storage).steps() if counts]
-    assert [sum(counts.values()) for counts in found] == [BATCH - 1, 8], "the one that stays is in the first"
+    counts_of_batches = [counts for counts in Pruning(ledger, DEFAULTS, no_storage).steps() if counts]
+    assert [sum(counts.values()) for counts in counts_of_batches] == [BATCH - 1, 8], (
+        "the one that stays is in the first"
+    )
     assert left(ledger) == {kept}
 
 
@@ -121,9 +123,9 @@ def test_attempts_effects_and_dead_letters_are_pruned_with_their_job(ledger: Dat
 
 def test_stored_results_go_first_and_a_job_stays_until_its_own_has(ledger: Database, tmp_path: Path) -> None:
     storage = make_storage(f"file:{tmp_path}")
-    one = job(ledger, State.SUCCEEDED, 8 * DAY)
-    ref = write_result(storage, one, 3, b"[1]")
-    change(ledger, one, result_ref=ref, fence=3)
+    old = job(ledger, State.SUCCEEDED, 8 * DAY)
+    ref = write_result(storage, old, 3, b"[1]")
+    change(ledger, old, result_ref=ref, fence=3)
     crashed = job(ledger, State.DISCARDED, 40 * DAY, fence=2, crashes=1)
     orphan = write_result(storage, crashed, 1, b"[2]")
 
@@ -131,7 +133,7 @@ def test_stored_results_go_first_and_a_job_stays_until_its_own_has(ledger: Datab
         raise StorageError("away")
 
     assert prune(ledger, open_storage=away) == Counter()
-    assert left(ledger) == {one, crashed}
+    assert left(ledger) == {old, crashed}
     assert prune(ledger, open_storage=lambda: storage) == Counter({State.SUCCEEDED: 1, State.DISCARDED: 1})
     for deleted in (ref, orphan):
         assert storage.find(deleted) is None
@@ -154,8 +156,8 @@ def test_dead_letters_without_a_job_are_pruned_once_decided(ledger: Database) ->
     gone = [letter(ledger, replayed_at=NOW - 31 * DAY), letter(ledger, discarded_at=NOW - 31 * DAY)]
     recent = [letter(ledger, replayed_at=NOW - DAY), letter(ledger, discarded_at=NOW - DAY)]
     assert prune(ledger) == Counter({"dead letters": 2})
-    assert [letter_of(ledger, one) for one in gone] == [None, None]
-    assert None not in [letter_of(ledger, one) for one in (open_, *recent)]
+    assert [letter_of(ledger, job_id) for job_id in gone] == [None, None]
+    assert None not in [letter_of(ledger, letter_id) for letter_id in (open_, *recent)]
     assert prune(ledger, RetentionSettings(dead=30 * DAY)) == Counter({"dead letters": 1})
     assert letter_of(ledger, open_) is None
 
@@ -213,11 +215,11 @@ def test_stats_contain_sizes_and_the_times_of_pruning(ledger: Database) -> None:
     job(ledger, State.SUCCEEDED, 2 * DAY, enqueued_at=NOW - 3 * DAY)
     job(ledger, State.SUCCEEDED, DAY)
     job(ledger, State.DEAD, DAY)
-    tables = {one.table: one for one in stats.tables(ledger)}
+    tables = {table.table: table for table in stats.tables(ledger)}
     assert set(tables) == set(metadata.tables)
     assert tables[jobs.name].rows == 3
     assert tables[jobs.name].bytes
-    states = {one.state: one for one in stats.states(ledger, DEFAULTS)}
+    states = {state.state: state for state in stats.states(ledger, DEFAULTS)}
     assert list(states) == list(State)
     done, dead = states[State.SUCCEEDED], states[State.DEAD]
     assert (done.jobs, done.oldest, done.kept) == (2, NOW - 3 * DAY, 7 * DAY)
@@ -227,6 +229,6 @@ def test_stats_contain_sizes_and_the_times_of_pruning(ledger: Database) -> None:
 
 
 def test_the_first_id_of_a_time_comes_before_all_that_are_made_then() -> None:
-    before, made, after = first_id(datetime.now(UTC)), new_id(), first_id(datetime.now(UTC) + timedelta(seconds=1))
-    assert before <= made < after
+    before, middle, after = first_id(datetime.now(UTC)), new_id(), first_id(datetime.now(UTC) + timedelta(seconds=1))
+    assert before <= middle < after
     assert made_at(before) is not None

@@ -84,8 +84,8 @@ class States(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def something_happens(self, data: st.DataObject) -> None:
-        one = data.draw(st.sampled_from([one for one in ACTS if one.when(self)]))
-        one.function(self, **data.draw(st.fixed_dictionaries(one.chosen)))
+        act = data.draw(st.sampled_from([act for act in ACTS if act.when(self)]))
+        act.function(self, **data.draw(st.fixed_dictionaries(act.chosen)))
 
     # Producers.
 
@@ -121,11 +121,11 @@ class States(RuleBasedStateMachine):
         held = self._held_by(kind)
         self.broker.then = then
         was = set(self.model)
-        mine = f"u{next(self.time)}"
+        number = f"u{next(self.time)}"
         refused, crashed = None, False
         handle: Any = None
         try:
-            handle = self.producer.enqueue(job, id=mine, delay=HOUR if later and kind is not Debounce else None)
+            handle = self.producer.enqueue(job, id=number, delay=HOUR if later and kind is not Debounce else None)
         except DuplicateJob as error:
             refused = error.existing_id
         except Crash:
@@ -140,11 +140,11 @@ class States(RuleBasedStateMachine):
             assert (handle.id, handle.created) == (held.id, False)
             held.fence += 2
             return
-        assert mine not in was
+        assert number not in was
         if held is not None:
             held.end(State.CANCELLED)
-        new = self._new(job, mine, unique_key(job))
-        self.holders[kind.__name__] = mine
+        new = self._new(job, number, unique_key(job))
+        self.holders[kind.__name__] = number
         new.wait(due=False)
         if kind is Debounce:
             new.untouched = True
@@ -208,9 +208,9 @@ class States(RuleBasedStateMachine):
         self.broker.then = "sends"
         sent = [copy.envelope for copy in self.broker.copies[before:]]
         # One that was overtaken may be gone again.
-        assert claimed | {one.id for one in sent} == set(() if then in ("is down", "crashes before") else due)
+        assert claimed | {copy.id for copy in sent} == set(() if then in ("is down", "crashes before") else due)
         for job in [due[job_id] for job_id in due.keys() - claimed]:
-            for ours in [one.headers["penstock"] for one in sent if one.id == job.id]:
+            for ours in [copy.headers["penstock"] for copy in sent if copy.id == job.id]:
                 assert (ours.get("fence", 0), ours.get("attempt", 1)) == (job.fence, job.failures + 1)
             job.untouched = False
             job.due = then == "is down"
@@ -329,7 +329,9 @@ class States(RuleBasedStateMachine):
         4,
         when=lambda self: self.held,
         number=numbers,
-        outcome=st.sampled_from([one for one in Outcome if one not in (Outcome.CRASHED, Outcome.CANCELLED)]),
+        outcome=st.sampled_from(
+            [outcome for outcome in Outcome if outcome not in (Outcome.CRASHED, Outcome.CANCELLED)]
+        ),
         session=st.booleans(),
         acknowledged=st.booleans(),
     )
@@ -349,8 +351,8 @@ class States(RuleBasedStateMachine):
     )
     def stop_cancelled(self, number: int) -> None:
         """A worker learns that a job of its was cancelled."""
-        asked = [held for held in self.held if self.model[held.claim.message.id].cancel_requested]
-        self._end(pick(asked, number), Outcome.CANCELLED, session=False)
+        cancelled = [held for held in self.held if self.model[held.claim.message.id].cancel_requested]
+        self._end(pick(cancelled, number), Outcome.CANCELLED, session=False)
 
     @act(
         5,
@@ -368,11 +370,11 @@ class States(RuleBasedStateMachine):
                 effects.begin(self.ledger, job_id, fence, "charge")
             self.held.remove(held)
         elif held.charge is None:
-            found = effects.begin(self.ledger, job_id, fence, "charge")
-            assert (found is None) == (job.effect is None)
-            if found is not None:
-                assert found.done == (job.effect == "done")
-                held.charge = "done" if found.done else "found in doubt"
+            effect = effects.begin(self.ledger, job_id, fence, "charge")
+            assert (effect is None) == (job.effect is None)
+            if effect is not None:
+                assert effect.done == (job.effect == "done")
+                held.charge = "done" if effect.done else "found in doubt"
             else:
                 job.effect = held.charge = "begun"
         elif held.charge == "begun" and not_done:
@@ -544,10 +546,10 @@ class States(RuleBasedStateMachine):
                 self._end(held, Outcome.DEAD if held.charge == "found in doubt" else Outcome.SUCCEEDED, session=False)
             self.send_again()
             self.bury()
-            while found := self._for_dispatcher():
-                delays.schedule(self.ledger, [found[0].envelope])
-                self.broker.copies.remove(found[0])
-                job = self.model[found[0].job_id]
+            while listed := self._for_dispatcher():
+                delays.schedule(self.ledger, [listed[0].envelope])
+                self.broker.copies.remove(listed[0])
+                job = self.model[listed[0].job_id]
                 if job.state is None:
                     job.wait(due=False)
                 if self._is_cancelled_key(job) and job.state in REPLACEABLE:
@@ -608,8 +610,8 @@ class States(RuleBasedStateMachine):
 
     def _make_due(self, waiting: list[Modelled]) -> None:
         if waiting:
-            mine = self.ledger.among(jobs.c.id, [job.id for job in waiting])
-            late = sa.update(jobs).where(mine).values(due_at=datetime.now(UTC) - HOUR)
+            where = self.ledger.among(jobs.c.id, [job.id for job in waiting])
+            late = sa.update(jobs).where(where).values(due_at=datetime.now(UTC) - HOUR)
             self.ledger.write(lambda connection: connection.execute(late))
         for job in waiting:
             job.due, job.untouched = True, False
@@ -659,12 +661,12 @@ class States(RuleBasedStateMachine):
         """Record how an attempt ended, and settle its message."""
         job = self.model[held.claim.message.id]
         later = outcome in (Outcome.RETRY, Outcome.SNOOZED)
-        made = attempt_outcome(held.claim, outcome, delay=HOUR if later else None, reason=reason)
+        end = attempt_outcome(held.claim, outcome, delay=HOUR if later else None, reason=reason)
         keeps = self._may_write(held)
         if session:
-            assert self._commit(held, made) == keeps
+            assert self._commit(held, end) == keeps
         else:
-            assert record(self.ledger, [made], worker=held.worker) == [keeps]
+            assert record(self.ledger, [end], worker=held.worker) == [keeps]
         self.held.remove(held)
         if held.copy in self.broker.copies and held.copy.holder == held.worker:
             if keeps and acknowledged and outcome != Outcome.INTERRUPTED:
@@ -678,7 +680,7 @@ class States(RuleBasedStateMachine):
         if outcome == Outcome.SUCCEEDED:
             job.successes += 1
             job.sessions += session
-        state = made.state
+        state = end.state
         if job.cancel_requested and state not in FINAL:
             state = State.CANCELLED
         job.cancel_requested = False
@@ -689,12 +691,12 @@ class States(RuleBasedStateMachine):
             job.wait(due=False)
             job.state, job.missed = state, missed and state == State.QUEUED
 
-    def _commit(self, held: Held, made: Any) -> bool:
+    def _commit(self, held: Held, outcome: Any) -> bool:
         """The outcome in one transaction with an effect, as with `ctx.session`."""
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.insert(SESSIONS).values(job_id=held.claim.message.id))
-            [kept] = write_outcomes(connection, self.ledger, [made], held.worker)
+            [kept] = write_outcomes(connection, self.ledger, [outcome], held.worker)
             if not kept:
                 raise FenceLost
 

@@ -117,7 +117,7 @@ class Site:
     """All of it, to be started part by part."""
 
     def __init__(self, folder: Path, redis_url: str, prefix: str, **settings: Any) -> None:
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "broker_url": redis_url,
             "database_url": f"sqlite:///{folder}/ledger.db",
             "storage_url": f"file:{folder}/storage",
@@ -127,7 +127,7 @@ class Site:
             "grace_seconds": 5.0,
             "stock_queues": (),
         }
-        self.settings = Settings(**(given | settings))
+        self.settings = Settings(**(options | settings))
         self.database = Database(self.settings.database_url)
         upgrade(self.database)
         self.producer = Producer.from_settings(self.settings)
@@ -150,13 +150,13 @@ class Site:
         return self
 
     def enqueue(self, all_of: Sequence[Job], **options: Any) -> list[JobHandle]:
-        made = (
+        handles = (
             [self.producer.enqueue(job, **options) for job in all_of]
             if options
             else self.producer.enqueue_many(list(all_of))
         )
-        self.handles += made
-        return made
+        self.handles += handles
+        return handles
 
     def until_ended(self, count: int) -> None:
         until(lambda: self.book.ended >= count, f"the end of {count} jobs ({self.book.ended} by now)")

@@ -49,29 +49,29 @@ async def loose(job: Loose) -> None: ...
 
 
 @pytest.fixture
-def mine() -> Handlers:
-    found = Handlers()
-    for one in handlers:
-        if one.kind.queue == "declared":
-            found.add(one)
-    return found
+def declared_handlers() -> Handlers:
+    registry = Handlers()
+    for handler in handlers:
+        if handler.kind.queue == "declared":
+            registry.add(handler)
+    return registry
 
 
-def settings(**given: Any) -> Settings:
-    return Settings(**({"broker_url": "redis://127.0.0.1:9/0", "database_url": "sqlite://"} | given))
+def settings(**options: Any) -> Settings:
+    return Settings(**({"broker_url": "redis://127.0.0.1:9/0", "database_url": "sqlite://"} | options))
 
 
 def sent(job: Job, **options: Any) -> Message:
     return decode(encode(job, **options))
 
 
-def names(job: Job, **given: Any) -> list[str]:
+def names(job: Job, **options: Any) -> list[str]:
     message = sent(job)
-    return [rule.name for rule in Rules(settings(**given)).of(message.kind, message.queue)]
+    return [rule.name for rule in Rules(settings(**options)).of(message.kind, message.queue)]
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (lambda: Concurrency(0), "integers from 1"),
         (lambda: Concurrency(1.5), "integers from 1"),  # type: ignore[arg-type]
@@ -81,8 +81,8 @@ def names(job: Job, **given: Any) -> list[str]:
         (lambda: Rate(1, per=timedelta(seconds=-1)), "more than zero"),
     ],
 )
-def test_numbers_out_of_bounds_are_refused(make: Any, said: str) -> None:
-    with pytest.raises(KindError, match=said):
+def test_numbers_out_of_bounds_are_refused(make: Any, expected: str) -> None:
+    with pytest.raises(KindError, match=expected):
         make()
 
 
@@ -95,7 +95,7 @@ def no_kind_stays() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_kind_stays")
 @pytest.mark.parametrize(
-    ("limits", "options", "said"),
+    ("limits", "options", "expected"),
     [
         ([Concurrency(1, by="acount")], {}, "by 'acount' needs a field of that name, or one of queue, tenant, key"),
         ([Concurrency(1)], {"track": False}, "remove track=False"),
@@ -103,9 +103,9 @@ def no_kind_stays() -> Iterator[None]:
     ],
 )
 def test_limits_that_cannot_hold_are_refused_with_the_class(
-    limits: list[Limit], options: dict[str, Any], said: str
+    limits: list[Limit], options: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(KindError, match=said):
+    with pytest.raises(KindError, match=expected):
 
         class Wrong(Job, kind="declared.wrong", limits=limits, **options):
             account: int
@@ -144,7 +144,7 @@ def test_the_name_of_a_slot_does_not_reveal_the_tenant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "expected"),
     [
         ("concurrency = 5", "name the kinds or queues"),
         ('queues = ["a"]', "give it concurrency, rate or both"),
@@ -153,42 +153,44 @@ def test_the_name_of_a_slot_does_not_reveal_the_tenant() -> None:
         ('queues = ["a"]\nconcurency = 1', "unknown setting"),
     ],
 )
-def test_a_wrong_limit_in_the_file_is_refused_with_its_place(tmp_path: Path, lines: str, said: str) -> None:
+def test_a_wrong_limit_in_the_file_is_refused_with_its_place(tmp_path: Path, lines: str, expected: str) -> None:
     file = tmp_path / "penstock.toml"
     file.write_text(f"[limits.api]\n{lines}\n")
-    with pytest.raises(ConfigError, match=said) as refused:
+    with pytest.raises(ConfigError, match=expected) as refused:
         load_settings(file)
     assert "limits.api" in str(refused.value)
     assert str(file) in str(refused.value)
 
 
-def refused(mine: Handlers, **given: Any) -> str:
+def refused(declared_handlers: Handlers, **options: Any) -> str:
     with pytest.raises(KindError) as error:
-        check_settings(mine, settings(**given), ["declared"])
+        check_settings(declared_handlers, settings(**options), ["declared"])
     return str(error.value)
 
 
-def test_a_limit_without_a_store_is_refused_when_the_worker_boots(mine: Handlers) -> None:
-    said = refused(mine, broker_url="amqp://guest:guest@127.0.0.1:9//")
-    assert "kind 'declared.charge' has limit 'declared.charge/concurrency-by-tenant' (5 at a time by tenant)" in said
-    assert f"{__file__}:" in said
-    assert "PENSTOCK_LIMITS_URL" in said
-    assert "declared.bare" not in said
+def test_a_limit_without_a_store_is_refused_when_the_worker_boots(declared_handlers: Handlers) -> None:
+    message = refused(declared_handlers, broker_url="amqp://guest:guest@127.0.0.1:9//")
+    assert "kind 'declared.charge' has limit 'declared.charge/concurrency-by-tenant' (5 at a time by tenant)" in message
+    assert f"{__file__}:" in message
+    assert "PENSTOCK_LIMITS_URL" in message
+    assert "declared.bare" not in message
 
 
-def test_the_store_may_be_any_redis(mine: Handlers) -> None:
-    check_settings(mine, settings(), ["declared"])
+def test_the_store_may_be_any_redis(declared_handlers: Handlers) -> None:
+    check_settings(declared_handlers, settings(), ["declared"])
     elsewhere = settings(broker_url="amqp://guest:guest@127.0.0.1:9//", limits_url="redis://127.0.0.1:9/1")
-    check_settings(mine, elsewhere, ["declared"])
-    said = refused(mine, limits_url="amqp://guest:guest@127.0.0.1:9//")
-    assert "set PENSTOCK_LIMITS_URL to a redis:// URL" in said
+    check_settings(declared_handlers, elsewhere, ["declared"])
+    message = refused(declared_handlers, limits_url="amqp://guest:guest@127.0.0.1:9//")
+    assert "set PENSTOCK_LIMITS_URL to a redis:// URL" in message
 
 
-def test_kinds_of_other_queues_need_no_store(mine: Handlers) -> None:
-    check_settings(mine, settings(broker_url="amqp://guest:guest@127.0.0.1:9//"), ["another"])
+def test_kinds_of_other_queues_need_no_store(declared_handlers: Handlers) -> None:
+    check_settings(declared_handlers, settings(broker_url="amqp://guest:guest@127.0.0.1:9//"), ["another"])
 
 
-def test_settings_that_a_kind_cannot_keep_are_refused_when_the_worker_boots(mine: Handlers) -> None:
-    assert "remove track=False" in refused(mine, limits={"all": {"kinds": ["declared.loose"], "concurrency": 1}})
-    said = refused(mine, limits={"all": {"kinds": ["declared.bare"], "rate": 1, "by": "account"}})
-    assert "kind 'declared.bare' has limit 'all/rate-1s-by-account' (1 per 1 s by account), and no field" in said
+def test_settings_that_a_kind_cannot_keep_are_refused_when_the_worker_boots(declared_handlers: Handlers) -> None:
+    assert "remove track=False" in refused(
+        declared_handlers, limits={"all": {"kinds": ["declared.loose"], "concurrency": 1}}
+    )
+    message = refused(declared_handlers, limits={"all": {"kinds": ["declared.bare"], "rate": 1, "by": "account"}})
+    assert "kind 'declared.bare' has limit 'all/rate-1s-by-account' (1 per 1 s by account), and no field" in message

@@ -121,13 +121,13 @@ def test_an_explanation_says_which_limit_and_who_has_the_places(site: Site) -> N
     runs = begin(site)
     _, waiting = site.enqueue([One(n=1)])[0], site.enqueue([One(n=2)])[0]
     until_waiting(site, 2)
-    found = explain(site.database, waiting.id, limits=site.store)
+    explanation = explain(site.database, waiting.id, limits=site.store)
     worker = site.row(runs).worker
-    assert found.because.startswith(
+    assert explanation.because.startswith(
         f"held by limit limits.one/concurrency: 1 of 1 running: {runs} on {worker}; 1 wait before it"
     )
-    assert found.facts["running"] == {runs: worker}
-    assert found.state == State.SCHEDULED
+    assert explanation.facts["running"] == {runs: worker}
+    assert explanation.state == State.SCHEDULED
     assert "held by limit limits.one/concurrency" in explain(site.database, waiting.id).because
     site.book.go = True
     site.until_ended(3)
@@ -138,9 +138,10 @@ def test_an_explanation_says_when_a_rate_lets_it_in(site: Site) -> None:
     site.enqueue([Rare() for _ in range(3)])
     until(lambda: site.book.ended == 1, "the first one's end")
     until(lambda: limit_waits.counts(site.database).get("limits.rare/rate-60s:") == 2, "the others to wait")
-    found = [explain(site.database, handle.id, limits=site.store) for handle in site.handles]
+    explanations = [explain(site.database, handle.id, limits=site.store) for handle in site.handles]
     [first, last] = sorted(
-        (one for one in found if one.state == State.SCHEDULED), key=lambda one: one.facts["may_run_at"]
+        (explanation for explanation in explanations if explanation.state == State.SCHEDULED),
+        key=lambda explanation: explanation.facts["may_run_at"],
     )
     assert first.because.startswith("held by limit limits.rare/rate-60s: rate, 1 per 60 s reached; it may run 20")
     assert first.facts["may_run_at"] > before + timedelta(seconds=59)
@@ -169,8 +170,8 @@ def test_limited_jobs_wait_while_the_store_is_unavailable_and_others_go_on(
     until(lambda: sum(isinstance(job, Free) for _, job in site.book.begun) == 10, "the jobs without limits")
     until(lambda: site.row(late.id) is not None and site.row(late.id).state == State.SCHEDULED, "the late one to wait")
     assert "Redis cannot be asked" in explain(site.database, late.id, limits=site.store).because
-    ran = sum(isinstance(job, One) for _, job in site.book.begun)
-    assert ran < 7
+    runs = sum(isinstance(job, One) for _, job in site.book.begun)
+    assert runs < 7
     store_server.start()
     site.until_ended(17)
     assert site.book.most["one"] == 1
@@ -209,10 +210,10 @@ def test_the_command_line_lists_limits_with_their_use(
     monkeypatch.setenv("PENSTOCK_BROKER_URL", site.settings.broker_url)
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", site.settings.database_url)
     monkeypatch.setenv("PENSTOCK_PREFIX", site.settings.prefix)
-    said = CliRunner().invoke(app, ["limits", "--json"])
-    rows = {row["limit"]: row for row in json.loads(said.stdout)}
-    told = {"limit": "limits.one/concurrency", "rule": "1 at a time", "share": None}
-    assert rows["limits.one/concurrency"] == told | {"running": 1, "about_to_run": 0, "waiting": 3}
+    result = CliRunner().invoke(app, ["limits", "--json"])
+    rows = {row["limit"]: row for row in json.loads(result.stdout)}
+    limit = {"limit": "limits.one/concurrency", "rule": "1 at a time", "share": None}
+    assert rows["limits.one/concurrency"] == limit | {"running": 1, "about_to_run": 0, "waiting": 3}
     assert rows["limits.both/rate-1s-by-host"]["rule"] == "20 per 1 s by host"
     explained = CliRunner().invoke(app, ["jobs", "explain", site.handles[-1].id])
     assert "held by limit limits.one/concurrency: 1 of 1 running" in explained.stdout

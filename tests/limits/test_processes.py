@@ -66,18 +66,18 @@ def processes(pair: tuple[str, str], settings: Settings, tmp_path: Path) -> Iter
     started: list[subprocess.Popen[bytes]] = []
     for words in (["dispatcher"], worker, worker):
         with (tmp_path / f"process-{len(started)}.log").open("wb") as log:
-            one = subprocess.Popen([PENSTOCK, *words], env=env, cwd=tmp_path, stdout=log, stderr=log)
-        started.append(one)
+            process = subprocess.Popen([PENSTOCK, *words], env=env, cwd=tmp_path, stdout=log, stderr=log)
+        started.append(process)
     yield started
-    for one in started:
-        if one.poll() is None:
-            one.terminate()
-    for one in started:
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+    for process in started:
         try:
-            one.wait(60)
+            process.wait(60)
         except subprocess.TimeoutExpired:
-            one.kill()
-            one.wait()
+            process.kill()
+            process.wait()
     for log in sorted(tmp_path.glob("*.log")):  # shown where the test fails
         print(f"== {log.name}\n{log.read_text()[-3000:]}")
 
@@ -112,7 +112,7 @@ def test_a_concurrency_limit_holds_although_a_worker_is_killed(
         producer.enqueue_many([Noted(file=str(file), seconds=0.03) for _ in range(JOBS)])
         until(lambda: watched() or ended().total() >= 30, "thirty to end")
         [(busiest, _)] = ended().most_common(1)
-        victim = next(one for one in processes if str(one.pid) == busiest)
+        victim = next(process for process in processes if str(process.pid) == busiest)
         victim.kill()
         victim.wait()
         killed_at = time.monotonic()

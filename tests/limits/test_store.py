@@ -60,7 +60,7 @@ RULES = {
     "one": Rule("one", Concurrency(1)),
     "paced": Rule("paced", Rate(2, per=10, burst=2)),
 }
-TWO, ONE, PACED = ((one, f"{name}:") for name, one in RULES.items())
+TWO, ONE, PACED = ((rule, f"{name}:") for name, rule in RULES.items())
 INTERVAL, TOLERANCE = 5.0, 5.0
 
 
@@ -252,14 +252,14 @@ def test_waiting_jobs_are_looked_for_although_redis_has_lost_them(store: Clocked
 
 
 def test_rules_are_published_for_processes_without_kinds(store: Clocked) -> None:
-    told = store.rules()
-    assert {name: rule.text for name, rule in told.items()} == {
+    rules = store.rules()
+    assert {name: rule.text for name, rule in rules.items()} == {
         "two": "2 at a time",
         "one": "1 at a time",
         "paced": "2 per 10 s, 2 at once",
     }
-    assert (told["two"].most, told["paced"].most) == (2, 0)
-    assert told["paced"].interval == timedelta(seconds=INTERVAL)
+    assert (rules["two"].most, rules["paced"].most) == (2, 0)
+    assert rules["paced"].interval == timedelta(seconds=INTERVAL)
 
 
 class Model(RuleBasedStateMachine):
@@ -305,20 +305,20 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def ends(self, data: Any) -> None:
         if self.running:
-            one = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
-            self.store.leave([one])
-            for _, slot in one.places:
-                self.held[slot].pop(one.member, None)
+            job_entry = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
+            self.store.leave([job_entry])
+            for _, slot in job_entry.places:
+                self.held[slot].pop(job_entry.member, None)
 
     @rule()
     def is_renewed(self) -> None:
         self._heard()
         self.store.renew([], self.running.values())
         self.busy = False
-        for one in self.running.values():
-            for which, slot in one.places:
+        for job_entry in self.running.values():
+            for which, slot in job_entry.places:
                 if isinstance(which.limit, Concurrency):
-                    self.held[slot][one.member] = self.store.now + LEASE
+                    self.held[slot][job_entry.member] = self.store.now + LEASE
                     self.busy = True
 
     @rule(seconds=st.sampled_from([0.05, 1.0, INTERVAL, 14.0, 25.0, 40.0]))
@@ -351,20 +351,20 @@ class Model(RuleBasedStateMachine):
 
     def _enter(self, job: str, places: tuple[Place, ...]) -> None:
         self.places[job] = places
-        one = entry(job, *places)
+        job_entry = entry(job, *places)
         expected, start = self._expected(job, places)
-        [answer] = self.store.enter([one])
+        [answer] = self.store.enter([job_entry])
         if expected is None:
             assert answer == Entered(pytest.approx(start - self.store.now, abs=0.001))
             for which, slot in places:
                 self.held[slot].pop(f"w/{job}", None)
                 if isinstance(which.limit, Concurrency):
-                    self.held[slot][one.member] = self.store.now + LEASE
+                    self.held[slot][job_entry.member] = self.store.now + LEASE
                     self.busy = True
                 else:
                     self.next = max(self.next, self.store.now) + INTERVAL
                     self.starts.append(start)
-            self.running[job] = one
+            self.running[job] = job_entry
         else:
             assert answer == HeldBack(expected)
             for _, slot in places:
@@ -408,7 +408,7 @@ class Model(RuleBasedStateMachine):
 
     def _sweep(self) -> None:
         for members in self.held.values():
-            for member in [one for one, end in members.items() if end <= self.store.now]:
+            for member in [member for member, end in members.items() if end <= self.store.now]:
                 del members[member]
 
 

@@ -23,9 +23,9 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-def hold_back(ledger: Database, given: Claim, slot: str = "one:") -> bool:
+def hold_back(ledger: Database, claim: Claim, slot: str = "one:") -> bool:
     later = datetime.now(UTC) + HOUR
-    outcome = AttemptOutcome(given, Outcome.SNOOZED, State.SCHEDULED, datetime.now(UTC), due_at=later, waits_for=slot)
+    outcome = AttemptOutcome(claim, Outcome.SNOOZED, State.SCHEDULED, datetime.now(UTC), due_at=later, waits_for=slot)
     [kept] = record(ledger, [outcome], worker="w1")
     return kept
 

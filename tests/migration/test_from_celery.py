@@ -48,7 +48,7 @@ def test_a_queue_moves_while_the_rest_stays_with_celery(shop: Shop) -> None:
         + "chain(receipt.si('first'), receipt.si('second')).apply_async()"
     )
     shop.ran("new receipt later 1", "new receipt flaky 1", "new receipt first 1", "new receipt second 1")
-    assert [shop.stack.producer.handle(one).wait(WAIT_SECONDS).state for one in ids] == ["succeeded", "succeeded"]
+    assert [shop.stack.producer.handle(job_id).wait(WAIT_SECONDS).state for job_id in ids] == ["succeeded", "succeeded"]
     assert shop.stack.row(ids[1]).attempt == 2
 
     # What runs here reaches what stayed there, and a chain there reaches what runs here.

@@ -37,7 +37,7 @@ def test_a_queue_moves_while_the_rest_stays_with_dramatiq(shop: Shop) -> None:
         + "receipt.send('with a picture')"
     )
     shop.ran("new receipt later 1", "new receipt flaky 1")
-    assert [shop.stack.producer.handle(one).wait(WAIT_SECONDS).state for one in ids] == ["succeeded", "succeeded"]
+    assert [shop.stack.producer.handle(job_id).wait(WAIT_SECONDS).state for job_id in ids] == ["succeeded", "succeeded"]
     assert shop.stack.row(ids[1]).attempt == 2
 
     # What runs here reaches what stayed there.

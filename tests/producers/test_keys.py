@@ -71,7 +71,7 @@ def test_a_key_is_cancelled_wherever_its_jobs_are(producer: Producer, sender: Me
     end(ledger, claimed(ledger, decode(sender.sent[2])), Outcome.SUCCEEDED)
     other = producer.enqueue(Reject(n=2), key="K", delay=HOUR)
     assert producer.cancel(key="k") == sorted([running.id, queued.id, delayed.id])
-    states = [one.status().state for one in (running, queued, delayed, ended, other)]
+    states = [handle.status().state for handle in (running, queued, delayed, ended, other)]
     assert states == ["running", "cancelled", "cancelled", "succeeded", "scheduled"]
     assert row_of(ledger, running.id).cancel_requested
     assert is_cancelled(deliver(ledger, sender, 1))
@@ -79,10 +79,10 @@ def test_a_key_is_cancelled_wherever_its_jobs_are(producer: Producer, sender: Me
 
 
 def test_cancelling_by_key_can_be_limited_to_a_kind_and_a_tenant(producer: Producer, ledger: Database) -> None:
-    mine = producer.enqueue(Reject(n=1), key="k", tenant="a", delay=HOUR)
+    own = producer.enqueue(Reject(n=1), key="k", tenant="a", delay=HOUR)
     tenants = producer.enqueue(Reject(n=1), key="k", tenant="b", delay=HOUR)
     kinds = producer.enqueue(Replace(n=1), key="k", tenant="a", delay=HOUR)
-    assert producer.cancel(key="k", kind="uniq.reject", tenant="a") == [mine.id]
+    assert producer.cancel(key="k", kind="uniq.reject", tenant="a") == [own.id]
     assert producer.cancel(key="k", tenant="a") == [kinds.id]
     assert tenants.status().state == "scheduled"
 
@@ -102,7 +102,7 @@ def test_an_unrecorded_job_is_cancelled_by_its_key_when_a_worker_gets_it(
     assert is_cancelled(deliver(ledger, sender, 0))
     due.schedule(ledger, [sender.sent[1]])
     assert isinstance(deliver(ledger, sender, 3), Claim)
-    states = [one.status().state for one in (before, delayed, other, after)]
+    states = [handle.status().state for handle in (before, delayed, other, after)]
     assert states == ["cancelled", "cancelled", "running", "running"]
     # A person may want it after all.
     retry(ledger, before.id, actor="ada")
@@ -134,9 +134,9 @@ def test_a_job_that_goes_on_before_its_worker_heard_of_the_cancellation_is_cance
     producer: Producer, sender: MemoryBroker, ledger: Database, outcome: Outcome
 ) -> None:
     handle = producer.enqueue(Plain())
-    given = claimed(ledger, decode(sender.sent[0]))
+    claim = claimed(ledger, decode(sender.sent[0]))
     assert handle.cancel() == "running"
-    assert end(ledger, given, outcome, due_at=datetime.now(UTC))
+    assert end(ledger, claim, outcome, due_at=datetime.now(UTC))
     assert handle.status().state == "cancelled"
     assert due_jobs.send_due(ledger, sender) == 0
     assert isinstance(claim_one(ledger, decode(sender.sent[0]), again=True), Refusal)
@@ -153,23 +153,23 @@ def test_a_job_whose_worker_died_before_it_heard_of_the_cancellation_does_not_ru
     assert is_cancelled(answer)
     assert handle.status().state == "cancelled"
     assert not end(ledger, late, Outcome.SUCCEEDED)
-    assert [one.outcome for one in attempts_of(ledger, handle.id)] == [Outcome.CRASHED]
+    assert [attempt.outcome for attempt in attempts_of(ledger, handle.id)] == [Outcome.CRASHED]
 
 
 def test_a_waiting_job_is_rescheduled_by_its_handle_and_by_its_key(
     producer: Producer, sender: MemoryBroker, ledger: Database
 ) -> None:
-    one = producer.enqueue(Reject(n=1), key="k", delay=HOUR)
-    two = producer.enqueue(Replace(n=1), key="k", tenant="t", delay=HOUR)
+    first = producer.enqueue(Reject(n=1), key="k", delay=HOUR)
+    second = producer.enqueue(Replace(n=1), key="k", tenant="t", delay=HOUR)
     later = datetime.now(UTC) + 5 * HOUR
-    one.reschedule(run_at=later)
-    assert row_of(ledger, one.id).due_at == later
-    assert producer.reschedule(key="k", delay=2 * HOUR, kind="uniq.reject") == [one.id]
-    assert row_of(ledger, one.id).due_at < later
-    assert producer.reschedule(key="k", run_at=later) == [one.id, two.id]
-    assert producer.reschedule(key="k", delay=0, tenant="t") == [two.id]
+    first.reschedule(run_at=later)
+    assert row_of(ledger, first.id).due_at == later
+    assert producer.reschedule(key="k", delay=2 * HOUR, kind="uniq.reject") == [first.id]
+    assert row_of(ledger, first.id).due_at < later
+    assert producer.reschedule(key="k", run_at=later) == [first.id, second.id]
+    assert producer.reschedule(key="k", delay=0, tenant="t") == [second.id]
     assert due_jobs.send_due(ledger, sender) == 1
-    assert sender.sent[0].id == two.id
+    assert sender.sent[0].id == second.id
     assert isinstance(deliver(ledger, sender, 0), Claim)
 
 

@@ -239,9 +239,9 @@ def test_an_asynchronous_session_needs_no_await(database: str, request: pytest.F
     create_outbox(engine)
     handles = asyncio.run(_asynchronous(url.replace("sqlite:", "sqlite+aiosqlite:")))
     assert all(isinstance(handle, AsyncJobHandle) for handle in handles)
-    found = texts(engine)
+    written = texts(engine)
     engine.dispose()
-    assert found == ["committed", "two", "three", "four", "five", "six"]
+    assert written == ["committed", "two", "three", "four", "five", "six"]
 
 
 def test_options_are_all_kept(engine: sa.Engine) -> None:
@@ -310,9 +310,9 @@ def test_a_table_of_the_users_own_is_made_once_and_by_their_metadata_too(tmp_pat
     outbox_metadata.create_all(engine)
     with Session(engine) as session, session.begin():
         Outbox().enqueue(session, Note(text="one"))
-    found = texts(engine)
+    written = texts(engine)
     engine.dispose()
-    assert found == ["one"]
+    assert written == ["one"]
 
 
 @pytest.mark.postgres
@@ -336,12 +336,12 @@ def test_postgresql_notifies_of_a_commit_and_of_nothing_else() -> None:
             session.flush()
             assert list(raw.notifies(timeout=0.0)) == []
             session.commit()
-        heard = list(raw.notifies(timeout=30.0, stop_after=1))
+        events = list(raw.notifies(timeout=30.0, stop_after=1))
         listening.close()
         drop_outbox(engine)
         assert sa.inspect(engine).get_table_names() == []
         engine.dispose()
-    assert [one.channel for one in heard] == ["penstock_outbox"]
+    assert [notification.channel for notification in events] == ["penstock_outbox"]
 
 
 BACKEND = """
@@ -393,4 +393,4 @@ def test_the_pages_example_runs_as_it_is_written(tmp_path: Path) -> None:
     with engine.connect() as connection:
         ids = list(connection.execute(sa.select(outbox.c.id)).scalars())
     engine.dispose()
-    assert [f"sent as soon as this commits: {one}" for one in ids] == done.stdout.splitlines()
+    assert [f"sent as soon as this commits: {job_id}" for job_id in ids] == done.stdout.splitlines()

@@ -206,9 +206,9 @@ def test_an_async_producer_sends_the_same(url: str, prefix: str) -> None:
     async def send() -> list[str]:
         async with AsyncProducer(url, prefix=prefix) as producer:
             await producer.ping()
-            one = await producer.enqueue(Pay(order=0), tenant="acme")
+            single = await producer.enqueue(Pay(order=0), tenant="acme")
             many = await producer.enqueue_many([Pay(order=number) for number in range(1, 300)])
-            return [one.id, *(handle.id for handle in many)]
+            return [single.id, *(handle.id for handle in many)]
 
     ids = asyncio.run(send())
     messages = fetched(url, prefix, 300)

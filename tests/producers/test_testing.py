@@ -182,7 +182,7 @@ def penstock_settings() -> Settings:
 
 
 def waiting(penstock: Kit) -> list[Job]:
-    return [one.job for one in penstock.enqueued()]
+    return [entry.job for entry in penstock.enqueued()]
 
 
 def at(hours: float) -> datetime:
@@ -199,7 +199,7 @@ def test_producers_made_before_send_nothing_while_the_block_runs() -> None:
         with Producer(NOWHERE) as another:
             another.ping()
             another.enqueue_many([Invoice(n=3), Receipt(n=4)])
-        assert [one.job for one in kit.enqueued()] == [Invoice(n=1), Invoice(n=2), Invoice(n=3), Receipt(n=4)]
+        assert [entry.job for entry in kit.enqueued()] == [Invoice(n=1), Invoice(n=2), Invoice(n=3), Receipt(n=4)]
     with pytest.raises(BrokerUnavailable):
         producer.enqueue(Invoice(n=5))
     with pytest.raises(BrokerUnavailable):
@@ -213,9 +213,9 @@ def test_tests_start_with_nothing_enqueued(penstock: Kit) -> None:
         assert len(inner.enqueued()) == 1
         inner.drain(Receipt)
     producer.enqueue(Invoice(n=2))
-    assert [one.job for one in penstock.enqueued()] == [Invoice(n=2)]
+    assert [entry.job for entry in penstock.enqueued()] == [Invoice(n=2)]
     penstock.travel(hours=1)  # whose ledger is one that was used before
-    assert [one.job for one in penstock.enqueued()] == [Invoice(n=2)]
+    assert [entry.job for entry in penstock.enqueued()] == [Invoice(n=2)]
 
 
 def test_jobs_that_production_refuses_are_refused(penstock: Kit) -> None:
@@ -243,7 +243,7 @@ def test_threads_are_caught(penstock: Kit) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(one.job.n for one in penstock.enqueued(Invoice)) == list(range(20))  # type: ignore[attr-defined]
+    assert sorted(entry.job.n for entry in penstock.enqueued(Invoice)) == list(range(20))  # type: ignore[attr-defined]
 
 
 def test_a_repeated_id_is_one_job(penstock: Kit) -> None:
@@ -267,10 +267,10 @@ def test_the_inline_engine_keeps_its_own_producer(penstock: Kit) -> None:
 def test_options_are_matched(penstock: Kit) -> None:
     producer.enqueue(Invoice(n=1), delay=3600, priority="high", key="k", tenant="acme")
     producer.enqueue(Receipt(n=2, key="own"))
-    found = penstock.assert_enqueued(
+    entry = penstock.assert_enqueued(
         Invoice, n=1, iban="DE02", delay=timedelta(hours=1), priority="high", key="k", tenant="acme", queue="kit"
     )
-    assert (found.state, found.delay, found.job) == ("scheduled", timedelta(hours=1), Invoice(n=1))
+    assert (entry.state, entry.delay, entry.job) == ("scheduled", timedelta(hours=1), Invoice(n=1))
     penstock.assert_enqueued(Invoice, run_at=at(1))
     penstock.assert_enqueued(Invoice, run_at=(at(0.5), at(1.5)))
     penstock.assert_enqueued(Invoice(n=1), count=1)
@@ -345,7 +345,7 @@ def test_handles_answer(penstock: Kit) -> None:
     assert gone.cancel() == "cancelled"
     delayed.reschedule(delay=7200)
     penstock.assert_enqueued(Receipt, n=4, delay=7200)
-    assert [one.result for one in penstock.drain()] == [1, 2]
+    assert [run.result for run in penstock.drain()] == [1, 2]
     assert (now.result(), producer.handle(later.id).result()) == (1, 2)
 
 
@@ -371,8 +371,8 @@ def test_handles_of_coroutines_answer(penstock: Kit) -> None:
 def test_drain_runs_handlers_and_what_they_enqueue(penstock: Kit) -> None:
     producer.enqueue(Invoice(n=150))
     producer.enqueue(Receipt(n=1), priority="high")
-    ran = penstock.drain()
-    assert [(one.job, one.outcome, one.result) for one in ran] == [
+    runs = penstock.drain()
+    assert [(run.job, run.outcome, run.result) for run in runs] == [
         (Receipt(n=1), "succeeded", 1),
         (Invoice(n=150), "succeeded", "invoice 150"),
         (Receipt(n=150), "succeeded", 150),
@@ -385,12 +385,12 @@ def test_drain_runs_handlers_and_what_they_enqueue(penstock: Kit) -> None:
 def test_drain_of_some_kinds_leaves_the_others(penstock: Kit) -> None:
     producer.enqueue(Unhandled())
     producer.enqueue(Invoice(n=1))
-    assert [one.job for one in penstock.drain(Invoice)] == [Invoice(n=1)]
-    assert [(one.job, one.run_at) for one in penstock.enqueued()] == [(Unhandled(), None), (Receipt(n=1), None)]
+    assert [run.job for run in penstock.drain(Invoice)] == [Invoice(n=1)]
+    assert [(entry.job, entry.run_at) for entry in penstock.enqueued()] == [(Unhandled(), None), (Receipt(n=1), None)]
     with pytest.raises(KindError, match=r"'kit\.unhandled' has no handler here"):
         penstock.drain()
-    ran = penstock.drain(raising=False)
-    assert {(type(one.job), str(one.outcome)) for one in ran} == {(Unhandled, "dead"), (Receipt, "succeeded")}
+    runs = penstock.drain(raising=False)
+    assert {(type(run.job), str(run.outcome)) for run in runs} == {(Unhandled, "dead"), (Receipt, "succeeded")}
 
 
 def test_an_error_of_a_handler_fails_the_test(penstock: Kit) -> None:
@@ -400,14 +400,14 @@ def test_an_error_of_a_handler_fails_the_test(penstock: Kit) -> None:
         penstock.drain()
     assert "run_invoice" in [entry.name for entry in caught.traceback]
     assert caught.value.__notes__ == ["in drain(), at attempt 1 of Invoice(n=-1, iban='***')"]
-    assert [one.state for one in penstock.enqueued()] == ["retrying", "queued"]
+    assert [entry.state for entry in penstock.enqueued()] == ["retrying", "queued"]
 
 
 def test_a_retry_waits_for_travel_and_ends_as_its_policy_says(penstock: Kit) -> None:
     handle = producer.enqueue(Invoice(n=-1))
     outcomes = []
     for _ in range(4):
-        outcomes.append([(one.attempt, str(one.outcome)) for one in penstock.drain(raising=False)])
+        outcomes.append([(run.attempt, str(run.outcome)) for run in penstock.drain(raising=False)])
         assert penstock.drain() == []
         penstock.travel(hours=2)
     assert outcomes == [[(1, "retry")], [(2, "retry")], [(3, "dead")], []]
@@ -417,9 +417,9 @@ def test_a_retry_waits_for_travel_and_ends_as_its_policy_says(penstock: Kit) -> 
 def test_the_return_value_of_a_handler_is_an_outcome(penstock: Kit) -> None:
     for what in ("snooze", "discard", "retry"):
         producer.enqueue(Says(what=what))
-    ran = penstock.drain()
-    assert [str(one.outcome) for one in ran] == ["snoozed", "discarded", "retry"]
-    assert [one.error for one in ran] == [None, "no", "busy"]
+    runs = penstock.drain()
+    assert [str(run.outcome) for run in runs] == ["snoozed", "discarded", "retry"]
+    assert [run.error for run in runs] == [None, "no", "busy"]
     penstock.assert_enqueued(Says, what="snooze", run_at=at(1 / 60))
     penstock.travel(minutes=2)
     with pytest.raises(JobFailed, match="busy"):
@@ -446,18 +446,18 @@ def test_a_resource_that_cannot_be_opened_fails_the_test(penstock: Kit) -> None:
 
 def test_an_isolated_handler_runs_in_this_process(penstock: Kit) -> None:
     producer.enqueue(Child())
-    assert [one.result for one in penstock.drain()] == [os.getpid()]
+    assert [run.result for run in penstock.drain()] == [os.getpid()]
 
 
 def test_a_kind_that_is_not_tracked_runs(penstock: Kit) -> None:
     producer.enqueue(Light(n=1))
     producer.enqueue(Light(n=-1))
-    assert [(one.job, str(one.outcome)) for one in penstock.drain(raising=False)] == [
+    assert [(run.job, str(run.outcome)) for run in penstock.drain(raising=False)] == [
         (Light(n=1), "succeeded"),
         (Light(n=-1), "retry"),
     ]
     penstock.travel(hours=1)
-    assert [str(one.outcome) for one in penstock.drain(raising=False)] == ["dead"]
+    assert [str(run.outcome) for run in penstock.drain(raising=False)] == ["dead"]
     penstock.refute_enqueued()
 
 
@@ -496,12 +496,12 @@ def test_the_outbox_is_taken_when_the_test_says_so(penstock: Kit) -> None:
         Outbox().enqueue(session, Receipt(n=2), delay=60)
         Outbox().enqueue_many(session, [Alone(n=1), Alone(n=1), Light(n=3)])
         penstock.refute_enqueued()
-        taken = penstock.take_outbox(session)
-        assert [one.job for one in taken] == [Receipt(n=2), Alone(n=1), Light(n=3)] == waiting(penstock)
+        runs = penstock.take_outbox(session)
+        assert [run.job for run in runs] == [Receipt(n=2), Alone(n=1), Light(n=3)] == waiting(penstock)
         penstock.assert_enqueued(Receipt, n=2, delay=60)
         penstock.assert_enqueued(Alone, delay=0)
         assert penstock.take_outbox(session) == []
-    assert [one.job for one in penstock.drain()] == [Alone(n=1), Light(n=3)]
+    assert [run.job for run in penstock.drain()] == [Alone(n=1), Light(n=3)]
     engine.dispose()
 
 
@@ -514,10 +514,10 @@ def test_delays_are_due_when_their_time_is_travelled(penstock: Kit) -> None:
     penstock.travel(minutes=59)
     assert penstock.drain() == []
     penstock.travel(minutes=2)
-    assert [one.job for one in penstock.drain()] == [Receipt(n=1)]
+    assert [run.job for run in penstock.drain()] == [Receipt(n=1)]
     penstock.assert_enqueued(Receipt, n=2, run_at=at(2))
     penstock.travel_to(at(2) + timedelta(seconds=1))
-    assert [one.job for one in penstock.drain()] == [Receipt(n=2)]
+    assert [run.job for run in penstock.drain()] == [Receipt(n=2)]
 
 
 def test_absolute_times_are_those_of_the_tests_clock(penstock: Kit) -> None:
@@ -534,7 +534,7 @@ def test_a_job_expires_when_its_time_is_travelled(penstock: Kit) -> None:
     producer.enqueue(Receipt(n=1), expires_in=60)
     producer.enqueue(Receipt(n=2), expires_in=600)
     penstock.travel(minutes=2)
-    assert [str(one.outcome) for one in penstock.drain()] == ["discarded", "succeeded"]
+    assert [str(run.outcome) for run in penstock.drain()] == ["discarded", "succeeded"]
 
 
 def test_travel_goes_forward(penstock: Kit) -> None:
@@ -555,7 +555,7 @@ def test_schedules_fire_at_the_time_that_is_travelled_to() -> None:
         kit.travel_to(three - timedelta(hours=1))
         assert len(kit.drain()) == 1  # the many nights before: one makes up for them, the other skips them
         kit.travel_to(three)
-        assert [one.job for one in kit.drain()] == [Nightly(), Nightly()]
+        assert [run.job for run in kit.drain()] == [Nightly(), Nightly()]
         assert kit.drain() == []
 
 
@@ -586,7 +586,7 @@ def test_unique_jobs_are_decided_about(penstock: Kit) -> None:
     assert producer.enqueue(Same(n=1)).id == first.id
     producer.enqueue(Newest(n=1, text="a"))
     producer.enqueue(Newest(n=1, text="b"))
-    assert [one.job for one in penstock.enqueued(Newest)] == [Newest(n=1, text="b")]
+    assert [entry.job for entry in penstock.enqueued(Newest)] == [Newest(n=1, text="b")]
 
 
 def test_a_debounced_job_runs_when_it_was_quiet(penstock: Kit) -> None:
@@ -596,7 +596,7 @@ def test_a_debounced_job_runs_when_it_was_quiet(penstock: Kit) -> None:
     penstock.travel(seconds=40)
     assert penstock.drain() == []
     penstock.travel(seconds=40)
-    assert [one.job for one in penstock.drain()] == [Latest(n=1, text="b")]
+    assert [run.job for run in penstock.drain()] == [Latest(n=1, text="b")]
 
 
 # Inline.
@@ -672,10 +672,10 @@ class TestOld(unittest.TestCase):
         producer.enqueue(Ping(n=3))
         self.penstock.assert_enqueued(Ping, n=3)
 """)
-    said = run([*PYTEST, "test_app.py"], tmp_path)
-    assert "1 failed, 2 passed" in said
-    assert "Ping(n=1)" in said
-    assert "matching.py" not in said, "the traceback ends in the test"
+    result = run([*PYTEST, "test_app.py"], tmp_path)
+    assert "1 failed, 2 passed" in result
+    assert "Ping(n=1)" in result
+    assert "matching.py" not in result, "the traceback ends in the test"
 
 
 def test_a_test_that_does_not_ask_for_it_loads_nothing(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def producer(sender: MemoryBroker, ledger_url: str) -> Iterator[Producer]:
 
 def run(ledger: Database, sender: MemoryBroker, handle: JobHandle, outcome: Outcome = Outcome.SUCCEEDED) -> None:
     """Play the worker that gets a job's message."""
-    [envelope] = [one for one in sender.sent if one.id == handle.id]
+    [envelope] = [envelope for envelope in sender.sent if envelope.id == handle.id]
     end(ledger, claimed(ledger, decode(envelope)), outcome)
 
 
@@ -87,8 +87,8 @@ def test_replace_cancels_the_waiting_job_for_the_new_one(
     delayed = producer.enqueue(Replace(n=1, text="a"), delay=HOUR)
     queued = producer.enqueue(Replace(n=1, text="b"))
     last = producer.enqueue(Replace(n=1, text="c"))
-    assert [one.created for one in (delayed, queued, last)] == [True] * 3
-    assert [one.status().state for one in (delayed, queued, last)] == ["cancelled", "cancelled", "queued"]
+    assert [handle.created for handle in (delayed, queued, last)] == [True] * 3
+    assert [handle.status().state for handle in (delayed, queued, last)] == ["cancelled", "cancelled", "queued"]
     assert last.id in (queued.status().error or "")
     refused = claim_one(ledger, decode(sender.sent[0]))
     assert isinstance(refused, Refusal)
@@ -100,11 +100,11 @@ def test_replace_leaves_a_running_job_alone_and_replaces_what_waits_behind_it(
     producer: Producer, sender: MemoryBroker, ledger: Database
 ) -> None:
     running = producer.enqueue(Replace(n=1))
-    given = claimed(ledger, decode(sender.sent[0]))
+    claim = claimed(ledger, decode(sender.sent[0]))
     waits = producer.enqueue(Replace(n=1))
     last = producer.enqueue(Replace(n=1))
-    assert [one.status().state for one in (running, waits, last)] == ["running", "cancelled", "queued"]
-    assert end(ledger, given, Outcome.SUCCEEDED)
+    assert [handle.status().state for handle in (running, waits, last)] == ["running", "cancelled", "queued"]
+    assert end(ledger, claim, Outcome.SUCCEEDED)
 
 
 def test_debounce_keeps_one_job_with_the_last_payload_and_puts_it_off(
@@ -114,8 +114,8 @@ def test_debounce_keeps_one_job_with_the_last_payload_and_puts_it_off(
     due = row_of(ledger, first.id).due_at
     assert due > datetime.now(UTC) + 0.9 * HOUR
     handles = [producer.enqueue(Debounce(n=1, text=f"{number}"), tenant=None) for number in range(5)]
-    assert {one.id for one in handles} == {first.id}
-    assert not any(one.created for one in handles)
+    assert {handle.id for handle in handles} == {first.id}
+    assert not any(handle.created for handle in handles)
     [row] = rows(ledger)
     assert (json.loads(row.payload)["text"], row.state) == ("4", State.SCHEDULED)
     assert row.due_at > due
@@ -160,8 +160,8 @@ def test_a_copy_that_a_dispatcher_is_sending_does_not_run_instead_of_the_debounc
     change(ledger, later[0].id, due_at=datetime.now(UTC))
     due_jobs.send_due(ledger, broker)
     assert isinstance(claim_one(ledger, decode(broker.sent[0])), Refusal)
-    given = claimed(ledger, decode(broker.sent[1]))
-    assert given.message.job == Debounce(n=1, text="new")
+    claim = claimed(ledger, decode(broker.sent[1]))
+    assert claim.message.job == Debounce(n=1, text="new")
 
 
 @pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.DISCARDED, Outcome.CANCELLED, Outcome.DEAD])
@@ -209,9 +209,9 @@ def test_chosen_states_hold_the_key_and_others_do_not(
     first = producer.enqueue(Ever(n=1))
     with pytest.raises(DuplicateJob):
         producer.enqueue(Ever(n=1))
-    given = claimed(ledger, decode(sender.sent[0]))
+    claim = claimed(ledger, decode(sender.sent[0]))
     second = producer.enqueue(Ever(n=1))  # the first one runs
-    end(ledger, given, Outcome.SUCCEEDED)
+    end(ledger, claim, Outcome.SUCCEEDED)
     run(ledger, sender, second)
     with pytest.raises(DuplicateJob) as caught:
         producer.enqueue(Ever(n=1))
@@ -227,7 +227,7 @@ def test_keys_differ_by_kind_tenant_and_case(producer: Producer) -> None:
         producer.enqueue(Plain(), key="k ", unique="reject"),
         producer.enqueue(Reject(n=1), key="k"),
     ]
-    assert len({one.id for one in handles}) == 6
+    assert len({handle.id for handle in handles}) == 6
 
 
 def test_a_policy_for_one_call_takes_the_place_of_the_kinds(producer: Producer) -> None:
@@ -241,7 +241,7 @@ def test_a_policy_for_one_call_takes_the_place_of_the_kinds(producer: Producer) 
 
 
 @pytest.mark.parametrize(
-    ("job", "options", "said"),
+    ("job", "options", "expected"),
     [
         (Plain(), {"unique": "reject"}, "needs a key"),
         (Plain(), {"unique": "often", "key": "k"}, "reject, existing"),
@@ -256,9 +256,9 @@ def test_a_policy_for_one_call_takes_the_place_of_the_kinds(producer: Producer) 
     ],
 )
 def test_a_job_that_cannot_be_unique_is_refused_at_once(
-    producer: Producer, sender: MemoryBroker, ledger: Database, job: Job, options: dict[str, Any], said: str
+    producer: Producer, sender: MemoryBroker, ledger: Database, job: Job, options: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(InvalidJob, match=said):
+    with pytest.raises(InvalidJob, match=expected):
         producer.enqueue(job, **options)
     assert (sender.sent, rows(ledger)) == ([], [])
 
@@ -274,14 +274,14 @@ def test_enqueue_many_decides_in_order_and_answers_each_job(
 ) -> None:
     held = producer.enqueue(Existing(n=0))
     handles = producer.enqueue_many([Existing(n=0), Existing(n=1), Plain(text="x"), Existing(n=1), Replace(n=1)])
-    assert [one.created for one in handles] == [False, True, True, False, True]
+    assert [handle.created for handle in handles] == [False, True, True, False, True]
     assert (handles[0].id, handles[3].id) == (held.id, handles[1].id)
-    assert [one.id for one in sender.sent[1:]] == [handles[number].id for number in (1, 2, 4)]
+    assert [envelope.id for envelope in sender.sent[1:]] == [handles[number].id for number in (1, 2, 4)]
     replaced = producer.enqueue_many([Replace(n=2, text=str(number)) for number in range(3)])
-    assert [one.status().state for one in replaced] == ["cancelled", "cancelled", "queued"]
-    assert [one.id for one in sender.sent[4:]] == [replaced[2].id]
+    assert [handle.status().state for handle in replaced] == ["cancelled", "cancelled", "queued"]
+    assert [envelope.id for envelope in sender.sent[4:]] == [replaced[2].id]
     debounced = producer.enqueue_many([Debounce(n=2, text=str(number)) for number in range(3)])
-    assert [one.created for one in debounced] == [True, False, False]
+    assert [handle.created for handle in debounced] == [True, False, False]
     assert json.loads(row_of(ledger, debounced[0].id).payload)["text"] == "2"
 
 
@@ -341,7 +341,7 @@ def test_a_full_queue_refuses_a_unique_job_and_leaves_all_as_it_was(ledger: Data
                 producer.enqueue(job)
         assert {row.id for row in rows(ledger)} == {old.id, delayed.id}
         assert row_of(ledger, delayed.id).due_at > datetime.now(UTC) + HOUR / 2
-        assert [one.status().state for one in (old, delayed)] == ["scheduled", "scheduled"]
+        assert [handle.status().state for handle in (old, delayed)] == ["scheduled", "scheduled"]
         sender.max_lengths.clear()
         assert producer.enqueue(Reject(n=3)).created
         again = producer.enqueue(Replace(n=1))
@@ -362,7 +362,7 @@ def test_an_async_producer_does_the_same(redis_url: str, prefix: str, ledger_url
         async with AsyncProducer(redis_url, prefix=prefix, database_url=ledger_url) as producer:
             first = await producer.enqueue(Existing(n=1))
             answers = await asyncio.gather(*(producer.enqueue(Existing(n=1)) for _ in range(10)))
-            assert {(one.id, one.created) for one in answers} == {(first.id, False)}
+            assert {(handle.id, handle.created) for handle in answers} == {(first.id, False)}
             assert (await answers[0].status()).state == "queued"
             with pytest.raises(DuplicateJob):
                 await producer.enqueue_many([Reject(n=1), Reject(n=1)])
@@ -398,7 +398,7 @@ def test_jobs_that_enter_the_ledger_otherwise_are_asked_too(producer: Producer, 
     envelopes: list[Envelope] = [encode(Reject(n=1)), encode(Plain(text="x")), encode(Reject(n=2)), stock]
     now = datetime.now(UTC)
     answers = ledger.write(lambda connection: enter(connection, ledger, envelopes, now))
-    assert [one.created for one in answers] == [False, True, True, True]
+    assert [handle.created for handle in answers] == [False, True, True, True]
     assert answers[0].job_id == held.id
     assert row_of(ledger, envelopes[0].id) is None
     assert row_of(ledger, envelopes[2].id).due_at == now

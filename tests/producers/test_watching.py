@@ -195,9 +195,9 @@ def test_coroutines_in_several_loops_wait_with_one_producer(settings: Settings) 
             say(f"{loop}-{number}", "end")
             return [str(status.state) async for status in handle.watch()]
 
-        found = await asyncio.gather(*(one(number) for number in range(10)))
+        results = await asyncio.gather(*(one(number) for number in range(10)))
         await producer.close()
-        return [states[-1] for states in found]
+        return [states[-1] for states in results]
 
     loops = [Background(lambda loop=loop: asyncio.run(work(loop))) for loop in range(3)]
     assert [loop.get() for loop in loops] == [["succeeded"] * 10] * 3
@@ -227,8 +227,8 @@ def test_a_watcher_that_stops_early_is_forgotten(settings: Settings, client: red
 
 @pytest.mark.usefixtures("worker")
 def test_changes_of_unwatched_jobs_are_not_published(producer: Producer, client: redis.Redis, prefix: str) -> None:
-    with client.pubsub() as heard:
-        heard.psubscribe(f"{prefix}:job:*")
+    with client.pubsub() as pubsub:
+        pubsub.psubscribe(f"{prefix}:job:*")
         unwatched = producer.enqueue_many([Play() for _ in range(20)])
         until(lambda: all(handle.status().final for handle in unwatched))
         watched = producer.enqueue(Play(name="n"))
@@ -238,8 +238,8 @@ def test_changes_of_unwatched_jobs_are_not_published(producer: Producer, client:
         until(lambda: other.status().final)
         say("n", "end")
         wait.get()
-        found = until(lambda: [item for item in [heard.get_message()] if item and item["type"] == "pmessage"])
-    assert found[0]["channel"].decode() == f"{prefix}:job:{watched.id}"
+        items = until(lambda: [item for item in [pubsub.get_message()] if item and item["type"] == "pmessage"])
+    assert items[0]["channel"].decode() == f"{prefix}:job:{watched.id}"
 
 
 @pytest.mark.usefixtures("only_pushes")
@@ -383,8 +383,8 @@ def test_closing_an_async_producer_ends_its_waits(settings: Settings) -> None:
         here = producer._ledger.async_watching()
         await until_async(lambda: here._loops and len(here._loops[asyncio.get_running_loop()]._waiters) == 3)
         await producer.close()
-        found = await asyncio.gather(*waits, return_exceptions=True)
-        assert [type(error) for error in found] == [WatchClosed] * 3
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        assert [type(error) for error in results] == [WatchClosed] * 3
         with pytest.raises(WaitTimeout):
             await (await producer.enqueue(Play())).wait(0.01)
         await producer.close()

@@ -21,8 +21,8 @@ def structured(document: Any, content_type: str = STRUCTURED) -> list[Any]:
 
 
 def binary(body: bytes = b"", **headers: str) -> Event:
-    said = {f"ce-{name}": value for name, value in MINIMAL.items()}
-    [event] = parse(said | {name.replace("_", "-"): value for name, value in headers.items()}, body)
+    attributes = {f"ce-{name}": value for name, value in MINIMAL.items()}
+    [event] = parse(attributes | {name.replace("_", "-"): value for name, value in headers.items()}, body)
     assert isinstance(event, Event)
     return event
 
@@ -135,7 +135,7 @@ JSON = st.recursive(
 )
 def test_random_input_is_an_event_or_an_invalid_event(headers: dict[str, str], body: bytes) -> None:
     with contextlib.suppress(InvalidEvent):
-        assert all(isinstance(one, Event | InvalidEvent) for one in parse(headers, body))
+        assert all(isinstance(event, Event | InvalidEvent) for event in parse(headers, body))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -31,7 +31,7 @@ def _forget_kinds() -> Iterator[None]:
 
 def exported(*declare: Callable[[], Class]) -> dict[str, Any]:
     """What is declared, as an export that was written and read, and forgotten again."""
-    kinds = [one().kind() for one in declare]
+    kinds = [make().kind() for make in declare]
     text = json.dumps(export(kinds))
     for kind in kinds:
         registry.discard(kind)
@@ -42,8 +42,8 @@ def changes(old: Callable[[], Class], *new: Callable[[], Class], **options: Any)
     return compare(exported(old), exported(*new), **options)
 
 
-def rules(found: list[Change]) -> set[tuple[str, str, str | None]]:
-    return {(one.severity, one.rule, one.field) for one in found}
+def rules(changes: list[Change]) -> set[tuple[str, str, str | None]]:
+    return {(change.severity, change.rule, change.field) for change in changes}
 
 
 def pay(**declared: Any) -> Callable[[], Class]:
@@ -70,9 +70,9 @@ def test_options_outside_the_contract_may_change() -> None:
 
 
 def test_a_removed_field_breaks_what_has_it() -> None:
-    found = changes(pay(), pay(fields={"order": int}))
-    assert ("breaking", "field-removed", "to") in rules(found)
-    assert "upcaster from version 1" in found[0].message
+    differences = changes(pay(), pay(fields={"order": int}))
+    assert ("breaking", "field-removed", "to") in rules(differences)
+    assert "upcaster from version 1" in differences[0].message
 
 
 def test_a_narrower_type_breaks_and_a_wider_one_needs_workers_first() -> None:
@@ -84,9 +84,9 @@ def test_a_narrower_type_breaks_and_a_wider_one_needs_workers_first() -> None:
 def test_a_new_field_breaks_only_without_a_default() -> None:
     more = {"order": int, "to": str, "note": str}
     assert ("breaking", "field-required", "note") in rules(changes(pay(), pay(fields=more)))
-    found = changes(pay(), pay(fields=more, values={"note": ""}))
-    assert rules(found) == {("warning", "workers-first", None)}
-    assert "note" in found[0].message
+    differences = changes(pay(), pay(fields=more, values={"note": ""}))
+    assert rules(differences) == {("warning", "workers-first", None)}
+    assert "note" in differences[0].message
 
 
 def test_an_upcaster_makes_a_breaking_change_one_of_version() -> None:
@@ -99,8 +99,8 @@ def test_an_upcaster_makes_a_breaking_change_one_of_version() -> None:
 
 
 def test_versions_need_an_upcaster_for_every_step_between_them() -> None:
-    found = changes(pay(), pay(options={"version": 4}, upcasters=[1, 3]))
-    [missing] = [one for one in found if one.severity == "breaking"]
+    differences = changes(pay(), pay(options={"version": 4}, upcasters=[1, 3]))
+    [missing] = [change for change in differences if change.severity == "breaking"]
     assert "from version 2" in missing.message
 
 
@@ -111,9 +111,9 @@ def test_a_lowered_version_breaks_and_a_lost_upcaster_is_reported() -> None:
 
 
 def test_a_rename_needs_an_alias() -> None:
-    found = changes(pay(), pay(options={"kind": "t.charge"}))
-    assert rules(found) == {("breaking", "kind-removed", None)}
-    assert "renamed to 't.charge', give that aliases=('t.pay',)" in found[0].message
+    differences = changes(pay(), pay(options={"kind": "t.charge"}))
+    assert rules(differences) == {("breaking", "kind-removed", None)}
+    assert "renamed to 't.charge', give that aliases=('t.pay',)" in differences[0].message
     renamed = pay(options={"kind": "t.charge", "aliases": ("t.pay",)})
     assert changes(pay(), renamed) == []
     assert rules(changes(renamed, pay(options={"kind": "t.charge"}))) == {("breaking", "alias-removed", None)}
@@ -189,8 +189,8 @@ def order() -> Class:
 def test_a_type_without_a_json_schema_may_be_anything() -> None:
     odd = pay(fields={"order": int, "odd": Annotated[Odd, PlainValidator(Odd)]})
     assert exported(odd)["t.pay"]["schema"]["properties"]["odd"].keys() <= {"title"}
-    made = document([odd().kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
-    assert "order" in json.dumps(made["components"]["schemas"])
+    spec = document([odd().kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
+    assert "order" in json.dumps(spec["components"]["schemas"])
 
 
 def test_the_catalog_shows_every_kind_with_its_fields() -> None:
@@ -216,46 +216,46 @@ def test_the_asyncapi_document_is_what_its_own_schema_asks_for(url: str) -> None
     class Twin(Job, kind="t.twin", queue="a:b"):
         line: Line
 
-    made = document([order().kind(), Twin.kind()], title="Shop", version="2", broker_url=url, prefix="p")
+    spec = document([order().kind(), Twin.kind()], title="Shop", version="2", broker_url=url, prefix="p")
     schema = json.loads((DATA / "asyncapi-3.0.0.json").read_text())
     validator = jsonschema.Draft7Validator(schema)
-    assert [error.message for error in validator.iter_errors(made)] == []
-    assert not validator.is_valid({**made, "channels": {"x": {"adress": "x"}}})
-    assert "secret" not in json.dumps(made)
-    assert set(made["channels"]) == {"orders", "a-b"}
+    assert [error.message for error in validator.iter_errors(spec)] == []
+    assert not validator.is_valid({**spec, "channels": {"x": {"adress": "x"}}})
+    assert "secret" not in json.dumps(spec)
+    assert set(spec["channels"]) == {"orders", "a-b"}
 
 
 def test_a_message_on_the_wire_is_what_the_asyncapi_document_says() -> None:
     from penstock.schemas.wire.codec import encode
 
     job = order()(number=1, address=("Main Street", 7), lines=(Line(sku="A|1", count=1),))
-    made = document([job.kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
-    message = made["components"]["messages"]["t-order"]
+    spec = document([job.kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
+    message = spec["components"]["messages"]["t-order"]
     envelope = encode(job, tenant="acme")
     for schema, value in ((message["payload"], json.loads(envelope.body)), (message["headers"], envelope.headers)):
-        validator = jsonschema.Draft7Validator({**schema, "components": made["components"]})
+        validator = jsonschema.Draft7Validator({**schema, "components": spec["components"]})
         assert [error.message for error in validator.iter_errors(value)] == []
     wrong = json.loads(envelope.body)
     wrong[1]["address"] = ["Main Street", "seven"]
-    assert not jsonschema.Draft7Validator({**message["payload"], "components": made["components"]}).is_valid(wrong)
+    assert not jsonschema.Draft7Validator({**message["payload"], "components": spec["components"]}).is_valid(wrong)
 
 
 def test_references_in_the_asyncapi_document_resolve() -> None:
-    made = document([order().kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
+    spec = document([order().kind()], title="Shop", version="2", broker_url="amqp://host", prefix="p")
 
     def references(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
             if isinstance(value.get("$ref"), str):
                 yield value["$ref"]
-            for one in value.values():
-                yield from references(one)
+            for item in value.values():
+                yield from references(item)
         elif isinstance(value, list):
-            for one in value:
-                yield from references(one)
+            for item in value:
+                yield from references(item)
 
-    found = set(references(made))
-    assert "#/components/schemas/Line" in found
-    for reference in found:
-        place = made
+    targets = set(references(spec))
+    assert "#/components/schemas/Line" in targets
+    for reference in targets:
+        place = spec
         for key in reference.removeprefix("#/").split("/"):
             place = place[key]

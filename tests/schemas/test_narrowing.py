@@ -45,8 +45,8 @@ class Colour(Enum):
 
 
 def between(old: Any, new: Any) -> list[tuple[str, str]]:
-    found = refusals(TypeAdapter(old).json_schema(), TypeAdapter(new).json_schema())
-    return [(one.path, one.rule) for one in found]
+    problems = refusals(TypeAdapter(old).json_schema(), TypeAdapter(new).json_schema())
+    return [(change.path, change.rule) for change in problems]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_the_best_matching_alternative_of_a_union_is_reported() -> None:
 
 
 def test_an_unsupported_keyword_is_reported() -> None:
-    [one] = refusals({"type": "string"}, {"type": "string", "if": {"minLength": 3}, "x-note": "mine"})
-    assert "'if'" in one.reason
+    [refusal] = refusals({"type": "string"}, {"type": "string", "if": {"minLength": 3}, "x-note": "mine"})
+    assert "'if'" in refusal.reason
 
 
 SCALARS = st.one_of(
@@ -149,10 +149,10 @@ SCALARS = st.one_of(
 def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     names = st.sampled_from(["a", "b", "c"])
     return st.one_of(
-        st.builds(lambda one, two: {"anyOf": [one, two]}, inner, inner),
-        st.builds(lambda one, most: {"type": "array", "items": one, "maxItems": most}, inner, st.integers(0, 2)),
-        st.builds(lambda one: {"type": "array", "prefixItems": [one], "minItems": 1, "maxItems": 1}, inner),
-        st.builds(lambda one: {"type": "object", "additionalProperties": one}, inner),
+        st.builds(lambda schema, two: {"anyOf": [schema, two]}, inner, inner),
+        st.builds(lambda schema, most: {"type": "array", "items": schema, "maxItems": most}, inner, st.integers(0, 2)),
+        st.builds(lambda schema: {"type": "array", "prefixItems": [schema], "minItems": 1, "maxItems": 1}, inner),
+        st.builds(lambda schema: {"type": "object", "additionalProperties": schema}, inner),
         st.builds(
             lambda fields, required: {
                 "type": "object",

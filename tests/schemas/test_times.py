@@ -43,8 +43,8 @@ def test_an_anchor_without_an_offset_is_on_the_clock_of_the_zone() -> None:
 
 def test_an_interval_goes_by_elapsed_time_through_a_change_of_the_clock() -> None:
     before = datetime(2026, 3, 28, 12, tzinfo=UTC)
-    found = list(islice(times(every="6h", timezone="Europe/Berlin").after(before), 8))
-    assert {b - a for a, b in pairwise(found)} == {6 * HOUR}
+    moments = list(islice(times(every="6h", timezone="Europe/Berlin").after(before), 8))
+    assert {b - a for a, b in pairwise(moments)} == {6 * HOUR}
 
 
 def test_a_single_time_comes_once() -> None:
@@ -95,8 +95,8 @@ def test_a_market_has_a_calendar_too() -> None:
 
 def chosen(first: datetime, now: datetime, **settings: Any) -> tuple[int, datetime | None, datetime | None]:
     """How many times make a job, the first of them, and the next one."""
-    found, following = times(cron="0 * * * *", **settings).choose(first, now)
-    return len(found), found[0] if found else None, following
+    choice, following = times(cron="0 * * * *", **settings).choose(first, now)
+    return len(choice), choice[0] if choice else None, following
 
 
 def test_a_time_that_has_just_come_is_not_missed() -> None:
@@ -130,10 +130,10 @@ def test_a_long_absence_is_not_walked_through_time_by_time() -> None:
 
 def test_jitter_is_the_same_for_a_schedule_each_time_and_another_for_another() -> None:
     jitter = timedelta(minutes=10)
-    drawn = [offset(f"s{number}", jitter) for number in range(1000)]
-    assert drawn == [offset(f"s{number}", jitter) for number in range(1000)]
-    assert all(timedelta() <= one < jitter for one in drawn)
-    assert sum(one < jitter / 2 for one in drawn) == pytest.approx(500, abs=100)
+    offsets = [offset(f"s{number}", jitter) for number in range(1000)]
+    assert offsets == [offset(f"s{number}", jitter) for number in range(1000)]
+    assert all(timedelta() <= offset < jitter for offset in offsets)
+    assert sum(offset < jitter / 2 for offset in offsets) == pytest.approx(500, abs=100)
     assert offset("s", timedelta()) == timedelta()
 
 

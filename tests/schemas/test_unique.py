@@ -47,7 +47,7 @@ def test_a_unique_policy_is_found_with_its_kind(options: dict[str, Any], policy:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ({"unique": "sometimes"}, "reject, existing, replace, debounce"),
         ({"unique": "reject", "track": False}, r"needs the ledger; remove track=False"),
@@ -65,8 +65,10 @@ def test_a_unique_policy_is_found_with_its_kind(options: dict[str, Any], policy:
         ({"debounce": 5}, "needs a policy"),
     ],
 )
-def test_contradictory_unique_options_are_refused_when_the_class_is_made(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(KindError, match=said) as caught:
+def test_contradictory_unique_options_are_refused_when_the_class_is_made(
+    options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(KindError, match=expected) as caught:
 
         class Pay(Job, kind="tu.pay", unique_by=("order",), **options):
             order: int

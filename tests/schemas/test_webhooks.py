@@ -100,8 +100,8 @@ def test_githubs_webhook_is_named_like_its_event() -> None:
 def test_stripes_webhook_is_named_like_its_type() -> None:
     body = b'{"id": "evt_1", "type": "invoice.paid", "data": {"object": {"id": "in_1"}}}'
     signature = hexdigest(str(NOW).encode() + b"." + body)
-    [made] = webhook("stripe", {"stripe-signature": f"t={NOW},v1={'0' * 64},v1={signature},v0=x"}, body)
-    assert (made.id, made.type) == ("evt_1", "invoice.paid")
+    [events] = webhook("stripe", {"stripe-signature": f"t={NOW},v1={'0' * 64},v1={signature},v0=x"}, body)
+    assert (events.id, events.type) == ("evt_1", "invoice.paid")
     old = NOW - 301
     stale = hexdigest(str(old).encode() + b"." + body)
     for wrong in ("", "t=,v1=", f"t={NOW}", f"t={NOW + 1},v1={signature}", f"t={old},v1={stale}", f"v1={signature}"):
@@ -110,8 +110,8 @@ def test_stripes_webhook_is_named_like_its_type() -> None:
 
 
 def test_a_bearers_secret_lets_in() -> None:
-    [made] = webhook("bearer", {"authorization": "Bearer secret"}, b'{"type": "a.b", "id": "7"}')
-    assert (made.id, made.type) == ("7", "a.b")
+    [events] = webhook("bearer", {"authorization": "Bearer secret"}, b'{"type": "a.b", "id": "7"}')
+    assert (events.id, events.type) == ("7", "a.b")
     for wrong in ("", "Bearer", "Bearer secrets", "Basic secret"):
         with pytest.raises(WrongSignature):
             webhook("bearer", {"authorization": wrong}, b"{}")
@@ -135,15 +135,15 @@ RECORD: dict[str, Any] = {
 
 
 def test_a_notification_of_s3_is_an_event_of_its_object() -> None:
-    [made] = webhook("bearer", {"authorization": "secret"}, json.dumps({"Records": [RECORD]}).encode())
-    assert (made.type, made.source) == ("com.amazonaws.s3.ObjectCreated:Put", "aws:s3.eu-central-1.photos")
-    assert made.subject == "in/my photoé.jpg"
-    assert (made.data["key"], made.data["storage_key"]) == ("in/my photoé.jpg", "my photoé.jpg")
+    [events] = webhook("bearer", {"authorization": "secret"}, json.dumps({"Records": [RECORD]}).encode())
+    assert (events.type, events.source) == ("com.amazonaws.s3.ObjectCreated:Put", "aws:s3.eu-central-1.photos")
+    assert events.subject == "in/my photoé.jpg"
+    assert (events.data["key"], events.data["storage_key"]) == ("in/my photoé.jpg", "my photoé.jpg")
     [again] = s3({"Records": [RECORD]}, "file:storage")
-    assert again.id == made.id
+    assert again.id == events.id
     assert "storage_key" not in again.data
     [minio] = s3({"Records": [{**RECORD, "eventSource": "minio:s3", "eventName": "s3:ObjectCreated:Put"}]}, "file:x")
-    assert (minio.type, minio.source) == (made.type, "minio:s3.eu-central-1.photos")
+    assert (minio.type, minio.source) == (events.type, "minio:s3.eu-central-1.photos")
     assert list(s3({"Event": "s3:TestEvent"}, "file:x")) == []
 
 
@@ -167,10 +167,10 @@ def test_rules_pick_a_jobs_fields_from_an_event() -> None:
         "of_others": EventRule(type="*", source="/other", kind="rules.ship"),
         "of_subject": EventRule(type="*", subject="7?", kind="rules.ship", fields={"order": "subject"}),
     }
-    made = jobs_of(event(data={"lines": [{"id": 7}]}), {"by_path": rules["by_path"]})
-    assert [(one.rule, one.job) for one in made] == [("by_path", Ship(order=7))]
-    made = jobs_of(event(subject="71", data={"order": 8}), {name: rules[name] for name in rules if name != "by_path"})
-    assert [(one.rule, one.job) for one in made] == [
+    jobs = jobs_of(event(data={"lines": [{"id": 7}]}), {"by_path": rules["by_path"]})
+    assert [(match.rule, match.job) for match in jobs] == [("by_path", Ship(order=7))]
+    jobs = jobs_of(event(subject="71", data={"order": 8}), {name: rules[name] for name in rules if name != "by_path"})
+    assert [(match.rule, match.job) for match in jobs] == [
         ("whole", Ship(order=8, express=True)),
         ("of_subject", Ship(order=71)),
     ]

@@ -207,10 +207,10 @@ def test_ids_sort_by_the_time_they_were_made() -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
-    assert [one[:13] for one in ids] == sorted(one[:13] for one in ids)
-    assert all(UUID(one).version == 7 and UUID(one).variant == "specified in RFC 4122" for one in ids)
-    made = made_at(ids[0])
-    assert made is not None
-    assert before <= made <= datetime.now(UTC)
+    assert [job_id[:13] for job_id in ids] == sorted(job_id[:13] for job_id in ids)
+    assert all(UUID(job_id).version == 7 and UUID(job_id).variant == "specified in RFC 4122" for job_id in ids)
+    at = made_at(ids[0])
+    assert at is not None
+    assert before <= at <= datetime.now(UTC)
     assert made_at("not-a-uuid") is None
     assert made_at(str(UUID(int=5, version=4))) is None

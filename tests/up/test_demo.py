@@ -68,12 +68,12 @@ def test_the_whole_demo_holds_and_leaves_nothing_behind(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    assert "every check held" in said
-    assert "FAILED" not in said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "every check held" in output
+    assert "FAILED" not in output
     assert not list(tmp_path.iterdir())
-    pids = [int(pid) for pid in re.findall(r"\(pid (\d+)\)", said)]
+    pids = [int(pid) for pid in re.findall(r"\(pid (\d+)\)", output)]
     assert len(pids) >= 6
     assert not any(alive(pid) for pid in pids)
 
@@ -128,20 +128,20 @@ def test_the_api_pages_through_all_records_refuses_some_requests_and_knows_what_
     api = CustomersApi()
     api.start()
     try:
-        statuses, found = [], []
+        statuses, records = [], []
         cursor: int | None = 0
         while cursor is not None:
             status, headers, document = api.answer({"limit": str(PAGE), "cursor": str(cursor)})
             statuses.append(status)
             if status == 200:
-                found += document["items"]
+                records += document["items"]
                 cursor = document["next_cursor"]
             elif status == 429:
                 assert headers["Retry-After"] == "1"
-        assert sorted(record["id"] for record in found) == list(range(1, RECORDS + 1))
+        assert sorted(record["id"] for record in records) == list(range(1, RECORDS + 1))
         assert {429, 503} <= set(statuses)
 
-        last = max(record["updated_at"] for record in found)
+        last = max(record["updated_at"] for record in records)
         changed = api.change(37)
         with urllib.request.urlopen(f"{api.url}?updated_since={last}", timeout=10) as answer:
             document = json.load(answer)

@@ -40,28 +40,28 @@ def test_the_built_in_queues_are_work_for_both_engines_unless_the_file_says_othe
 
 
 def test_unconfigured_services_are_in_the_folder(tmp_path: Path) -> None:
-    made = plan(Settings(), tmp_path, environment={}, **ports())
-    assert made.settings.broker_url == f"redis://127.0.0.1:{made.redis_port}/0"
-    assert made.settings.database_url == f"sqlite:///{tmp_path}/penstock.db"
-    assert made.settings.storage_url == f"file:{tmp_path}/storage"
-    assert made.settings.smtp_url == f"maildir:{tmp_path}/mail"
+    layout = plan(Settings(), tmp_path, environment={}, **ports())
+    assert layout.settings.broker_url == f"redis://127.0.0.1:{layout.redis_port}/0"
+    assert layout.settings.database_url == f"sqlite:///{tmp_path}/penstock.db"
+    assert layout.settings.storage_url == f"file:{tmp_path}/storage"
+    assert layout.settings.smtp_url == f"maildir:{tmp_path}/mail"
 
 
 def test_configured_services_are_used_and_no_redis_is_started(tmp_path: Path) -> None:
-    given = Settings(broker_url="amqp://mq.example.com", smtp_url="smtp://mail.example.com")
-    made = plan(given, tmp_path, environment={}, **ports())
-    assert made.redis_port is None
-    assert made.environment["PENSTOCK_BROKER_URL"] == "amqp://mq.example.com"
-    assert made.environment["PENSTOCK_SMTP_URL"] == "smtp://mail.example.com"
-    assert made.settings.storage_url == f"file:{tmp_path}/storage"
+    settings = Settings(broker_url="amqp://mq.example.com", smtp_url="smtp://mail.example.com")
+    layout = plan(settings, tmp_path, environment={}, **ports())
+    assert layout.redis_port is None
+    assert layout.environment["PENSTOCK_BROKER_URL"] == "amqp://mq.example.com"
+    assert layout.environment["PENSTOCK_SMTP_URL"] == "smtp://mail.example.com"
+    assert layout.settings.storage_url == f"file:{tmp_path}/storage"
 
 
 def test_the_login_of_flower_stays_the_same_and_is_for_its_owner_only(tmp_path: Path) -> None:
     logins = {plan(Settings(), tmp_path, environment={}, **ports()).flower_auth for _ in range(2)}
     assert len(logins) == 1
     assert stat.S_IMODE((tmp_path / "flower.password").stat().st_mode) == 0o600
-    given = {layout.BASIC_AUTH: "ada:secret"}
-    assert plan(Settings(), tmp_path, environment=given, **ports()).flower_auth == "ada:secret"
+    environment = {layout.BASIC_AUTH: "ada:secret"}
+    assert plan(Settings(), tmp_path, environment=environment, **ports()).flower_auth == "ada:secret"
 
 
 def test_redis_takes_the_port_of_the_last_time_if_it_is_free(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_a_port_that_is_none_is_an_error_that_names_the_variable(
 
 
 def test_a_port_that_is_taken_on_all_addresses_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("0.0.0.0", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("0.0.0.0", 0)) as busy:
+        port = busy.getsockname()[1]
         assert not is_free(port)
         monkeypatch.setenv("PENSTOCK_FLOWER_PORT", str(port))
         with pytest.raises(PortInUse, match=str(port)) as caught:

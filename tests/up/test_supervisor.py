@@ -53,14 +53,14 @@ def service(name: str, code: str, stage: int = 0, ready: Callable[[Child], bool]
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path, said: list[str]) -> Iterator[Supervisor]:
+def supervisor(tmp_path: Path, messages: list[str]) -> Iterator[Supervisor]:
     with folder_lock(tmp_path) as lock:
-        supervisor = Supervisor(tmp_path / "log", lock=lock, grace_seconds=30, say=said.append)
+        supervisor = Supervisor(tmp_path / "log", lock=lock, grace_seconds=30, say=messages.append)
         yield supervisor
         supervisor.stop(hurry=lambda: True)
 
@@ -82,11 +82,11 @@ def pid_of(supervisor: Supervisor, name: str) -> int:
 
 
 def test_a_service_is_ready_when_it_says_so_and_its_output_is_in_its_log(
-    supervisor: Supervisor, said: list[str], tmp_path: Path
+    supervisor: Supervisor, messages: list[str], tmp_path: Path
 ) -> None:
     supervisor.start([service("one", STEADY)], threading.Event())
     assert supervisor.children["one"].ready
-    assert said == [f"one is ready (pid {pid_of(supervisor, 'one')})"]
+    assert messages == [f"one is ready (pid {pid_of(supervisor, 'one')})"]
     assert "ready" in (tmp_path / "log" / "one.log").read_text()
 
 
@@ -97,14 +97,14 @@ def test_a_service_that_ends_while_starting_is_an_error_that_shows_its_log(super
 
 
 def test_a_service_that_dies_is_started_again_with_a_message(
-    watched: Supervisor, said: list[str], tmp_path: Path
+    watched: Supervisor, messages: list[str], tmp_path: Path
 ) -> None:
     watched.start([service("one", STEADY)], threading.Event())
     first = pid_of(watched, "one")
     os.kill(first, signal.SIGKILL)
     until(lambda: watched.children["one"].pid not in (None, first) and watched.children["one"].ready)
     assert watched.children["one"].restarts == 1
-    text = "\n".join(said)
+    text = "\n".join(messages)
     assert (
         f"one (pid {first}) ended with SIGKILL; starts again in 0.5 s; its log: {tmp_path / 'log' / 'one.log'}" in text
     )
@@ -138,12 +138,12 @@ def test_stages_are_stopped_one_after_the_other(supervisor: Supervisor, tmp_path
     supervisor.children.clear()
 
 
-def test_a_service_that_does_not_stop_is_killed_in_a_hurry(supervisor: Supervisor, said: list[str]) -> None:
+def test_a_service_that_does_not_stop_is_killed_in_a_hurry(supervisor: Supervisor, messages: list[str]) -> None:
     supervisor.start([service("stubborn", STUBBORN)], threading.Event())
     pid = pid_of(supervisor, "stubborn")
     supervisor.stop(hurry=lambda: True)
     assert not alive(pid)
-    assert said[-1] == "stubborn has stopped with SIGKILL"
+    assert messages[-1] == "stubborn has stopped with SIGKILL"
 
 
 def test_the_children_of_a_dead_service_die_with_it(watched: Supervisor) -> None:

@@ -189,8 +189,8 @@ def test_a_second_up_in_the_folder_is_refused_with_the_pid_of_the_first(start: S
 
 
 def test_a_port_in_use_is_named_with_what_to_do_before_anything_starts(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
         for variable, what in (("PENSTOCK_FLOWER_PORT", "Flower"), ("PENSTOCK_REDIS_PORT", "Redis")):
             up = start(folder=what, **{variable: str(port)})
             assert up.process.wait() != 0
@@ -290,14 +290,14 @@ def test_a_job_that_kills_its_workers_is_quarantined_with_what_is_known_of_their
     until(letters, seconds=120)
     [letter] = letters()
     host = re.escape(socket.gethostname())
-    known = rf"host {host}, pid \d+; ended with SIGKILL; peak memory (\d+) MiB"
-    found = re.fullmatch(
-        rf"crashed: its worker crashed 3 times while it ran, the last time: worker \S+ died .* \({known}\)", letter
+    death = rf"host {host}, pid \d+; ended with SIGKILL; peak memory (\d+) MiB"
+    match = re.fullmatch(
+        rf"crashed: its worker crashed 3 times while it ran, the last time: worker \S+ died .* \({death}\)", letter
     )
-    assert found is not None, letter
-    assert int(found[1]) >= 150
+    assert match is not None, letter
+    assert int(match[1]) >= 150
     with closing(sqlite3.connect(up.folder / "penstock.db")) as ledger:
         errors = [row[0] for row in ledger.execute("SELECT error FROM penstock_attempts WHERE outcome = 'crashed'")]
     assert len(errors) == 3
-    assert all(re.search(known, error) for error in errors), errors
+    assert all(re.search(death, error) for error in errors), errors
     assert up.end(signal.SIGINT) == 0

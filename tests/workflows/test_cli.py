@@ -82,7 +82,7 @@ def test_a_workflow_is_drawn_for_markdown_and_for_programs(ledger: Database) -> 
     for arguments in (("--format", "json"), ("--json",)):
         shown = json.loads(penstock("show", workflow_id, *arguments)[1])
         assert (shown["id"], shown["state"]) == (workflow_id, "running")
-        assert [(one["name"], one["state"]) for one in shown["steps"]] == [
+        assert [(step["name"], step["state"]) for step in shown["steps"]] == [
             ("orders", "running"),
             ("report", "pending"),
             ("tell", "pending"),
@@ -92,8 +92,11 @@ def test_a_workflow_is_drawn_for_markdown_and_for_programs(ledger: Database) -> 
 def test_workflows_are_listed(ledger: Database) -> None:
     first, second = start(ledger, acme.Nightly(regions=[])), start(ledger, acme.Trip())
     listed = json.loads(penstock("list", "--json")[1])
-    assert [(one["id"], one["done"], one["steps"]) for one in listed] == [(second, 0, 5), (first, 0, 3)]
-    assert [one["id"] for one in json.loads(penstock("list", "--kind", "wf.trip", "--json")[1])] == [second]
+    assert [(workflow["id"], workflow["done"], workflow["steps"]) for workflow in listed] == [
+        (second, 0, 5),
+        (first, 0, 3),
+    ]
+    assert [workflow["id"] for workflow in json.loads(penstock("list", "--kind", "wf.trip", "--json")[1])] == [second]
     assert json.loads(penstock("list", "--state", "failed", "--json")[1]) == []
     assert "no workflows" in penstock("list", "--state", "failed")[2]
 

@@ -40,14 +40,14 @@ def _forgotten() -> Iterator[None]:
 
 def test_steps_come_after_what_they_need_and_the_last_one_gives_the_result() -> None:
     definition = definitions["wf.nightly"]
-    assert {name: one.needs for name, one in definition.steps.items()} == {
+    assert {name: step.needs for name, step in definition.steps.items()} == {
         "orders": (),
         "report": ("orders",),
         "tell": ("orders", "report"),
     }
     assert definition.last is not None
     assert definition.last.name == "tell"
-    assert [name for name, one in definition.steps.items() if one.fans_out] == ["report"]
+    assert [name for name, step in definition.steps.items() if step.fans_out] == ["report"]
 
 
 def test_a_step_is_an_ordinary_method() -> None:
@@ -97,7 +97,7 @@ def test_a_parameter_that_is_not_a_step_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "why"),
+    ("annotation", "why"),
     [
         (Kindless, "it makes Kindless, which has no kind"),
         (Job, "it makes Job, which has no kind"),
@@ -108,10 +108,10 @@ def test_a_parameter_that_is_not_a_step_is_named() -> None:
         (Mail | Sleep, "it makes Sleep, which is no job"),
     ],
 )
-def test_a_step_that_cannot_make_its_annotation_is_refused(made: Any, why: str) -> None:
+def test_a_step_that_cannot_make_its_annotation_is_refused(annotation: Any, why: str) -> None:
     def method(self: Any) -> Any: ...
 
-    method.__annotations__["return"] = made
+    method.__annotations__["return"] = annotation
     with pytest.raises(KindError, match=f"step 'method': {why}"):
         type("Made", (Workflow,), {"method": step(method), "__module__": __name__}, kind="wf.test.made")
 

@@ -119,7 +119,7 @@ def test_the_end_of_an_ordinary_job_touches_no_step(ledger: Database) -> None:
     envelope = encode(acme.Mail())
     ledger.write(lambda connection: enter(connection, ledger, [envelope], datetime.now(UTC)))
     statements: list[str] = []
-    sa.event.listen(ledger.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    sa.event.listen(ledger.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
     run(ledger, waiting(ledger), "w1", result)
     assert not [text for text in statements if "penstock_steps" in text]
 
@@ -172,8 +172,8 @@ def test_a_cancelled_workflow_waits_for_nothing_any_more(ledger: Database) -> No
 
 def later(ledger: Database, workflow_id: str) -> None:
     """As when what is due soon has become so."""
-    mine = sa.and_(steps.c.workflow_id == workflow_id, steps.c.due_at.is_not(None))
-    ledger.write(lambda connection: connection.execute(sa.update(steps).where(mine).values(due_at=from_now())))
+    where = sa.and_(steps.c.workflow_id == workflow_id, steps.c.due_at.is_not(None))
+    ledger.write(lambda connection: connection.execute(sa.update(steps).where(where).values(due_at=from_now())))
 
 
 @pytest.fixture
@@ -325,8 +325,8 @@ def test_erasing_the_job_of_a_workflow_erases_its_steps_and_what_was_answered(le
 
 def test_a_workflow_goes_on_under_the_new_name_of_its_kind(ledger: Database, other: None) -> None:
     workflow_id = start(ledger, acme.Nightly(regions=["north"]))
-    mine = workflows.c.id == workflow_id
-    renamed = sa.update(workflows).where(mine).values(kind="wf.nightly.before")
+    where = workflows.c.id == workflow_id
+    renamed = sa.update(workflows).where(where).values(kind="wf.nightly.before")
     ledger.write(lambda connection: connection.execute(renamed))
     move(ledger)
     assert rows_of(ledger, workflow_id)["orders"].state == "running"

@@ -63,14 +63,14 @@ def test_discarded_jobs_of_a_fan_out_are_left_out_of_its_results(penstock: Inlin
     assert ended(penstock.producer.enqueue(acme.Nightly(regions=["north", "nowhere"]))).result == "sent 1"
 
 
-@pytest.mark.parametrize(("rows", "said"), [(1, "few=sent 0 many=None"), (3, "few=None many=sent 0")])
-def test_a_branch_that_returns_none_is_skipped_with_what_follows_it(penstock: Inline, rows: int, said: str) -> None:
+@pytest.mark.parametrize(("rows", "expected"), [(1, "few=sent 0 many=None"), (3, "few=None many=sent 0")])
+def test_a_branch_that_returns_none_is_skipped_with_what_follows_it(penstock: Inline, rows: int, expected: str) -> None:
     handle = penstock.producer.enqueue(acme.Branching(rows=rows))
     assert ended(handle).state == "succeeded"
-    assert f"mail {said}" in acme.done
-    found = states(penstock, handle)
-    assert (found["few"], found["many"]) == (("succeeded", "skipped") if rows < 3 else ("skipped", "succeeded"))
-    assert found["after_many"] == found["many"]
+    assert f"mail {expected}" in acme.done
+    by_step = states(penstock, handle)
+    assert (by_step["few"], by_step["many"]) == (("succeeded", "skipped") if rows < 3 else ("skipped", "succeeded"))
+    assert by_step["after_many"] == by_step["many"]
 
 
 def test_a_step_waits_until_it_is_signalled(penstock: Inline) -> None:
@@ -128,8 +128,8 @@ def test_done_steps_are_compensated_in_reverse_when_a_step_dies(penstock: Inline
     assert status.error is not None
     assert status.error.startswith("step car is dead: ValueError: no car left")
     assert acme.done == ["reserve flight", "reserve hotel", "release hotel-1", "release flight-1"]
-    found = states(penstock, handle)
-    assert (found["flight"], found["hotel"], found["car"]) == ("compensated", "compensated", "dead")
+    by_step = states(penstock, handle)
+    assert (by_step["flight"], by_step["hotel"], by_step["car"]) == ("compensated", "compensated", "dead")
 
 
 def test_a_retry_restarts_compensated_steps(penstock: Inline) -> None:
@@ -178,8 +178,10 @@ def test_replaying_the_dead_letter_of_a_step_resumes_the_workflow(penstock: Inli
     handle = penstock.producer.enqueue(acme.Nightly(regions=["north", "south"]))
     assert ended(handle).state == "dead"
     acme.broken.clear()
-    found = dead_letters.find(penstock.database, dead_letters.Selection(), limit=100)
-    letter = next(one for one in found if one.kind == "wf.report" and one.replayed_at is None)
+    letters = dead_letters.find(penstock.database, dead_letters.Selection(), limit=100)
+    letter = next(
+        dead_letter for dead_letter in letters if dead_letter.kind == "wf.report" and dead_letter.replayed_at is None
+    )
     dead_letters.replay(penstock.database, dead_letters.Selection((letter.id,)), actor="ada")
     until(lambda: handle.status().state == "succeeded")
     assert states(penstock, handle)["tell"] == "succeeded"

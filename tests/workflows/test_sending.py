@@ -48,10 +48,10 @@ def test_a_new_job_is_sent_and_marked_without_being_due(
 ) -> None:
     start(ledger, acme.Nightly(regions=["north"]))
     moved = advance(ledger)
-    assert ([one.kind for one in moved.sending], moved.due) == (["wf.sync"], False)
+    assert ([envelope.kind for envelope in moved.sending], moved.due) == (["wf.sync"], False)
     assert send_due(ledger, broker) == 0
     sending.send(moved.sending, moved.until)
-    assert [one.id for one in broker.sent] == [row(ledger, "wf.sync").id]
+    assert [envelope.id for envelope in broker.sent] == [row(ledger, "wf.sync").id]
     assert row(ledger, "wf.sync").state == "queued"
     assert sending.is_possible
     assert not sending.news.is_set()
@@ -74,7 +74,7 @@ def test_a_job_that_the_broker_refuses_is_due_at_once(ledger: Database, broker: 
     assert sending.news.is_set()
     broker.down = False
     assert send_due(ledger, broker) == 1
-    assert [one.kind for one in broker.sent] == ["wf.sync"]
+    assert [envelope.kind for envelope in broker.sent] == ["wf.sync"]
 
 
 def test_a_unique_job_is_left_to_the_service_of_due_jobs(ledger: Database, broker: MemoryBroker) -> None:
@@ -94,4 +94,4 @@ def test_jobs_beyond_the_batch_that_is_sent_at_once_are_due(
     moved = advance(ledger)
     assert (moved.sending, moved.due) == ([], True)
     assert send_due(ledger, broker) == 3
-    assert {one.kind for one in broker.sent} == {"wf.report"}
+    assert {envelope.kind for envelope in broker.sent} == {"wf.report"}

@@ -24,8 +24,8 @@ def _nothing_done() -> Iterator[None]:
 def test_drain_runs_a_workflow_to_its_end() -> None:
     with testing() as penstock, Producer("redis://nowhere") as producer:
         handle = producer.enqueue(acme.Nightly(regions=["north", "south"]))
-        ran = penstock.drain()
-        assert [one.job.kind().name for one in ran] == ["wf.nightly", "wf.sync", "wf.report", "wf.report", "wf.mail"]
+        runs = penstock.drain()
+        assert [run.job.kind().name for run in runs] == ["wf.nightly", "wf.sync", "wf.report", "wf.report", "wf.mail"]
         assert handle.result() == "sent 2"
 
 
@@ -56,5 +56,5 @@ def test_a_schedule_starts_a_workflow() -> None:
     rule = {"kind": "wf.nightly", "cron": "0 3 * * *", "payload": {"regions": ["north"]}}
     with testing(Settings.model_validate({"schedules": {"nightly": rule}})) as penstock:
         penstock.travel(timedelta(days=1))
-        ran = penstock.drain()
-        assert [one.job.kind().name for one in ran] == ["wf.nightly", "wf.sync", "wf.report", "wf.mail"]
+        runs = penstock.drain()
+        assert [run.job.kind().name for run in runs] == ["wf.nightly", "wf.sync", "wf.report", "wf.mail"]
