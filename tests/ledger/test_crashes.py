@@ -12,6 +12,7 @@ from penstock.ledger.rows.crashes import note_death
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import workers
 from penstock.ledger.transitions.abandoned import bury_abandoned
+from penstock.workers.executor.attempt.memory import peak_memory
 from penstock.workers.executor.attempt.run import quarantined
 
 DEAD = timedelta(seconds=-1)
@@ -31,7 +32,7 @@ def row(ledger: Database, name: str) -> object:
 def test_a_heartbeat_records_the_peak_memory_of_a_worker(ledger: Database) -> None:
     start_worker(ledger, "w1")
     assert row(ledger, "w1") == (None, None)
-    heartbeats.beat(ledger, "w1", lease=LEASE, progress={})
+    heartbeats.beat(ledger, "w1", lease=LEASE, progress={}, peak_memory_bytes=peak_memory())
     assert row(ledger, "w1")[1] > 1_000_000  # type: ignore[index]
 
 
@@ -75,7 +76,7 @@ def test_a_worker_restarted_under_its_name_is_not_taken_for_the_dead_one(ledger:
 def test_a_death_is_entered_for_the_worker_that_was_started_last_and_once(ledger: Database) -> None:
     start_worker(ledger, "old")
     start_worker(ledger, "new")
-    heartbeats.beat(ledger, "new", lease=LEASE, progress={})
+    heartbeats.beat(ledger, "new", lease=LEASE, progress={}, peak_memory_bytes=peak_memory())
     note_death(ledger, os.getpid(), "exit code 1", None)
     note_death(ledger, os.getpid(), "SIGTERM", None)
     assert row(ledger, "old") == (None, None)

@@ -160,9 +160,9 @@ def test_a_supervisor_that_is_killed_leaves_nothing_running_and_then_frees_the_f
             f"""
             import os, sys, threading
             from pathlib import Path
-            from penstock.workers.up.lock import folder_lock
-            from penstock.workers.up.processes import Service
-            from penstock.workers.up.supervisor import Supervisor
+            from penstock.workers.local.up.lock import folder_lock
+            from penstock.workers.local.up.processes import Service
+            from penstock.workers.local.up.supervisor import Supervisor
             folder = Path({str(tmp_path)!r})
             with folder_lock(folder) as lock:
                 supervisor = Supervisor(folder / "log", lock=lock, grace_seconds=1.5, say=print)
