@@ -1,0 +1,94 @@
+"""Pages name only what exists: modules, files, links; and they use the common word."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "infra/README.md", ROOT / "examples/README.md"]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PACKAGES = {
+    "config": "config",
+    "schemas": "schemas",
+    "ledger": "schemas",
+    "producers": "producers",
+    "workers": "workers",
+}
+"""Package → its source root."""
+
+NOT_A_MODULE = re.compile(r"penstock\.(toml|env|service|producer|yaml)\b")
+
+
+def page(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def resolved(name: str) -> object:
+    """The module, or the attribute of a module, of a dotted name."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value: object = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError as error:
+            if not name.startswith(str(error.name)):
+                raise
+            continue
+        for attribute in parts[end:]:
+            value = getattr(value, attribute)
+        return value
+    raise ModuleNotFoundError(name)
+
+
+def module_paths(text: str) -> set[str]:
+    """Dotted names below a package of ours, in prose and in code."""
+    names = re.findall(rf"\bpenstock\.(?:{'|'.join(PACKAGES)})(?:\.\w+)*", text)
+    for module, imported in re.findall(r"^\s*from (penstock[\w.]+) import ([\w, ]+)$", text, re.MULTILINE):
+        names += [f"{module}.{name.split(' as ')[0].strip()}" for name in imported.split(",")]
+    return {name for name in names if not NOT_A_MODULE.match(name)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # frameworks that pages import have theirs
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_module_paths_can_be_imported(path: Path) -> None:
+    for name in sorted(module_paths(path.read_text())):
+        if ".contrib.django" not in name:  # needs Django's settings; tests/frameworks runs its page
+            resolved(name)
+
+
+def files_named(text: str) -> set[str]:
+    folders = "|".join((*PACKAGES, "tests", "benchmarks", "infra", "docs", "examples"))
+    return set(re.findall(rf"`((?:{folders})/[\w./-]*)`", text))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_files_and_folders_exist(path: Path) -> None:
+    missing = []
+    for name in sorted(files_named(path.read_text())):
+        package = name.partition("/")[0]
+        short = ROOT / PACKAGES.get(package, "") / "penstock" / name
+        if not (ROOT / name).exists() and not short.exists():
+            missing.append(name)
+    assert missing == []
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", re.sub(r"\[(.+?)\]\(.+?\)", r"\1", head).lower()).replace(" ", "-") for head in heads
+    }
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=page)
+def test_links_lead_to_pages_and_headings(path: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\((?!https?:|/)([^)\s]*)\)", path.read_text()):
+        target, _, anchor = link.partition("#")
+        other = path.parent / target if target else path
+        if not other.exists() or (anchor and anchor not in anchors(other.read_text())):
+            broken.append(link)
+    assert broken == []
