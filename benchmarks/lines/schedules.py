@@ -18,6 +18,7 @@ from benchmarks.plan import Plan, say
 from benchmarks.running import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
 from penstock.config.settings import ScheduleSettings, Settings
+from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
 from penstock.ledger.sql.upgrade import upgrade
@@ -25,8 +26,8 @@ from penstock.producers.senders import open_sender
 from penstock.schemas import Job
 from penstock.schemas.schedules.times import offset
 from penstock.workers.dispatcher.due_jobs import DueJobs
-from penstock.workers.dispatcher.schedules.declared import read_schedules
-from penstock.workers.dispatcher.schedules.service import Schedules, enter
+from penstock.workers.dispatcher.schedules.declarations import read_schedules
+from penstock.workers.dispatcher.schedules.service import Schedules
 
 SCHEDULES = 10_000
 MINUTE = timedelta(minutes=1)
@@ -72,7 +73,7 @@ def _minute(plan: Plan, database: Database, count: int, jitter: timedelta) -> tu
     names = [f"bench-{number}" for number in range(count)]
     rule = {"kind": "bench.beat", "cron": f"{due.minute} {due.hour} * * *", "jitter": jitter}
     settings = Settings(schedules={name: ScheduleSettings(**rule, payload={"name": name}) for name in names})  # type: ignore[arg-type]
-    enter(database, read_schedules(settings))
+    declare_schedules(database, read_schedules(settings))
     if datetime.now(UTC) + AHEAD > due:
         raise BenchError("schedules: they were due before all of them were in the ledger")
     sender = Stamping(open_sender(plan.servers.redis.url, prefix=f"b{uuid.uuid4().hex[:8]}"))

@@ -21,7 +21,7 @@ from database_servers import PostgresServer
 from polling import SETTLE_SECONDS, until
 
 from penstock.ledger.schedules import commands as acts
-from penstock.ledger.schedules.rules import of_row
+from penstock.ledger.schedules.rules import schedule_of_row
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
@@ -152,7 +152,7 @@ def schedule_round(
     try:
         for number in range(each):
             acts.add(database, f"s{number}", _settings(number), actor="chaos")
-        first = {name: row.next_at for name, row in acts.recorded(database).items()}
+        first = {name: row.next_at for name, row in acts.recorded_schedules(database).items()}
         for slot in range(len(SHIFTS)):
             dispatchers.start(slot)
         # Dispatchers start in a second or two; killing them before that would say little.
@@ -208,7 +208,7 @@ def _audit(database: Database, first: dict[str, datetime], until: datetime, repo
         if firing.job_id is None:
             report.faults.append(f"{firing.schedule}: no job for {firing.fire_at}: {firing.skipped}")
     for row in rows:
-        rule = of_row(row).times
+        rule = schedule_of_row(row).times
         assert rule is not None
         wanted = set(rule.until(first[row.name] - timedelta(seconds=1), until))
         if missing := wanted - set(times[row.name]):

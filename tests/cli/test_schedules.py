@@ -10,10 +10,10 @@ from ledgers import row_of
 
 from penstock.config.settings import load_settings
 from penstock.ledger.rows import audit
+from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.sql.database import Database
 from penstock.schemas import Job, registry
-from penstock.workers.dispatcher.schedules.declared import read_schedules
-from penstock.workers.dispatcher.schedules.service import enter
+from penstock.workers.dispatcher.schedules.declarations import read_schedules
 
 Run = Callable[..., Any]
 
@@ -51,7 +51,7 @@ def test_schedules_are_listed_with_their_next_times(penstock: Run, ledger: Datab
     assert all("T02:30:00" in time["at"] or "T03:00:00" in time["at"] for time in times)
     assert penstock("schedules", "next").code == 0
     assert penstock("schedules", "next", "none").code == 2
-    enter(ledger, read_schedules(load_settings()))
+    declare_schedules(ledger, read_schedules(load_settings()))
     rows = {row["name"]: row for row in penstock("schedules", "list", "--json").json}
     assert {name: row["state"] for name, row in rows.items()} == {"good": "active", "bad": "wrong", "zone": "wrong"}
     assert "penstock.toml:11" in rows["zone"]["error"]
@@ -138,7 +138,7 @@ def test_an_invalid_schedule_is_refused(penstock: Run, ledger: Database, options
 
 
 def test_a_schedule_of_the_file_is_not_removed_by_hand(penstock: Run, ledger: Database, file: Path) -> None:
-    enter(ledger, read_schedules(load_settings()))
+    declare_schedules(ledger, read_schedules(load_settings()))
     result = penstock("schedules", "remove", "good")
     assert (result.code, "stands in penstock.toml" in result.err) == (1, True)
 

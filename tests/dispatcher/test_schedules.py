@@ -14,16 +14,18 @@ from polling import until
 from penstock.config.errors import ConfigError, InvalidState, ScheduleNotFound
 from penstock.config.settings import ScheduleSettings, Settings, load_settings
 from penstock.ledger.schedules import commands as acts
-from penstock.ledger.schedules.commands import recorded
-from penstock.ledger.schedules.firing import fire, release, waiting
+from penstock.ledger.schedules.commands import recorded_schedules
+from penstock.ledger.schedules.declare import declare_schedules
+from penstock.ledger.schedules.firing import fire, release_waiting, waiting_schedules
+from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
 from penstock.ledger.transitions.due import envelope_of
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.schedules.decorator import Declared, declared
+from penstock.schemas.schedules.decorator import ScheduleDeclaration, declarations
 from penstock.schemas.wire.codec import decode
-from penstock.workers.dispatcher.schedules.declared import Schedule, read_schedules
-from penstock.workers.dispatcher.schedules.service import Schedules, enter
+from penstock.workers.dispatcher.schedules.declarations import read_schedules
+from penstock.workers.dispatcher.schedules.service import Schedules
 
 
 class Daily(Job, kind="ledger.daily", queue="notes"):
@@ -70,14 +72,14 @@ def full_hour(time: datetime) -> datetime:
 
 def test_a_new_schedule_starts_with_its_next_time_and_fires_when_that_comes(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
-    enter(ledger, [rule])
-    assert recorded(ledger)["hourly"].next_at == full_hour(datetime.now(UTC)) + timedelta(hours=1)
+    declare_schedules(ledger, [rule])
+    assert recorded_schedules(ledger)["hourly"].next_at == full_hour(datetime.now(UTC)) + timedelta(hours=1)
     assert not fire(ledger, rule)
     assert fired(ledger) == []
     time = overdue(ledger, "hourly")
     fire(ledger, rule)
     [entry] = fired(ledger)
-    row, schedule = row_of(ledger, entry.job_id), recorded(ledger)["hourly"]
+    row, schedule = row_of(ledger, entry.job_id), recorded_schedules(ledger)["hourly"]
     assert (entry.fire_at, entry.skipped, row.state, row.queue) == (time, None, State.SCHEDULED, "notes")
     assert (schedule.last_at, schedule.last_job_id) == (time, entry.job_id)
     assert schedule.next_at > datetime.now(UTC)
@@ -99,8 +101,8 @@ def test_the_error_of_a_wrong_schedule_is_recorded_and_the_others_go_on(
     )
     monkeypatch.setenv("PENSTOCK_CONFIG", str(file))
     read = read_schedules(load_settings())
-    enter(ledger, read)
-    kept = recorded(ledger)
+    declare_schedules(ledger, read)
+    kept = recorded_schedules(ledger)
     assert kept["good"].error is None
     assert kept["good"].next_at is not None
     assert f"{file}:5" in kept["nobody"].error
@@ -122,25 +124,25 @@ def test_a_name_that_the_ledger_cannot_keep_does_not_stop_the_others(ledger: Dat
     names = ("x" * 129, " ", "a\0b", "good")
     read = rules(**dict.fromkeys(names, HOURLY))
     assert {rule.name for rule in read if rule.error and "a name has 1 to 128" in rule.error} == set(names[:3])
-    enter(ledger, read)
-    assert list(recorded(ledger)) == ["good"]
+    declare_schedules(ledger, read)
+    assert list(recorded_schedules(ledger)) == ["good"]
 
 
 def test_a_schedule_that_left_the_file_is_removed_and_a_changed_one_starts_again(ledger: Database) -> None:
-    enter(ledger, rules(a=HOURLY, b=HOURLY))
+    declare_schedules(ledger, rules(a=HOURLY, b=HOURLY))
     overdue(ledger, "a", hours=5)
     late = overdue(ledger, "b", hours=5)
-    enter(ledger, rules(a=HOURLY | {"cron": "30 * * * *"}, b=HOURLY))
-    assert recorded(ledger)["a"].next_at > datetime.now(UTC)
-    assert recorded(ledger)["b"].next_at == late
-    enter(ledger, rules(b=HOURLY))
-    assert list(recorded(ledger)) == ["b"]
+    declare_schedules(ledger, rules(a=HOURLY | {"cron": "30 * * * *"}, b=HOURLY))
+    assert recorded_schedules(ledger)["a"].next_at > datetime.now(UTC)
+    assert recorded_schedules(ledger)["b"].next_at == late
+    declare_schedules(ledger, rules(b=HOURLY))
+    assert list(recorded_schedules(ledger)) == ["b"]
 
 
 def test_a_dispatcher_with_an_older_file_does_not_fire_what_has_changed(ledger: Database) -> None:
     [old] = rules(a=HOURLY)
-    enter(ledger, [old])
-    enter(ledger, rules(a=HOURLY | {"timezone": "Europe/Berlin"}))
+    declare_schedules(ledger, [old])
+    declare_schedules(ledger, rules(a=HOURLY | {"timezone": "Europe/Berlin"}))
     overdue(ledger, "a")
     fire(ledger, old)
     assert fired(ledger) == []
@@ -148,21 +150,21 @@ def test_a_dispatcher_with_an_older_file_does_not_fire_what_has_changed(ledger: 
 
 def test_missed_times_are_made_up_for_by_one_job_by_default(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     overdue(ledger, "hourly", days=9)
     assert not fire(ledger, rule)
     [entry] = fired(ledger)
     assert entry.fire_at == full_hour(entry.fired_at)
-    assert recorded(ledger)["hourly"].next_at == entry.fire_at + timedelta(hours=1)
+    assert recorded_schedules(ledger)["hourly"].next_at == entry.fire_at + timedelta(hours=1)
 
 
 def test_missed_times_are_dropped_with_skip(ledger: Database) -> None:
     [rule] = rules(yearly=HOURLY | {"cron": "0 0 1 1 *", "misfire": "skip"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     overdue(ledger, "yearly", hours=5)
     assert not fire(ledger, rule)
     assert fired(ledger) == []
-    assert recorded(ledger)["yearly"].next_at > datetime.now(UTC)
+    assert recorded_schedules(ledger)["yearly"].next_at > datetime.now(UTC)
     # A time that has just come is not missed.
     overdue(ledger, "yearly")
     fire(ledger, rule)
@@ -171,7 +173,7 @@ def test_missed_times_are_dropped_with_skip(ledger: Database) -> None:
 
 def test_misfire_all_makes_a_job_for_each_missed_time(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"misfire": "all", "overlap": "allow"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     first = overdue(ledger, "hourly", hours=5)
     fire(ledger, rule)
     entries = fired(ledger)
@@ -182,7 +184,7 @@ def test_misfire_all_makes_a_job_for_each_missed_time(ledger: Database) -> None:
 
 def test_misfire_all_spreads_many_missed_times_over_several_rounds(ledger: Database) -> None:
     [rule] = rules(often=HOURLY | {"cron": "* * * * *", "misfire": "all", "overlap": "allow"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     first = overdue(ledger, "often", hours=10)
     rounds = 1
     while fire(ledger, rule):
@@ -196,7 +198,7 @@ def test_misfire_all_spreads_many_missed_times_over_several_rounds(ledger: Datab
 def test_missed_times_of_many_schedules_are_made_up_for_in_rounds(ledger: Database) -> None:
     often = HOURLY | {"cron": "* * * * *", "misfire": "all", "overlap": "allow"}
     three = rules(**dict.fromkeys("abc", often))
-    enter(ledger, three)
+    declare_schedules(ledger, three)
     first = {rule.name: overdue(ledger, rule.name, hours=10) for rule in three}
     assert fire(ledger, *three)
     assert 1000 <= len(fired(ledger)) <= 1500
@@ -205,12 +207,12 @@ def test_missed_times_of_many_schedules_are_made_up_for_in_rounds(ledger: Databa
     for name, begin in first.items():
         times = [entry.fire_at for entry in fired(ledger) if entry.schedule == name]
         assert times == [begin + timedelta(minutes=number) for number in range(len(times))]
-        assert recorded(ledger)[name].next_at > datetime.now(UTC) - timedelta(minutes=1)
+        assert recorded_schedules(ledger)[name].next_at > datetime.now(UTC) - timedelta(minutes=1)
 
 
 def test_overlap_skip_skips_a_time_while_the_last_job_is_unfinished(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     for _ in range(2):
         overdue(ledger, "hourly")
         fire(ledger, rule)
@@ -226,7 +228,7 @@ def test_overlap_skip_skips_a_time_while_the_last_job_is_unfinished(ledger: Data
 
 def test_overlap_replace_cancels_the_last_job(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"overlap": "replace"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     for _ in range(3):
         overdue(ledger, "hourly")
         fire(ledger, rule)
@@ -236,7 +238,7 @@ def test_overlap_replace_cancels_the_last_job(ledger: Database) -> None:
 def test_several_dispatchers_fire_a_time_once(ledger_url: str) -> None:
     database = Database(ledger_url)
     read = rules(**{f"s{number}": HOURLY | {"overlap": "allow"} for number in range(5)})
-    enter(database, read)
+    declare_schedules(database, read)
     for rule in read:
         overdue(database, rule.name, hours=2)
     errors: list[Exception] = []
@@ -245,7 +247,7 @@ def test_several_dispatchers_fire_a_time_once(ledger_url: str) -> None:
     def dispatch() -> None:
         own = Database(ledger_url)
         try:
-            enter(own, read)
+            declare_schedules(own, read)
             start.wait()
             for _ in range(5):
                 for rule in read:
@@ -282,19 +284,19 @@ def finish(ledger: Database, job_id: str) -> None:
 
 def test_overlap_queue_lets_one_job_wait_for_the_end_of_the_last(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"overlap": "queue"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     first, second, third = (tick(ledger, rule) for _ in range(3))
     assert (first.skipped, second.skipped, third.skipped) == (None, "waits", "overlap")
-    assert recorded(ledger)["hourly"].waiting_at == second.fire_at
-    assert (waiting(ledger), len(job_ids(ledger))) == ([], 1)
+    assert recorded_schedules(ledger)["hourly"].waiting_at == second.fire_at
+    assert (waiting_schedules(ledger), len(job_ids(ledger))) == ([], 1)
     finish(ledger, first.job_id)
-    assert waiting(ledger) == ["hourly"]
+    assert waiting_schedules(ledger) == ["hourly"]
     for _ in range(2):
-        release(ledger, ["hourly"], lambda row: rule)
+        release_waiting(ledger, ["hourly"], lambda row: rule)
     _, again, _ = fired(ledger)
     assert (again.fire_at, again.skipped) == (second.fire_at, None)
     assert job_ids(ledger) == [first.job_id, again.job_id]
-    row = recorded(ledger)["hourly"]
+    row = recorded_schedules(ledger)["hourly"]
     assert (row.waiting_at, row.last_job_id) == (None, again.job_id)
     # The next time finds it running; and a time that comes before anybody has looked lets the waiting one go first.
     fourth = tick(ledger, rule)
@@ -303,12 +305,12 @@ def test_overlap_queue_lets_one_job_wait_for_the_end_of_the_last(ledger: Databas
     fifth = tick(ledger, rule)
     assert fifth.skipped == "waits"
     assert len(job_ids(ledger)) == 3
-    assert recorded(ledger)["hourly"].waiting_at == fifth.fire_at
+    assert recorded_schedules(ledger)["hourly"].waiting_at == fifth.fire_at
 
 
 def test_overlap_replace_makes_one_job_of_several_missed_times(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"overlap": "replace", "misfire": "all"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     overdue(ledger, "hourly", hours=3)
     fire(ledger, rule)
     *skipped, last = fired(ledger)
@@ -318,17 +320,17 @@ def test_overlap_replace_makes_one_job_of_several_missed_times(ledger: Database)
 
 def test_missed_times_older_than_the_catch_up_window_are_dropped(ledger: Database) -> None:
     [rule] = rules(daily=HOURLY | {"cron": "@yearly", "catch_up": "2h"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     overdue(ledger, "daily", hours=5)
     assert not fire(ledger, rule)
-    assert (fired(ledger), recorded(ledger)["daily"].next_at > datetime.now(UTC)) == ([], True)
+    assert (fired(ledger), recorded_schedules(ledger)["daily"].next_at > datetime.now(UTC)) == ([], True)
 
 
 def test_jitter_puts_off_the_firing_and_not_the_time(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"jitter": "30m"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     assert timedelta() < rule.offset < timedelta(minutes=30)
-    row = recorded(ledger)["hourly"]
+    row = recorded_schedules(ledger)["hourly"]
     assert (row.next_at.minute, row.due_at - row.next_at) == (0, rule.offset)
     time = overdue(ledger, "hourly")
     fire(ledger, rule)
@@ -343,7 +345,7 @@ def test_the_time_a_job_is_for_goes_into_its_field(ledger: Database) -> None:
     [day, moment] = rules(
         day=DAILY | {"time_field": "day", "timezone": "Asia/Tokyo"}, moment=DAILY | {"time_field": "moment"}
     )
-    enter(ledger, [day, moment])
+    declare_schedules(ledger, [day, moment])
     time = datetime(2026, 3, 20, 23, 30, tzinfo=UTC)
     for name in ("day", "moment"):
         acts.backfill(ledger, name, time - timedelta(days=1), time, actor="test")
@@ -353,18 +355,18 @@ def test_the_time_a_job_is_for_goes_into_its_field(ledger: Database) -> None:
 
 def test_a_paused_schedule_makes_no_jobs_and_goes_on_from_now(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     acts.pause(ledger, "hourly", actor="test")
     overdue(ledger, "hourly", hours=3)
     fire(ledger, rule)
-    enter(ledger, [rule])  # a dispatcher that starts does not wake it
-    enter(ledger, rules(hourly=HOURLY | {"cron": "5 * * * *"}))
-    row = recorded(ledger)["hourly"]
+    declare_schedules(ledger, [rule])  # a dispatcher that starts does not wake it
+    declare_schedules(ledger, rules(hourly=HOURLY | {"cron": "5 * * * *"}))
+    row = recorded_schedules(ledger)["hourly"]
     assert (fired(ledger), row.due_at, row.paused_at is not None) == ([], None, True)
     with pytest.raises(InvalidState, match="is paused since"):
         acts.pause(ledger, "hourly", actor="test")
     next_at = acts.resume(ledger, "hourly", actor="test")
-    row = recorded(ledger)["hourly"]
+    row = recorded_schedules(ledger)["hourly"]
     assert next_at == row.next_at == row.due_at
     assert (row.next_at > datetime.now(UTC), row.next_at.minute, row.paused_at) == (True, 5, None)
     with pytest.raises(InvalidState, match="is not paused"):
@@ -373,10 +375,10 @@ def test_a_paused_schedule_makes_no_jobs_and_goes_on_from_now(ledger: Database) 
 
 def test_a_run_now_counts_as_the_last_job(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
-    enter(ledger, [rule])
-    before = recorded(ledger)["hourly"]
+    declare_schedules(ledger, [rule])
+    before = recorded_schedules(ledger)["hourly"]
     job_id = acts.run(ledger, "hourly", actor="test")
-    row = recorded(ledger)["hourly"]
+    row = recorded_schedules(ledger)["hourly"]
     assert (row.last_job_id, row.next_at) == (job_id, before.next_at)
     assert tick(ledger, rule).skipped == "overlap"
     assert sorted(entry.cause for entry in fired(ledger)) == ["run", "time"]
@@ -386,7 +388,7 @@ def test_a_run_now_counts_as_the_last_job(ledger: Database) -> None:
 
 def test_a_backfill_makes_what_is_missing_and_nothing_twice(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY)
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     [fired_jobs, _] = (tick(ledger, rule) for _ in range(2))
     last = full_hour(datetime.now(UTC))
     begin = last - timedelta(hours=1200)
@@ -417,28 +419,28 @@ def test_a_schedule_made_at_run_time_fires_and_stays(ledger: Database) -> None:
         acts.add(ledger, "made", HOURLY, actor="test")
     with pytest.raises(ConfigError, match=r"schedule 'wrong': .*bad minute"):
         acts.add(ledger, "wrong", HOURLY | {"cron": "99 * * * *"}, actor="test")
-    enter(ledger, [])
+    declare_schedules(ledger, [])
     assert tick(ledger, rule).job_id in job_ids(ledger)
     # The file takes its name over.
-    enter(ledger, rules(made=HOURLY | {"cron": "30 * * * *"}))
-    row = recorded(ledger)["made"]
+    declare_schedules(ledger, rules(made=HOURLY | {"cron": "30 * * * *"}))
+    row = recorded_schedules(ledger)["made"]
     assert (row.source, row.next_at.minute) == ("file", 30)
     with pytest.raises(InvalidState, match=r"stands in penstock\.toml"):
         acts.remove(ledger, "made", actor="test")
-    enter(ledger, [])
-    assert recorded(ledger) == {}
+    declare_schedules(ledger, [])
+    assert recorded_schedules(ledger) == {}
 
 
 def test_a_schedule_of_the_code_is_removed_only_when_its_module_has_dropped_it(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, module in (("here", __name__), ("elsewhere", "no.such.module")):
-        monkeypatch.setitem(declared, name, Declared(name, module, f"{__file__}:1", HOURLY))
+        monkeypatch.setitem(declarations, name, ScheduleDeclaration(name, module, f"{__file__}:1", HOURLY))
     both = rules()
     assert [(rule.name, rule.source) for rule in both] == [("elsewhere", "code"), ("here", "code")]
-    enter(ledger, both)
-    enter(ledger, [])
-    assert list(recorded(ledger)) == ["elsewhere"]
+    declare_schedules(ledger, both)
+    declare_schedules(ledger, [])
+    assert list(recorded_schedules(ledger)) == ["elsewhere"]
     acts.remove(ledger, "elsewhere", actor="test")
     # Of a name that both have, the file has the last word.
     [here] = [rule for rule in rules(here=HOURLY | {"cron": "@daily"}) if rule.name == "here"]
@@ -447,32 +449,32 @@ def test_a_schedule_of_the_code_is_removed_only_when_its_module_has_dropped_it(
 
 def test_a_kind_that_is_not_imported_here_is_left_to_other_dispatchers(ledger: Database) -> None:
     [rule] = rules(a=HOURLY)
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     time = overdue(ledger, "a")
     ledger.write(
         lambda connection: connection.execute(sa.update(schedules).values(rule=rule.rule.replace("note", "no")))
     )
     service = Schedules(ledger, Settings())
-    service._entered = True
+    service._is_declared = True
     assert not service.work()
-    assert (fired(ledger), recorded(ledger)["a"].due_at) == ([], time)
+    assert (fired(ledger), recorded_schedules(ledger)["a"].due_at) == ([], time)
 
 
 def test_schedules_are_fired_in_rounds_of_a_batch(ledger: Database) -> None:
     many = rules(**{f"s{number}": HOURLY for number in range(1100)})
-    enter(ledger, many)
+    declare_schedules(ledger, many)
     now = datetime.now(UTC)
     ledger.write(lambda connection: connection.execute(sa.update(schedules).values(next_at=now, due_at=now)))
     service = Schedules(ledger, Settings())
-    service._entered = True
+    service._is_declared = True
     assert [service.work() for _ in range(3)] == [True, True, False]
     assert len(fired(ledger)) == len(job_ids(ledger)) == 1100
-    assert {row.next_at for row in recorded(ledger).values()} == {full_hour(now) + timedelta(hours=1)}
+    assert {row.next_at for row in recorded_schedules(ledger).values()} == {full_hour(now) + timedelta(hours=1)}
 
 
 def test_a_time_that_another_has_entered_is_not_fired_again(ledger: Database) -> None:
     [rule] = rules(hourly=HOURLY | {"overlap": "allow"})
-    enter(ledger, [rule])
+    declare_schedules(ledger, [rule])
     time = overdue(ledger, "hourly", hours=2)
     fire(ledger, rule)
     count = len(job_ids(ledger))
@@ -481,7 +483,7 @@ def test_a_time_that_another_has_entered_is_not_fired_again(ledger: Database) ->
     ledger.write(lambda connection: connection.execute(change))
     fire(ledger, rule)
     assert len(job_ids(ledger)) == len(fired(ledger)) == count
-    assert recorded(ledger)["hourly"].next_at > datetime.now(UTC)
+    assert recorded_schedules(ledger)["hourly"].next_at > datetime.now(UTC)
 
 
 def test_a_change_of_the_file_takes_effect_without_a_restart(sqlite_ledger: Database, tmp_path: Path) -> None:
@@ -498,7 +500,7 @@ def test_a_change_of_the_file_takes_effect_without_a_restart(sqlite_ledger: Data
         until(lambda: count("a") >= 1)
         file.write_text(f"[schedules.b]\n{often}[schedules.bad]\nkind = 3\n")
         until(lambda: count("b") >= 2)
-        assert list(recorded(ledger)) == ["b", "bad"]
+        assert list(recorded_schedules(ledger)) == ["b", "bad"]
         # What cannot be read as a whole changes nothing.
         file.write_text("[schedules.c\n")
         seen = count("b")

@@ -16,6 +16,7 @@ from polling import WAIT_SECONDS, until
 
 from penstock.config.errors import DuplicateJob
 from penstock.config.settings import ScheduleSettings, Settings
+from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.schedules.firing import fire
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
@@ -25,8 +26,7 @@ from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job
 from penstock.workers import Context, handles
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.dispatcher.schedules.declared import read_schedules
-from penstock.workers.dispatcher.schedules.service import enter
+from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.engines.inline import Inline
 from penstock.workers.engines.worker import Worker
 
@@ -161,7 +161,7 @@ def test_a_handler_enqueues_unique_jobs_and_may_enqueue_its_own_successor(inline
 def test_a_schedule_does_not_fire_a_job_whose_key_is_held(inline: Inline) -> None:
     definition = ScheduleSettings(kind="ur.only", cron="0 * * * *", payload={"n": 1}, overlap="allow")
     [rule] = read_schedules(Settings(schedules={"hourly": definition}))
-    enter(inline.database, [rule])
+    declare_schedules(inline.database, [rule])
     held = inline.producer.enqueue(Only(n=1))
 
     def due_now(connection: sa.Connection) -> None:

@@ -13,7 +13,7 @@ from gateways import Gateway, Open, problem
 from pydantic import field_validator
 
 from penstock.ledger.schedules import commands
-from penstock.ledger.schedules.rules import Source, read
+from penstock.ledger.schedules.rules import Source, schedule_of_values
 from penstock.ledger.sql.tables import audit, jobs
 from penstock.schemas import Job, Sensitive
 
@@ -64,7 +64,7 @@ def client(gateway: Gateway) -> Client:
 
 def declared(gateway: Gateway, source: Source, name: str = "declared", **values: Any) -> str:
     """A schedule as a dispatcher enters one of the file or the code."""
-    schedule = read(name, DAILY | values, source, "shop.jobs")
+    schedule = schedule_of_values(name, DAILY | values, source, "shop.jobs")
     row = commands.row_of(schedule, commands.first_time(schedule, datetime.now(UTC)))
     gateway.database.write(lambda connection: connection.execute(gateway.database.upsert(commands.schedules), [row]))
     return name

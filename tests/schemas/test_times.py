@@ -9,7 +9,7 @@ import pytest
 from penstock.config.errors import ConfigError, KindError
 from penstock.config.sections.schedules import ScheduleSettings, WrongSchedule, duration_text, read_entry
 from penstock.schemas import Job, registry, scheduled
-from penstock.schemas.schedules.decorator import declared
+from penstock.schemas.schedules.decorator import declarations
 from penstock.schemas.schedules.times import Times, offset
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -181,7 +181,7 @@ def test_a_schedule_is_declared_next_to_its_job() -> None:
 
     try:
         assert CleanUp().days == 30
-        nightly, often = declared["times.clean_up"], declared["times.often"]
+        nightly, often = declarations["times.clean_up"], declarations["times.often"]
         assert nightly.where.startswith(f"{__file__}:")
         assert nightly.module == __name__
         settings = read_entry(nightly.values)
@@ -196,7 +196,7 @@ def test_a_schedule_is_declared_next_to_its_job() -> None:
                 pass
     finally:
         for name in ("times.clean_up", "times.often"):
-            declared.pop(name, None)
+            declarations.pop(name, None)
         for name in ("times.clean_up", "times.other"):
             if (kind := registry.find(name)) is not None:
                 registry.discard(kind)

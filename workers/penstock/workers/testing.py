@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from penstock.config.errors import JobFailed, KindError, WaitTimeout
 from penstock.config.settings import Settings
 from penstock.ledger.queries.status import cancel
+from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.transitions.claim import Claim
@@ -31,7 +32,7 @@ from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, registry
 from penstock.schemas.states import Outcome, State
 from penstock.schemas.wire.codec import Message, decode
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.dispatcher.schedules.declared import Schedule, read_schedules
+from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.executor.executor import Executor
 from penstock.workers.handlers.registry import Handler, Handlers, handlers
 from penstock.workers.handlers.resources import override

@@ -1,7 +1,7 @@
-"""The firing itself: which times of a schedule make a job, and entering both in one transaction.
+"""Firing: which times of a schedule make a job, and the record of both in one transaction.
 
-`penstock_firings` has a unique key of schedule and time. Dispatchers that look at the same time skip each other's rows;
-should two get past that, the key stops the second, whose transaction is then run again with what it finds there.
+`penstock_firings` has a unique key of schedule and time. Dispatchers that look at the same time skip each other's rows.
+Should two get past that, the key stops the second, whose transaction then runs again and finds the rows of the first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.queries.status import cancel
-from penstock.ledger.schedules.commands import WAITS, due_at
+from penstock.ledger.schedules.rows import WAITS, due_at
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
@@ -31,9 +31,9 @@ from penstock.schemas.wire.codec import Envelope, explain
 log = logging.getLogger("penstock.dispatcher")
 
 BATCH = 500
-"""Schedules fired in one transaction,"""
-_MOST = 2 * MOST_AT_ONCE
-"""and about how many of their times, if many were missed."""
+"""Schedules fired in one transaction."""
+_MOST_TIMES = 2 * MOST_AT_ONCE
+"""About how many of their times one transaction takes, if many were missed."""
 
 _ADVANCE = (
     sa.update(schedules)
@@ -43,20 +43,20 @@ _ADVANCE = (
             name: sa.bindparam(f"b_{name}", type_=schedules.c[name].type)
             for name in ("next_at", "due_at", "last_at", "last_job_id", "waiting_at")
         }
-        | {"error": None}  # of a dispatcher that has not imported the kind
+        | {"error": None}  # the error may be of a dispatcher that has not imported the kind
     )
 )
 
 
 @dataclass(slots=True)
 class _Plan:
-    """What becomes of one schedule in this round.
+    """The firings of one schedule in this round.
 
     Attributes:
         unfinished: whether the last job has not ended.
-        entries: the times that have come, each with the job it makes, or why it makes none.
+        entries: the times that have come, each with the job it makes, or with the reason why it makes none.
         released: the time whose job waited, if its turn has come.
-        next_at, last_at, last_job_id, waiting_at: as they will be in its row.
+        next_at, last_at, last_job_id, waiting_at: the new values of its row.
     """
 
     schedule: Schedule
@@ -70,19 +70,19 @@ class _Plan:
     released: datetime | None = None
 
 
-def fire(database: Database, *rules: Schedule) -> bool:
-    """Make the jobs of schedules' due times. Whether more is due already: of their times, or for lack of room here.
+def fire(database: Database, *due: Schedule) -> bool:
+    """Make the jobs of the due times of these schedules. Returns whether more is due already.
 
-    One that has changed in the ledger, is paused there, or that another dispatcher is at, is left alone.
+    A schedule that has changed in the ledger, is paused there, or is locked by another dispatcher, is left alone.
     """
-    by_name = {rule.name: rule for rule in rules[:BATCH]}
+    by_name = {schedule.name: schedule for schedule in due[:BATCH]}
     tries = 0
 
-    def write(connection: sa.Connection) -> tuple[list[_Plan], list[dict[str, Any]], bool]:
+    def fire_batch(connection: sa.Connection) -> tuple[list[_Plan], list[dict[str, Any]], bool]:
         nonlocal tries
         tries += 1
-        mine = (schedules.c.name.in_(list(by_name)), schedules.c.paused_at.is_(None))
-        select = sa.select(schedules, from_now().label("now")).where(*mine).order_by(schedules.c.due_at)
+        where = (schedules.c.name.in_(list(by_name)), schedules.c.paused_at.is_(None))
+        select = sa.select(schedules, from_now().label("now")).where(*where).order_by(schedules.c.due_at)
         rows = [
             row
             for row in connection.execute(database.locked(select, skip=True))
@@ -98,37 +98,37 @@ def fire(database: Database, *rules: Schedule) -> bool:
         times = 0
         for row in rows:
             plans.append(_plan(connection, database, by_name[row.name], row, states, now))
-            if (times := times + len(plans[-1].entries)) >= _MOST:
+            if (times := times + len(plans[-1].entries)) >= _MOST_TIMES:
                 break
-        entered = _enter(connection, database, plans, now, look=tries > 1)
+        written = _record(connection, database, plans, now, check_existing=tries > 1)
         behind = any(plan.next_at is not None and plan.next_at + plan.schedule.offset <= now for plan in plans)
-        return plans, entered, behind or len(plans) < len(rows)
+        return plans, written, behind or len(plans) < len(rows)
 
-    plans, entered, more = database.write(write)
+    plans, written, more = database.write(fire_batch)
     for plan in plans:
         if not plan.entries:
             log.warning("schedule %s: what was missed since %s is dropped", plan.schedule.name, plan.row.next_at)
-    _say(entered)
-    return more or len(rules) > BATCH
+    _log_firings(written)
+    return more or len(due) > BATCH
 
 
-def waiting(database: Database) -> list[str]:
-    """Schedules with a job that waits for the last one, which has ended."""
+def waiting_schedules(database: Database) -> list[str]:
+    """Names of the schedules with a job that waits for the last one, where that has ended."""
     last = schedules.outerjoin(jobs, jobs.c.id == schedules.c.last_job_id)
     over = sa.or_(jobs.c.id.is_(None), jobs.c.state.in_(sorted(FINAL)))
-    mine = (schedules.c.waiting_at.is_not(None), schedules.c.paused_at.is_(None))
-    select = sa.select(schedules.c.name).select_from(last).where(*mine, over).limit(BATCH)
+    waiting = (schedules.c.waiting_at.is_not(None), schedules.c.paused_at.is_(None))
+    select = sa.select(schedules.c.name).select_from(last).where(*waiting, over).limit(BATCH)
     return database.read(lambda connection: list(connection.scalars(select)))
 
 
-def release(database: Database, names: Sequence[str], read: Callable[[Any], Schedule]) -> None:
-    """Make the jobs that waited for the last ones of these schedules.
+def release_waiting(database: Database, names: Sequence[str], read: Callable[[Any], Schedule]) -> None:
+    """Make the jobs of these schedules that waited for the last ones to end.
 
     Arguments:
-        read: gives the schedule of a row.
+        read: row → schedule.
     """
 
-    def write(connection: sa.Connection) -> list[dict[str, Any]]:
+    def release_jobs(connection: sa.Connection) -> list[dict[str, Any]]:
         select = sa.select(schedules).where(schedules.c.name.in_(names), schedules.c.paused_at.is_(None))
         rows = connection.execute(database.locked(select.order_by(schedules.c.name), skip=True)).all()
         now: datetime = connection.execute(sa.select(from_now())).scalar_one()
@@ -137,24 +137,24 @@ def release(database: Database, names: Sequence[str], read: Callable[[Any], Sche
         for row in rows:
             schedule = read(row)
             if row.waiting_at is not None and schedule.job is not None:
-                plan = _start(schedule, row, states)
+                plan = _new_plan(schedule, row, states)
                 if not plan.unfinished:
                     _release(plan, now)
                     plans.append(plan)
-        return _enter(connection, database, plans, now, look=False)
+        return _record(connection, database, plans, now, check_existing=False)
 
-    _say(database.write(write))
+    _log_firings(database.write(release_jobs))
 
 
 def _states(connection: sa.Connection, database: Database, ids: Sequence[str | None]) -> dict[str, str]:
-    wanted = [one for one in ids if one is not None]
-    if not wanted:
+    job_ids = [job_id for job_id in ids if job_id is not None]
+    if not job_ids:
         return {}
-    select = sa.select(jobs.c.id, jobs.c.state).where(database.among(jobs.c.id, wanted))
+    select = sa.select(jobs.c.id, jobs.c.state).where(database.among(jobs.c.id, job_ids))
     return {row.id: row.state for row in connection.execute(select)}
 
 
-def _start(schedule: Schedule, row: Any, states: dict[str, str]) -> _Plan:
+def _new_plan(schedule: Schedule, row: Any, states: dict[str, str]) -> _Plan:
     # A job without a row, as of a kind that keeps only failures, counts as finished.
     state = states.get(row.last_job_id or "")
     unfinished = state is not None and not State(state).final
@@ -164,7 +164,7 @@ def _start(schedule: Schedule, row: Any, states: dict[str, str]) -> _Plan:
 def _plan(
     connection: sa.Connection, database: Database, schedule: Schedule, row: Any, states: dict[str, str], now: datetime
 ) -> _Plan:
-    plan = _start(schedule, row, states)
+    plan = _new_plan(schedule, row, states)
     if plan.waiting_at is not None and not plan.unfinished:
         _release(plan, now)
     assert schedule.times is not None
@@ -185,17 +185,17 @@ def _plan(
             plan.entries.append((time, None, WAITS if plan.waiting_at is None else "overlap"))
             plan.waiting_at = plan.waiting_at or time
         else:
-            _make(plan, time, now)
+            _add_job(plan, time, now)
     return plan
 
 
 def _release(plan: _Plan, now: datetime) -> None:
     assert plan.waiting_at is not None
     plan.released, time, plan.waiting_at = plan.waiting_at, plan.waiting_at, None
-    _make(plan, time, now)
+    _add_job(plan, time, now)
 
 
-def _make(plan: _Plan, time: datetime, now: datetime) -> None:
+def _add_job(plan: _Plan, time: datetime, now: datetime) -> None:
     try:
         envelope = plan.schedule.envelope(now, time)
     except ValidationError as error:
@@ -206,21 +206,26 @@ def _make(plan: _Plan, time: datetime, now: datetime) -> None:
     plan.last_job_id, plan.unfinished = envelope.id, True
 
 
-def _enter(
-    connection: sa.Connection, database: Database, plans: Sequence[_Plan], now: datetime, *, look: bool
+def _record(
+    connection: sa.Connection, database: Database, plans: Sequence[_Plan], now: datetime, *, check_existing: bool
 ) -> list[dict[str, Any]]:
-    """Write jobs, firings and where each schedule stands. Returns the firings.
+    """Write the jobs, the firings and the schedules' rows. Returns the firings.
 
     Arguments:
-        look: another dispatcher may have entered some of these times.
+        check_existing: another dispatcher may have recorded some of these times.
     """
-    done = _done(connection, plans) if look else set()
+    existing = _existing(connection, plans) if check_existing else set()
     entries: list[tuple[_Plan, datetime, Envelope | None, str | None]] = []
     for plan in plans:
-        mine = [one for one in plan.entries if (plan.schedule.name, one[0]) not in done or one[0] == plan.released]
-        if len(mine) < len(plan.entries):
-            plan.last_job_id = next((one[1].id for one in reversed(mine) if one[1]), plan.row.last_job_id)
-        entries += [(plan, *one) for one in mine]
+        new = [
+            (time, envelope, skipped)
+            for time, envelope, skipped in plan.entries
+            if (plan.schedule.name, time) not in existing or time == plan.released
+        ]
+        if len(new) < len(plan.entries):
+            sent = (envelope.id for _, envelope, _ in reversed(new) if envelope is not None)
+            plan.last_job_id = next(sent, plan.row.last_job_id)
+        entries += [(plan, *entry) for entry in new]
     envelopes = [envelope for _, _, envelope, _ in entries if envelope is not None]
     admissions = iter(enter_jobs(connection, database, envelopes, now) if envelopes else [])
     written = []
@@ -230,7 +235,7 @@ def _enter(
             admission = next(admissions)
             job_id = admission.job_id
             if not admission.created:
-                # Of a unique kind whose key is held: that job stands for this time.
+                # The kind is unique, and the job that holds the key stands for this time.
                 skipped = "unique"
                 if plan.last_job_id == envelope.id:
                     plan.last_job_id = plan.row.last_job_id
@@ -245,27 +250,28 @@ def _enter(
             }
         )
     released = {(plan.schedule.name, plan.released) for plan in plans if plan.released is not None}
-    fresh = [one for one in written if (one["schedule"], one["fire_at"]) not in released]
-    again = [one for one in written if (one["schedule"], one["fire_at"]) in released]
-    if fresh:
-        database.execute_many(connection, database.insert(firings), fresh)
-    if again:
-        database.execute_many(connection, database.upsert(firings), again)
+    first = [firing for firing in written if (firing["schedule"], firing["fire_at"]) not in released]
+    second = [firing for firing in written if (firing["schedule"], firing["fire_at"]) in released]
+    if first:
+        database.execute_many(connection, database.insert(firings), first)
+    if second:
+        database.execute_many(connection, database.upsert(firings), second)
     if plans:
-        database.execute_many(connection, _ADVANCE, [_advanced(plan) for plan in plans])
+        database.execute_many(connection, _ADVANCE, [_advance_row(plan) for plan in plans])
     return written
 
 
-def _done(connection: sa.Connection, plans: Sequence[_Plan]) -> set[tuple[str, datetime]]:
+def _existing(connection: sa.Connection, plans: Sequence[_Plan]) -> set[tuple[str, datetime]]:
+    """Firings of these plans that are recorded already."""
     times = [time for plan in plans for time, _, _ in plan.entries]
     if not times:
         return set()
-    mine = firings.c.schedule.in_([plan.schedule.name for plan in plans])
-    select = sa.select(firings.c.schedule, firings.c.fire_at).where(mine, firings.c.fire_at.in_(sorted(set(times))))
+    theirs = firings.c.schedule.in_([plan.schedule.name for plan in plans])
+    select = sa.select(firings.c.schedule, firings.c.fire_at).where(theirs, firings.c.fire_at.in_(sorted(set(times))))
     return {(row.schedule, row.fire_at) for row in connection.execute(select)}
 
 
-def _advanced(plan: _Plan) -> dict[str, Any]:
+def _advance_row(plan: _Plan) -> dict[str, Any]:
     return {
         "b_name": plan.schedule.name,
         "b_next_at": plan.next_at,
@@ -276,9 +282,9 @@ def _advanced(plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _say(entered: Sequence[dict[str, Any]]) -> None:
-    for entry in entered:
-        if entry["skipped"]:
-            log.warning("schedule %s: no job for %s: %s", entry["schedule"], entry["fire_at"], entry["skipped"])
+def _log_firings(written: Sequence[dict[str, Any]]) -> None:
+    for firing in written:
+        if firing["skipped"]:
+            log.warning("schedule %s: no job for %s: %s", firing["schedule"], firing["fire_at"], firing["skipped"])
         else:
-            log.info("schedule %s: job %s for %s", entry["schedule"], entry["job_id"], entry["fire_at"])
+            log.info("schedule %s: job %s for %s", firing["schedule"], firing["job_id"], firing["fire_at"])

@@ -1,4 +1,4 @@
-"""A schedule, checked: whether its rule, zone, calendar, kind and payload are good, and the jobs it makes."""
+"""A schedule, checked: its rule, zone, calendar, kind and payload, and the jobs it makes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from penstock.schemas.wire.codec import Envelope, encode, explain
 
 Source = Literal["file", "code", "made"]
 Where = Callable[[Sequence[str]], str]
-"""What to begin a message with, about a key of the schedule."""
+"""Key of the schedule → the beginning of a message about it."""
 
 _LONGEST_NAME = 128
 _SAMPLE = datetime(2026, 1, 5, 12, 34, 56, tzinfo=UTC)
@@ -31,10 +31,10 @@ class Schedule:
     """One schedule.
 
     Attributes:
-        settings: as they were given; None if they are refused.
-        rule: its definition as JSON, which tells an old definition in the ledger from this one.
+        settings: as they were written; None if they are refused.
+        rule: its definition as JSON, by which an old definition in the ledger is told from this one.
         times: when it fires; None if that is wrong.
-        job: what each firing sends, but for its `time_field`; None if kind or payload are wrong.
+        job: the job that each firing sends, without its `time_field`; None if kind or payload are wrong.
         error: why it cannot fire, with file and line where there is one.
         offset: how much later than its times it fires.
         module: the one that declares it, if the source is `code`.
@@ -51,7 +51,7 @@ class Schedule:
     module: str | None = None
 
     def envelope(self, now: datetime, time: datetime) -> Envelope:
-        """A new job of this schedule's, for one of its times.
+        """The envelope of a new job of this schedule, for one of its times.
 
         Raises:
             ValidationError: the kind refuses that time.
@@ -64,10 +64,10 @@ class Schedule:
         return encode(job, sent_at=now, expires_at=now + kind.expires_in if kind.expires_in else None)
 
 
-def check(
+def check_schedule(
     name: str, entry: ScheduleEntry, where: Where, *, source: Source = "file", module: str | None = None
 ) -> Schedule:
-    """Read a schedule. What is wrong with it is its `error`."""
+    """Read a schedule; a fault in it becomes its `error`."""
 
     def refused(keys: Sequence[str], why: str, times: Times | None = None) -> Schedule:
         return Schedule(name, settings, rule, times, None, f"{where(keys)}: {why}", late, source, module)
@@ -98,14 +98,17 @@ def is_name(name: str) -> bool:
     return bool(name.strip()) and len(name) <= _LONGEST_NAME and name.isprintable()
 
 
-def of_row(row: Any) -> Schedule:
-    """The schedule that a row of the ledger defines."""
-    return read(row.name, json.loads(row.rule), row.source, row.module)
+def schedule_of_row(row: Any) -> Schedule:
+    """Row of the ledger → schedule."""
+    return schedule_of_values(row.name, json.loads(row.rule), row.source, row.module)
 
 
-def read(name: str, values: Mapping[str, Any], source: Source = "made", module: str | None = None) -> Schedule:
-    """One that no file has, of JSON values."""
-    return check(name, read_entry(dict(values)), lambda _keys: f"schedule {name!r}", source=source, module=module)
+def schedule_of_values(
+    name: str, values: Mapping[str, Any], source: Source = "made", module: str | None = None
+) -> Schedule:
+    """JSON values → schedule, for one that is in no file."""
+    entry = read_entry(dict(values))
+    return check_schedule(name, entry, lambda _keys: f"schedule {name!r}", source=source, module=module)
 
 
 def _rule(entry: ScheduleEntry) -> str:

@@ -1,4 +1,4 @@
-"""`@scheduled`: a schedule declared beside its job."""
+"""`@scheduled`: a schedule declared next to its job."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ JobType = TypeVar("JobType", bound=type[Job])
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """One declaration, as it was written. It is checked where schedules are read, as those of the file are.
+class ScheduleDeclaration:
+    """A declaration as it was written. It is checked where schedules are read, like the schedules of the file.
 
     Attributes:
         module: the one that declares it.
@@ -29,8 +29,8 @@ class Declared:
     values: dict[str, Any]
 
 
-declared: dict[str, Declared] = {}
-"""The declarations of this process, by name: one enters when its module is imported."""
+declarations: dict[str, ScheduleDeclaration] = {}
+"""Name → declaration, of the modules that this process has imported."""
 
 
 def scheduled(
@@ -50,23 +50,23 @@ def scheduled(
     catch_up: str | float | timedelta | None = None,
     jitter: str | float | timedelta = 0,
 ) -> Callable[[JobType], JobType]:
-    """Make jobs of a class at times; the keywords are those of `[schedules.NAME]` in penstock.toml.
+    """Make jobs of a class at times. The keywords are those of `[schedules.NAME]` in penstock.toml.
 
         @scheduled(cron="0 3 * * *", timezone="Europe/Berlin")
         class CleanUp(Job, kind="shop.clean_up"):
             days: int = 30
 
-    Dispatchers that import the module fire it. One of the same name in penstock.toml takes its place.
+    Dispatchers that import the module fire it. A schedule of the same name in penstock.toml takes its place.
 
     Arguments:
-        name: the kind's name if not given; a class with several schedules needs others.
-        payload: the fields; those not given have their defaults.
+        name: default: the kind's name; a class with several schedules needs more names.
+        payload: the fields; the others have their defaults.
 
     Raises:
-        KindError: the class has no kind, or another module has declared a schedule of this name. What else is wrong is
-            said where schedules are read, so that an import does not fail for it.
+        KindError: the class has no kind, or another module has declared a schedule of this name. Other faults are
+            reported where schedules are read, so that no import fails because of them.
     """
-    given = {
+    options = {
         "cron": cron,
         "every": every,
         "at": at,
@@ -87,15 +87,15 @@ def scheduled(
     def declare(job: JobType) -> JobType:
         kind = job.kind().name
         own = name or kind
-        other = declared.get(own)
+        other = declarations.get(own)
         if (
             other is not None
             and other.where != where
             and (other.module, other.values["kind"]) != (job.__module__, kind)
         ):
             raise KindError(f"schedule {own!r} at {where} is declared at {other.where} already; give it another name=")
-        values = {key: value for key, value in given.items() if value is not None}
-        declared[own] = Declared(own, job.__module__, where, values | {"kind": kind})
+        values = {key: value for key, value in options.items() if value is not None}
+        declarations[own] = ScheduleDeclaration(own, job.__module__, where, values | {"kind": kind})
         return job
 
     return declare

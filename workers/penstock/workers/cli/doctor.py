@@ -73,7 +73,7 @@ def _handlers(imports: list[str], settings: Any) -> str:
 
 def _schedules(settings: Any) -> str:
     from penstock.config.errors import ConfigError
-    from penstock.workers.dispatcher.schedules.declared import read_schedules
+    from penstock.workers.dispatcher.schedules.declarations import read_schedules
 
     found = read_schedules(settings)
     if wrong := [rule.error for rule in found if rule.error is not None]:

@@ -16,7 +16,7 @@ from penstock.config.errors import ConfigError
 from penstock.config.sections.schedules import read_entry
 from penstock.ledger.schedules import commands
 from penstock.ledger.schedules.previews import preview_times
-from penstock.ledger.schedules.rules import Schedule, check, of_row
+from penstock.ledger.schedules.rules import Schedule, check_schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.auth.callers import Caller
 from penstock.producers.gateway.dependencies import Authenticated, Here, Services
@@ -51,7 +51,7 @@ async def list_schedules(caller: Authenticated, here: Here) -> ScheduleList:
     """The schedules whose jobs this caller may send."""
 
     def read() -> list[ScheduleView]:
-        found = ((of_row(row), row) for row in commands.recorded(here.database).values())
+        found = ((schedule_of_row(row), row) for row in commands.recorded_schedules(here.database).values())
         return [view(schedule, row) for schedule, row in found if _may_see(caller, schedule)]
 
     return ScheduleList(schedules=await asyncio.to_thread(read))
@@ -153,7 +153,7 @@ async def backfill_schedule(name: Name, request: Request, caller: Authenticated,
     zone, most = schedule.settings.zone, here.settings.gateway.max_batch
     begin, end = localized(asked.begin, zone), None if asked.end is None else localized(asked.end, zone)
 
-    async def make(dry_run: bool) -> list[commands.Backfilled]:
+    async def make(dry_run: bool) -> list[commands.BackfilledTime]:
         act, who = commands.backfill, caller.name
         try:
             return await asyncio.to_thread(act, here.database, name, begin, end, actor=who, limit=most, dry_run=dry_run)
@@ -168,18 +168,18 @@ async def backfill_schedule(name: Name, request: Request, caller: Authenticated,
     return BackfillAnswer(made=_new(made), times=times)
 
 
-def _new(made: Sequence[commands.Backfilled]) -> int:
+def _new(made: Sequence[commands.BackfilledTime]) -> int:
     return sum(one.skipped is None for one in made)
 
 
 def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> ScheduleView:
-    if new.time_field is None:  # else `check` has to fill that one first
+    if new.time_field is None:  # else `check_schedule` has to fill that one first
         try:
             kind.job.model_validate_json(to_json(new.payload))
         except ValidationError as error:
             raise invalid(error, f"schedule of {kind.name}", under=("payload",)) from None
     values = new.values_given()
-    if (wrong := check(new.name, read_entry(values), pointer).error) is not None:
+    if (wrong := check_schedule(new.name, read_entry(values), pointer).error) is not None:
         where, _, why = wrong.partition(": ")
         raise _wrong(where, why)
     try:
@@ -187,7 +187,7 @@ def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> Schedu
     except ConfigError as error:
         raise _wrong(pointer(["at"] if new.at is not None else []), str(error)) from None
     row = commands.find(database, new.name)
-    return view(of_row(row), row)
+    return view(schedule_of_row(row), row)
 
 
 async def _visible(here: Services, caller: Caller, name: str) -> tuple[Schedule, Any]:
@@ -195,7 +195,7 @@ async def _visible(here: Services, caller: Caller, name: str) -> tuple[Schedule,
 
     def read() -> tuple[Schedule, Any]:
         row = commands.find(here.database, name)
-        return of_row(row), row
+        return schedule_of_row(row), row
 
     schedule, row = await asyncio.to_thread(read)
     if not _may_see(caller, schedule):

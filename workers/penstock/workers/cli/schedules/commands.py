@@ -251,11 +251,11 @@ def backfill(
     """Make a job for each time between two dates that has none. They may run beside each other."""
     from penstock.ledger.schedules.commands import backfill as backfill_schedule
     from penstock.ledger.schedules.commands import find
-    from penstock.ledger.schedules.rules import of_row
+    from penstock.ledger.schedules.rules import schedule_of_row
 
     discover(imports or ())
     with open_ledger() as database:
-        settings = of_row(find(database, name)).settings
+        settings = schedule_of_row(find(database, name)).settings
         zone = settings.zone if settings is not None else ZoneInfo("UTC")
         first, end = at_clock(begin, zone), at_clock(until, zone)
         assert first is not None
@@ -267,20 +267,20 @@ def backfill(
 def _known(settings: Settings) -> dict[str, tuple[Schedule, Any]]:
     """Every schedule by name, with its row in the ledger: what fires. Those that no dispatcher has read have none."""
     from penstock.config.errors import LedgerUnavailable
-    from penstock.ledger.schedules.commands import recorded
-    from penstock.ledger.schedules.rules import of_row
-    from penstock.workers.dispatcher.schedules.declared import read_schedules
+    from penstock.ledger.schedules.commands import recorded_schedules
+    from penstock.ledger.schedules.rules import schedule_of_row
+    from penstock.workers.dispatcher.schedules.declarations import read_schedules
 
     try:
         with open_ledger(settings) as database:
-            rows = recorded(database)
+            rows = recorded_schedules(database)
     except LedgerUnavailable as error:
         typer.echo(f"penstock: {error}; what runs is not known", err=True)
         rows = {}
     known: dict[str, tuple[Schedule, Any]] = {rule.name: (rule, None) for rule in read_schedules(settings)}
     for name, row in rows.items():
         # The one that was read has file and line for what is wrong, if it is the same.
-        same = known[name][0] if name in known and known[name][0].rule == row.rule else of_row(row)
+        same = known[name][0] if name in known and known[name][0].rule == row.rule else schedule_of_row(row)
         known[name] = (same, row)
     return dict(sorted(known.items()))
 
