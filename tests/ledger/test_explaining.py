@@ -21,7 +21,7 @@ from penstock.ledger.transitions import due
 from penstock.ledger.transitions import lost as resending
 from penstock.producers import Producer
 from penstock.producers.explain import Explanation, explain, explain_key, waiting
-from penstock.producers.explain.queue_position import MemoryPlaces, Place
+from penstock.producers.explain.queue_position import MemoryPositions, QueuePosition
 from penstock.producers.outbox import Outbox
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, State
@@ -87,22 +87,22 @@ def sent(ledger: Database, job: Job | None = None, broker: MemoryBroker | None =
 
 
 class Empty:
-    """The places of a broker that has lost everything."""
+    """The positions of a broker that has lost everything."""
 
-    def find(self, job_id: str, queue: str, priority: str) -> Place:
-        return Place(False, 0)
+    def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
+        return QueuePosition(False, 0)
 
     def close(self) -> None: ...
 
 
 class At:
-    """The places of a broker that has a job here."""
+    """The positions of a broker that has a job here."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, position: QueuePosition) -> None:
+        self.position = position
 
-    def find(self, job_id: str, queue: str, priority: str) -> Place:
-        return self.place
+    def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
+        return self.position
 
     def close(self) -> None: ...
 
@@ -206,12 +206,12 @@ def test_a_job_in_its_queue_says_at_which_position(ledger: Database) -> None:
     broker = MemoryBroker()
     first, second = sent(ledger, broker=broker), sent(ledger, broker=broker)
     high = sent(ledger, broker=broker, priority="high")
-    explanation = explain(ledger, second.id, MemoryPlaces(broker))
+    explanation = explain(ledger, second.id, MemoryPositions(broker))
     assert explanation.because == "it waits in queue 'notes' at position 3 (2 live workers)"
     assert (explanation.facts["position"], explanation.facts["waiting_in_queue"], explanation.advice) == (3, 3, None)
     assert sorted(explanation.facts["workers"]) == ["w1", "w2"]
-    assert explain(ledger, high.id, MemoryPlaces(broker)).facts["position"] == 1
-    assert explain(ledger, first.id, MemoryPlaces(broker)).facts["position"] == 2
+    assert explain(ledger, high.id, MemoryPositions(broker)).facts["position"] == 1
+    assert explain(ledger, first.id, MemoryPositions(broker)).facts["position"] == 2
     assert "where in it cannot be told" in explain(ledger, first.id).because
 
 
@@ -220,7 +220,7 @@ def test_an_unavailable_broker_is_a_fact_and_the_rest_is_explained(ledger: Datab
     broker = MemoryBroker()
     job = sent(ledger, broker=broker)
     broker.down = True
-    explanation = explain(ledger, job.id, MemoryPlaces(broker))
+    explanation = explain(ledger, job.id, MemoryPositions(broker))
     assert "it waits in queue 'notes'" in explanation.because
     assert "is down" in explanation.facts["broker"]
 
@@ -259,7 +259,7 @@ def test_a_kind_that_no_live_worker_of_its_queue_handles(ledger: Database) -> No
 
 def test_a_job_that_a_busy_worker_has_fetched(ledger: Database) -> None:
     worker(ledger)
-    explanation = explain(ledger, sent(ledger).id, At(Place(True, 0, held_by="w1", silent=timedelta())))
+    explanation = explain(ledger, sent(ledger).id, At(QueuePosition(True, 0, held_by="w1", silent=timedelta())))
     assert "worker w1 has fetched it" in explanation.because
 
 
@@ -282,7 +282,7 @@ def test_a_job_that_changes_while_the_broker_is_asked_is_explained_again(ledger:
     job = sent(ledger)
 
     class Meanwhile(Empty):
-        def find(self, job_id: str, queue: str, priority: str) -> Place:
+        def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
             claimed(ledger, job)
             return super().find(job_id, queue, priority)
 
@@ -335,13 +335,13 @@ def test_a_job_whose_worker_died_says_when_it_is_taken_over(ledger: Database) ->
     assert "but no live worker consumes queue 'notes'" in alone.because
     worker(ledger)
     dispatcher(ledger)
-    held = At(Place(True, 0, held_by="dead", silent=timedelta(seconds=10)))
+    held = At(QueuePosition(True, 0, held_by="dead", silent=timedelta(seconds=10)))
     before = resending.clock(ledger)
     explanation = explain(ledger, job_id, held)
     assert "another worker takes it over by" in explanation.because
     assert explanation.facts["taken_over_at"] >= before + timedelta(seconds=10)
     assert explanation.facts["ended"] == "SIGKILL"
-    takeover = explain(ledger, job_id, At(Place(True, 0, held_by="w1", silent=timedelta())))
+    takeover = explain(ledger, job_id, At(QueuePosition(True, 0, held_by="w1", silent=timedelta())))
     assert "worker w1 has taken it over" in takeover.because
     lost = explain(ledger, job_id, Empty())
     assert "the broker does not have it, so a dispatcher sends it again" in lost.because
@@ -464,9 +464,9 @@ def test_a_key_that_is_held_for_a_period_is_held_by_what_succeeded(
 
 def test_a_job_without_a_record_may_wait_in_the_broker_or_be_gone(ledger: Database) -> None:
     broker = MemoryBroker()
-    places = MemoryPlaces(broker)
+    positions = MemoryPositions(broker)
     job_id = message(Note()).id
-    explanation = explain(ledger, job_id, places, queues=["notes"])
+    explanation = explain(ledger, job_id, positions, queues=["notes"])
     assert explanation.state is None
     assert "the ledger has no record of it, its id was made" in explanation.because
     assert "either it waits in the broker, unseen by any worker, or it never came" in explanation.because
@@ -478,14 +478,14 @@ def test_a_job_without_a_record_may_wait_in_the_broker_or_be_gone(ledger: Databa
 
 def test_a_job_that_no_worker_has_seen_is_found_in_the_broker(ledger: Database) -> None:
     broker = MemoryBroker()
-    places = MemoryPlaces(broker)
+    positions = MemoryPositions(broker)
     first, second = encode(Note()), encode(Note())
     broker.send([first, second])
-    unserved = explain(ledger, second.id, places, queues=["notes"])
+    unserved = explain(ledger, second.id, positions, queues=["notes"])
     assert unserved.because == "no live worker consumes queue 'notes'; it waits in queue 'notes' at position 2"
     assert "--queues notes" in str(unserved.advice)
     worker(ledger)
-    explanation = explain(ledger, second.id, places)
+    explanation = explain(ledger, second.id, positions)
     assert "at position 2 (1 live worker)" in explanation.because
     assert (explanation.facts["queue"], explanation.facts["position"]) == ("notes", 2)
 
@@ -521,7 +521,7 @@ def test_a_delayed_job_on_its_way_to_the_ledger(ledger: Database) -> None:
     envelope = encode(Note(), due_at=datetime.now(UTC) + HOUR)
     assert envelope.queue == "dispatcher"
     broker.send([envelope])
-    explanation = explain(ledger, envelope.id, MemoryPlaces(broker))
+    explanation = explain(ledger, envelope.id, MemoryPositions(broker))
     assert "on its way to the ledger, through the dispatcher's queue; no dispatcher lives" in explanation.because
     dispatcher(ledger)
-    assert explain(ledger, envelope.id, MemoryPlaces(broker)).advice is None
+    assert explain(ledger, envelope.id, MemoryPositions(broker)).advice is None

@@ -10,7 +10,7 @@ from penstock.producers.explain.wording import present, short, when
 from penstock.schemas.states import State
 
 
-def ended(case: Case) -> Explanation:
+def explain_ended(case: Case) -> Explanation:
     job, state = case.job, State(case.job.state)
     at = when(job.finished_at, case.now)
     why = f" ({short(job.error)})" if job.error else ""
@@ -27,9 +27,9 @@ def ended(case: Case) -> Explanation:
     return Explanation(case.id, state, because, _times(job), advice)
 
 
-def dead(case: Case) -> Explanation:
-    if case.letter is not None:
-        explanation = letter(case)
+def explain_dead(case: Case) -> Explanation:
+    if case.dead_letter is not None:
+        explanation = explain_dead_letter(case)
         return replace(explanation, facts=_times(case.job) | explanation.facts)
     because = f"it is dead since {when(case.job.finished_at, case.now)}: {short(case.job.error)}; its letter is gone"
     return Explanation(
@@ -37,27 +37,27 @@ def dead(case: Case) -> Explanation:
     )
 
 
-def letter(case: Case) -> Explanation:
+def explain_dead_letter(case: Case) -> Explanation:
     """A dead letter, of a job or of a message that never became one."""
-    found = case.letter
+    row = case.dead_letter
     names = ("kind", "queue", "reason", "detail", "fingerprint", "created_at", "replayed_at", "discarded_at")
-    facts = present({name: getattr(found, name) for name in names})
-    because = f"it is dead since {when(found.created_at, case.now)}, {found.reason}: {short(found.detail)}"
-    if found.discarded_at is not None:
-        because += f"; its letter was discarded {when(found.discarded_at, case.now)}"
+    facts = present({name: getattr(row, name) for name in names})
+    because = f"it is dead since {when(row.created_at, case.now)}, {row.reason}: {short(row.detail)}"
+    if row.discarded_at is not None:
+        because += f"; its letter was discarded {when(row.discarded_at, case.now)}"
         advice = f"to run it all the same: penstock jobs retry {case.id}"
-    elif found.replayed_at is not None:
-        because += f"; its letter was replayed {when(found.replayed_at, case.now)}"
+    elif row.replayed_at is not None:
+        because += f"; its letter was replayed {when(row.replayed_at, case.now)}"
         advice = f"to see what came of it: penstock audit list --subject {case.id}"
-    elif found.reason == "in_doubt":
+    elif row.reason == "in_doubt":
         advice = (
             f"find out whether it happened, say so with penstock jobs effects {case.id} --confirm KEY or --forget KEY, "
             f"then: penstock deadletters replay {case.id}"
         )
     else:
         advice = (
-            f"when the cause is mended: penstock deadletters replay {case.id}, or all that died of the same: "
-            f"penstock deadletters replay --group {found.fingerprint}"
+            f"when the cause is fixed: penstock deadletters replay {case.id}, or all that died of the same: "
+            f"penstock deadletters replay --group {row.fingerprint}"
         )
     return Explanation(case.id, State.DEAD, because, facts, advice)
 

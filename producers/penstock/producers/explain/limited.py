@@ -1,4 +1,4 @@
-"""Jobs that a limit holds back: who has the places, or when the rate lets the next one in."""
+"""Jobs that a limit holds back: which jobs hold it, or when the rate admits the next one."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ import sqlalchemy as sa
 from penstock.config.errors import BrokerUnavailable
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
-from penstock.producers.explain.case import COUNTED, Case, Explanation
-from penstock.producers.explain.pools import NAMED, START_DISPATCHER, no_dispatcher, pool_trouble
+from penstock.producers.explain.case import COUNTED, NAMED, Case, Explanation
+from penstock.producers.explain.pools import START_DISPATCHER, no_dispatcher, pool_trouble
 from penstock.producers.explain.wording import when
 from penstock.producers.limits.rules import Rule
 from penstock.producers.limits.store import LimitStore, Told, Use
 from penstock.schemas.states import State
 
 
-def held_back(case: Case, slot: str, before: int, database: Database, store: LimitStore | None) -> Explanation:
+def explain_limited(case: Case, slot: str, before: int, database: Database, store: LimitStore | None) -> Explanation:
     name, share = Rule.of_slot(slot)
     facts: dict[str, Any] = {"limit": name, "share": share, "waits_before_it": before if before <= COUNTED else "many"}
     because = f"held by limit {name}"
     try:
-        told, use = (None, None) if store is None else (store.rules().get(name), store.look([slot])[0])
+        rule, use = (None, None) if store is None else (store.rules().get(name), store.look([slot])[0])
     except BrokerUnavailable as error:
-        told = use = None
-        facts["store"] = f"cannot be asked: {error}"
+        rule = use = None
+        facts["store"] = "cannot be asked" if case.scope.is_bounded else f"cannot be asked: {error}"
         because += ", whose Redis cannot be asked: nothing under it begins until that is back"
-    if told is not None and use is not None:
-        facts["rule"] = told.text
+    if rule is not None and use is not None:
+        facts["rule"] = rule.text
+        by_concurrency = rule.most > 0
         because += (
-            f": {_of_concurrency(told, use, database, facts)}"
-            if told.most
-            else (f": rate, {_of_rate(case, told, use, before, facts)}")
+            f": {_describe_concurrency(case, rule, use, database, facts)}"
+            if by_concurrency
+            else f": rate, {_describe_rate(case, rule, use, before, facts)}"
         )
     if before:
         because += f"; {before:,} wait before it" if before <= COUNTED else f"; over {COUNTED:,} wait before it"
@@ -45,19 +46,30 @@ def held_back(case: Case, slot: str, before: int, database: Database, store: Lim
     return Explanation(case.id, State.SCHEDULED, because, facts, advice)
 
 
-def _of_concurrency(told: Told, use: Use, database: Database, facts: dict[str, Any]) -> str:
-    select = sa.select(jobs.c.id, jobs.c.worker).where(database.among(jobs.c.id, list(use.running)))
-    workers = database.read(lambda connection: {row.id: row.worker for row in connection.execute(select)})
-    facts["running"] = {job_id: workers.get(job_id) for job_id in use.running[:NAMED]}
-    facts["about_to_run"] = list(use.woken[:NAMED])
-    named = ", ".join(f"{job_id} on {worker}" for job_id, worker in facts["running"].items())
-    said = f"{len(use.running)} of {told.most} running" + (f": {named}" if named else "")
+def _describe_concurrency(case: Case, rule: Told, use: Use, database: Database, facts: dict[str, Any]) -> str:
+    """The jobs that hold the limit; those outside of the caller's bounds are counted and not named."""
+    columns = (jobs.c.id, jobs.c.worker, jobs.c.kind, jobs.c.queue, jobs.c.tenant)
+    select = sa.select(*columns).where(database.among(jobs.c.id, [*use.running, *use.woken]))
+    rows = {row.id: row for row in database.read(lambda connection: connection.execute(select).all())}
+
+    def is_named(job_id: str) -> bool:
+        row = rows.get(job_id)
+        if row is None:
+            return not case.scope.is_bounded
+        return case.scope.includes(row.kind, row.queue, row.tenant)
+
+    holders = [job_id for job_id in use.running if is_named(job_id)]
+    facts["running"] = {job_id: rows[job_id].worker if job_id in rows else None for job_id in holders[:NAMED]}
+    facts["about_to_run"] = [job_id for job_id in use.woken if is_named(job_id)][:NAMED]
+    names = ", ".join(f"{job_id} on {worker}" for job_id, worker in facts["running"].items())
+    because = f"{len(use.running)} of {rule.most} running" + (f": {names}" if names else "")
     if use.woken:
-        said += f"; {len(use.woken)} on their way to a worker"
-    return said if len(use.running) + len(use.woken) >= told.most else f"{said}; a place is free, and the next is sent"
+        because += f"; {len(use.woken)} on their way to a worker"
+    is_full = len(use.running) + len(use.woken) >= rule.most
+    return because if is_full else f"{because}; a place is free, and the next is sent"
 
 
-def _of_rate(case: Case, told: Told, use: Use, before: int, facts: dict[str, Any]) -> str:
+def _describe_rate(case: Case, rule: Told, use: Use, before: int, facts: dict[str, Any]) -> str:
     ahead = before + len(use.woken)
-    facts["may_run_at"] = case.now + max(use.next - told.tolerance + ahead * told.interval, timedelta())
-    return f"{told.text} reached; it may run {when(facts['may_run_at'], case.now)}"
+    facts["may_run_at"] = case.now + max(use.next - rule.tolerance + ahead * rule.interval, timedelta())
+    return f"{rule.text} reached; it may run {when(facts['may_run_at'], case.now)}"

@@ -10,7 +10,7 @@ from penstock.producers.explain.wording import present, when
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 
 
-def outboxed(case: Case) -> Explanation:
+def explain_outboxed(case: Case) -> Explanation:
     row = case.outbox
     queue = row.queue if row.queue != DISPATCHER_QUEUE else None
     facts: dict[str, Any] = {"kind": row.kind, "queue": queue, "priority": row.priority, "key": row.key}

@@ -15,13 +15,13 @@ from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 
 LOOKED_AT = 10_000
-"""Entries looked through from each end of a lane. In the middle of a longer one the place is not counted."""
+"""Entries looked through from each end of a lane. In the middle of a longer one the position is not counted."""
 _PAGE = 100
 _HELD_LOOKED_AT = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """What the broker tells of a job.
 
     Attributes:
@@ -42,19 +42,19 @@ class Place:
     silent: timedelta | None = None
 
 
-class Places(Protocol):
+class QueuePositions(Protocol):
     """Connects when first used."""
 
-    def find(self, job_id: str, queue: str, priority: str) -> Place:
+    def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
         """Where it is now, if it is in this lane. Raises BrokerUnavailable."""
         ...
 
     def close(self) -> None: ...
 
 
-def open_places(url: str, *, prefix: str = "penstock", timeout_seconds: float = 5.0) -> Places:
+def open_positions(url: str, *, prefix: str = "penstock", timeout_seconds: float = 5.0) -> QueuePositions:
     """For a broker URL. Raises ConfigError where its scheme is unknown."""
-    opened = RedisPlaces if scheme(url) == "redis" else RabbitmqPlaces
+    opened = RedisPositions if scheme(url) == "redis" else RabbitmqPositions
     return opened(url, prefix, timeout_seconds)
 
 
@@ -102,8 +102,8 @@ return {#pending, #pending > 0 and pending[#pending][1] or ''}
 """
 
 
-class RedisPlaces:
-    """`Places` over Redis."""
+class RedisPositions:
+    """`QueuePositions` over Redis."""
 
     def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
         from penstock.producers.senders.redis.connections import RedisConnections
@@ -111,7 +111,7 @@ class RedisPlaces:
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
         self._prefix = prefix
 
-    def find(self, job_id: str, queue: str, priority: str) -> Place:
+    def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
         from penstock.producers.senders.redis.connections import pack
         from penstock.producers.senders.redis.sender import GROUP, lane_keys
 
@@ -128,13 +128,15 @@ class RedisPlaces:
             behind, complete = self._scan(keys[number], needle, "XREVRANGE", "+", f"({last}")
             index = None if behind is None else max(waits[number] - 1 - behind, 0)
         if index is not None:
-            return Place(True, waiting, higher + index)
+            return QueuePosition(True, waiting, higher + index)
         held, held_complete = self._scan_held(keys[number], needle)
         if held is not None:
-            return Place(True, waiting, held_by=held[0], silent=held[1])
+            return QueuePosition(True, waiting, held_by=held[0], silent=held[1])
         if complete and held_complete:
-            return Place(False, waiting)
-        return Place(None, waiting, max(higher + waits[number] - 1, 0), exact=False)  # in the middle of a long lane
+            return QueuePosition(False, waiting)
+        return QueuePosition(
+            None, waiting, max(higher + waits[number] - 1, 0), exact=False
+        )  # in the middle of a long lane
 
     def close(self) -> None:
         self._connections.close()
@@ -174,20 +176,20 @@ class RedisPlaces:
         return None, False
 
 
-class RabbitmqPlaces:
-    """`Places` over RabbitMQ, which tells how many messages are ready and how many consume them, and no more."""
+class RabbitmqPositions:
+    """`QueuePositions` over RabbitMQ, which tells only how many messages are ready and how many consume them."""
 
     def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
         self._url, self._prefix, self._timeout_seconds = url, prefix, timeout_seconds
 
-    def find(self, job_id: str, queue: str, priority: str) -> Place:
+    def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
         number = PRIORITIES.index(cast(Priority, priority))
         ready, consumers = zip(*self._counts(queue), strict=True)
         waiting = sum(ready)
         if ready[number]:
-            return Place(None, waiting, sum(ready[: number + 1]) - 1, exact=False)
+            return QueuePosition(None, waiting, sum(ready[: number + 1]) - 1, exact=False)
         # With nobody to hold it, an empty lane does not have it.
-        return Place(None if consumers[number] else False, waiting)
+        return QueuePosition(None if consumers[number] else False, waiting)
 
     def close(self) -> None:
         pass
@@ -218,21 +220,21 @@ class RabbitmqPlaces:
         return counts
 
 
-class MemoryPlaces:
-    """`Places` of a MemoryBroker, which does not tell what its consumers hold."""
+class MemoryPositions:
+    """`QueuePositions` of a MemoryBroker, which does not tell what its consumers hold."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
 
-    def find(self, job_id: str, queue: str, priority: str) -> Place:
+    def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
         number = PRIORITIES.index(cast(Priority, priority))
         with self._broker.changed:
             self._broker.ping()
             lanes = [[envelope.id for envelope, _ in self._broker.lanes[queue, one]] for one in PRIORITIES]
         waiting, higher = sum(map(len, lanes)), sum(map(len, lanes[:number]))
         if job_id in lanes[number]:
-            return Place(True, waiting, higher + lanes[number].index(job_id))
-        return Place(None, waiting)
+            return QueuePosition(True, waiting, higher + lanes[number].index(job_id))
+        return QueuePosition(None, waiting)
 
     def close(self) -> None:
         pass

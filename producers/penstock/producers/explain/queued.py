@@ -7,40 +7,46 @@ from typing import Any
 
 from penstock.ledger.transitions.lost import PATIENT_LEASES
 from penstock.producers.explain.case import Case, Explanation
-from penstock.producers.explain.pools import START_DISPATCHER, find_place, no_dispatcher, pool_trouble, position
-from penstock.producers.explain.queue_position import Place, Places
+from penstock.producers.explain.pools import (
+    START_DISPATCHER,
+    describe_position,
+    find_position,
+    no_dispatcher,
+    pool_trouble,
+)
+from penstock.producers.explain.queue_position import QueuePosition, QueuePositions
 from penstock.producers.explain.wording import when
 from penstock.schemas.states import State
 
 
-def queued(case: Case, places: Places | None) -> Explanation:
+def explain_queued(case: Case, positions: QueuePositions | None) -> Explanation:
     job = case.job
     facts: dict[str, Any] = {"sent_at": job.due_at}
-    place = find_place(places, case.id, job.queue, job.priority, facts)
+    position = find_position(case, positions, job.queue, job.priority, facts)
     trouble, advice = pool_trouble(case, facts)
-    if place is not None and place.there is False:
+    if position is not None and position.there is False:
         facts["resent_from"] = _missed_from(case)
         because, advice = _lost(case, trouble, advice)
     elif trouble:
         because = trouble
-        if place is not None and place.ahead is not None:
-            because += f"; {position(place, job.queue)}"
+        if position is not None and position.ahead is not None:
+            because += f"; {describe_position(position, job.queue)}"
     else:
-        because = _in_queue(case, place)
+        because = _in_queue(case, position)
     if job.expires_at is not None and job.expires_at <= case.now:
         because += f"; it has expired, {when(job.expires_at, case.now)}, and will be discarded, not run"
     return Explanation(case.id, State.QUEUED, because, facts, advice)
 
 
-def _in_queue(case: Case, place: Place | None) -> str:
+def _in_queue(case: Case, position: QueuePosition | None) -> str:
     queue, count = case.job.queue, len(case.roster.consuming(case.job.queue))
     pool = f"{count} live worker{'' if count == 1 else 's'}"
-    if place is None:
+    if position is None:
         return f"it waits in queue {queue!r} ({pool}), where in it cannot be told"
-    if place.held_by is not None:
-        return f"worker {place.held_by} has fetched it, and begins it when one of its running jobs ends"
-    if place.ahead is not None:
-        return f"{position(place, queue)} ({pool})"
+    if position.held_by is not None:
+        return f"worker {position.held_by} has fetched it, and begins it when one of its running jobs ends"
+    if position.ahead is not None:
+        return f"{describe_position(position, queue)} ({pool})"
     return (
         f"nothing waits in its lane of queue {queue!r}: a worker has fetched it and is busy ({pool}), or the broker "
         f"has lost it, and a dispatcher sends it again, from {when(_missed_from(case), case.now)} on"

@@ -7,25 +7,28 @@ from typing import Any
 
 from penstock.ledger.transitions.lost import SILENT_LEASES
 from penstock.producers.explain.case import Case, Explanation
-from penstock.producers.explain.pools import START_DISPATCHER, find_place, no_dispatcher, pool_trouble
-from penstock.producers.explain.queue_position import Place, Places
+from penstock.producers.explain.pools import START_DISPATCHER, find_position, no_dispatcher, pool_trouble
+from penstock.producers.explain.queue_position import QueuePosition, QueuePositions
 from penstock.producers.explain.wording import present, when
 from penstock.schemas.states import State
 
 
-def runs(case: Case, places: Places | None) -> Explanation:
+def explain_running(case: Case, positions: QueuePositions | None) -> Explanation:
     job, holder = case.job, case.holder
     facts: dict[str, Any] = {"worker": job.worker, "started_at": job.started_at, "error": job.error}
     facts["progress"] = present({name: getattr(job, f"progress_{name}") for name in ("done", "total", "note")})
     if case.kind is not None and case.kind.timeout is not None:
         facts["deadline"] = job.started_at + case.kind.timeout
     if holder is not None:
-        facts |= {"host": holder.host, "pid": holder.pid, "lease_until": holder.lease_until}
+        facts["lease_until"] = holder.lease_until
+        if not case.scope.is_bounded:
+            facts |= {"host": holder.host, "pid": holder.pid}
     if holder is None or not holder.lives(case.now):
-        return _orphan(case, places, facts)
+        return _orphan(case, positions, facts)
+    process = "" if case.scope.is_bounded else f" (host {holder.host}, pid {holder.pid})"
     because = (
-        f"it runs since {when(job.started_at, case.now)} on worker {job.worker} (host {holder.host}, pid {holder.pid}),"
-        f" attempt {job.attempt}{_progress(job)}"
+        f"it runs since {when(job.started_at, case.now)} on worker {job.worker}{process}, "
+        f"attempt {job.attempt}{_progress(job)}"
     )
     advice = None
     deadline = facts.get("deadline")
@@ -39,7 +42,7 @@ def runs(case: Case, places: Places | None) -> Explanation:
     return Explanation(case.id, State.RUNNING, because, facts, advice)
 
 
-def _orphan(case: Case, places: Places | None, facts: dict[str, Any]) -> Explanation:
+def _orphan(case: Case, positions: QueuePositions | None, facts: dict[str, Any]) -> Explanation:
     job, holder = case.job, case.holder
     over: datetime = job.started_at
     gone = "is not on record"
@@ -59,23 +62,23 @@ def _orphan(case: Case, places: Places | None, facts: dict[str, Any]) -> Explana
         because += f"; as it must not run twice, a dispatcher makes it a dead letter, {when(given_up, case.now)}"
         return _needs_dispatcher(case, because, facts, no_sender)
     trouble, advice = pool_trouble(case, facts)
-    place = find_place(places, case.id, job.queue, job.priority, facts)
-    if place is not None and place.there is False and not trouble:
+    position = find_position(case, positions, job.queue, job.priority, facts)
+    if position is not None and position.there is False and not trouble:
         facts["resent_at"] = given_up
         because += f"; the broker does not have it, so a dispatcher sends it again, {when(given_up, case.now)}"
         return _needs_dispatcher(case, because, facts, no_sender)
-    because += f"; {_taken_over(case, place, facts)}"
+    because += f"; {_taken_over(case, position, facts)}"
     if trouble:
         because += f"; but {trouble}"
     return Explanation(case.id, State.RUNNING, because, facts, advice)
 
 
-def _taken_over(case: Case, place: Place | None, facts: dict[str, Any]) -> str:
-    if place is not None and place.held_by not in (None, case.job.worker):
-        return f"worker {place.held_by} has taken it over, and begins it as soon as it can"
-    if place is not None and place.silent is not None:
+def _taken_over(case: Case, position: QueuePosition | None, facts: dict[str, Any]) -> str:
+    if position is not None and position.held_by not in (None, case.job.worker):
+        return f"worker {position.held_by} has taken it over, and begins it as soon as it can"
+    if position is not None and position.silent is not None:
         # Those who take over look every third of a lease.
-        by = case.now + max(case.lease - place.silent, timedelta()) + case.lease / 3
+        by = case.now + max(case.lease - position.silent, timedelta()) + case.lease / 3
         facts["taken_over_at"] = by
         return f"another worker takes it over by {when(by, case.now)}"
     return "another worker takes it over when the broker hands it out again"

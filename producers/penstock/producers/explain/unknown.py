@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from penstock.producers.explain.case import Case, Explanation
-from penstock.producers.explain.pools import NAMED, START_DISPATCHER, find_place, no_dispatcher, position
-from penstock.producers.explain.queue_position import Place, Places
+from penstock.producers.explain.pools import START_DISPATCHER, describe_position, find_position, no_dispatcher
+from penstock.producers.explain.queue_position import QueuePosition, QueuePositions
 from penstock.producers.explain.wording import present, when
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
 from penstock.schemas.wire.ids import made_at
@@ -18,10 +18,11 @@ _ELSE = (
 )
 
 
-def unknown(case: Case, places: Places | None, queues: Iterable[str]) -> Explanation:
+def explain_unknown(case: Case, positions: QueuePositions | None, queues: Iterable[str]) -> Explanation:
     facts: dict[str, Any] = {"made_at": made_at(case.id)}
-    names = sorted({*queues, *case.roster.queues(), DISPATCHER_QUEUE})
-    found, sure = _search(places, case.id, names, facts)
+    others = {queue for queue in queues if case.scope.includes_queue(queue)}
+    names = sorted({*others, *case.live_queues(), DISPATCHER_QUEUE})
+    found, sure = _search(case, positions, names, facts)
     if found is not None:
         return _found(case, *found, facts)
     time = f", its id was made {when(facts['made_at'], case.now)}" if facts["made_at"] else ""
@@ -36,28 +37,28 @@ def unknown(case: Case, places: Places | None, queues: Iterable[str]) -> Explana
 
 
 def _search(
-    places: Places | None, job_id: str, queues: Iterable[str], facts: dict[str, Any]
-) -> tuple[tuple[str, str, Place] | None, bool]:
+    case: Case, positions: QueuePositions | None, queues: Iterable[str], facts: dict[str, Any]
+) -> tuple[tuple[str, str, QueuePosition] | None, bool]:
     """The queue and priority of the lane that has it; and whether, if none has, that is sure."""
-    sure = places is not None
+    sure = positions is not None
     waiting: dict[str, int] = {}
     for queue in queues:
         for priority in PRIORITIES:
             looked: dict[str, Any] = {}
-            place = find_place(places, job_id, queue, priority, looked)
-            if place is None:
+            position = find_position(case, positions, queue, priority, looked)
+            if position is None:
                 facts |= looked
                 return None, False
-            if place.there:
+            if position.there:
                 facts |= looked
-                return (queue, priority, place), True
-            sure = sure and place.there is False
-            waiting[queue] = place.waiting
+                return (queue, priority, position), True
+            sure = sure and position.there is False
+            waiting[queue] = position.waiting
     facts["waiting"] = {queue: count for queue, count in waiting.items() if count}
     return None, sure
 
 
-def _found(case: Case, queue: str, priority: str, place: Place, facts: dict[str, Any]) -> Explanation:
+def _found(case: Case, queue: str, priority: str, position: QueuePosition, facts: dict[str, Any]) -> Explanation:
     facts |= {"queue": queue, "priority": priority}
     if queue == DISPATCHER_QUEUE:
         because, advice = "it is on its way to the ledger, through the dispatcher's queue", None
@@ -65,11 +66,11 @@ def _found(case: Case, queue: str, priority: str, place: Place, facts: dict[str,
             because, advice = f"{because}; no dispatcher lives to take it in ({gone})", START_DISPATCHER
         return Explanation(case.id, None, because, present(facts), advice)
     consuming = case.roster.consuming(queue)
-    facts["workers"] = {one.name: list(one.queues) for one in (consuming or case.roster.workers)[:NAMED]}
-    if place.held_by is not None:
-        because = f"worker {place.held_by} has fetched it from queue {queue!r}, and begins it as soon as it can"
+    facts["workers"] = case.queues_of(consuming or case.roster.workers)
+    if position.held_by is not None:
+        because = f"worker {position.held_by} has fetched it from queue {queue!r}, and begins it as soon as it can"
     else:
-        because = position(place, queue)
+        because = describe_position(position, queue)
     if not consuming:
         because, advice = f"no live worker consumes queue {queue!r}; {because}", _start(queue)
         return Explanation(case.id, None, because, present(facts), advice)

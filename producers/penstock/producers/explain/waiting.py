@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from penstock.producers.explain.case import COUNTED, Case, Explanation
-from penstock.producers.explain.pools import NAMED, START_DISPATCHER, no_dispatcher, pool_trouble
+from penstock.producers.explain.case import COUNTED, NAMED, Case, Explanation
+from penstock.producers.explain.pools import START_DISPATCHER, no_dispatcher, pool_trouble
 from penstock.producers.explain.wording import short, when
 from penstock.schemas.states import Outcome, State
 
@@ -14,7 +14,7 @@ _LATE = timedelta(seconds=20)
 """A dispatcher that has not sent for so long is kept from it. Longer than a reservation lasts."""
 
 
-def waits(case: Case) -> Explanation:
+def explain_waiting(case: Case) -> Explanation:
     job = case.job
     facts: dict[str, Any] = {"due_at": job.due_at, "error": job.error}
     because = _for_what(case)
@@ -34,8 +34,10 @@ def _for_what(case: Case) -> str:
     due = when(case.due_at, case.now)
     ahead = case.due_at > case.now
     if job.state == State.RETRYING:
-        told = f"attempt {job.attempt} failed ({short(job.error)})"
-        return f"{told}; the next one is in retry until {due}" if ahead else f"{told}; the next one is due since {due}"
+        failed = f"attempt {job.attempt} failed ({short(job.error)})"
+        return (
+            f"{failed}; the next one is in retry until {due}" if ahead else f"{failed}; the next one is due since {due}"
+        )
     if last is not None and last.outcome == Outcome.SNOOZED:
         said = f" ({short(last.error)})" if last.error else ""
         return f"its handler has snoozed it{said} until {due}"

@@ -41,6 +41,9 @@ class Scope:
             return False
         return matches_any(kind, self.kinds) and matches_any(queue, self.queues)
 
+    def includes_queue(self, queue: str) -> bool:
+        return matches_any(queue, self.queues)
+
     def includes_dead_letter(self, row: Any) -> bool:
         """Whether this row of `SCOPED` is within the bounds.
 

@@ -34,7 +34,7 @@ def explain(
     The exit code is 1 for a job that neither ledger nor broker knows, and for a key that no job has taken.
     """
     from penstock.producers import explain as explaining
-    from penstock.producers.explain.queue_position import open_places
+    from penstock.producers.explain.queue_position import open_positions
     from penstock.producers.limits import open_store
     from penstock.schemas.jobs.kind import registry
 
@@ -45,7 +45,7 @@ def explain(
     discover(imports or ())
     settings = open_settings()
     timeout = settings.broker_timeout_seconds
-    places = open_places(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
+    positions = open_positions(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
     limits = open_store(settings)
     found: list[Explanation]
     try:
@@ -53,14 +53,14 @@ def explain(
             if job_id is not None:
                 queues = registry.queues() | set(settings.queues)
                 found = [
-                    explaining.explain(database, job_id, places, lease=settings.lease, queues=queues, limits=limits)
+                    explaining.explain(database, job_id, positions, lease=settings.lease, queues=queues, limits=limits)
                 ]
             else:
                 found = explaining.explain_key(
-                    database, key or "", places, kind=kind, tenant=tenant, lease=settings.lease
+                    database, key or "", positions, kind=kind, tenant=tenant, lease=settings.lease
                 )
     finally:
-        places.close()
+        positions.close()
         if limits is not None:
             limits.close()
     if as_json:

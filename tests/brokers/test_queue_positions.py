@@ -17,7 +17,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.ledger.transitions import due
 from penstock.producers.explain import explain, queue_position
-from penstock.producers.explain.queue_position import MemoryPlaces, Place, Places, open_places
+from penstock.producers.explain.queue_position import MemoryPositions, QueuePosition, QueuePositions, open_positions
 from penstock.producers.senders import Sender
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.senders.redis.sender import GROUP, lane_key
@@ -32,50 +32,50 @@ MakeConsumer = Callable[..., Consumer]
 
 
 @pytest.fixture
-def positions(broker_url: str, prefix: str) -> Iterator[Places]:
-    opened = open_places(broker_url, prefix=prefix)
+def positions(broker_url: str, prefix: str) -> Iterator[QueuePositions]:
+    opened = open_positions(broker_url, prefix=prefix)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def in_redis(redis_url: str, prefix: str) -> Iterator[Places]:
-    opened = open_places(redis_url, prefix=prefix)
+def in_redis(redis_url: str, prefix: str) -> Iterator[QueuePositions]:
+    opened = open_positions(redis_url, prefix=prefix)
     yield opened
     opened.close()
 
 
-def test_a_lane_that_was_never_declared_does_not_have_it(positions: Places) -> None:
-    assert positions.find("1", "never-declared", "normal") == Place(False, 0)
+def test_a_lane_that_was_never_declared_does_not_have_it(positions: QueuePositions) -> None:
+    assert positions.find("1", "never-declared", "normal") == QueuePosition(False, 0)
 
 
 def test_redis_counts_what_waits_before_it_and_in_higher_lanes(
-    redis_url: str, in_redis: Places, make_sender: MakeSender, make_consumer: MakeConsumer
+    redis_url: str, in_redis: QueuePositions, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     sender = make_sender(redis_url)
     sender.send([envelope(str(number)) for number in range(5)])
-    assert in_redis.find("3", "emails", "normal") == Place(True, 5, 3), "before any worker has come"
+    assert in_redis.find("3", "emails", "normal") == QueuePosition(True, 5, 3), "before any worker has come"
     consumer = make_consumer(redis_url)
     sender.send([envelope("h", priority="high"), envelope("l", priority="low")])
-    assert in_redis.find("3", "emails", "normal") == Place(True, 7, 4)
-    assert in_redis.find("h", "emails", "high") == Place(True, 7, 0)
-    assert in_redis.find("l", "emails", "low") == Place(True, 7, 6)
+    assert in_redis.find("3", "emails", "normal") == QueuePosition(True, 7, 4)
+    assert in_redis.find("h", "emails", "high") == QueuePosition(True, 7, 0)
+    assert in_redis.find("l", "emails", "low") == QueuePosition(True, 7, 6)
     high, first = fetch(consumer, 2)
-    assert in_redis.find("3", "emails", "normal") == Place(True, 5, 2)
+    assert in_redis.find("3", "emails", "normal") == QueuePosition(True, 5, 2)
     held = in_redis.find("0", "emails", "normal")
     assert (held.there, held.ahead, held.held_by) == (True, None, "worker@test-1")
     assert held.silent is not None
     consumer.release([first])
-    assert in_redis.find("0", "emails", "normal") == Place(True, 6, 4)
+    assert in_redis.find("0", "emails", "normal") == QueuePosition(True, 6, 4)
     consumer.ack([high])
-    until(lambda: in_redis.find("h", "emails", "high") == Place(False, 6), "the end of it")
-    assert in_redis.find("3", "emails", "low") == Place(False, 6)
-    assert in_redis.find("9", "emails", "normal") == Place(False, 6)
+    until(lambda: in_redis.find("h", "emails", "high") == QueuePosition(False, 6), "the end of it")
+    assert in_redis.find("3", "emails", "low") == QueuePosition(False, 6)
+    assert in_redis.find("9", "emails", "normal") == QueuePosition(False, 6)
 
 
 def test_redis_looks_from_both_ends_of_a_long_lane_and_says_so_of_its_middle(
     redis_url: str,
-    in_redis: Places,
+    in_redis: QueuePositions,
     make_sender: MakeSender,
     make_consumer: MakeConsumer,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,21 +86,23 @@ def test_redis_looks_from_both_ends_of_a_long_lane_and_says_so_of_its_middle(
     make_sender(redis_url).send([envelope(f"{number:03}") for number in range(105)])
     fetch(consumer, 5)
     for number, ahead in ((5, 0), (14, 9), (15, 10), (34, 29), (75, 70), (94, 89), (104, 99)):
-        assert in_redis.find(f"{number:03}", "emails", "normal") == Place(True, 100, ahead)
-    assert in_redis.find("050", "emails", "normal") == Place(None, 100, 99, exact=False)
+        assert in_redis.find(f"{number:03}", "emails", "normal") == QueuePosition(True, 100, ahead)
+    assert in_redis.find("050", "emails", "normal") == QueuePosition(None, 100, 99, exact=False)
     assert in_redis.find("003", "emails", "normal").held_by == "worker@test-1"
     assert in_redis.find("never", "emails", "normal").there is None
 
 
-def test_an_id_is_found_only_as_the_id_of_a_job(redis_url: str, in_redis: Places, make_sender: MakeSender) -> None:
+def test_an_id_is_found_only_as_the_id_of_a_job(
+    redis_url: str, in_redis: QueuePositions, make_sender: MakeSender
+) -> None:
     sender = make_sender(redis_url)
     sender.send([envelope("1", root_id="2"), envelope('a"ö')])
     assert in_redis.find("2", "emails", "normal").there is False
-    assert in_redis.find('a"ö', "emails", "normal") == Place(True, 2, 1)
+    assert in_redis.find('a"ö', "emails", "normal") == QueuePosition(True, 2, 1)
 
 
 def test_asking_changes_nothing(
-    redis_url: str, prefix: str, in_redis: Places, make_sender: MakeSender, make_consumer: MakeConsumer
+    redis_url: str, prefix: str, in_redis: QueuePositions, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     consumer = make_consumer(redis_url)
     make_sender(redis_url).send([envelope("1"), envelope("2")])
@@ -120,30 +122,30 @@ def test_asking_changes_nothing(
 def test_rabbitmq_reports_an_upper_bound_of_the_jobs_ahead(
     amqp_url: str, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
-    places = open_places(amqp_url, prefix=prefix)
+    places = open_positions(amqp_url, prefix=prefix)
     sender = make_sender(amqp_url)
     sender.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
-    until(lambda: places.find("2", "emails", "normal") == Place(None, 3, 2, exact=False), "three that wait")
-    assert places.find("h", "emails", "high") == Place(None, 3, 0, exact=False)
-    assert places.find("l", "emails", "low") == Place(False, 3), "nobody consumes the lane, and it is empty"
+    until(lambda: places.find("2", "emails", "normal") == QueuePosition(None, 3, 2, exact=False), "three that wait")
+    assert places.find("h", "emails", "high") == QueuePosition(None, 3, 0, exact=False)
+    assert places.find("l", "emails", "low") == QueuePosition(False, 3), "nobody consumes the lane, and it is empty"
     consumer = make_consumer(amqp_url)
     fetch(consumer, 3)
-    until(lambda: places.find("2", "emails", "normal") == Place(None, 0), "all in the worker's hands")
+    until(lambda: places.find("2", "emails", "normal") == QueuePosition(None, 0), "all in the worker's hands")
 
 
 def test_the_memory_broker_reports_the_same_positions() -> None:
     broker = MemoryBroker()
-    places = MemoryPlaces(broker)
+    places = MemoryPositions(broker)
     broker.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
-    assert places.find("2", "emails", "normal") == Place(True, 3, 2)
+    assert places.find("2", "emails", "normal") == QueuePosition(True, 3, 2)
     MemoryConsumer(broker, ["emails"]).fetch(1, 0)
-    assert places.find("2", "emails", "normal") == Place(True, 2, 1)
-    assert places.find("h", "emails", "high") == Place(None, 2)
+    assert places.find("2", "emails", "normal") == QueuePosition(True, 2, 1)
+    assert places.find("h", "emails", "high") == QueuePosition(None, 2)
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"])
 def test_a_position_in_an_unavailable_broker_is_an_error(url: str) -> None:
-    places = open_places(url.format(free_port()), timeout_seconds=1.0)
+    places = open_positions(url.format(free_port()), timeout_seconds=1.0)
     with pytest.raises(BrokerUnavailable):
         places.find("1", "emails", "normal")
     places.close()
@@ -162,7 +164,7 @@ def ledger(sqlite_url: str) -> Iterator[Database]:
 
 
 def test_a_sent_job_is_explained_by_its_broker(
-    broker_url: str, positions: Places, sender: Sender, ledger: Database, make_consumer: MakeConsumer
+    broker_url: str, positions: QueuePositions, sender: Sender, ledger: Database, make_consumer: MakeConsumer
 ) -> None:
     waiting = [encode(Note(), due_at=datetime.now(UTC) - timedelta(minutes=ago)) for ago in (3, 2, 1)]
     due.schedule(ledger, waiting)
@@ -185,7 +187,7 @@ def test_a_sent_job_is_explained_by_its_broker(
 
 
 def test_an_unrecorded_job_is_looked_for_in_every_queue(
-    broker_url: str, positions: Places, sender: Sender, ledger: Database
+    broker_url: str, positions: QueuePositions, sender: Sender, ledger: Database
 ) -> None:
     job = encode(Note(), priority="low")
     sender.send([job])
@@ -204,7 +206,7 @@ def test_an_unrecorded_job_is_looked_for_in_every_queue(
 
 
 def test_a_job_held_by_a_dead_worker_says_when_it_is_taken_over_and_then_by_which_worker(
-    redis_url: str, in_redis: Places, ledger: Database, make_sender: MakeSender, make_consumer: MakeConsumer
+    redis_url: str, in_redis: QueuePositions, ledger: Database, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
     lease = timedelta(seconds=0.5)
     heartbeats.register(ledger, "dead", engine="celery", queues=["notes"], kinds={}, lease=-lease)
@@ -224,7 +226,7 @@ def test_a_job_held_by_a_dead_worker_says_when_it_is_taken_over_and_then_by_whic
 
 
 def test_a_job_that_redis_lost_under_a_dead_worker_is_sent_again(
-    redis_url: str, in_redis: Places, ledger: Database, make_consumer: MakeConsumer
+    redis_url: str, in_redis: QueuePositions, ledger: Database, make_consumer: MakeConsumer
 ) -> None:
     heartbeats.register(ledger, "dead", engine="celery", queues=["notes"], kinds={}, lease=-timedelta(seconds=1))
     claim = claimed(ledger, message(Note()), worker="dead")
