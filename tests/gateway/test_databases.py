@@ -12,7 +12,7 @@ from servers import SERVERS, need
 from penstock.ledger import api_keys
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.requests.idempotency import Repeats
+from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 
 
 @pytest.mark.parametrize("server", ["PostgreSQL", "MariaDB"])
@@ -27,16 +27,16 @@ def test_keys_and_repeated_requests_are_kept(server: str) -> None:
         assert not api_keys.revoke(database, key.id).holds(datetime.now(UTC))
 
         async def ask() -> None:
-            repeats = Repeats(database)
-            first = await repeats.begin("key:1", "one", [b"a"], ["x"])
+            idempotency_keys = IdempotencyKeys(database)
+            first = await idempotency_keys.start("key:1", "one", [b"a"], ["x"])
             with pytest.raises(Problem, match="under way"):
-                await repeats.begin("key:1", "one", [b"a"], ["y"])
-            await repeats.cut_off(first)
-            assert (await repeats.begin("key:1", "one", [b"a"], ["y"])).job_ids == ["x"]
-            await repeats.end(first, 202, b"{}")
-            assert (await repeats.begin("key:1", "one", [b"a"], ["y"])).answer == (202, b"{}")
+                await idempotency_keys.start("key:1", "one", [b"a"], ["y"])
+            await idempotency_keys.abort(first)
+            assert (await idempotency_keys.start("key:1", "one", [b"a"], ["y"])).job_ids == ["x"]
+            await idempotency_keys.complete(first, 202, b"{}")
+            assert (await idempotency_keys.start("key:1", "one", [b"a"], ["y"])).answer == (202, b"{}")
             with pytest.raises(Problem, match="another request"):
-                await repeats.begin("key:1", "one", [b"b"], ["y"])
+                await idempotency_keys.start("key:1", "one", [b"b"], ["y"])
 
         asyncio.run(ask())
         database.close()

@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from penstock.config.settings import Settings, load_settings
 from penstock.producers.gateway import openapi, problems
-from penstock.producers.gateway.dependencies import Authenticated, Services
-from penstock.producers.gateway.metrics import Measured
+from penstock.producers.gateway.dependencies import Authenticated, Deps
+from penstock.producers.gateway.metrics import RequestTimer
 from penstock.producers.gateway.requests.bodies import BodyLimits
 from penstock.producers.gateway.routes import (
     events,
@@ -61,9 +61,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = Services(settings)
+        app.state.deps = Deps(settings)
         yield
-        await app.state.services.close()
+        await app.state.deps.close()
 
     # FastAPI's own pages load scripts of others, and its document is open to all.
     app = FastAPI(
@@ -96,5 +96,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent"],
             expose_headers=["Location", "Retry-After", "Idempotency-Replayed"],
         )
-    app.add_middleware(Measured)
+    app.add_middleware(RequestTimer)
     return app

@@ -16,16 +16,15 @@ from penstock.ledger.sql.database import Database
 from penstock.producers.enqueue.producer import AsyncProducer
 from penstock.producers.gateway.auth.callers import Caller, Callers
 from penstock.producers.gateway.auth.job_ids import JobIds
-from penstock.producers.gateway.auth.jwt import Jwts
-from penstock.producers.gateway.auth.rate_limit import Rates
-from penstock.producers.gateway.backlogs import Backlogs
-from penstock.producers.gateway.metrics import Metrics
-from penstock.producers.gateway.requests.idempotency import Repeats
+from penstock.producers.gateway.auth.jwt import JwtVerifier
+from penstock.producers.gateway.auth.rate_limit import RateLimiter
+from penstock.producers.gateway.metrics import Metrics, OutboxBacklogs
+from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 
 log = logging.getLogger("penstock.gateway")
 
 
-class Services:
+class Deps:
     """Open for as long as the app runs.
 
     Attributes:
@@ -44,12 +43,12 @@ class Services:
         self.producer.gather()
         self.database = Database(settings.database_url)
         jwt = settings.gateway.jwt
-        self.callers = Callers(self.database, None if jwt is None else Jwts(jwt))
+        self.callers = Callers(self.database, None if jwt is None else JwtVerifier(jwt))
         self.job_ids = JobIds(self.secret)
-        self.rates = Rates()
-        self.repeats = Repeats(self.database)
+        self.rate_limiter = RateLimiter()
+        self.idempotency_keys = IdempotencyKeys(self.database)
         self.metrics = Metrics()
-        self.backlogs = Backlogs(self.database, settings.outbox_urls)
+        self.backlogs = OutboxBacklogs(self.database, settings.outbox_urls)
         self.metrics.registry.register(self.backlogs)
         self.closing = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -70,12 +69,12 @@ class Services:
         """Raises Problem (429) if the caller asks for more than it may."""
         per_second = caller.requests_per_second or self.settings.gateway.requests_per_second
         if per_second is not None:
-            self.rates.take(caller.id, per_second, weight)
+            self.rate_limiter.acquire(caller.id, per_second, weight)
 
 
-async def services(connection: HTTPConnection) -> Services:
+async def services(connection: HTTPConnection) -> Deps:
     """A coroutine, as FastAPI would take a thread for a function."""
-    found: Services = connection.app.state.services
+    found: Deps = connection.app.state.deps
     return found
 
 
@@ -85,11 +84,11 @@ async def authenticated(connection: HTTPConnection) -> Caller:
     Raises:
         Problem: (401) nobody we know; (429) it asks for too much.
     """
-    here = await services(connection)
-    caller = await here.callers.of(connection.headers.get("authorization"))
-    here.count(caller)
+    deps = await services(connection)
+    caller = await deps.callers.authenticate(connection.headers.get("authorization"))
+    deps.count(caller)
     return caller
 
 
-Here = Annotated[Services, Depends(services)]
+Here = Annotated[Deps, Depends(services)]
 Authenticated = Annotated[Caller, Depends(authenticated)]

@@ -1,17 +1,25 @@
-"""What the gateway counts, for Prometheus."""
+"""The gateway's metrics, for Prometheus: requests, jobs, streams, and the sizes of the outboxes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
+import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.queries.outbox_backlog import backlog
+from penstock.ledger.sql.database import Database
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Metrics:
-    """Of one app, so that a process may have several."""
+    """Metrics of one app. They have a registry of their own, since a process may have several apps."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -31,7 +39,7 @@ class Metrics:
         self.streams = Gauge("penstock_gateway_streams", "Jobs that clients follow now.", registry=self.registry)
 
 
-class Measured:
+class RequestTimer:
     """ASGI middleware that counts requests by route and status."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -41,15 +49,63 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
 
-        async def measured(message: Message) -> None:
+        async def send_measured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # The route, not the path: ids would make a series each.
+                # The route and not the path, which has ids: each would make a series.
                 route = getattr(scope.get("route"), "path", "none")
                 labels = (scope["method"] if route != "none" else "", route, str(message["status"]))
-                metrics: Metrics = scope["app"].state.services.metrics
-                metrics.requests.labels(*labels).observe(time.perf_counter() - began)
+                metrics: Metrics = scope["app"].state.deps.metrics
+                metrics.requests.labels(*labels).observe(time.perf_counter() - started)
             await send(message)
 
-        await self._app(scope, receive, measured)
+        await self._app(scope, receive, send_measured)
+
+
+class OutboxBacklogs(Collector):
+    """Size and lag of the outbox in the ledger's database, and of those in web backends' databases.
+
+    They are read whenever Prometheus asks, which blocks.
+
+    Arguments:
+        urls: the databases of web backends.
+    """
+
+    def __init__(self, ledger: Database, urls: Iterable[str]) -> None:
+        self._ledger = ledger
+        self._others = {url: Database(url, pool_size=1) for url in urls if url != ledger.url}
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Name the metrics; without this method, registering would read the outboxes."""
+        return _families()
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Read each outbox; one whose database is unavailable is left out."""
+        jobs, lag = _families()
+        for database in (self._ledger, *self._others.values()):
+            try:
+                size = backlog(database)
+            except LedgerUnavailable:
+                continue
+            name = "ledger" if database is self._ledger else _name(database.url)
+            jobs.add_metric([name], size.jobs)
+            lag.add_metric([name], size.lag.total_seconds())
+        return jobs, lag
+
+    def close(self) -> None:
+        for database in self._others.values():
+            database.close()
+
+
+def _name(url: str) -> str:
+    """Host and database, without the user: metrics are read by many."""
+    parsed = sa.make_url(url)
+    return f"{parsed.host or ''}/{(parsed.database or '').lstrip('/')}"
+
+
+def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        GaugeMetricFamily("penstock_outbox_jobs", "Jobs that are committed and not sent.", labels=("outbox",)),
+        GaugeMetricFamily("penstock_outbox_lag_seconds", "How long the first of them waits.", labels=("outbox",)),
+    )

@@ -88,7 +88,7 @@ def _operation(kind: Kind, schemas: dict[str, Any]) -> dict[str, Any]:
     for model, definition in fields.pop("$defs", {}).items():
         schemas[f"{name}.{model}"] = definition
     schemas[name] = fields
-    taken = {"content": {JSON: {"schema": {"$ref": _REFERENCE + "Accepted"}}}}
+    json_body = {"content": {JSON: {"schema": {"$ref": _REFERENCE + "Accepted"}}}}
     return {
         "operationId": f"submit.{name}",
         "tags": ["jobs"],
@@ -100,8 +100,8 @@ def _operation(kind: Kind, schemas: dict[str, Any]) -> dict[str, Any]:
             "content": {JSON: {"schema": {"$ref": _REFERENCE + name}}},
         },
         "responses": {
-            "202": {"description": "The broker has the job.", **taken},
-            "200": {"description": "An earlier job stands for this unique one.", **taken},
+            "202": {"description": "The broker has the job.", **json_body},
+            "200": {"description": "An earlier job stands for this unique one.", **json_body},
         },
     }
 

@@ -77,7 +77,7 @@ class Problem(HTTPException):
         return Response(to_json(self.body()), self.status_code, self.headers, MEDIA_TYPE)
 
 
-def invalid(error: ValidationError, what: str, *, under: Sequence[str | int] = ()) -> Problem:
+def invalid_body(error: ValidationError, what: str, *, under: Sequence[str | int] = ()) -> Problem:
     """The problem of a body that is no JSON (400), or does not fit (422).
 
     Arguments:
@@ -86,12 +86,12 @@ def invalid(error: ValidationError, what: str, *, under: Sequence[str | int] = (
     """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if any(item["type"] == "json_invalid" for item in found):
-        return no_json(found[0]["msg"])
+        return invalid_json(found[0]["msg"])
     errors = [{"pointer": pointer([*under, *item["loc"]]), "detail": item["msg"]} for item in found]
     return Problem(422, "invalid-fields", f"the body is no {what}; see errors", errors=errors)
 
 
-def no_json(why: str) -> Problem:
+def invalid_json(why: str) -> Problem:
     return Problem(400, "invalid-json", f"the body cannot be read: {why}", errors=[{"pointer": "#", "detail": why}])
 
 
@@ -185,19 +185,19 @@ def _problem(connection: HTTPConnection, error: Exception) -> Problem:
                 error.status_code, _phrase(error.status_code).lower().replace(" ", "-"), text, headers=error.headers
             )
         case RequestValidationError():
-            return _of_request(error)
+            return _request_problem(error)
         case PenstockError():
             return problem_of(error)
         case ClientDisconnect():
-            return no_json("the connection ended before the body did")
+            return invalid_json("the connection ended before the body did")
     return broken()
 
 
-def _of_request(error: RequestValidationError) -> Problem:
+def _request_problem(error: RequestValidationError) -> Problem:
     """What FastAPI found wrong, of routes that declare their parts."""
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
-        return no_json(found[0]["msg"])
+        return invalid_json(found[0]["msg"])
     errors = []
     for item in found:
         place, *path = item["loc"]

@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """From any thread, or a signal's handler."""
-        if (services := getattr(self._app.state, "services", None)) is not None:
+        if (services := getattr(self._app.state, "deps", None)) is not None:
             services.end_streams()
         self.should_exit = True
 

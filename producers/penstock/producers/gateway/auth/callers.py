@@ -14,7 +14,7 @@ from typing import Any
 from penstock.ledger import api_keys
 from penstock.ledger.api_keys import ApiKey
 from penstock.ledger.sql.database import Database
-from penstock.producers.gateway.auth.jwt import CHALLENGE, Jwts
+from penstock.producers.gateway.auth.jwt import CHALLENGE, JwtVerifier
 from penstock.producers.gateway.problems import Problem
 from penstock.schemas.jobs.kind import Kind
 
@@ -43,12 +43,12 @@ class Caller:
     tenants: tuple[str, ...] | None = None
     requests_per_second: float | None = None
 
-    def may_use(self, kind: str | None, queue: str | None) -> bool:
+    def is_allowed(self, kind: str | None, queue: str | None) -> bool:
         return _among(kind, self.kinds) and _among(queue, self.queues)
 
     def may_see(self, kind: str | None, queue: str | None, tenant: str | None) -> bool:
         """Whether jobs of this kind, queue and tenant are for it."""
-        return self.may_use(kind, queue) and (self.tenants is None or tenant in self.tenants)
+        return self.is_allowed(kind, queue) and (self.tenants is None or tenant in self.tenants)
 
     def check_use(self, kind: Kind, queue: str | None) -> None:
         """Raises Problem (403) if it may not send this kind to this queue (None: the kind's own)."""
@@ -77,28 +77,28 @@ class Caller:
 class Callers:
     """Tells who calls by the header `Authorization: Bearer …`, an API key or a JWT."""
 
-    def __init__(self, database: Database, jwts: Jwts | None) -> None:
-        self._database, self._jwts = database, jwts
-        self._claim = "penstock" if jwts is None else jwts.claim
+    def __init__(self, database: Database, jwt_verifier: JwtVerifier | None) -> None:
+        self._database, self._jwts = database, jwt_verifier
+        self._claim = "penstock" if jwt_verifier is None else jwt_verifier.claim
         self._cache: OrderedDict[str, tuple[float, Caller | None, ApiKey | None]] = OrderedDict()
 
-    async def of(self, authorization: str | None) -> Caller:
+    async def authenticate(self, authorization: str | None) -> Caller:
         """Raises Problem: (401) nobody we know; (403) a token without our claim."""
         scheme, _, credential = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not credential:
             detail = "send the header Authorization: Bearer, with an API key" + (" or a token" if self._jwts else "")
             raise Problem(401, "unauthenticated", detail, headers=CHALLENGE)
         if credential.startswith(api_keys.START):
-            return await self._of_key(credential)
+            return await self._authenticate_key(credential)
         if self._jwts is None:
             raise Problem(401, "unauthenticated", "this is no API key of this gateway's", headers=CHALLENGE)
-        return self._of_claims(await self._jwts.read(credential))
+        return self._caller_from_claims(await self._jwts.read(credential))
 
-    async def _of_key(self, text: str) -> Caller:
+    async def _authenticate_key(self, text: str) -> Caller:
         read_at, caller, key = self._cache.get(text, (0.0, None, None))
         if not read_at or time.monotonic() - read_at > CACHE_SECONDS:
             key = await asyncio.to_thread(api_keys.find, self._database, text)
-            caller = None if key is None else _caller_of_key(key)
+            caller = None if key is None else _caller_authenticate_key(key)
             self._cache[text] = (time.monotonic(), caller, key)
             self._cache.move_to_end(text)
             if len(self._cache) > _MOST_CACHED:
@@ -108,7 +108,7 @@ class Callers:
             raise Problem(401, "unauthenticated", detail, headers=CHALLENGE)
         return caller
 
-    def _of_claims(self, claims: dict[str, Any]) -> Caller:
+    def _caller_from_claims(self, claims: dict[str, Any]) -> Caller:
         scope = claims.get(self._claim)
         if not isinstance(scope, dict) or not all(_is_names(scope.get(name)) for name in _SCOPES):
             detail = f"the token has no claim {self._claim!r} that lists its kinds, queues or tenants"
@@ -118,7 +118,7 @@ class Callers:
         return Caller(caller_id, caller_id, kinds, queues, tenants)
 
 
-def _caller_of_key(key: ApiKey) -> Caller:
+def _caller_authenticate_key(key: ApiKey) -> Caller:
     return Caller(f"key:{key.id}", f"key {key.name}", key.kinds, key.queues, key.tenants, key.requests_per_second)
 
 

@@ -16,7 +16,7 @@ log = logging.getLogger("penstock.gateway")
 _TIMEOUT_SECONDS = 5.0
 
 
-class Jwts:
+class JwtVerifier:
     """Checks tokens. The provider's keys are kept for five minutes, and fetched anew for an unknown one."""
 
     def __init__(self, settings: JwtSettings) -> None:

@@ -12,13 +12,13 @@ _MOST = 10_000
 """Callers remembered; the one that was silent for longest is forgotten first, and may begin anew."""
 
 
-class Rates:
+class RateLimiter:
     """Counts requests by caller. Each may save up one second's worth."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, as of when
 
-    def take(self, caller_id: str, per_second: float, count: int = 1) -> None:
+    def acquire(self, caller_id: str, per_second: float, count: int = 1) -> None:
         """Count a request.
 
         Arguments:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
-from penstock.producers.gateway.problems import Problem, invalid, no_json
+from penstock.producers.gateway.problems import Problem, invalid_body, invalid_json
 
 JSON = "application/json"
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -80,7 +80,7 @@ async def read_json(request: Request) -> bytes:
         try:
             from_json(body, allow_inf_nan=False)
         except ValueError as error:
-            raise no_json(str(error)) from None
+            raise invalid_json(str(error)) from None
     return body or b"{}"
 
 
@@ -90,10 +90,10 @@ async def read_model(request: Request, model: type[_Model], what: str) -> _Model
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error, what) from None
+        raise invalid_body(error, what) from None
 
 
-def taken(schema: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
+def json_body(schema: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
     """For OpenAPI: what a route that reads its body by itself takes."""
     return {"requestBody": {"required": required, "content": {JSON: {"schema": schema}}}}
 

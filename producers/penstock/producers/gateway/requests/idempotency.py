@@ -31,7 +31,7 @@ _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class KeyedRequest:
     """What is on record of a request.
 
     Attributes:
@@ -44,14 +44,14 @@ class Repeat:
     answer: tuple[int, bytes] | None = None
 
 
-class Repeats:
+class IdempotencyKeys:
     """Remembers requests."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._delete_at = 0.0
 
-    async def begin(self, caller_id: str, key: str, asked: Sequence[bytes], job_ids: list[str]) -> Repeat:
+    async def start(self, caller_id: str, key: str, asked: Sequence[bytes], job_ids: list[str]) -> KeyedRequest:
         """Enter a request, or find it.
 
         Arguments:
@@ -68,48 +68,48 @@ class Repeats:
             raise Problem(422, "invalid-key", "the Idempotency-Key is none", errors=errors)
         one = hashlib.sha256(f"{caller_id}\n{found[1]}".encode()).hexdigest()
         fingerprint = hashlib.sha256(b"\n".join(asked)).hexdigest()
-        return await asyncio.to_thread(self._begin, one, fingerprint, job_ids)
+        return await asyncio.to_thread(self._start, one, fingerprint, job_ids)
 
-    async def end(self, repeat: Repeat, status: int, body: bytes) -> None:
+    async def complete(self, keyed: KeyedRequest, status: int, body: bytes) -> None:
         """Enter the answer."""
-        change = sa.update(requests).where(requests.c.id == repeat.id).values(status=status, answer=body.decode())
+        change = sa.update(requests).where(requests.c.id == keyed.id).values(status=status, answer=body.decode())
         await asyncio.to_thread(self._database.write, lambda connection: connection.execute(change))
 
-    async def forget(self, repeat: Repeat) -> None:
+    async def release(self, keyed: KeyedRequest) -> None:
         """Nothing was done; the key may be used again."""
-        gone = sa.delete(requests).where(requests.c.id == repeat.id, requests.c.status.is_(None))
+        gone = sa.delete(requests).where(requests.c.id == keyed.id, requests.c.status.is_(None))
         await asyncio.to_thread(self._database.write, lambda connection: connection.execute(gone))
 
-    async def cut_off(self, repeat: Repeat) -> None:
+    async def abort(self, keyed: KeyedRequest) -> None:
         """Something may have been done; the next one with this key is to do it again, at once."""
-        open_ = sa.and_(requests.c.id == repeat.id, requests.c.status.is_(None))
+        open_ = sa.and_(requests.c.id == keyed.id, requests.c.status.is_(None))
         change = sa.update(requests).where(open_).values(begun_at=datetime.now(UTC) - UNDER_WAY)
         await asyncio.to_thread(self._database.write, lambda connection: connection.execute(change))
 
-    def _begin(self, one: str, fingerprint: str, job_ids: list[str]) -> Repeat:
+    def _start(self, one: str, fingerprint: str, job_ids: list[str]) -> KeyedRequest:
         now = datetime.now(UTC)
         row = {"id": one, "fingerprint": fingerprint, "job_ids": json.dumps(job_ids), "begun_at": now}
 
-        def write(connection: sa.Connection) -> Repeat:
+        def write(connection: sa.Connection) -> KeyedRequest:
             self._delete_old(connection, now)
             if self._database.execute_many(connection, self._database.insert_ignore(requests), [row]):
-                return Repeat(one, job_ids)
+                return KeyedRequest(one, job_ids)
             select = self._database.locked(sa.select(requests).where(requests.c.id == one))
             found = connection.execute(select).first()
             if found is None:  # deleted at this moment
                 connection.execute(sa.insert(requests).values(row))
-                return Repeat(one, job_ids)
+                return KeyedRequest(one, job_ids)
             if found.fingerprint != fingerprint:
                 detail = "this Idempotency-Key was used for another request; take a new one"
                 raise Problem(422, "key-used", detail)
             ids: list[str] = json.loads(found.job_ids)
             if found.status is not None:
-                return Repeat(one, ids, (found.status, found.answer.encode()))
+                return KeyedRequest(one, ids, (found.status, found.answer.encode()))
             if now - found.begun_at < UNDER_WAY:
                 detail = "this request is under way already; try again"
                 raise Problem(409, "under-way", detail, headers={"Retry-After": "1"})
             connection.execute(sa.update(requests).where(requests.c.id == one).values(begun_at=now))
-            return Repeat(one, ids)
+            return KeyedRequest(one, ids)
 
         return self._database.write(write)
 

@@ -17,7 +17,7 @@ _LONGEST = 100 * 365 * 86_400.0
 _CLEAN = r"^[^\x00-\x1f\x7f]+$"
 
 
-def reachable(time: datetime) -> datetime:
+def check_reachable(time: datetime) -> datetime:
     """Raises ValueError for a time that no clock or database will see."""
     if not datetime(1970, 1, 2, tzinfo=UTC) <= time <= datetime.now(UTC) + timedelta(seconds=_LONGEST):
         raise ValueError("it must lie between 1970 and a hundred years from now")
@@ -36,7 +36,7 @@ class Options(BaseModel):
 
     delay: Annotated[Seconds | None, Field(description="Run it no sooner than this many seconds from now.")] = None
     run_at: Annotated[
-        Annotated[AwareDatetime, AfterValidator(reachable)] | None,
+        Annotated[AwareDatetime, AfterValidator(check_reachable)] | None,
         Field(description="Or no sooner than this time: ISO 8601 with an offset."),
     ] = None
     priority: Annotated[Priority | None, Field(description="The lane; as its kind says if not given.")] = None

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from penstock.config.errors import DuplicateJob, InvalidEvent, PenstockError
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Authenticated, Here, Services
+from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
 from penstock.producers.gateway.problems import Problem, problem_of
 from penstock.producers.gateway.requests.bodies import JSON, read_json
 from penstock.producers.traces import traced
@@ -72,24 +72,24 @@ class EventsAnswer(BaseModel):
         },
     },
 )
-async def send_events(request: Request, caller: Authenticated, here: Here) -> Response:
+async def send_events(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Take CloudEvents, one or a batch. Rules of penstock.toml turn them into jobs. An event that comes again, by its
     source and id, makes no further job."""
-    found = await _read(request, here)
-    most = here.settings.gateway.max_batch
+    found = await _read(request, deps)
+    most = deps.settings.gateway.max_batch
     if len(found) > most:
         raise Problem(422, "invalid-fields", f"a batch holds up to {most} events")
-    here.count(caller, max(len(found) - 1, 0))
-    answers = [await _answer(one, number, caller, here) for number, one in enumerate(found)]
+    deps.count(caller, max(len(found) - 1, 0))
+    answers = [await _answer(one, number, caller, deps) for number, one in enumerate(found)]
     return respond(answers)
 
 
-async def _read(request: Request, here: Services) -> Sequence[Event | InvalidEvent]:
+async def _read(request: Request, deps: Deps) -> Sequence[Event | InvalidEvent]:
     try:
         if "ce-specversion" not in request.headers and request.headers.get("content-type", "").startswith(JSON):
             document = from_json(await read_json(request))
             if isinstance(document, dict) and ("Records" in document or document.get("Event") == "s3:TestEvent"):
-                return list(webhooks.s3(document, here.settings.storage_url))
+                return list(webhooks.s3(document, deps.settings.storage_url))
         return cloudevents.parse(request.headers, await request.body())
     except InvalidEvent as error:
         raise refused(error) from None
@@ -97,19 +97,19 @@ async def _read(request: Request, here: Services) -> Sequence[Event | InvalidEve
         raise refused(InvalidEvent("the body", f"not JSON: {error}")) from None
 
 
-async def _answer(one: Event | InvalidEvent, number: int, caller: Caller, here: Services) -> EventAnswer:
+async def _answer(one: Event | InvalidEvent, number: int, caller: Caller, deps: Deps) -> EventAnswer:
     try:
         if isinstance(one, InvalidEvent):
             raise refused(one)
-        return await take(one, caller, here)
+        return await take(one, caller, deps)
     except Problem as problem:
         if problem.status_code >= 500:
             raise  # it is not the event's fault, and all may come again
-        here.metrics.refused.labels(problem.name).inc()
+        deps.metrics.refused.labels(problem.name).inc()
         return EventAnswer(status=problem.status_code, problem=problem.body())
 
 
-async def take(event: Event, caller: Caller, here: Services) -> EventAnswer:
+async def take(event: Event, caller: Caller, deps: Deps) -> EventAnswer:
     """Send the jobs that the rules make of an event, if it was not taken before.
 
     Raises:
@@ -117,7 +117,7 @@ async def take(event: Event, caller: Caller, here: Services) -> EventAnswer:
             and the event may come again.
     """
     try:
-        made = jobs_of(event, here.settings.events)
+        made = jobs_of(event, deps.settings.events)
     except InvalidEvent as error:
         raise refused(error) from None
     if not made:
@@ -131,26 +131,26 @@ async def take(event: Event, caller: Caller, here: Services) -> EventAnswer:
     # The rules are part of what was asked: those that are new to an old event make their jobs.
     said = "\n".join([event.source, event.id, *(one.rule for one in made)])
     key = hashlib.sha256(said.encode()).hexdigest()
-    repeat = await here.repeats.begin(caller.id, key, [b"event"], [here.job_ids.new(caller.id) for _ in made])
-    if repeat.answer is not None:
-        return EventAnswer.model_validate_json(repeat.answer[1])
+    keyed = await deps.idempotency_keys.start(caller.id, key, [b"event"], [deps.job_ids.new(caller.id) for _ in made])
+    if keyed.answer is not None:
+        return EventAnswer.model_validate_json(keyed.answer[1])
     try:
-        jobs = await _send(event, made, repeat.job_ids, options, here)
+        jobs = await _send(event, made, keyed.job_ids, options, deps)
     except BaseException:
-        await here.repeats.cut_off(repeat)
+        await deps.idempotency_keys.abort(keyed)
         raise
     answer = EventAnswer(status=202, jobs=jobs)
-    await here.repeats.end(repeat, 202, to_json(answer))
+    await deps.idempotency_keys.complete(keyed, 202, to_json(answer))
     return answer
 
 
 async def _send(
-    event: Event, made: Sequence[Made], ids: Sequence[str], options: dict[str, Any], here: Services
+    event: Event, made: Sequence[Made], ids: Sequence[str], options: dict[str, Any], deps: Deps
 ) -> list[EventJob]:
     parent = event.extensions.get("traceparent")
     with traced(parent if isinstance(parent, str) else None):
         items = [(one.job, {**options, "id": id}) for one, id in zip(made, ids, strict=True)]
-        answers = await here.producer.enqueue_each(items)
+        answers = await deps.producer.enqueue_each(items)
     jobs = []
     for one, sent in zip(made, answers, strict=True):
         if isinstance(sent, DuplicateJob):
@@ -158,7 +158,7 @@ async def _send(
         elif isinstance(sent, PenstockError):
             raise problem_of(sent)
         else:
-            here.metrics.jobs.labels(sent.kind).inc()
+            deps.metrics.jobs.labels(sent.kind).inc()
             jobs.append(EventJob(rule=one.rule, id=sent.id, kind=sent.kind, created=sent.created))
     return jobs
 

@@ -28,11 +28,11 @@ async def health() -> Health:
 
 
 @router.get("/ready", operation_id="ready")
-async def ready(here: Here) -> Health:
+async def ready(deps: Here) -> Health:
     """Broker and ledger answer."""
-    await here.producer.ping()
+    await deps.producer.ping()
     select = sa.select(api_keys.c.id).limit(1)  # a table, as they may not be there yet
-    await asyncio.to_thread(here.database.read, lambda connection: connection.execute(select).first())
+    await asyncio.to_thread(deps.database.read, lambda connection: connection.execute(select).first())
     return Health()
 
 
@@ -42,7 +42,7 @@ async def ready(here: Here) -> Health:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(here: Here) -> Response:
+async def metrics(deps: Here) -> Response:
     """For Prometheus."""
-    text = await asyncio.to_thread(generate_latest, here.metrics.registry)  # it looks into the outboxes
+    text = await asyncio.to_thread(generate_latest, deps.metrics.registry)  # it looks into the outboxes
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -13,9 +13,9 @@ from penstock.config.errors import InvalidState, StorageError
 from penstock.ledger.queries.status import JobStatus
 from penstock.ledger.transitions import revive
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Authenticated, Here, Services
+from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
 from penstock.producers.gateway.problems import job_not_found
-from penstock.producers.gateway.routes.submit import known_kind
+from penstock.producers.gateway.routes.submit import find_kind
 from penstock.schemas.states import State
 from penstock.schemas.wire.ids import made_at
 
@@ -58,16 +58,16 @@ class StateView(BaseModel):
 
 
 @router.get("/v1/jobs/{id}", operation_id="getJob")
-async def get_job(id: JobId, caller: Authenticated, here: Here) -> JobView:
+async def get_job(id: JobId, caller: Authenticated, deps: Here) -> JobView:
     """The job's status. Before a worker has seen it, only who sent it finds it, as `queued`."""
-    return view(await visible(here, caller, id))
+    return view(await visible(deps, caller, id))
 
 
 @router.post("/v1/jobs/{id}/cancel", operation_id="cancelJob")
 async def cancel_job(
     id: JobId,
     caller: Authenticated,
-    here: Here,
+    deps: Here,
     kind: Annotated[
         str | None, Query(max_length=127, description="Its kind, needed while no worker has seen the job.")
     ] = None,
@@ -76,34 +76,34 @@ async def cancel_job(
     ] = None,
 ) -> StateView:
     """Cancel the job: at once while it waits, through its worker while it runs (its state is `running` then)."""
-    status = await visible(here, caller, id)
+    status = await visible(deps, caller, id)
     seen = status.enqueued_at is not None
     if not seen and kind is None:
         raise InvalidState(f"job {id} waits in the broker, where no worker has seen it; name its kind")
-    unseen = {} if seen else {"kind": known_kind(kind or "").name, "tenant": caller.tenant(tenant)}
-    state = await asyncio.to_thread(revive.cancel, here.database, id, actor=caller.name, **unseen)
+    unseen = {} if seen else {"kind": find_kind(kind or "").name, "tenant": caller.tenant(tenant)}
+    state = await asyncio.to_thread(revive.cancel, deps.database, id, actor=caller.name, **unseen)
     return StateView(id=id, state=state)
 
 
 @router.post("/v1/jobs/{id}/retry", operation_id="retryJob")
-async def retry_job(id: JobId, caller: Authenticated, here: Here) -> StateView:
+async def retry_job(id: JobId, caller: Authenticated, deps: Here) -> StateView:
     """Try a job again, now, that is dead, discarded or cancelled."""
-    status = await visible(here, caller, id)
+    status = await visible(deps, caller, id)
     if status.enqueued_at is None:
         raise InvalidState(f"job {id} has not ended")
-    await asyncio.to_thread(revive.retry, here.database, id, actor=caller.name)
+    await asyncio.to_thread(revive.retry, deps.database, id, actor=caller.name)
     return StateView(id=id, state=State.SCHEDULED)
 
 
-async def visible(here: Services, caller: Caller, job_id: str) -> JobStatus:
+async def visible(deps: Deps, caller: Caller, job_id: str) -> JobStatus:
     """The status of a job that this caller may see.
 
     Raises:
         Problem: (404) there is none, or it is not for this caller. LedgerUnavailable.
     """
-    status = await here.producer.handle(job_id).status()
+    status = await deps.producer.handle(job_id).status()
     if status.enqueued_at is None:  # not on record
-        if not here.job_ids.made_for(job_id, caller.id) or _is_over(here, job_id):
+        if not deps.job_ids.made_for(job_id, caller.id) or _is_over(deps, job_id):
             raise job_not_found()
     elif not caller.may_see(status.kind, status.queue, status.tenant):
         raise job_not_found()
@@ -126,8 +126,8 @@ def view(status: JobStatus) -> JobView:
 _SHOWN = tuple(name for name in JobView.model_fields if name not in ("result", "result_error", "progress"))
 
 
-def _is_over(here: Services, job_id: str) -> bool:
+def _is_over(deps: Deps, job_id: str) -> bool:
     """Whether a job that is not on record was, and was pruned: it is older than what the ledger keeps for certain."""
-    made, keep = made_at(job_id), here.settings.retention
+    made, keep = made_at(job_id), deps.settings.retention
     kept = [one for one in (keep.succeeded, keep.discarded, keep.cancelled) if one is not None]
     return made is not None and bool(kept) and made < datetime.now(UTC) - min(kept)

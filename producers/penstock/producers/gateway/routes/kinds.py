@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.producers.gateway.dependencies import Authenticated
 from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.routes.submit import known_kind
+from penstock.producers.gateway.routes.submit import find_kind
 from penstock.schemas.contracts.export import describe
 from penstock.schemas.jobs.kind import Kind, registry
 
@@ -35,14 +35,14 @@ class KindList(BaseModel):
 @router.get("/v1/kinds", operation_id="listKinds")
 async def list_kinds(caller: Authenticated) -> KindList:
     """The kinds that this caller may send, with the JSON Schemas of their fields."""
-    return KindList(kinds=[_view(kind) for kind in registry if caller.may_use(kind.name, kind.queue)])
+    return KindList(kinds=[_view(kind) for kind in registry if caller.is_allowed(kind.name, kind.queue)])
 
 
 @router.get("/v1/kinds/{kind}", operation_id="getKind")
 async def get_kind(kind: Annotated[str, Path(max_length=127)], caller: Authenticated) -> KindView:
     """One kind, also by a former name."""
-    found = known_kind(kind)
-    if not caller.may_use(found.name, found.queue):
+    found = find_kind(kind)
+    if not caller.is_allowed(found.name, found.queue):
         raise Problem(403, "kind-not-allowed", f"this key is not for kind {found.name}")
     return _view(found)
 

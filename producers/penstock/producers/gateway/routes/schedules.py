@@ -19,10 +19,8 @@ from penstock.ledger.schedules.previews import preview_times
 from penstock.ledger.schedules.rules import Schedule, check_schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Authenticated, Here, Services
-from penstock.producers.gateway.problems import Problem, invalid, pointer, schedule_not_found
-from penstock.producers.gateway.requests.bodies import JSON, read_model, taken
-from penstock.producers.gateway.routes.schedule_models import (
+from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
+from penstock.producers.gateway.models.schedules import (
     Backfill,
     BackfillAnswer,
     BackfilledTime,
@@ -36,6 +34,8 @@ from penstock.producers.gateway.routes.schedule_models import (
     TimeView,
     view,
 )
+from penstock.producers.gateway.problems import Problem, invalid_body, pointer, schedule_not_found
+from penstock.producers.gateway.requests.bodies import JSON, json_body, read_model
 from penstock.schemas.jobs.kind import Kind, registry
 from penstock.schemas.schedules.cron import localized
 
@@ -47,11 +47,11 @@ Name = Annotated[
 
 
 @router.get("/v1/schedules", operation_id="listSchedules")
-async def list_schedules(caller: Authenticated, here: Here) -> ScheduleList:
+async def list_schedules(caller: Authenticated, deps: Here) -> ScheduleList:
     """The schedules whose jobs this caller may send."""
 
     def read() -> list[ScheduleView]:
-        found = ((schedule_of_row(row), row) for row in commands.recorded_schedules(here.database).values())
+        found = ((schedule_of_row(row), row) for row in commands.recorded_schedules(deps.database).values())
         return [view(schedule, row) for schedule, row in found if _may_see(caller, schedule)]
 
     return ScheduleList(schedules=await asyncio.to_thread(read))
@@ -62,9 +62,9 @@ async def list_schedules(caller: Authenticated, here: Here) -> ScheduleList:
     operation_id="addSchedule",
     status_code=201,
     response_model=ScheduleView,
-    openapi_extra=taken(NewSchedule.model_json_schema()),
+    openapi_extra=json_body(NewSchedule.model_json_schema()),
 )
-async def add_schedule(request: Request, caller: Authenticated, here: Here) -> Response:
+async def add_schedule(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Make a schedule. It fires from now on."""
     new = await read_model(request, NewSchedule, "schedule")
     kind = registry.find(new.kind)
@@ -73,30 +73,30 @@ async def add_schedule(request: Request, caller: Authenticated, here: Here) -> R
     caller.check_use(kind, None)
     if caller.tenants is not None:
         raise Problem(403, "tenant-not-allowed", "jobs of schedules are of no tenant, and this key is for tenants")
-    found = await asyncio.to_thread(_add, here.database, new, kind, caller.name)
+    found = await asyncio.to_thread(_add, deps.database, new, kind, caller.name)
     return Response(to_json(found), 201, {"Location": f"/v1/schedules/{new.name}"}, JSON)
 
 
 @router.get("/v1/schedules/{name}", operation_id="getSchedule")
-async def get_schedule(name: Name, caller: Authenticated, here: Here) -> ScheduleView:
-    return view(*await _visible(here, caller, name))
+async def get_schedule(name: Name, caller: Authenticated, deps: Here) -> ScheduleView:
+    return view(*await _visible(deps, caller, name))
 
 
 @router.delete("/v1/schedules/{name}", operation_id="removeSchedule", status_code=204)
-async def remove_schedule(name: Name, caller: Authenticated, here: Here) -> None:
+async def remove_schedule(name: Name, caller: Authenticated, deps: Here) -> None:
     """Delete a schedule that was made at run time. Its jobs stay."""
-    _, row = await _visible(here, caller, name)
+    _, row = await _visible(deps, caller, name)
     if row.source == "code":
         raise Problem(409, "wrong-state", f"schedule {name!r} is declared in code; remove it there, or pause it")
-    await asyncio.to_thread(commands.remove, here.database, name, actor=caller.name)
+    await asyncio.to_thread(commands.remove, deps.database, name, actor=caller.name)
 
 
 @router.get("/v1/schedules/{name}/next", operation_id="nextTimes")
 async def next_times(
-    name: Name, caller: Authenticated, here: Here, count: Annotated[int, Query(ge=1, le=100)] = 10
+    name: Name, caller: Authenticated, deps: Here, count: Annotated[int, Query(ge=1, le=100)] = 10
 ) -> TimeList:
     """Its next times, paused or not."""
-    schedule, _ = await _visible(here, caller, name)
+    schedule, _ = await _visible(deps, caller, name)
     if (times := schedule.times) is None or (settings := schedule.settings) is None:
         return TimeList(times=[])
     found = await asyncio.to_thread(preview_times, times, settings.zone, datetime.now(UTC), count)
@@ -105,36 +105,36 @@ async def next_times(
 
 @router.get("/v1/schedules/{name}/runs", operation_id="listRuns")
 async def list_runs(
-    name: Name, caller: Authenticated, here: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 10
+    name: Name, caller: Authenticated, deps: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 10
 ) -> RunList:
     """Its last times, the newest first."""
-    await _visible(here, caller, name)
-    found = await asyncio.to_thread(commands.runs, here.database, name, limit)
+    await _visible(deps, caller, name)
+    found = await asyncio.to_thread(commands.runs, deps.database, name, limit)
     return RunList(runs=[RunView.model_validate(one, from_attributes=True) for one in found])
 
 
 @router.post("/v1/schedules/{name}/pause", operation_id="pauseSchedule")
-async def pause_schedule(name: Name, caller: Authenticated, here: Here) -> ScheduleView:
+async def pause_schedule(name: Name, caller: Authenticated, deps: Here) -> ScheduleView:
     """Let it make no jobs until it is resumed."""
-    await _visible(here, caller, name)
-    await asyncio.to_thread(commands.pause, here.database, name, actor=caller.name)
-    return view(*await _visible(here, caller, name))
+    await _visible(deps, caller, name)
+    await asyncio.to_thread(commands.pause, deps.database, name, actor=caller.name)
+    return view(*await _visible(deps, caller, name))
 
 
 @router.post("/v1/schedules/{name}/resume", operation_id="resumeSchedule")
-async def resume_schedule(name: Name, caller: Authenticated, here: Here) -> ScheduleView:
+async def resume_schedule(name: Name, caller: Authenticated, deps: Here) -> ScheduleView:
     """Let it go on from now. What it would have done meanwhile is not made up for; see backfill."""
-    await _visible(here, caller, name)
-    await asyncio.to_thread(commands.resume, here.database, name, actor=caller.name)
-    return view(*await _visible(here, caller, name))
+    await _visible(deps, caller, name)
+    await asyncio.to_thread(commands.resume, deps.database, name, actor=caller.name)
+    return view(*await _visible(deps, caller, name))
 
 
 @router.post("/v1/schedules/{name}/run", operation_id="runSchedule", status_code=202)
-async def run_schedule(name: Name, caller: Authenticated, here: Here) -> MadeJob:
+async def run_schedule(name: Name, caller: Authenticated, deps: Here) -> MadeJob:
     """Make a job of it now, paused or not, whatever its last one does."""
-    await _visible(here, caller, name)
+    await _visible(deps, caller, name)
     try:
-        return MadeJob(job_id=await asyncio.to_thread(commands.run, here.database, name, actor=caller.name))
+        return MadeJob(job_id=await asyncio.to_thread(commands.run, deps.database, name, actor=caller.name))
     except ConfigError as error:
         raise Problem(409, "wrong-state", str(error)) from None
 
@@ -142,26 +142,26 @@ async def run_schedule(name: Name, caller: Authenticated, here: Here) -> MadeJob
 @router.post(
     "/v1/schedules/{name}/backfill",
     operation_id="backfillSchedule",
-    openapi_extra=taken(Backfill.model_json_schema()),
+    openapi_extra=json_body(Backfill.model_json_schema()),
 )
-async def backfill_schedule(name: Name, request: Request, caller: Authenticated, here: Here) -> BackfillAnswer:
+async def backfill_schedule(name: Name, request: Request, caller: Authenticated, deps: Here) -> BackfillAnswer:
     """Make a job for each time in a span that has none, up to `max_batch`. They may run beside each other."""
     asked = await read_model(request, Backfill, "span of time")
-    schedule, _ = await _visible(here, caller, name)
+    schedule, _ = await _visible(deps, caller, name)
     if schedule.settings is None or schedule.error is not None:
         raise Problem(409, "wrong-state", str(schedule.error))
-    zone, most = schedule.settings.zone, here.settings.gateway.max_batch
+    zone, most = schedule.settings.zone, deps.settings.gateway.max_batch
     begin, end = localized(asked.begin, zone), None if asked.end is None else localized(asked.end, zone)
 
     async def make(dry_run: bool) -> list[commands.BackfilledTime]:
         act, who = commands.backfill, caller.name
         try:
-            return await asyncio.to_thread(act, here.database, name, begin, end, actor=who, limit=most, dry_run=dry_run)
+            return await asyncio.to_thread(act, deps.database, name, begin, end, actor=who, limit=most, dry_run=dry_run)
         except ConfigError as error:
             raise _wrong(pointer(["from" if end is None else "to"]), str(error)) from None
 
     made = await make(dry_run=True)
-    here.count(caller, max(_new(made) - 1, 0))
+    deps.count(caller, max(_new(made) - 1, 0))
     if not asked.dry_run:
         made = await make(dry_run=False)
     times = [BackfilledTime(at=one.time, job_id=one.job_id, skipped=one.skipped) for one in made]
@@ -177,7 +177,7 @@ def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> Schedu
         try:
             kind.job.model_validate_json(to_json(new.payload))
         except ValidationError as error:
-            raise invalid(error, f"schedule of {kind.name}", under=("payload",)) from None
+            raise invalid_body(error, f"schedule of {kind.name}", under=("payload",)) from None
     values = new.values_given()
     if (wrong := check_schedule(new.name, read_entry(values), pointer).error) is not None:
         where, _, why = wrong.partition(": ")
@@ -190,11 +190,11 @@ def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> Schedu
     return view(schedule_of_row(row), row)
 
 
-async def _visible(here: Services, caller: Caller, name: str) -> tuple[Schedule, Any]:
+async def _visible(deps: Deps, caller: Caller, name: str) -> tuple[Schedule, Any]:
     """A schedule that this caller may see, and its row. Raises Problem (404); LedgerUnavailable."""
 
     def read() -> tuple[Schedule, Any]:
-        row = commands.find(here.database, name)
+        row = commands.find(deps.database, name)
         return schedule_of_row(row), row
 
     schedule, row = await asyncio.to_thread(read)

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from penstock.config.errors import LedgerUnavailable, WatchClosed
 from penstock.ledger.queries.status import JobStatus
-from penstock.producers.gateway.dependencies import Here, Services, authenticated, services
+from penstock.producers.gateway.dependencies import Deps, Here, authenticated, services
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.routes.jobs import JobId, view, visible
 from penstock.producers.tokens import read_progress_token
@@ -54,13 +54,13 @@ async def followed(
     ] = None,
 ) -> Followed:
     """Raises Problem or PenstockError: the caller, or the token, is not for this job; or its kind is not tracked."""
-    here = await services(connection)
+    deps = await services(connection)
     if token is not None:
-        if read_progress_token(token, secret=here.secret) != id:
+        if read_progress_token(token, secret=deps.secret) != id:
             raise Problem(403, "token-not-allowed", "this token is for another job")
-        return Followed(here.producer.handle(id).watch(), _progress_only)
-    status = await visible(here, await authenticated(connection), id)
-    return Followed(here.producer.handle(id, status.kind or "").watch(), _all)
+        return Followed(deps.producer.handle(id).watch(), _progress_only)
+    status = await visible(deps, await authenticated(connection), id)
+    return Followed(deps.producer.handle(id, status.kind or "").watch(), _all)
 
 
 @router.get(
@@ -75,15 +75,15 @@ async def followed(
         204: {"description": "The client has seen the end already (its `Last-Event-ID` says so)."},
     },
 )
-async def events(request: Request, job: Annotated[Followed, Depends(followed)], here: Here) -> Response:
+async def events(request: Request, job: Annotated[Followed, Depends(followed)], deps: Here) -> Response:
     """Follow the job until its end, as Server-Sent Events."""
     if request.headers.get("last-event-id") == "end":
         return Response(status_code=204)  # by which a browser stops asking
-    _check_room(here)
+    _check_room(deps)
 
     async def frames() -> AsyncIterator[bytes]:
         yield b"retry: 3000\n\n"
-        async with aclosing(_course(here, job.course)) as course:
+        async with aclosing(_statuses(deps, job.course)) as course:
             async for status in course:
                 if status is None:
                     yield b": still here\n\n"
@@ -95,12 +95,12 @@ async def events(request: Request, job: Annotated[Followed, Depends(followed)], 
 
 
 @router.websocket("/v1/jobs/{id}/ws")
-async def socket(websocket: WebSocket, job: Annotated[Followed, Depends(followed)], here: Here) -> None:
+async def socket(websocket: WebSocket, job: Annotated[Followed, Depends(followed)], deps: Here) -> None:
     """Follow the job until its end: text messages `{"event": …, "job": …}`, then close code 1000."""
-    _check_room(here)
+    _check_room(deps)
     await websocket.accept()
-    sending = asyncio.create_task(_send(websocket, here, job))
-    leaving = asyncio.create_task(_left(websocket))
+    sending = asyncio.create_task(_send(websocket, deps, job))
+    leaving = asyncio.create_task(_wait_until_closed(websocket))
     try:
         await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -109,9 +109,9 @@ async def socket(websocket: WebSocket, job: Annotated[Followed, Depends(followed
         await asyncio.gather(sending, leaving, return_exceptions=True)
 
 
-async def _send(websocket: WebSocket, here: Services, job: Followed) -> None:
+async def _send(websocket: WebSocket, deps: Deps, job: Followed) -> None:
     code = 1001  # going away: come again
-    async with aclosing(_course(here, job.course)) as course:
+    async with aclosing(_statuses(deps, job.course)) as course:
         async for status in course:
             if status is not None:  # pings are the server's
                 name = "end" if status.final else "status"
@@ -120,7 +120,7 @@ async def _send(websocket: WebSocket, here: Services, job: Followed) -> None:
     await websocket.close(code)
 
 
-async def _left(websocket: WebSocket) -> None:
+async def _wait_until_closed(websocket: WebSocket) -> None:
     """Until the client leaves. What it says is of no interest."""
     try:
         while True:
@@ -129,11 +129,11 @@ async def _left(websocket: WebSocket) -> None:
         return
 
 
-async def _course(here: Services, watch: Any) -> AsyncGenerator[JobStatus | None]:
+async def _statuses(deps: Deps, watch: Any) -> AsyncGenerator[JobStatus | None]:
     """A job's statuses until its end, with None after a silence. Ends early when the gateway closes, or the ledger is
     away: the client comes back by itself."""
-    with _counted(here):
-        closing = asyncio.create_task(here.closing.wait())
+    with _counted(deps):
+        closing = asyncio.create_task(deps.closing.wait())
         coming: asyncio.Task[JobStatus] | None = None
         try:
             while True:
@@ -159,18 +159,18 @@ async def _course(here: Services, watch: Any) -> AsyncGenerator[JobStatus | None
 
 
 @contextmanager
-def _counted(here: Services) -> Iterator[None]:
-    here.metrics.streams.inc()
-    here.streams += 1
+def _counted(deps: Deps) -> Iterator[None]:
+    deps.metrics.streams.inc()
+    deps.streams += 1
     try:
         yield
     finally:
-        here.streams -= 1
-        here.metrics.streams.dec()
+        deps.streams -= 1
+        deps.metrics.streams.dec()
 
 
-def _check_room(here: Services) -> None:
-    if here.streams >= here.settings.gateway.max_streams:
+def _check_room(deps: Deps) -> None:
+    if deps.streams >= deps.settings.gateway.max_streams:
         detail = "too many jobs are followed at this gateway; try again later"
         raise Problem(503, "too-many-streams", detail, headers={"Retry-After": "5"})
 

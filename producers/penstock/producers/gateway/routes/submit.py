@@ -13,9 +13,9 @@ from starlette.routing import Route
 
 from penstock.config.errors import DuplicateJob, InvalidJob, PenstockError, QueueFull
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Authenticated, Here, Services, authenticated, services
-from penstock.producers.gateway.problems import Problem, invalid, no_json, problem_of
-from penstock.producers.gateway.requests.bodies import JSON, read_json, taken
+from penstock.producers.gateway.dependencies import Authenticated, Deps, Here, authenticated, services
+from penstock.producers.gateway.problems import Problem, invalid_body, invalid_json, problem_of
+from penstock.producers.gateway.requests.bodies import JSON, json_body, read_json
 from penstock.producers.gateway.requests.options import Options, read_options
 from penstock.producers.handles.handles import AsyncJobHandle
 from penstock.producers.traces import traced
@@ -78,23 +78,23 @@ class _Raw(BaseModel):
 async def submit(request: Request) -> Response:
     """Check one job, send it, and answer when the broker has it."""
     request.scope["route"] = SUBMIT  # as FastAPI does, for metrics
-    here, caller = await services(request), await authenticated(request)
-    known = known_kind(request.path_params["kind"])
+    deps, caller = await services(request), await authenticated(request)
+    known = find_kind(request.path_params["kind"])
     options = read_options(request)
-    given = _checked(caller, known, options)
+    given = _options_for(caller, known, options)
     body = await read_json(request)
     try:
         job = known.job.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error, known.name) from None
+        raise invalid_body(error, known.name) from None
 
     async def send(ids: list[str]) -> tuple[int, bytes]:
         with traced(request.headers.get("traceparent")):
-            handle = await here.producer.enqueue(job, id=ids[0], **given)
-        here.metrics.jobs.labels(known.name).inc()
+            handle = await deps.producer.enqueue(job, id=ids[0], **given)
+        deps.metrics.jobs.labels(known.name).inc()
         return 202 if handle.created else 200, to_json(_accepted(handle))
 
-    status, answer, again = await _once(request, caller, here, 1, body, send)
+    status, answer, again = await _send_once(request, caller, deps, 1, body, send)
     headers = {"Location": f"/v1/jobs/{from_json(answer)['id']}", **again}
     return Response(answer, status, headers, JSON)
 
@@ -110,13 +110,13 @@ SUBMIT = Route("/v1/jobs/{kind}", submit, methods=["POST"], include_in_schema=Fa
     status_code=202,
     response_model=BatchAnswer,
     responses={207: {"model": BatchAnswer, "description": "Some were refused."}},
-    openapi_extra=taken(Batch.model_json_schema()),
+    openapi_extra=json_body(Batch.model_json_schema()),
 )
-async def submit_many(request: Request, caller: Authenticated, here: Here) -> Response:
+async def submit_many(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Send many jobs. Each is checked by itself; one that is refused does not stop the others."""
     body = await read_json(request)
-    items = _items(body, here)
-    here.count(caller, len(items) - 1)
+    items = _items(body, deps)
+    deps.count(caller, len(items) - 1)
     checked: list[tuple[Job, dict[str, Any]] | Problem] = []
     for number, item in enumerate(items):
         try:
@@ -129,17 +129,17 @@ async def submit_many(request: Request, caller: Authenticated, here: Here) -> Re
             (one[0], {**one[1], "id": id}) for one, id in zip(checked, ids, strict=True) if not isinstance(one, Problem)
         ]
         with traced(request.headers.get("traceparent")):
-            sent = iter(await here.producer.enqueue_each(sendable))
-        answers = [_answered(one if isinstance(one, Problem) else next(sent), here) for one in checked]
+            sent = iter(await deps.producer.enqueue_each(sendable))
+        answers = [_item_answer(one if isinstance(one, Problem) else next(sent), deps) for one in checked]
         refused = sum(answer.job is None for answer in answers)
         made = BatchAnswer(accepted=len(answers) - refused, refused=refused, jobs=answers)
         return 207 if refused else 202, made.model_dump_json(exclude_none=True).encode()
 
-    status, answer, again = await _once(request, caller, here, len(items), body, send)
+    status, answer, again = await _send_once(request, caller, deps, len(items), body, send)
     return Response(answer, status, again, JSON)
 
 
-def known_kind(name: str) -> Kind:
+def find_kind(name: str) -> Kind:
     """Raises Problem (404): no kind has this name."""
     kind = registry.find(name)
     if kind is None:
@@ -147,7 +147,7 @@ def known_kind(name: str) -> Kind:
     return kind
 
 
-def _checked(caller: Caller, kind: Kind, options: Options) -> dict[str, Any]:
+def _options_for(caller: Caller, kind: Kind, options: Options) -> dict[str, Any]:
     """The options to send it with. Raises Problem: the caller may not."""
     caller.check_use(kind, options.queue)
     given = options.given()
@@ -156,14 +156,14 @@ def _checked(caller: Caller, kind: Kind, options: Options) -> dict[str, Any]:
     return given
 
 
-def _items(body: bytes, here: Services) -> list[Any]:
+def _items(body: bytes, deps: Deps) -> list[Any]:
     try:
         items = _Raw.model_validate(from_json(body)).jobs
     except ValidationError as error:
-        raise invalid(error, "batch of jobs") from None
+        raise invalid_body(error, "batch of jobs") from None
     except ValueError as error:
-        raise no_json(str(error)) from None
-    most = here.settings.gateway.max_batch
+        raise invalid_json(str(error)) from None
+    most = deps.settings.gateway.max_batch
     if not 1 <= len(items) <= most:
         errors = [{"pointer": "#/jobs", "detail": f"1 to {most} jobs"}]
         raise Problem(422, "invalid-fields", f"a batch holds 1 to {most} jobs", errors=errors)
@@ -174,20 +174,20 @@ def _read_item(caller: Caller, item: Any, number: int) -> tuple[Job, dict[str, A
     try:
         read = Item.model_validate(item)
     except ValidationError as error:
-        raise invalid(error, "job", under=("jobs", number)) from None
-    kind = known_kind(read.kind)
-    given = _checked(caller, kind, read)
+        raise invalid_body(error, "job", under=("jobs", number)) from None
+    kind = find_kind(read.kind)
+    given = _options_for(caller, kind, read)
     try:
         # As JSON, in which a strict field takes what has no type of its own there, such as a date.
         return kind.job.model_validate_json(to_json(read.payload)), given
     except ValidationError as error:
-        raise invalid(error, kind.name, under=("jobs", number, "payload")) from None
+        raise invalid_body(error, kind.name, under=("jobs", number, "payload")) from None
 
 
-async def _once(
+async def _send_once(
     request: Request,
     caller: Caller,
-    here: Services,
+    deps: Deps,
     count: int,
     body: bytes,
     send: Callable[[list[str]], Awaitable[tuple[int, bytes]]],
@@ -197,33 +197,33 @@ async def _once(
     Arguments:
         count: how many ids `send` is to be given.
     """
-    ids = [here.job_ids.new(caller.id) for _ in range(count)]
+    ids = [deps.job_ids.new(caller.id) for _ in range(count)]
     key = request.headers.get("idempotency-key")
     if key is None:
         return *await send(ids), {}
     url = request.url
     asked = (url.path.encode(), url.query.encode(), body)
-    repeat = await here.repeats.begin(caller.id, key, asked, ids)
-    if repeat.answer is not None:
-        return *repeat.answer, {"Idempotency-Replayed": "true"}
+    keyed = await deps.idempotency_keys.start(caller.id, key, asked, ids)
+    if keyed.answer is not None:
+        return *keyed.answer, {"Idempotency-Replayed": "true"}
     try:
-        status, answer = await send(repeat.job_ids)
+        status, answer = await send(keyed.job_ids)
     except (InvalidJob, DuplicateJob, QueueFull):
-        await here.repeats.forget(repeat)
+        await deps.idempotency_keys.release(keyed)
         raise
     except Exception:
-        await here.repeats.cut_off(repeat)
+        await deps.idempotency_keys.abort(keyed)
         raise
-    await here.repeats.end(repeat, status, answer)
+    await deps.idempotency_keys.complete(keyed, status, answer)
     return status, answer, {}
 
 
-def _answered(sent: AsyncJobHandle | PenstockError | Problem, here: Services) -> ItemAnswer:
+def _item_answer(sent: AsyncJobHandle | PenstockError | Problem, deps: Deps) -> ItemAnswer:
     if isinstance(sent, AsyncJobHandle):
-        here.metrics.jobs.labels(sent.kind).inc()
+        deps.metrics.jobs.labels(sent.kind).inc()
         return ItemAnswer(status=202 if sent.created else 200, job=Accepted(**_accepted(sent)))
     problem = sent if isinstance(sent, Problem) else problem_of(sent)
-    here.metrics.refused.labels(problem.name).inc()
+    deps.metrics.refused.labels(problem.name).inc()
     return ItemAnswer(status=problem.status_code, problem=problem.body())
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from penstock.config.errors import ConfigError, InvalidEvent, WrongSignature
 from penstock.config.settings import Settings
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Here, Services
+from penstock.producers.gateway.dependencies import Deps, Here
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.routes.events import EventAnswer, EventsAnswer, refused, respond, take
 from penstock.schemas.events import signatures, webhooks
@@ -33,10 +33,10 @@ def check_secrets(settings: Settings) -> None:
 
 
 @router.post("/v1/webhooks/{name}", operation_id="sendWebhook", status_code=202, response_model=EventsAnswer)
-async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Request, here: Here) -> Response:
+async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Request, deps: Here) -> Response:
     """Take a webhook of a sender that penstock.toml names. An event that comes again makes no further job, and the very
     same signed request is refused (409)."""
-    if (settings := here.settings.webhooks.get(name)) is None:
+    if (settings := deps.settings.webhooks.get(name)) is None:
         raise Problem(404, "unknown-webhook", f"no webhook is named {name!r}; penstock.toml lists them")
     caller = Caller(
         f"webhook:{name}", f"webhook {name}", tenants=None if settings.tenant is None else (settings.tenant,)
@@ -50,29 +50,29 @@ async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Reque
             request.headers,
             body,
             now=time.time(),
-            storage_url=here.settings.storage_url,
+            storage_url=deps.settings.storage_url,
         )
     except WrongSignature as error:
-        here.metrics.refused.labels("wrong-signature").inc()
+        deps.metrics.refused.labels("wrong-signature").inc()
         raise Problem(401, "wrong-signature", str(error)) from None
     except InvalidEvent as error:
         raise refused(error) from None
-    here.count(caller, max(len(events), 1))
+    deps.count(caller, max(len(events), 1))
     if (message := webhooks.message(settings, request.headers, body)) is None:
-        return respond([await take(event, caller, here) for event in events])
-    return respond(await _take_once(message, events, caller, here))
+        return respond([await take(event, caller, deps) for event in events])
+    return respond(await _take_once(message, events, caller, deps))
 
 
-async def _take_once(message: str, events: Sequence[Event], caller: Caller, here: Services) -> list[EventAnswer]:
+async def _take_once(message: str, events: Sequence[Event], caller: Caller, deps: Deps) -> list[EventAnswer]:
     """Raises Problem (409): this message was taken before, or is being taken. One that was not may come again."""
-    repeat = await here.repeats.begin(caller.id, message, [b"message"], [])
-    if repeat.answer is not None:
-        here.metrics.refused.labels("replayed").inc()
+    keyed = await deps.idempotency_keys.start(caller.id, message, [b"message"], [])
+    if keyed.answer is not None:
+        deps.metrics.refused.labels("replayed").inc()
         raise Problem(409, "replayed", "this very message was taken already; nothing was done now")
     try:
-        answers = [await take(event, caller, here) for event in events]
+        answers = [await take(event, caller, deps) for event in events]
     except BaseException:
-        await here.repeats.forget(repeat)  # what jobs it has made so far stand under its events
+        await deps.idempotency_keys.release(keyed)  # what jobs it has made so far stand under its events
         raise
-    await here.repeats.end(repeat, 202, b"")
+    await deps.idempotency_keys.complete(keyed, 202, b"")
     return answers

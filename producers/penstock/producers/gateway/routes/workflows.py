@@ -19,12 +19,12 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.workflows import commands
 from penstock.ledger.workflows.commands import Shown
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Authenticated, Here, Services
-from penstock.producers.gateway.problems import Problem, invalid, no_json, workflow_not_found
-from penstock.producers.gateway.requests.bodies import read_json, read_model, taken
+from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
+from penstock.producers.gateway.models.workflows import Retry, WorkflowList, WorkflowSummary, WorkflowView
+from penstock.producers.gateway.problems import Problem, invalid_body, invalid_json, workflow_not_found
+from penstock.producers.gateway.requests.bodies import json_body, read_json, read_model
 from penstock.producers.gateway.requests.options import Label
 from penstock.producers.gateway.routes.jobs import JobId
-from penstock.producers.gateway.routes.workflow_models import Retry, WorkflowList, WorkflowSummary, WorkflowView
 from penstock.schemas.workflows import WorkflowState
 
 router = APIRouter(tags=["workflows"])
@@ -37,76 +37,76 @@ _ANSWER = {"description": "The answer: any JSON value, of the type that the step
 @router.get("/v1/workflows", operation_id="listWorkflows")
 async def list_workflows(
     caller: Authenticated,
-    here: Here,
+    deps: Here,
     state: Annotated[WorkflowState | None, Query(description="Only those in this state.")] = None,
     kind: Annotated[Label | None, Query(description="Only those of this kind.")] = None,
     before: Annotated[Label | None, Query(description="Go on after the one with this id.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> WorkflowList:
     """The workflows that this caller may see, the newest first."""
-    found = await asyncio.to_thread(_find, here.database, caller, state, kind, before, limit)
+    found = await asyncio.to_thread(_find, deps.database, caller, state, kind, before, limit)
     return WorkflowList(workflows=[WorkflowSummary.model_validate(one, from_attributes=True) for one in found])
 
 
 @router.get("/v1/workflows/{id}", operation_id="getWorkflow", response_model_exclude_unset=True)
-async def get_workflow(id: JobId, caller: Authenticated, here: Here) -> WorkflowView:
+async def get_workflow(id: JobId, caller: Authenticated, deps: Here) -> WorkflowView:
     """One workflow with its steps. There is none before a worker has begun its job."""
-    return _view(await _visible(here, caller, id))
+    return _view(await _visible(deps, caller, id))
 
 
 @router.post(
     "/v1/workflows/{id}/steps/{step}/signal",
     operation_id="signalStep",
     response_model_exclude_unset=True,
-    openapi_extra=taken(_ANSWER),
+    openapi_extra=json_body(_ANSWER),
 )
-async def signal_step(id: JobId, step: StepName, request: Request, caller: Authenticated, here: Here) -> WorkflowView:
+async def signal_step(id: JobId, step: StepName, request: Request, caller: Authenticated, deps: Here) -> WorkflowView:
     """Answer a step that waits for an event or an approval, or will. The dispatcher takes it on from there."""
     body = await read_json(request)
     try:
         answer = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise no_json(str(error)) from None
-    await _visible(here, caller, id)
+        raise invalid_json(str(error)) from None
+    await _visible(deps, caller, id)
     with _refused(f"answer to step {step}"):
-        await asyncio.to_thread(commands.signal, here.database, id, step, answer, actor=caller.name, unchecked=False)
-    return _view(await _visible(here, caller, id))
+        await asyncio.to_thread(commands.signal, deps.database, id, step, answer, actor=caller.name, unchecked=False)
+    return _view(await _visible(deps, caller, id))
 
 
 @router.post("/v1/workflows/{id}/cancel", operation_id="cancelWorkflow", response_model_exclude_unset=True)
 async def cancel_workflow(
     id: JobId,
     caller: Authenticated,
-    here: Here,
+    deps: Here,
     compensate: Annotated[bool, Query(description="Whether what was done is undone.")] = True,
 ) -> WorkflowView:
     """Cancel a workflow: what waits of it at once, what runs through its workers (it is `cancelling` then)."""
-    await _visible(here, caller, id)
-    await asyncio.to_thread(commands.cancel, here.database, id, actor=caller.name, undo=compensate)
-    return _view(await _visible(here, caller, id))
+    await _visible(deps, caller, id)
+    await asyncio.to_thread(commands.cancel, deps.database, id, actor=caller.name, undo=compensate)
+    return _view(await _visible(deps, caller, id))
 
 
 @router.post(
     "/v1/workflows/{id}/retry",
     operation_id="retryWorkflow",
     response_model_exclude_unset=True,
-    openapi_extra=taken(Retry.model_json_schema(), required=False),
+    openapi_extra=json_body(Retry.model_json_schema(), required=False),
 )
-async def retry_workflow(id: JobId, request: Request, caller: Authenticated, here: Here) -> WorkflowView:
+async def retry_workflow(id: JobId, request: Request, caller: Authenticated, deps: Here) -> WorkflowView:
     """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
     asked = await read_model(request, Retry, "retry of a workflow")
-    await _visible(here, caller, id)
+    await _visible(deps, caller, id)
     with _refused("input of this workflow", "input"):
         await asyncio.to_thread(
             commands.retry,
-            here.database,
+            deps.database,
             id,
             actor=caller.name,
             from_step=asked.from_step,
             everything=asked.everything,
             edit=asked.input,
         )
-    return _view(await _visible(here, caller, id))
+    return _view(await _visible(deps, caller, id))
 
 
 def _find(
@@ -128,10 +128,10 @@ def _find(
     return found[:limit]
 
 
-async def _visible(here: Services, caller: Caller, workflow_id: str) -> Shown:
+async def _visible(deps: Deps, caller: Caller, workflow_id: str) -> Shown:
     """A workflow that this caller may see. Raises Problem (404); LedgerUnavailable."""
     try:
-        shown = await asyncio.to_thread(commands.show, here.database, workflow_id)
+        shown = await asyncio.to_thread(commands.show, deps.database, workflow_id)
     except JobNotFound:
         raise workflow_not_found() from None
     if not caller.may_see(shown.row.kind, shown.row.queue, shown.row.tenant):
@@ -154,5 +154,5 @@ def _refused(what: str, *under: str) -> Iterator[None]:
         yield
     except InvalidJob as error:
         if isinstance(error.__cause__, ValidationError):
-            raise invalid(error.__cause__, what, under=under) from None
+            raise invalid_body(error.__cause__, what, under=under) from None
         raise Problem(409, "wrong-state", str(error)) from None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from penstock.config.sections.schedules import Duration, ScheduleSettings
 from penstock.ledger.schedules.rules import Schedule
-from penstock.producers.gateway.requests.options import reachable
+from penstock.producers.gateway.requests.options import check_reachable
 from penstock.schemas.jobs.job import NAME
 from penstock.schemas.states import State
 
@@ -25,7 +25,7 @@ def _time(value: object) -> datetime:
         time = datetime.fromisoformat(value if isinstance(value, str) else "")
     except ValueError:
         raise ValueError("write 2026-03-01, 2026-03-01T09:00 or with +01:00") from None
-    reachable(time if time.tzinfo else time.replace(tzinfo=UTC))
+    check_reachable(time if time.tzinfo else time.replace(tzinfo=UTC))
     return time
 
 
