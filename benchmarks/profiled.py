@@ -18,7 +18,9 @@ from typing import Any
 from benchmarks.ticks import Stamps
 from penstock.config.settings import load_settings
 from penstock.workers.engines import worker as worker_module
-from penstock.workers.executor import executor as executor_module
+from penstock.workers.executor import admission, claiming, recorder
+from penstock.workers.executor.attempt.run import AttemptRunner
+from penstock.workers.executor.executor import Executor
 
 
 def timed(costs: Counter[str], step: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,11 +62,10 @@ def _run(worker: worker_module.Worker, count: int, stamps: Stamps) -> None:
 
 def steps(count: int, stamps: Stamps) -> dict[str, float]:
     costs: Counter[str] = Counter()
-    executor_module.decode = timed(costs, "decode", executor_module.decode)
-    executor_module.claim = timed(costs, "claim", executor_module.claim)
-    executor_module.run_attempt = timed_async(costs, "run", executor_module.run_attempt)
-    recording = sys.modules.get("penstock.workers.executor.recorder", executor_module)
-    recording.record = timed(costs, "record", recording.record)  # type: ignore[attr-defined]
+    admission.decode = timed(costs, "decode", admission.decode)
+    claiming.claim = timed(costs, "claim", claiming.claim)
+    AttemptRunner.run = timed_async(costs, "run", AttemptRunner.run)  # type: ignore[method-assign]
+    recorder.record = timed(costs, "record", recorder.record)
     worker = _worker()
     worker.consumer.fetch = timed(costs, "fetch", worker.consumer.fetch)  # type: ignore[method-assign]
     worker.consumer.ack = timed(costs, "acknowledge", worker.consumer.ack)  # type: ignore[method-assign]
@@ -76,27 +77,29 @@ def steps(count: int, stamps: Stamps) -> dict[str, float]:
 
 
 def way(count: int, stamps: Stamps) -> dict[str, float]:
-    """Of jobs whose number is the time they were sent at, one at a time."""
-    worker, executor = _worker(), executor_module.Executor
+    """Time between the stations. The number of each job is the time it was sent at; jobs come one at a time."""
     latest: dict[str, int] = {}
     stations: dict[int, tuple[int, ...]] = {}
-    fetch, receive, run = worker.consumer.fetch, executor._receive, executor._run
-
-    def fetched(*arguments: Any) -> Any:
-        found = fetch(*arguments)
-        latest["fetched"] = time.monotonic_ns()
-        return found
+    receive, run = Executor._receive, Executor._run
 
     def received(self: Any) -> None:
         latest["received"] = time.monotonic_ns()
         receive(self)
 
-    def started(self: Any, held: Any, claimed: Any) -> None:
-        stations[held.message.job.number] = (latest["fetched"], latest["received"], time.monotonic_ns())
-        run(self, held, claimed)
+    def started(self: Any, entry: Any, claim: Any) -> None:
+        stations[entry.message.job.number] = (latest["fetched"], latest["received"], time.monotonic_ns())
+        run(self, entry, claim)
+
+    Executor._receive, Executor._run = received, started  # type: ignore[method-assign]
+    worker = _worker()  # made after that: it binds these methods
+    fetch = worker.consumer.fetch
+
+    def fetched(*arguments: Any) -> Any:
+        deliveries = fetch(*arguments)
+        latest["fetched"] = time.monotonic_ns()
+        return deliveries
 
     worker.consumer.fetch = fetched  # type: ignore[method-assign]
-    executor._receive, executor._run = received, started  # type: ignore[method-assign]
     _run(worker, count, stamps)
     ways = [(sent, *stations[sent], handled) for sent, handled in stamps.read()]
     names = ("call, broker and fetch", "to the loop's thread", "decode, check, claim", "start of the handler")

@@ -112,7 +112,7 @@ def survives(site: Site, outage: Callable[[], object], mode: str) -> None:
         with outage():  # type: ignore[attr-defined]
             until(lambda: not idle.ready, "a worker that says that its ledger is away")
             assert idle.intake.alive  # it is the ledger, not the broker
-            until(lambda: idle.executor.wait_for_room(0.1) <= 0, "a worker that fetches nothing")
+            until(lambda: idle.executor.wait_for_capacity(0.1) <= 0, "a worker that fetches nothing")
             until(lambda: site.said("jobs are held until it is back"), "a log line")
             assert len(lines(file)) < plain
         until(lambda: idle.ready, "a worker that is ready again")

@@ -22,9 +22,9 @@ from penstock.schemas import Job
 from penstock.schemas.wire.codec import Envelope, Message, decode, seal
 from penstock.workers import Permanent, handles
 from penstock.workers.engines.inline import Inline
-from penstock.workers.executor.followups.celery_canvas import Canvas
+from penstock.workers.executor.followups.celery_canvas import CeleryCanvas
 
-CANVAS = Canvas(Settings(broker_url="redis://nowhere", max_payload_bytes=4096, stock_queues=("celery",)))
+CANVAS = CeleryCanvas(Settings(broker_url="redis://nowhere", max_payload_bytes=4096, stock_queues=("celery",)))
 
 
 class Step(Job, kind="canvas.step", queue="steps", aliases=("canvas.old",), priority="high"):

@@ -324,7 +324,7 @@ def test_a_discarded_job_ends_without_a_dead_letter(bench: Bench) -> None:
 def test_a_handler_that_exits_or_returns_nonsense_fails_its_job_and_not_the_worker(bench: Bench) -> None:
     bench.worker()
     assert "SystemExit" in bench.run(Do(what="exit")).error
-    assert "no JSON value" in bench.run(Do(what="unserialisable")).error
+    assert "not a JSON value" in bench.run(Do(what="unserialisable")).error
     assert bench.run(Add(a=1, b=1)).state == "succeeded"
 
 

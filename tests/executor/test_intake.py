@@ -31,7 +31,7 @@ class HalfOpen:
 
 
 class Sink:
-    def wait_for_room(self, timeout_seconds: float) -> int:
+    def wait_for_capacity(self, timeout_seconds: float) -> int:
         return 1
 
     def submit(self, deliveries: Sequence[Delivery]) -> None: ...

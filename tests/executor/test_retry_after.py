@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 import httpx
 import pytest
 
-from penstock.workers.handlers.retry_after import asked_wait, retry_after
+from penstock.workers.handlers.retry_after import requested_wait, retry_after
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -34,19 +34,19 @@ class Limited(Exception):
     ],
 )
 def test_an_error_may_say_how_long_to_wait(expected: Any, wait: float) -> None:
-    assert asked_wait(Limited(expected), NOW) == timedelta(seconds=wait)
+    assert requested_wait(Limited(expected), NOW) == timedelta(seconds=wait)
 
 
 @pytest.mark.parametrize(
     "expected", [None, True, float("nan"), float("inf"), "soon", "", datetime(2026, 1, 1), object(), [30]]
 )
 def test_an_invalid_retry_after_asks_for_no_wait(expected: Any) -> None:
-    assert asked_wait(Limited(expected), NOW) is None
+    assert requested_wait(Limited(expected), NOW) is None
 
 
 def test_a_wait_beyond_any_calendar_is_a_long_one() -> None:
     for expected in (1e300, timedelta.max):
-        wait = asked_wait(Limited(expected), NOW)
+        wait = requested_wait(Limited(expected), NOW)
         assert wait is not None
         assert wait > timedelta(days=10_000)
         assert NOW + wait
@@ -58,12 +58,12 @@ def response(**headers: str) -> httpx.HTTPStatusError:
 
 
 def test_the_header_of_a_response_counts() -> None:
-    assert asked_wait(response(Retry_After="120"), NOW) == timedelta(minutes=2)
-    assert asked_wait(response(), NOW) is None
+    assert requested_wait(response(Retry_After="120"), NOW) == timedelta(minutes=2)
+    assert requested_wait(response(), NOW) is None
     headers = Message()
     headers["Retry-After"] = "7"
     with HTTPError("http://x", 503, "busy", headers, io.BytesIO()) as error:
-        assert asked_wait(error, NOW) == timedelta(seconds=7)
+        assert requested_wait(error, NOW) == timedelta(seconds=7)
 
 
 def test_a_response_that_is_false_counts_too() -> None:
@@ -75,14 +75,16 @@ def test_a_response_that_is_false_counts_too() -> None:
 
     error = Exception("429")
     error.response = Response()  # type: ignore[attr-defined]
-    assert asked_wait(error, NOW) == timedelta(seconds=5)
+    assert requested_wait(error, NOW) == timedelta(seconds=5)
 
 
 def test_a_date_is_read_by_the_clock_of_the_server_that_wrote_it() -> None:
     server = NOW + timedelta(hours=1)
     at = format_datetime(server + timedelta(minutes=1), usegmt=True)
-    assert asked_wait(response(Retry_After=at, Date=format_datetime(server, usegmt=True)), NOW) == timedelta(minutes=1)
-    assert asked_wait(response(Retry_After=at), server) == timedelta(minutes=1)
+    assert requested_wait(response(Retry_After=at, Date=format_datetime(server, usegmt=True)), NOW) == timedelta(
+        minutes=1
+    )
+    assert requested_wait(response(Retry_After=at), server) == timedelta(minutes=1)
 
 
 def test_an_exception_that_fails_when_looked_at_says_nothing() -> None:
@@ -91,7 +93,7 @@ def test_an_exception_that_fails_when_looked_at_says_nothing() -> None:
         def response(self) -> Any:
             raise RuntimeError("no response here")
 
-    assert asked_wait(Broken(), NOW) is None
+    assert requested_wait(Broken(), NOW) is None
 
 
 def test_the_header_is_seconds_or_a_date() -> None:

@@ -13,7 +13,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import workers
 from penstock.ledger.transitions.abandoned import bury_abandoned
 from penstock.workers.executor.attempt.memory import peak_memory
-from penstock.workers.executor.attempt.run import quarantined
+from penstock.workers.executor.attempt.outcome import quarantined
 
 DEAD = timedelta(seconds=-1)
 WHERE = f"host {socket.gethostname()}, pid {os.getpid()}"

@@ -34,7 +34,7 @@ from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
 from penstock.workers import handles as runs
 from penstock.workers.engines.worker import Worker
-from penstock.workers.executor.followups.change_publisher import Pushes
+from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.local.up.redis_server import RedisServer
 
 NEVER = 3600.0
@@ -171,7 +171,7 @@ def test_watching_yields_each_state_and_progress_until_the_end(
             seen.append((str(status.state), status.progress))
 
     watched = Background(watch)
-    until(lambda: watchers(client, prefix, handle.id) and worker._pushes and worker._pushes.watched)
+    until(lambda: watchers(client, prefix, handle.id) and worker._changes and worker._changes.has_subscribers)
     producer.enqueue(Play(name="n"), id=handle.id)
     until(lambda: seen[-1] == ("running", None))
     for done in (1, 2):
@@ -290,11 +290,11 @@ def test_the_ledger_is_polled_without_redis_and_pushes_come_back(
             server.start()
             until(lambda: watchers(client, prefix, third.id))
             end(database, claims[2], Outcome.SUCCEEDED, result="3")
-            pushes = Pushes(server.url, prefix=prefix, timeout_seconds=1)
-            pushes.start()
-            pushes.changed([third.id])
+            changes = ChangePublisher(server.url, prefix=prefix, timeout_seconds=1)
+            changes.start()
+            changes.publish([third.id])
             assert waiting.get().result == 3
-            pushes.close()
+            changes.close()
     database.close()
     assert "looked up again and again" in caplog.text
 

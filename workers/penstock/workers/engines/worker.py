@@ -1,4 +1,4 @@
-"""A worker: everything one engine process needs, wired in one place. An engine hosts it and adds its own manners."""
+"""A worker: everything one engine process needs, wired in one place. An engine hosts it and adds its own habits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from penstock.workers.brokers import Consumer, open_consumer
 from penstock.workers.engines.boot_checks import check_settings
 from penstock.workers.executor.attempt import child_process
 from penstock.workers.executor.executor import Executor
-from penstock.workers.executor.followups.change_publisher import Pushes
+from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import open_gate
-from penstock.workers.executor.observers import Observer
+from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.registry import handlers
 from penstock.workers.workflows.definition import check_workflows
 
@@ -74,11 +74,13 @@ class Worker:
             lease_seconds=settings.lease_seconds,
             keeper=True,
         )
-        # A consumer that was brought along may be of no Redis.
-        pushed = consumer is None and scheme(settings.broker_url) == "redis"
-        self._pushes = (
-            Pushes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
-            if pushed
+        # A caller's own consumer may have no Redis.
+        publishes = consumer is None and scheme(settings.broker_url) == "redis"
+        self._changes = (
+            ChangePublisher(
+                settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
+            )
+            if publishes
             else None
         )
         self.executor = Executor(
@@ -87,7 +89,7 @@ class Worker:
             name=self.name,
             concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
             observers=observers,
-            pushes=self._pushes,
+            changes=self._changes,
             limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
         )
         self.intake = Intake(self.consumer, self.executor)
@@ -107,8 +109,8 @@ class Worker:
             kinds={handler.kind.name: handler.kind.queue for handler in handlers},
             lease=self.settings.lease,
         )
-        if self._pushes is not None:
-            self._pushes.start()
+        if self._changes is not None:
+            self._changes.start()
         self.executor.start()
         self.intake.start()
         log.info(
@@ -124,8 +126,8 @@ class Worker:
         grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
         self.intake.stop()
         self.executor.drain(grace)
-        if self._pushes is not None:
-            self._pushes.close()
+        if self._changes is not None:
+            self._changes.close()
         self.consumer.close()
         try:
             heartbeats.sign_off(self.database, self.name)

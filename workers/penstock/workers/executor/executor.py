@@ -1,63 +1,46 @@
-"""The executor: the engine-neutral way of a job through a worker. Decode, check, claim, run, record.
+"""The executor: the engine-neutral way of a job through a worker. Admit, claim, run, record, settle.
 
-Everything below `submit` happens on one event loop in a thread of its own; the ledger and the broker are spoken to in
-batches from two more (`offload`). While one claim is under way the next batch gathers, and likewise for outcomes
-(`recorder`), so batches grow with the load and a lone job does not wait.
+Everything below `submit` happens on one event loop in a thread of its own; calls to the ledger and the broker run in
+batches on two more (`runtime.io_threads`). While one claim is under way the next batch gathers, and likewise for
+outcomes (`recorder`), so batches grow with the load and a lone job does not wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-from penstock.config.errors import LedgerUnavailable, UndecodableMessage
 from penstock.config.settings import Settings
-from penstock.ledger.members import heartbeats
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
-from penstock.ledger.transitions import due
-from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
+from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.limits.store import Place
-from penstock.schemas.jobs.kind import PRIORITIES, Registry
+from penstock.schemas.jobs.kind import Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.states import State
-from penstock.schemas.wire.codec import Message, decode, is_due
+from penstock.schemas.wire.codec import Message
 from penstock.workers.brokers import Delivery
-from penstock.workers.executor.attempt.large_results import LargeResults
-from penstock.workers.executor.attempt.memory import peak_memory
-from penstock.workers.executor.attempt.once import Effects
-from penstock.workers.executor.attempt.run import Attempt, Stop, expired, quarantined, run_attempt
-from penstock.workers.executor.attempt.session import Sessions
-from penstock.workers.executor.capacity import Held, Room
-from penstock.workers.executor.followups.celery_canvas import Canvas
-from penstock.workers.executor.followups.change_publisher import Pushes
-from penstock.workers.executor.followups.webhooks import Hooks
-from penstock.workers.executor.io_threads import Offload
-from penstock.workers.executor.limit_gate import Gate
-from penstock.workers.executor.loop_thread import LoopThread, Tasks
-from penstock.workers.executor.observers import Observer, Observers
-from penstock.workers.executor.recorder import BATCH, Recorder
-from penstock.workers.handlers.context import Context
-from penstock.workers.handlers.registry import Handlers, Mode
+from penstock.workers.executor.admission import Admission
+from penstock.workers.executor.attempt.attempt import Attempt, Stop
+from penstock.workers.executor.attempt.outcome import expired, quarantined
+from penstock.workers.executor.attempt.run import AttemptRunner
+from penstock.workers.executor.claiming import Claiming
+from penstock.workers.executor.followups.change_publisher import ChangePublisher
+from penstock.workers.executor.heartbeat import Heartbeat
+from penstock.workers.executor.limit_gate import LimitGate
+from penstock.workers.executor.recorder import Recorder
+from penstock.workers.executor.runtime.capacity import InFlight
+from penstock.workers.executor.runtime.observers import Observer
+from penstock.workers.executor.runtime.runtime import make_runtime
+from penstock.workers.handlers.registry import Handlers
 from penstock.workers.handlers.registry import handlers as default_handlers
-from penstock.workers.handlers.resources import Resources
 
 log = logging.getLogger("penstock.executor")
 
-_LANE = {priority: number for number, priority in enumerate(PRIORITIES)}
-_MOST_THREADS = 10_000
-_BEAT_SECONDS = 0.5
 _LAST_SECONDS = 15.0
-"""How long a drain may take beyond its grace, for what was interrupted to end and be recorded."""
+"""How long a drain may take beyond its grace, for interrupted attempts to end and be recorded."""
 
 
 class Executor:
@@ -66,7 +49,7 @@ class Executor:
     Arguments:
         name: the worker's, under which it holds claims.
         concurrency: attempts running at a time, coroutines, threads and children together.
-        pushes: tells those who watch a job; None: they look by themselves.
+        changes: notifies subscribers of changed jobs; None: they poll.
         limits: lets claimed jobs in or holds them back; None: none of its kinds has limits, or they don't hold here.
     """
 
@@ -78,115 +61,95 @@ class Executor:
         name: str,
         concurrency: int,
         observers: Sequence[Observer] = (),
-        pushes: Pushes | None = None,
-        limits: Gate | None = None,
+        changes: ChangePublisher | None = None,
+        limits: LimitGate | None = None,
         handlers: Handlers = default_handlers,
         registry: Registry = default_registry,
     ) -> None:
-        self.settings, self.database, self.name = settings, database, name
-        self.observers = Observers(observers)
-        self._handlers, self._registry = handlers, registry
-        self._canvas = Canvas(settings, registry)
-        self._hooks = Hooks(settings) or None
-        self._loop = LoopThread(f"{name} loop")
-        self._tasks = Tasks(log)
-        self._room = Room(concurrency)
-        self._offload = Offload(name, self._room)
-        # Threads are made as needed; attempts are bounded by `concurrency`, which may change. One that ignored its
-        # timeout keeps its thread, not its slot.
-        self._threads = ThreadPoolExecutor(_MOST_THREADS, f"{name} handler")
-        self._resources = Resources(settings)
-        self._results = LargeResults(settings.max_result_bytes_inline, self._resources, self._threads)
-        self._recorder = Recorder(
-            database, name, self._offload, self._tasks, self.observers, self._results, pushes, self._settled
+        self._runtime = runtime = make_runtime(
+            settings,
+            database,
+            name=name,
+            concurrency=concurrency,
+            observers=observers,
+            changes=changes,
+            handlers=handlers,
+            registry=registry,
         )
-        self._pushes = pushes
+        self.observers = runtime.observers
         self._limits = limits
-        self._sessions = Sessions(database, name)
-        effects = Effects(database, self._offload, self._tasks, self._loop)
-        self._openers: dict[Mode, tuple[Callable[[], Any] | None, Callable[[Context, str], Any]]] = {
-            "async": (self._sessions.open_async, effects.open_async),
-            "thread": (self._sessions.open, effects.open),
-            "child": (None, effects.open_async),  # for this end of the child's pipe
-        }
         self._inbox: deque[Delivery] = deque()
-        self._awake = False
-        self._here: dict[str, Held] = {}  # every job from its check to its settlement
-        self._behind: dict[str, list[Delivery]] = {}  # later sendings of jobs that are here
-        self._waiting: list[tuple[int, int, Held]] = []
-        self._order = itertools.count()
+        self._awake = self._hurried = False
         self._running: dict[str, Attempt] = {}
-        self._claiming = self._stopping = self._hurried = False
-        self._progress: dict[str, heartbeats.Progress] = {}
+        self._admission = Admission(runtime)
+        self._claiming = Claiming(runtime, self._admission, self._running, self._run, self._settle)
+        self._heartbeat = Heartbeat(runtime, self._running, lambda attempt: self._stop(attempt, "cancelled"))
+        self._attempts = AttemptRunner(runtime, self._heartbeat)
+        self._recorder = Recorder(runtime, self._attempts.results, self._settle)
 
     # Called from any thread.
 
     @property
     def concurrency(self) -> int:
-        return self._room.slots
+        return self._runtime.capacity.slots
 
     @property
     def prefetch(self) -> int:
-        """How many deliveries it holds at most."""
-        return self._room.wanted
+        """The most deliveries it holds."""
+        return self._runtime.capacity.limit
 
     def start(self) -> None:
         """Start the loop. Call `submit` only after this."""
-        self._loop.start()
-        self._beating = self._loop.call(lambda: self._tasks.spawn(self._beat()))
+        loop, tasks = self._runtime.loop, self._runtime.tasks
+        loop.start()
+        self._beating = loop.call(lambda: tasks.spawn(self._heartbeat.run()))
         if self._limits is not None:
-            self._loop.call(self._limits.start)
+            loop.call(self._limits.start)
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Take deliveries over. Each is settled with its consumer when its outcome is recorded."""
-        self._room.take(len(deliveries))
+        self._runtime.capacity.acquire(len(deliveries))
         self._inbox.extend(deliveries)
         if not self._awake:
             self._awake = True
-            self._loop.call_soon(self._receive)
+            self._runtime.loop.call_soon(self._receive)
 
-    def wait_for_room(self, timeout_seconds: float) -> int:
+    def wait_for_capacity(self, timeout_seconds: float) -> int:
         """How many more deliveries it wants, waiting for some."""
-        return self._room.wait(timeout_seconds)
-
-    def progress(self, job_id: str, done: int, total: int | None, note: str | None) -> None:
-        self._progress[job_id] = (done, total, note)
+        return self._runtime.capacity.wait(timeout_seconds)
 
     def cancel(self, job_id: str) -> bool:
-        """Stop a running job for good. False: it does not run here."""
+        """Stop a running job for good. False: the job does not run here."""
         attempt = self._running.get(job_id)
         if attempt is None:
             return False
-        self._loop.call_soon(self._stop_attempt, attempt, "cancelled")
+        self._runtime.loop.call_soon(self._stop, attempt, "cancelled")
         return True
 
     def resize(self, concurrency: int) -> None:
         """Change how many attempts run at a time, at least 1. Over a lower number nothing is stopped."""
-        self._room.slots = max(concurrency, 1)
-        self._loop.call_soon(self._start_more)
-        self._room.give(0)
+        self._runtime.capacity.resize(concurrency)
+        if not self._runtime.capacity.closed:  # a drain ends the loop
+            self._runtime.loop.call_soon(self._claiming.start_more)
 
     def running(self) -> list[Attempt]:
         """The attempts being run."""
         return list(self._running.values())
 
     def waiting(self) -> list[Message]:
-        """What was fetched and has not started."""
-        return [held.message for _, _, held in list(self._waiting)]
+        """The jobs that were fetched and have not started."""
+        return self._admission.waiting()
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs: not stopping, and its ledger and the store of its limits are there."""
-        limited = self._limits is not None and self._limits.away
-        return not self._stopping and not self._offload.ledger_away and not limited
+        """Whether it takes jobs: not draining, and its ledger and the store of its limits are there."""
+        limits_unavailable = self._limits is not None and self._limits.unavailable
+        return not self._runtime.capacity.closed and not self._runtime.io.ledger_unavailable and not limits_unavailable
 
     def drain(self, grace_seconds: float) -> None:
         """Stop: give back what has not started, let the rest finish within the grace, and interrupt what still runs."""
-        self._loop.run(self._drain(grace_seconds))
-        self._loop.stop()
-        self._offload.close()
-        # A thread that ignores ctx.cancelled cannot be ended; the process ends without it.
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._runtime.loop.run(self._drain(grace_seconds))
+        self._runtime.close()
 
     def hurry(self) -> None:
         """End the grace of a drain that is under way or to come. Safe in a signal handler."""
@@ -195,297 +158,98 @@ class Executor:
     # The way of a job. On the loop from here on.
 
     def _receive(self) -> None:
+        """Admit what was submitted, and begin as much as there are slots for."""
         self._awake = False
-        while self._inbox:
-            delivery = self._inbox.popleft()
-            if (message := self._decode(delivery)) is not None and self._check(delivery, message):
-                self._wait(Held(delivery, message))
-        self._start_more()
+        inbox, admit = self._inbox, self._admission.admit
+        while inbox:
+            admit(inbox.popleft())
+        self._claiming.start_more()
 
-    def _decode(self, delivery: Delivery) -> Message | None:
-        try:
-            message = decode(delivery.envelope, self._registry)
-            if message.embed is not None:
-                self._canvas.check(message.embed)
-            return message
-        except UndecodableMessage as error:
-            self._tasks.spawn(self._bury(delivery, error.reason, error.detail))
-            return None
-
-    def _check(self, delivery: Delivery, message: Message) -> bool:
-        """Whether the job is to be run here and now."""
-        if self._handlers.find(message.kind) is None:
-            detail = f"no module imported by worker {self.name} has a handler for kind {message.kind.name!r}"
-            self._tasks.spawn(self._bury(delivery, "no_handler", detail))
-            return False
-        if not is_due(message.due_at, datetime.now(UTC)):
-            self._tasks.spawn(self._postpone(delivery))
-            return False
-        held = self._here.get(message.id)
-        if held is not None and message.fence > held.message.fence:
-            # A later sending, such as a retry that is due while its failure is just being acknowledged: after that.
-            self._behind.setdefault(message.id, []).append(delivery)
-            return False
-        if held is not None:
-            if delivery.deliveries > 1:
-                # The connection was lost and the broker delivers again what is still here: settle this one with it.
-                held.delivery = delivery
-                self._room.give(1)
-            else:
-                self._tasks.spawn(self._drop(delivery))
-            return False
-        self.observers.received(message)
-        return True
-
-    def _wait(self, held: Held) -> None:
-        self._here[held.message.id] = held
-        heapq.heappush(self._waiting, (_LANE[held.message.priority], next(self._order), held))
-
-    def _start_more(self) -> None:
-        """Begin what waits as far as slots are free: at once what needs no claim, the rest when it is claimed."""
-        if self._claiming:
-            return
-        self._claiming = True  # what ends at once asks for more, too
-        tracked: list[Held] = []
-        try:
-            while not tracked and self._waiting and not self._stopping and (slots := self._slots()) > 0:
-                for _ in range(min(slots, len(self._waiting), BATCH)):
-                    held = heapq.heappop(self._waiting)[2]
-                    if _is_tracked(held.message):
-                        tracked.append(held)
-                    else:
-                        self._run(held, _untracked(held, self._max_crashes(held.message)))
-        finally:
-            self._claiming = bool(tracked)
-        if tracked:
-            self._tasks.spawn(self._claim_batch(tracked))
-
-    def _slots(self) -> int:
-        return self.concurrency - len(self._running)
-
-    async def _claim_batch(self, batch: list[Held]) -> None:
-        try:
-            await self._claim(batch)
-        finally:
-            self._claiming = False
-        self._start_more()
-
-    async def _claim(self, batch: list[Held], asked_before: bool = False) -> None:
-        wanted = [Wanted(held.message, held.delivery.deliveries > 1, self._max_crashes(held.message)) for held in batch]
-
-        def ask() -> list[Claim | Refusal]:
-            nonlocal asked_before
-            before, asked_before = asked_before, True
-            return claim(self.database, wanted, worker=self.name, asked_before=before)
-
-        try:
-            answers = await self._offload.ledger(ask)
-        except LedgerUnavailable:
-            raise
-        except Exception as error:
-            # Something in one message that the database refuses must not take the whole batch with it.
-            if len(batch) > 1:
-                for held in batch:
-                    await self._claim([held], asked_before)
-            else:
-                self._here.pop(batch[0].message.id, None)
-                await self._bury(batch[0].delivery, "undecodable", f"the ledger refuses it: {error}")
-            return
-        if asks_of_keys(answers):
-            claimed = answers
-            answers = await self._offload.ledger(lambda: without_cancelled(self.database, claimed))
-        early: list[Delivery] = []
-        refused: list[Held] = []
-        for held, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Claim):
-                if held.message.kind.delivery == "at_most_once":
-                    early.append(held.delivery)
-            elif answer.reason == "held":
-                self._hold(held, answer)
-            else:
-                log.info("job %s not run: %s", held.message.id, answer.reason)
-                self.observers.refused(held.message, answer.reason)
-                refused.append(held)
-        if early or refused:
-            await self._offload.ack([*early, *(held.delivery for held in refused)])
-            self._settled(refused)
-        for held, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Claim):
-                self._run(held, answer)
-        if self._pushes is not None and self._pushes.watched:  # as of the last look: a start may be missed
-            self._pushes.changed([held.message.id for held in batch])
-
-    def _hold(self, held: Held, refusal: Refusal) -> None:
-        """Another live worker may still run it: ask again when that worker's lease has ended."""
-        until = refusal.until or datetime.now(UTC)
-        seconds = max((until - datetime.now(UTC)).total_seconds(), 0) + 0.1
-
-        def again() -> None:
-            self._wait(held)
-            self._start_more()
-
-        asyncio.get_running_loop().call_later(seconds, again)
-
-    def _run(self, held: Held, claimed: Claim) -> None:
-        message = held.message
-        handler = self._handlers.find(message.kind)
-        assert handler is not None
-        timeout = message.kind.timeout
-        deadline = None if timeout is None else claimed.started_at + timeout
-        session, once = self._openers[handler.mode] if claimed.tracked else (None, None)
-        context = Context.of(message, claimed.attempt, deadline, self, session, once, claimed.fence)
-        canvas = None if message.embed is None else self._canvas
-        attempt = Attempt(claimed, handler, context, canvas=canvas, hooks=self._hooks)
-        self._running[message.id] = attempt
-        if claimed.quarantine:
-            self._finish(held, quarantined(claimed))
-        elif message.expires_at is not None and message.expires_at <= claimed.started_at:
-            self._finish(held, expired(claimed))
+    def _run(self, entry: InFlight, claim: Claim) -> None:
+        """Begin the attempt of a claimed job."""
+        message = entry.message
+        self._running[message.id] = attempt = self._attempts.prepare(claim, entry.handler)
+        if claim.quarantine:
+            self._finish(entry, quarantined(claim))
+        elif message.expires_at is not None and message.expires_at <= claim.started_at:
+            self._finish(entry, expired(claim))
         elif self._limits is not None and (places := self._limits.places(attempt)):
-            attempt.task = self._tasks.spawn(self._limited(held, attempt, self._limits, places))
+            attempt.task = self._runtime.tasks.spawn(self._run_within_limits(entry, attempt, self._limits, places))
         else:
-            self.observers.started(claimed)
-            attempt.task = self._tasks.spawn(self._attempt(held, attempt))
+            self.observers.started(claim)
+            attempt.task = self._runtime.tasks.spawn(self._run_attempt(entry, attempt))
 
-    async def _limited(self, held: Held, attempt: Attempt, limits: Gate, places: tuple[Place, ...]) -> None:
+    async def _run_within_limits(
+        self, entry: InFlight, attempt: Attempt, limits: LimitGate, places: tuple[Place, ...]
+    ) -> None:
         """Run it if its limits let it in, else give it back."""
         if (outcome := await limits.enter(attempt, places)) is not None:
-            self._finish(held, outcome)
+            self._finish(entry, outcome)
         else:
             self.observers.started(attempt.claim)
-            await self._attempt(held, attempt)
+            await self._run_attempt(entry, attempt)
 
-    async def _attempt(self, held: Held, attempt: Attempt) -> None:
-        outcome = await run_attempt(
-            attempt, self._resources, self._threads, self._sessions, self._results, lambda: self._stopping
-        )
-        self._finish(held, outcome)
+    async def _run_attempt(self, entry: InFlight, attempt: Attempt) -> None:
+        self._finish(entry, await self._attempts.run(attempt))
 
-    def _finish(self, held: Held, outcome: AttemptOutcome) -> None:
-        del self._running[held.message.id]
-        outcome.progress = self._progress.pop(held.message.id, None)
-        if held.message.embed is not None and outcome.state == State.DEAD:
-            outcome.outgoing = self._canvas.after_death(held.message)
-        if self._hooks is not None and outcome.state != State.SUCCEEDED:
-            outcome.outgoing = [*outcome.outgoing, *self._hooks.after(outcome)]
-        self._recorder.add(held, outcome)
-        self._start_more()
+    def _finish(self, entry: InFlight, outcome: AttemptOutcome) -> None:
+        """Free the slot, and have the outcome recorded with all that follows from it."""
+        message, webhooks = entry.message, self._runtime.webhooks
+        del self._running[message.id]
+        outcome.progress = self._heartbeat.last_progress(message.id)
+        if message.embed is not None and outcome.state == State.DEAD:
+            outcome.outgoing = self._runtime.canvas.after_death(message)
+        if webhooks is not None and outcome.state != State.SUCCEEDED:
+            outcome.outgoing = [*outcome.outgoing, *webhooks.after(outcome)]
+        self._recorder.add(entry, outcome)
+        self._claiming.start_more()
 
-    def _settled(self, done: list[Held]) -> None:
-        for held in done:
-            if self._here.get(held.message.id) is held:
-                del self._here[held.message.id]
-                self._behind_are_next(held.message.id)
+    def _settle(self, entries: list[InFlight]) -> None:
+        """Forget jobs that were acknowledged, released or given up, and admit their later sendings."""
+        for entry in entries:
+            if later := self._admission.settle(entry):
+                self._inbox.extend(later)
+                self._runtime.loop.call_soon(self._receive)
         if self._limits is not None:
-            self._limits.settled([held.message.id for held in done])
-        self._room.give(len(done))
+            self._limits.settled([entry.message.id for entry in entries])
+        self._runtime.capacity.release(len(entries))
 
-    def _behind_are_next(self, job_id: str) -> None:
-        if behind := self._behind.pop(job_id, None):
-            self._inbox.extend(behind)
-            self._loop.call_soon(self._receive)
-
-    # Deliveries that are not run.
-
-    async def _bury(self, delivery: Delivery, reason: str, detail: str) -> None:
-        envelope = delivery.envelope
-        log.error("message %s on queue %s is a dead letter: %s: %s", envelope.id, envelope.queue, reason, detail)
-        await self._offload.ledger(lambda: dead_letters.add(self.database, envelope, delivery.raw, reason, detail))
-        await self._drop(delivery)
-
-    async def _postpone(self, delivery: Delivery) -> None:
-        """A stock client's ETA: the ledger keeps it, not this worker's memory."""
-        try:
-            await self._offload.ledger(lambda: due.schedule(self.database, [delivery.envelope]))
-        except UndecodableMessage as error:
-            await self._bury(delivery, error.reason, error.detail)
-        else:
-            await self._drop(delivery)
-
-    async def _drop(self, delivery: Delivery) -> None:
-        """Acknowledge what needs nothing more. Of two messages of one job the first, which is held, is the one that
-        counts."""
-        await self._offload.ack([delivery])
-        self._room.give(1)
-
-    # Stopping.
-
-    def _stop_attempt(self, attempt: Attempt, stop: Stop) -> None:
+    def _stop(self, attempt: Attempt, stop: Stop) -> None:
         if attempt.stop is None and attempt.task is not None:
             attempt.stop = stop
             attempt.context.cancel()
             attempt.task.cancel()
 
+    # Draining.
+
     async def _drain(self, grace_seconds: float) -> None:
-        self._stopping = self._room.closed = True
+        self._runtime.capacity.close()
         self._receive()
-        unstarted = [held for _, _, held in self._waiting]
-        self._waiting.clear()
-        behind = [delivery for deliveries in self._behind.values() for delivery in deliveries]
-        self._behind.clear()
-        if unstarted or behind:
-            self._room.give(len(behind))
-            self._settled(unstarted)
-            await self._offload.release([*(held.delivery for held in unstarted), *behind])
+        await self._give_back()
         clock = asyncio.get_running_loop().time
         deadline = clock() + grace_seconds
-        while (self._running or self._claiming) and clock() < deadline and not self._hurried:  # noqa: ASYNC110
+        while (self._running or self._claiming.busy) and clock() < deadline and not self._hurried:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for attempt in self.running():
-            self._stop_attempt(attempt, "interrupted")
+            self._stop(attempt, "interrupted")
         deadline = clock() + _LAST_SECONDS
-        while self._running or self._claiming or self._recorder.busy:
-            self._offload.patient = clock() < deadline
+        while self._running or self._claiming.busy or self._recorder.busy:
+            self._runtime.io.patient = clock() < deadline
             await asyncio.sleep(0.02)
         self._beating.cancel()
-        await self._tasks.join()
+        await self._runtime.tasks.join()
         if self._limits is not None:
             await self._limits.close()
-        for closing in (self._resources.close(), self._sessions.close()):
+        for closing in (self._runtime.resources.close(), self._attempts.close()):
             try:
                 await closing
             except Exception:
                 log.exception("a resource failed to close")
 
-    async def _beat(self) -> None:
-        """Renew the worker's lease, write progress, and learn which jobs to cancel, until it is cancelled."""
-        pause = min(_BEAT_SECONDS, self.settings.lease_seconds / 3)
-        written: dict[str, heartbeats.Progress] = {}
-        while True:
-            latest = {job_id: self._progress[job_id] for job_id in list(self._progress) if job_id in self._running}
-            progress = {job_id: one for job_id, one in latest.items() if written.get(job_id) != one}
-            beat = partial(
-                heartbeats.beat,
-                self.database,
-                self.name,
-                lease=self.settings.lease,
-                progress=progress,
-                peak_memory_bytes=peak_memory(),
-            )
-            try:
-                for job_id in await self._offload.ledger_once(beat):
-                    if attempt := self._running.get(job_id):
-                        self._stop_attempt(attempt, "cancelled")
-                written = latest
-                if self._pushes is not None:
-                    self._pushes.changed(list(progress))
-            except LedgerUnavailable:
-                pass  # whoever needs it for a job reports it
-            await asyncio.sleep(pause)
-
-    def _max_crashes(self, message: Message) -> int:
-        return message.kind.max_crashes or self.settings.max_crashes
-
-
-def _is_tracked(message: Message) -> bool:
-    """Whether the ledger gives the right to run it. A retry of an untracked kind has a row, so it is claimed."""
-    return message.kind.track or message.fence > 0
-
-
-def _untracked(held: Held, max_crashes: int) -> Claim:
-    message, now = held.message, datetime.now(UTC)
-    # Without a row only the broker's count tells of crashes, where it counts nothing else (RabbitMQ gives up on the
-    # message itself at its delivery limit).
-    crashes = 0 if held.delivery.consumer.counts_releases else held.delivery.deliveries - 1
-    quarantine = crashes >= max_crashes
-    return Claim(message, 0, message.attempt, message.attempt - 1, crashes, now, tracked=False, quarantine=quarantine)
+    async def _give_back(self) -> None:
+        """Release what has not started to other workers."""
+        entries, later = self._admission.clear()
+        if entries or later:
+            self._runtime.capacity.release(len(later))
+            self._settle(entries)
+            await self._runtime.io.release([*(entry.delivery for entry in entries), *later])

@@ -1,4 +1,4 @@
-"""The intake: the one thread that fetches deliveries off the broker, as many as the executor has room for."""
+"""The intake: the one thread that fetches deliveries off the broker, as many as the executor has capacity for."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WAIT_SECONDS = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _STALE_SECONDS = 10.0
 _FEW, _TURN_SECONDS = 8, 0.0002
-"""After so few deliveries the queue is empty: the executor's loop has the interpreter to itself for a moment, so that a
-lone job begins before the intake asks for the next."""
+"""After so few deliveries the queue is empty: the executor's loop gets the interpreter for a moment, so that a lone job
+begins before the intake asks for the next."""
 
 
 class Sink(Protocol):
-    """What takes the deliveries: the executor."""
+    """The executor, which takes the deliveries over."""
 
-    def wait_for_room(self, timeout_seconds: float) -> int: ...
+    def wait_for_capacity(self, timeout_seconds: float) -> int: ...
 
     def submit(self, deliveries: Sequence[Delivery]) -> None: ...
 
@@ -53,7 +53,7 @@ class Intake:
 
     @property
     def alive(self) -> bool:
-        """Whether it really consumes: connected, and round its loop a short while ago. A ping says less."""
+        """Whether it really consumes: connected, and its loop has turned a short while ago. A ping proves less."""
         return self._connected and self._thread.is_alive() and time.monotonic() - self._last_turn < _STALE_SECONDS
 
     def _run(self) -> None:
@@ -65,8 +65,8 @@ class Intake:
                 if self._pause == _FIRST_PAUSE:
                     log.error("%s; trying again until it is back", error)
             except Exception:
-                # Whatever a broker's client raises, a worker that answers pings but fetches nothing is the worst end.
-                log.exception("the intake failed; connecting anew")
+                # Whatever it raises: nothing is worse than a worker that answers pings but fetches nothing.
+                log.exception("the intake failed; connecting again")
             self._connected = False
             self._stopping.wait(random.uniform(self._pause / 2, self._pause))
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
@@ -74,17 +74,17 @@ class Intake:
     def _consume(self) -> None:
         while not self._stopping.is_set():
             self._last_turn = time.monotonic()
-            room = self._sink.wait_for_room(_WAIT_SECONDS)
+            wanted = self._sink.wait_for_capacity(_WAIT_SECONDS)
             if self._stopping.is_set():
                 return
-            deliveries = self.consumer.fetch(room, _WAIT_SECONDS) if room > 0 else []
+            deliveries = self.consumer.fetch(wanted, _WAIT_SECONDS) if wanted > 0 else []
             if not self._connected:
-                # Not before: a broker that takes connections and opens its queues to nobody is no broker yet.
+                # Not earlier: a broker that accepts connections but delivers from no queue is not ready.
                 self._connected = True
                 if self._pause > _FIRST_PAUSE:
                     log.warning("the broker is back")
                 self._pause = _FIRST_PAUSE
             if deliveries:
                 self._sink.submit(deliveries)
-                if len(deliveries) < min(room, _FEW):
+                if len(deliveries) < min(wanted, _FEW):
                     self._stopping.wait(_TURN_SECONDS)

@@ -1,4 +1,4 @@
-"""The gate between a claim and its run: asks the store for a worker's jobs, and renews what it was given."""
+"""The gate between a claim and its run: it asks the limits' store to let jobs in, and renews their places."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from penstock.producers.limits import open_store
 from penstock.producers.limits.rules import Rule, Rules
 from penstock.producers.limits.store import Entered, Entry, HeldBack, LimitStore, Place
 from penstock.schemas.states import Outcome, State
-from penstock.workers.executor.attempt.run import Attempt, stopped
-from penstock.workers.executor.loop_thread import Tasks
+from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.outcome import stopped
+from penstock.workers.executor.runtime.loop_thread import Tasks
 from penstock.workers.handlers.registry import Handler
 
 T = TypeVar("T")
@@ -27,21 +28,21 @@ log = logging.getLogger("penstock.executor")
 
 _BATCH = 200
 _LONGEST_WAIT = timedelta(hours=1)
-"""After which a job that waits is tried whatever is known. It is woken long before; this is for what nobody foresaw."""
+"""A job that waits is tried after this at the latest. It is woken long before, unless something went wrong."""
 
 
-class Gate:
-    """On the executor's loop. Calls to the store gather while one is under way, in a thread of their own.
+class LimitGate:
+    """Runs on the executor's loop. Calls to the store gather while one is under way, in a thread of their own.
 
     Arguments:
-        served: the rules of the kinds that the worker runs, for those who know no kinds.
+        served: the rules of the kinds that the worker runs, published for those who have no kinds.
 
     Attributes:
-        away: whether the store could not be reached the last time. Nobody is let in then.
+        unavailable: whether the last call could not reach the store. No job is let in then.
     """
 
     def __init__(self, store: LimitStore, rules: Rules, served: Sequence[Rule], lease: timedelta) -> None:
-        self.away = False
+        self.unavailable = False
         self._store, self._rules, self._served = store, rules, served
         self._pause = lease.total_seconds() / 4
         self._tasks = Tasks(log)
@@ -58,12 +59,12 @@ class Gate:
         self._renewing = self._tasks.spawn(self._renew())
 
     def places(self, attempt: Attempt) -> tuple[Place, ...]:
-        """What the job has to be let in by; mostly nothing."""
+        """The places that the job needs; mostly none."""
         message = attempt.claim.message
         return tuple((rule, rule.slot(message)) for rule in self._rules.of(message.kind, message.queue))
 
     async def enter(self, attempt: Attempt, places: tuple[Place, ...]) -> AttemptOutcome | None:
-        """Wait until it may run, for milliseconds; or how it ends for now, since it may not."""
+        """Wait until the job may run, for milliseconds. Returns None, or the outcome of a job that may not run."""
         entry = Entry(attempt.claim.message.id, attempt.claim.fence, places)
         try:
             answer = await self._ask(entry)
@@ -76,101 +77,103 @@ class Gate:
         return None
 
     def settled(self, job_ids: Iterable[str]) -> None:
-        """The outcomes of these are on record, or given up: others may have their places."""
+        """Give the places of these jobs to others: their outcomes are on record, or given up."""
         for job_id in job_ids:
             if (entry := self._running.pop(job_id, None)) is not None:
                 self._left.append(entry)
             elif (slot := self._held_back.pop(job_id, None)) is not None:
                 self._waiting.add(slot)
-        self._go_on()
+        self._call_store()
 
     async def close(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
         await self._tasks.join()
-        with contextlib.suppress(Exception):  # nothing runs here any more
+        with contextlib.suppress(Exception):  # no job runs here any more
             await self._in_thread(partial(self._store.renew, self._served, self._running.values()))
         self._thread.shutdown()
         self._store.close()
 
     async def _ask(self, entry: Entry) -> Entered | HeldBack:
-        if self.away:  # each would wait for the timeout, in a slot that others could use
+        if self.unavailable:  # each job would wait for the timeout, in a slot that others could use
             return HeldBack(entry.places[0][1])
         future = asyncio.get_running_loop().create_future()
         self._asking.append((entry, future))
-        self._go_on()
+        self._call_store()
         answer: Entered | HeldBack = await future
         return answer
 
-    def _go_on(self) -> None:
+    def _call_store(self) -> None:
         if not self._busy and (self._asking or self._left or self._waiting):
             self._busy = True
-            self._tasks.spawn(self._work())
+            self._tasks.spawn(self._empty_queues())
 
-    async def _work(self) -> None:
+    async def _empty_queues(self) -> None:
         try:
             while self._asking or self._left or self._waiting:
                 if self._left or self._waiting:
                     left, self._left = self._left, []
                     waiting, self._waiting = self._waiting, set()
-                    # Where this fails, the leases end, and the dispatcher finds in the ledger who waits.
+                    # If this fails, the leases end, and the dispatcher finds the waiting jobs in the ledger.
                     with contextlib.suppress(Exception):
                         await self._in_thread(partial(self._store.leave, left, sorted(waiting)))
                 if self._asking:
-                    asked, self._asking = self._asking[:_BATCH], self._asking[_BATCH:]
-                    await self._enter(asked)
+                    batch, self._asking = self._asking[:_BATCH], self._asking[_BATCH:]
+                    await self._enter(batch)
         finally:
             self._busy = False
 
-    async def _enter(self, asked: list[tuple[Entry, asyncio.Future[Entered | HeldBack]]]) -> None:
+    async def _enter(self, batch: list[tuple[Entry, asyncio.Future[Entered | HeldBack]]]) -> None:
         answers: Sequence[Entered | HeldBack]
         try:
-            answers = await self._in_thread(partial(self._store.enter, [entry for entry, _ in asked]))
+            answers = await self._in_thread(partial(self._store.enter, [entry for entry, _ in batch]))
         except Exception:
-            answers = [HeldBack(entry.places[0][1]) for entry, _ in asked]
-        for (entry, future), answer in zip(asked, answers, strict=True):
+            answers = [HeldBack(entry.places[0][1]) for entry, _ in batch]
+        for (entry, future), answer in zip(batch, answers, strict=True):
             if future.cancelled():
-                self._left.append(entry)  # it was stopped meanwhile
+                self._left.append(entry)  # its attempt was stopped in the meantime
                 continue
             if isinstance(answer, Entered):
                 self._running[entry.job_id] = entry
             future.set_result(answer)
 
     async def _renew(self) -> None:
-        """Until it is cancelled."""
+        """Renew the places of running jobs, until this is cancelled."""
         while True:
             running = list(self._running.values())
-            with contextlib.suppress(Exception):  # which is logged
+            with contextlib.suppress(Exception):  # `_in_thread` has logged it
                 await self._in_thread(partial(self._store.renew, self._served, running))
-            await asyncio.sleep(min(self._pause, 1.0) if self.away else self._pause)
+            await asyncio.sleep(min(self._pause, 1.0) if self.unavailable else self._pause)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Raises what the work does, which is logged when it begins."""
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """Call the store. Raises what the call raises; an outage is logged when it begins."""
         try:
-            value = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            value = await asyncio.get_running_loop().run_in_executor(self._thread, call)
         except Exception as error:
-            if not self.away:
-                ours = None if isinstance(error, BrokerUnavailable) else error
-                log.error("limits cannot be asked: %s; jobs with limits wait until they can", error, exc_info=ours)
-            self.away = True
+            if not self.unavailable:
+                unexpected = None if isinstance(error, BrokerUnavailable) else error
+                log.error(
+                    "limits cannot be asked: %s; jobs with limits wait until they can", error, exc_info=unexpected
+                )
+            self.unavailable = True
             raise
-        if self.away:
+        if self.unavailable:
             log.warning("the store of limits is back")
-            self.away = False
+            self.unavailable = False
         return value
 
 
-def open_gate(settings: Settings, worker: str, handlers: Iterable[Handler], queues: Iterable[str]) -> Gate | None:
-    """The gate of a worker of these queues; None: nothing it may run has limits."""
+def open_gate(settings: Settings, worker: str, handlers: Iterable[Handler], queues: Iterable[str]) -> LimitGate | None:
+    """The gate of a worker of these queues; None: no kind that it may run has limits."""
     rules, served = Rules(settings), set(queues)
-    reachable = [(one.kind, queue) for one in handlers for queue in served | {one.kind.queue}]
-    found = {rule.name: rule for kind, queue in reachable for rule in rules.of(kind, queue)}
-    store = open_store(settings, worker) if found else None
-    return None if store is None else Gate(store, rules, list(found.values()), settings.lease)
+    reachable = [(handler.kind, queue) for handler in handlers for queue in served | {handler.kind.queue}]
+    rules_served = {rule.name: rule for kind, queue in reachable for rule in rules.of(kind, queue)}
+    store = open_store(settings, worker) if rules_served else None
+    return None if store is None else LimitGate(store, rules, list(rules_served.values()), settings.lease)
 
 
 def _held_back(attempt: Attempt, slot: str) -> AttemptOutcome:
-    """Back into the ledger: it costs no attempt, and the dispatcher sends it when it may run."""
+    """The outcome of a job that waits for its limit in the ledger: no attempt; the dispatcher sends it again."""
     now, expires_at = datetime.now(UTC), attempt.claim.message.expires_at
     latest = now + _LONGEST_WAIT
     due_at = latest if expires_at is None else min(latest, expires_at)

@@ -7,15 +7,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from penstock.config.errors import LedgerUnavailable
-from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.attempt.large_results import LargeResults
-from penstock.workers.executor.capacity import Held
-from penstock.workers.executor.followups.change_publisher import Pushes
-from penstock.workers.executor.io_threads import Offload
-from penstock.workers.executor.loop_thread import Tasks
-from penstock.workers.executor.observers import Observers
+from penstock.workers.executor.runtime.capacity import InFlight
+from penstock.workers.executor.runtime.runtime import Runtime
 
 log = logging.getLogger("penstock.executor")
 
@@ -24,40 +20,27 @@ BATCH = 500
 
 
 class Recorder:
-    """Takes outcomes one by one and writes those that gathered while the last batch was under way.
+    """Takes single outcomes, and writes together those that gathered while the last batch was under way.
 
     Arguments:
-        results: where those are that are too large for the ledger.
-        pushes: tells those who watch a job; None: they look by themselves.
-        settled: called with what was acknowledged, released or given up.
+        results: keeps the results that are too large for the ledger.
+        settled: called with jobs that were acknowledged, released or given up.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        worker: str,
-        offload: Offload,
-        tasks: Tasks,
-        observers: Observers,
-        results: LargeResults,
-        pushes: Pushes | None,
-        settled: Callable[[list[Held]], None],
-    ) -> None:
-        self._database, self._worker, self._offload, self._tasks = database, worker, offload, tasks
-        self._results, self._pushes = results, pushes
-        self._observers, self._settled = observers, settled
-        self._outcomes: list[tuple[Held, AttemptOutcome]] = []
+    def __init__(self, runtime: Runtime, results: LargeResults, settled: Callable[[list[InFlight]], None]) -> None:
+        self._runtime, self._results, self._settled = runtime, results, settled
+        self._outcomes: list[tuple[InFlight, AttemptOutcome]] = []
         self._writing = False
 
     @property
     def busy(self) -> bool:
         return self._writing or bool(self._outcomes)
 
-    def add(self, held: Held, outcome: AttemptOutcome) -> None:
-        self._outcomes.append((held, outcome))
+    def add(self, entry: InFlight, outcome: AttemptOutcome) -> None:
+        self._outcomes.append((entry, outcome))
         if not self._writing:
             self._writing = True
-            self._tasks.spawn(self._write())
+            self._runtime.tasks.spawn(self._write())
 
     async def _write(self) -> None:
         try:
@@ -70,12 +53,14 @@ class Recorder:
         finally:
             self._writing = False
 
-    async def _record(self, batch: list[tuple[Held, AttemptOutcome]]) -> None:
-        """A crash between the record and the acknowledgement repeats a delivery, which the claim then refuses."""
+    async def _record(self, batch: list[tuple[InFlight, AttemptOutcome]]) -> None:
+        """Record, then acknowledge. A crash in between repeats a delivery, which the claim then refuses."""
         changing = [outcome for _, outcome in batch if outcome.needs_record]
         if outcomes := [outcome for outcome in changing if outcome.recorded is None]:
             try:
-                kept = await self._offload.ledger(lambda: record(self._database, outcomes, worker=self._worker))
+                kept = await self._runtime.io.ledger(
+                    lambda: record(self._runtime.database, outcomes, worker=self._runtime.name)
+                )
             except LedgerUnavailable:
                 raise
             except Exception as error:
@@ -83,43 +68,43 @@ class Recorder:
                 return
             for outcome, keep in zip(outcomes, kept, strict=True):
                 outcome.recorded = keep
-        if changing and self._pushes is not None:
-            self._pushes.changed([outcome.claim.message.id for outcome in changing])
-        done: list[Held] = []
-        back: list[Held] = []
-        for held, outcome in batch:
+        if changing and self._runtime.changes is not None:
+            self._runtime.changes.publish([outcome.claim.message.id for outcome in changing])
+        done: list[InFlight] = []
+        back: list[InFlight] = []
+        for entry, outcome in batch:
             lost = outcome.recorded is False
-            # One that was lost goes back too: acknowledging it could take the entry from under the worker that has it.
-            (back if lost or outcome.name == Outcome.INTERRUPTED else done).append(held)
+            # A job that was lost goes back too: an acknowledgement could take the entry from the worker that has it.
+            (back if lost or outcome.name == Outcome.INTERRUPTED else done).append(entry)
             if lost:
-                log.warning("job %s: another worker has taken it over; this outcome is dropped", held.message.id)
+                log.warning("job %s: another worker has taken it over; this outcome is dropped", entry.message.id)
                 if outcome.result_ref is not None:
-                    self._tasks.spawn(self._results.drop(outcome))
+                    self._runtime.tasks.spawn(self._results.drop(outcome))
                 continue
             if outcome.waits_for is None:
-                self._observers.ended(outcome)
+                self._runtime.observers.ended(outcome)
             else:
-                self._observers.refused(outcome.claim.message, "limited")
+                self._runtime.observers.refused(outcome.claim.message, "limited")
         if done:
-            await self._offload.ack([held.delivery for held in done])
+            await self._runtime.io.ack([entry.delivery for entry in done])
             self._settled(done)
         if back:
             self._settled(back)  # first: what is released may be back before this goes on
-            await self._offload.release([held.delivery for held in back])
+            await self._runtime.io.release([entry.delivery for entry in back])
 
-    async def _record_one_by_one(self, batch: list[tuple[Held, AttemptOutcome]], error: Exception) -> None:
-        """What the database refuses must not take the batch with it: that attempt alone has failed."""
+    async def _record_one_by_one(self, batch: list[tuple[InFlight, AttemptOutcome]], error: Exception) -> None:
+        """Record the outcomes singly: one that the database refuses must not take the batch with it."""
         if len(batch) > 1:
-            for one in batch:
-                await self._record([one])
+            for entry, outcome in batch:
+                await self._record([(entry, outcome)])
             return
-        [(held, outcome)] = batch
-        log.error("the outcome of job %s cannot be recorded", held.message.id, exc_info=error)
+        [(entry, outcome)] = batch
+        log.error("the outcome of job %s cannot be recorded", entry.message.id, exc_info=error)
         if outcome.reason == "unrecordable":
-            # Not even that. It stays with the broker, which gives it to another worker when this one ends.
-            self._settled([held])
+            # Not even that can be recorded. The job stays with the broker; when this worker ends, another gets it.
+            self._settled([entry])
             return
-        await self._record([(held, _unrecordable(outcome, error))])
+        await self._record([(entry, _unrecordable(outcome, error))])
 
 
 def _unrecordable(outcome: AttemptOutcome, error: Exception) -> AttemptOutcome:

@@ -1,4 +1,4 @@
-"""`Context`: what a handler may ask and do besides its work."""
+"""`Context`: the surroundings of an attempt, for its handler."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from penstock.schemas.wire.codec import Envelope, encode
 from penstock.workers.handlers.returns import JobCancelled
 
 LONGEST_KEY = 255
-"""Of what `ctx.once` is given, in characters."""
+"""The longest key of `ctx.once`, in characters."""
 _once_lock = threading.Lock()
 
 if TYPE_CHECKING:
     from penstock.schemas.jobs.job import Job
-    from penstock.schemas.wire.codec import Message
 
 
 class ProgressSink(Protocol):
@@ -36,7 +35,7 @@ class Context:
         tenant, key: as the producer gave them, or None.
         deadline: when the attempt is stopped by its timeout (aware), or None.
         enqueued_at: when the producer sent it.
-        fence: of the claim; 0 without one.
+        fence: the claim's number; 0 without a claim.
     """
 
     _once_running: frozenset[str] = frozenset()
@@ -73,32 +72,6 @@ class Context:
         self._cancelled = False
         self._outgoing: list[Envelope] = []
 
-    @classmethod
-    def of(
-        cls,
-        message: Message,
-        attempt: int,
-        deadline: datetime | None,
-        sink: ProgressSink | None,
-        open_session: Callable[[], Any] | None,
-        open_once: Callable[[Context, str], Any] | None,
-        fence: int,
-    ) -> Context:
-        return cls(
-            job_id=message.id,
-            attempt=attempt,
-            tenant=message.tenant,
-            key=message.key,
-            deadline=deadline,
-            enqueued_at=message.sent_at,
-            kind=message.kind.name,
-            sink=sink,
-            traceparent=message.traceparent,
-            open_session=open_session,
-            open_once=open_once,
-            fence=fence,
-        )
-
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger that names the job in every line."""
@@ -106,7 +79,7 @@ class Context:
         return logging.LoggerAdapter(logger, {"job_id": self.job_id, "attempt": self.attempt})
 
     def progress(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """Say how far the job is. Cheap: only the latest of a short while is written."""
+        """Report how far the job is. Cheap: only the latest value is written, every half second."""
         if self._sink is not None:
             self._sink.progress(self.job_id, done, total, note)
 
@@ -159,10 +132,10 @@ class Context:
                 ask=lambda effect_id: bank.find(effect_id),
             )
 
-        In a plain `def` the same without `await`. The ledger has it on record before it is called and again once it has
-        happened; from then on its recorded result is returned and nothing is called. Where an earlier run was cut
-        short in between, `ask` is called: what it answers is the result, and None means that it did not happen, so it
-        is called now. An effect that raises may have happened, unless it raises `NotDone`.
+        In a plain `def` the same without `await`. The ledger has the effect on record before it is called, and again
+        once it has happened; from then on its recorded result is returned and nothing is called. Where an earlier run
+        was cut short in between, `ask` is called: its answer is the result, and None means that the effect did not
+        happen, so it is called now. An effect that raises may have happened, unless it raises `NotDone`.
 
         Arguments:
             key: names the effect within its job, at most 255 characters.
@@ -197,7 +170,7 @@ class Context:
 
     @property
     def opened_session(self) -> Any:
-        """The session if it was used, else None. The executor asks."""
+        """The session if it was used, else None. For the executor."""
         return self._session
 
     @property
@@ -221,7 +194,7 @@ class Context:
 
     @property
     def outgoing(self) -> list[Envelope]:
-        """What `enqueue` has gathered."""
+        """The envelopes of `enqueue`, to be sent if the attempt succeeds."""
         return self._outgoing
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""When the other side asks to be tried again: `Retry-After`, as a header or on an exception."""
+"""`Retry-After`, as a header or on an exception: when the other side asks to be tried again."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 _LONGEST = timedelta(seconds=999_999_999)
 
 
-def asked_wait(error: BaseException, now: datetime) -> timedelta | None:
-    """The wait that an error asks for; None where it says nothing that can be understood.
+def requested_wait(error: BaseException, now: datetime) -> timedelta | None:
+    """The wait that an error asks for; None where it asks for none that can be read.
 
-    Looked at are its attribute `retry_after` (seconds, a timedelta, an aware datetime, or what the header may hold),
+    Read are its attribute `retry_after` (seconds, a timedelta, an aware datetime, or what the header may hold),
     and the header of an HTTP response in its attribute `response`, or of the error itself where it is one (urllib).
     """
     try:
-        asked = _wait(getattr(error, "retry_after", None), now)
-        if asked is not None:
-            return asked
+        wait = _wait(getattr(error, "retry_after", None), now)
+        if wait is not None:
+            return wait
         response = getattr(error, "response", None)  # those of requests are false where the status is an error
         headers = getattr(error if response is None else response, "headers", None)
         if headers is None or not hasattr(headers, "get"):
             return None
-        # A date is by the server's clock, which the same response shows.
+        # The date is the server's: its clock is in the same response.
         return retry_after(headers.get("Retry-After"), _date(headers.get("Date")) or now)
-    except Exception:  # attributes of a stranger's exception: a hint that cannot be read must not cost the retry
+    except Exception:  # a third party's exception: a hint that cannot be read must not cost the retry
         return None
 
 
 def retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """The header `Retry-After` (RFC 9110, 10.2.3), seconds or an HTTP date, as a wait; None where it means nothing."""
+    """The header `Retry-After` (RFC 9110, 10.2.3), seconds or an HTTP date, as a wait; None where it cannot be read."""
     if value is None:
         return None
     value = value.strip()

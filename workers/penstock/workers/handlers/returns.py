@@ -1,4 +1,4 @@
-"""What a handler may return besides its result. Control flow is returned; only failure is raised."""
+"""Return values of handlers besides results, and errors. Control flow is returned; only failure is raised."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Snooze:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """End the job without success or alarm: there is nothing to do any more."""
+    """End the job without success or alarm: there is nothing left to do."""
 
     reason: str = ""
 
@@ -56,36 +56,32 @@ class Retry:
 
 
 class Permanent(Exception):
-    """Raised by a handler: this failure will not mend by itself. The job is a dead letter at once."""
+    """Raised by a handler: no retry will fix this failure. The job is a dead letter at once."""
 
 
 class JobCancelled(Exception):
     """Raised in a thread or child process that asks `ctx.check_cancelled()` after the job was cancelled."""
 
 
-class TimedOut(Exception):
-    """The attempt ran longer than its kind's `timeout`."""
-
-
 class NotDone(Exception):
     """Raised by the effect of a `ctx.once(key)`, best `from` the error it met: it certainly did not happen."""
 
 
-def blamed(error: BaseException) -> BaseException:
-    """The error that tells how to go on: of a NotDone the one it was raised from."""
+def underlying_error(error: BaseException) -> BaseException:
+    """The error that decides about a retry: for a NotDone, the error it was raised from."""
     while isinstance(error, NotDone) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 class InDoubt(Exception):
-    """Raised by `ctx.once(key)`: an earlier run of the effect was cut short, and nobody can say whether it happened.
+    """Raised by `ctx.once(key)`: an earlier run of the effect was cut short, and no one can say whether it happened.
 
     Not caught, it makes the job a dead letter with the reason `in_doubt`.
 
     Attributes:
-        key: of the effect. effect_id: what its provider was given.
-        begun_at: when it was begun last.
+        key: the effect's. effect_id: the id that its provider was given.
+        begun_at: when the effect was last started.
     """
 
     def __init__(self, key: str, effect_id: str, begun_at: datetime) -> None:

@@ -13,7 +13,7 @@ from penstock.producers.senders import scheme
 from penstock.producers.storage import Storage, make_storage
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.workflows.send_jobs import Sending
-from penstock.workers.executor.followups.change_publisher import Pushes
+from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.workflows.advance import Mover
 from penstock.workers.workflows.definition import definitions
 
@@ -39,10 +39,10 @@ class Workflows(Poller):
     ) -> None:
         super().__init__()
         self._settings, self._sending = settings, sending
-        self._pushes: Pushes | None = None
+        self._changes: ChangePublisher | None = None
         if pushed and scheme(settings.broker_url) == "redis":
             timeout = settings.broker_timeout_seconds
-            self._pushes = Pushes(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
+            self._changes = ChangePublisher(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
         self._mover = Mover(database, lambda: self._storage, settings.max_payload_bytes)
         self._put_off: dict[str, float] = {}
 
@@ -79,21 +79,21 @@ class Workflows(Poller):
             self._put_off[ids[0]] = time.monotonic() + _AFTER_FAILURE_SECONDS
             log.error("workflow %s cannot be moved on; trying again later", ids[0], exc_info=error)
             return
-        if self._pushes is not None and moved.ended:
-            self._pushes.changed(moved.ended)
+        if self._changes is not None and moved.ended:
+            self._changes.publish(moved.ended)
         if sending is not None:
             sending.send(moved.sending, moved.until)
         if self._sending is not None and moved.due:
             self._sending.news.set()
 
     def start(self) -> None:
-        if self._pushes is not None and definitions:
-            self._pushes.start()
+        if self._changes is not None and definitions:
+            self._changes.start()
         super().start()
 
     def close(self) -> None:
-        if self._pushes is not None:
-            self._pushes.close()
+        if self._changes is not None:
+            self._changes.close()
         if self._sending is not None:
             self._sending.close()
         if "_storage" in self.__dict__:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -25,8 +26,9 @@ from penstock.ledger.rows.crashes import in_mebibytes
 from penstock.ledger.transitions.outcome import FenceLost
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.kind import registry
+from penstock.workers.executor.attempt.errors import ChildFailed, TimedOut
 from penstock.workers.executor.attempt.memory import peak_memory
-from penstock.workers.handlers.returns import JobCancelled, TimedOut, blamed
+from penstock.workers.handlers.returns import JobCancelled, underlying_error
 
 if TYPE_CHECKING:
     from penstock.config.settings import Settings
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from penstock.workers.handlers.registry import Handler
 
 _LOOK_SECONDS = 0.2
-"""Between looks at the clock and at a request to stop."""
+"""Between two checks of the clock and of a request to stop."""
 KILL_AFTER_SECONDS = 2.0
 """Between SIGTERM and SIGKILL for a child that must stop."""
 
@@ -42,27 +44,8 @@ _modules: tuple[str, ...] = ()
 _settings: Settings | None = None
 
 
-class ChildFailed(Exception):
-    """The handler failed in its child, or the child died. Its text is fit for the ledger.
-
-    Attributes:
-        raised: the type of what the handler raised, where it is known in this process too.
-        asked: the wait that the error asked for.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        remote_traceback: str | None = None,
-        raised: type[BaseException] | None = None,
-        asked: timedelta | None = None,
-    ) -> None:
-        super().__init__(text)
-        self.remote_traceback, self.raised, self.asked = remote_traceback, raised, asked
-
-
 def prepare(modules: Sequence[str], settings: Settings) -> None:
-    """Say what a child must import to know the handlers. Called once, when a worker boots."""
+    """Set the modules that a child must import to know the handlers. Called once, when a worker boots."""
     global _modules, _settings
     _modules, _settings = tuple(modules), settings
     # Imported once in the server that children are forked off: a child is there in milliseconds.
@@ -135,7 +118,7 @@ async def run_in_child(handler: Handler, job: Job, context: Context, timeout: ti
     if answer is None:
         raise ChildFailed(_death(process.pid, process.exitcode, peak))
     if "error" in answer:
-        raise ChildFailed(answer["error"], answer["traceback"], _known_type(answer["type"]), answer["asked"])
+        raise ChildFailed(answer["error"], answer["traceback"], _known_type(answer["type"]), answer["wait"])
     context.outgoing.extend(answer["outgoing"])
     return answer["result"]
 
@@ -164,13 +147,13 @@ def _death(pid: int | None, exit_code: int | None, peak: int | None) -> str:
 
 def _known_type(pickled: bytes | None) -> type[BaseException] | None:
     with contextlib.suppress(Exception):  # defined where this process cannot find it
-        if pickled is not None and isinstance(found := pickle.loads(pickled), type):  # noqa: S301  # of a child of ours
-            return found
+        if pickled is not None and isinstance(loaded := pickle.loads(pickled), type):  # noqa: S301  # from our own child
+            return loaded
     return None
 
 
 async def _answer_once(connection: Connection, context: Context, method: str, key: str, argument: Any) -> None:
-    """Write for `ctx.once` in the child, which waits for the answer."""
+    """Write the records of `ctx.once` for the child, which waits for the answer."""
     once = context.once(key)
     records: Any = once.records
     try:
@@ -218,7 +201,7 @@ class _Pipe:
 
 
 def _child(connection: Connection, request: dict[str, Any]) -> None:
-    """What the child does: import, cap, run, answer."""
+    """Import, cap the memory, run and answer: the main function of a child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
         connection.send(asyncio.run(_run(connection, request)))
@@ -227,7 +210,7 @@ def _child(connection: Connection, request: dict[str, Any]) -> None:
         _release_memory_cap()
         peak = f", with a peak of {in_mebibytes(size)}" if (size := peak_memory()) else ""
         text = f"MemoryError: over its memory cap of {limit} bytes{peak}"
-        connection.send({"error": text, "traceback": None, "type": pickle.dumps(MemoryError), "asked": None})
+        connection.send({"error": text, "traceback": None, "type": pickle.dumps(MemoryError), "wait": None})
     except BaseException as error:
         connection.send(_failure(error))
     finally:
@@ -237,22 +220,20 @@ def _child(connection: Connection, request: dict[str, Any]) -> None:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    from penstock.workers.handlers.retry_after import asked_wait
+    from penstock.workers.handlers.retry_after import requested_wait
 
-    cause, kind = blamed(error), None
+    cause, kind = underlying_error(error), None
     with contextlib.suppress(Exception):  # such as one that is defined in a function
         kind = pickle.dumps(type(cause))
     return {
         "error": f"{type(error).__name__}: {error}"[:2000],
         "traceback": "".join(traceback.format_exception(error))[-16_000:],
         "type": kind,
-        "asked": asked_wait(cause, datetime.now(UTC)),
+        "wait": requested_wait(cause, datetime.now(UTC)),
     }
 
 
 async def _run(connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
-    import importlib
-
     from penstock.config.settings import Settings
     from penstock.workers.handlers.context import Context
     from penstock.workers.handlers.registry import handlers
@@ -263,11 +244,11 @@ async def _run(connection: Connection, request: dict[str, Any]) -> dict[str, Any
     kind = registry[request["kind"]]
     handler = handlers.find(kind)
     assert handler is not None
-    given = request["context"]
-    deadline = given.pop("deadline")
+    values = request["context"]
+    deadline = values.pop("deadline")
     pipe = _Pipe(connection)
     context = Context(
-        **given,
+        **values,
         deadline=None if deadline is None else datetime.fromisoformat(deadline),
         kind=kind.name,
         sink=pipe,
@@ -275,8 +256,8 @@ async def _run(connection: Connection, request: dict[str, Any]) -> dict[str, Any
     )
     resources = Resources(request["settings"] or Settings())
     arguments: dict[str, Any] = {handler.context: context} if handler.context else {}
-    for name, wanted in handler.resources.items():
-        arguments[name] = await resources.get(wanted)
+    for name, resource_type in handler.resources.items():
+        arguments[name] = await resources.get(resource_type)
     job = kind.job.model_validate_json(request["job"])
     if request["memory_bytes"] is not None:
         _cap_memory(request["memory_bytes"])

@@ -1,40 +1,40 @@
-"""Results that are too large for the ledger: stored before the outcome that refers to them is recorded."""
+"""Results that are too large for the ledger: they are stored before the outcome that refers to them is recorded."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import Executor as ThreadPool
 from functools import partial
 
 from penstock.config.errors import ConfigError, StorageError
 from penstock.ledger.queries.results import result_ref, write_result
 from penstock.ledger.transitions.outcome import AttemptOutcome
-from penstock.workers.handlers.resources import Resources
+from penstock.workers.executor.runtime.runtime import Runtime
 from penstock.workers.handlers.storage import Storage
 
 log = logging.getLogger("penstock.executor")
 
 
 class LargeResults:
-    """Puts them away, in threads.
+    """Stores large results, in threads.
 
-    Arguments:
-        limit: bytes of JSON that the ledger takes.
+    Attributes:
+        limit: the most bytes of JSON that the ledger takes.
     """
 
-    def __init__(self, limit: int, resources: Resources, threads: ThreadPool) -> None:
-        self.limit, self._resources, self._threads = limit, resources, threads
+    def __init__(self, runtime: Runtime) -> None:
+        self.limit = runtime.settings.max_result_bytes_inline
+        self._resources, self._threads = runtime.resources, runtime.threads
 
     def holds(self, outcome: AttemptOutcome) -> bool:
-        """Whether its result belongs here."""
+        """Whether the outcome's result is too large for the ledger."""
         result = outcome.result
         if result is None or 4 * len(result) <= self.limit:  # no character takes more bytes
             return False
         return outcome.claim.tracked and len(result.encode()) > self.limit
 
     async def store(self, outcome: AttemptOutcome) -> None:
-        """Raises StorageError, which fails the attempt."""
+        """Store the outcome's result, and refer to it. Raises StorageError, which fails the attempt."""
         assert outcome.result is not None
         data, claim = outcome.result.encode(), outcome.claim
         try:

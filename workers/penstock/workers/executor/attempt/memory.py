@@ -1,4 +1,4 @@
-"""How much memory a process has used."""
+"""Peak memory of processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def peak_memory(pid: int | None = None) -> int | None:
-    """The most memory in bytes that a process has had resident; None where that cannot be told.
+    """Peak resident memory of a process in bytes; None where it cannot be read.
 
     Arguments:
         pid: None: this process.
@@ -25,5 +25,5 @@ def peak_memory(pid: int | None = None) -> int | None:
 
 
 def peak_of(usage: resource.struct_rusage) -> int:
-    """Of what a process or its parent was told about its use of resources."""
+    """Peak resident memory in bytes, from a getrusage result."""
     return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)

@@ -1,7 +1,7 @@
 """`ctx.once(key)`: an effect outside the database that must not happen twice.
 
-The ledger learns of it before it is called and again when it has happened. In between nobody but its provider can know:
-what is found there after a crash is asked about, or left to a person, and never just called again.
+The ledger has the effect on record before it is called, and again once it has happened. In between only its provider
+knows whether it happened: after a crash the provider is asked, or a person decides. It is never just called again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from penstock.workers.handlers.returns import InDoubt, NotDone
 
 if TYPE_CHECKING:
     from penstock.ledger.sql.database import Database
-    from penstock.workers.executor.io_threads import Offload
-    from penstock.workers.executor.loop_thread import LoopThread, Tasks
+    from penstock.workers.executor.runtime.runtime import Runtime
     from penstock.workers.handlers.context import Context
 
 T = TypeVar("T")
 Work = Callable[[], Any]
 Steps = Generator[tuple[bool, Work], Any, Any]
-"""What to call next, and whether it writes to the ledger; the answer is sent back in."""
+"""Yields whether the next call goes to the ledger, and the call; it is sent the answer."""
 
 
 class Records(Protocol):
-    """What is kept of the effects of one attempt's job."""
+    """The records of the effects of one attempt's job."""
 
     def begin(self, key: str, again: bool, at: datetime) -> table.Found | None: ...
 
@@ -54,7 +53,7 @@ class Once:
         """See `Context.once`."""
         steps = _steps(self._context, self.key, self.effect_id, self._records, effect, ask)
 
-        def do(in_ledger: bool, work: Work) -> Any:
+        def call(in_ledger: bool, work: Work) -> Any:
             if in_ledger:
                 return self._write(work)
             if inspect.iscoroutine(value := work()):
@@ -66,7 +65,7 @@ class Once:
             step = next(steps)
             while True:
                 try:
-                    value = do(*step)
+                    value = call(*step)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -79,7 +78,7 @@ class AsyncOnce:
     """One effect of a coroutine's attempt; see `Once`.
 
     Attributes:
-        records, write: what is kept of it, and who waits for that.
+        records, write: the effect's records, and how to wait for a write to them.
     """
 
     def __init__(self, context: Context, key: str, records: Records, write: Callable[[Work], Awaitable[Any]]) -> None:
@@ -96,7 +95,7 @@ class AsyncOnce:
         """See `Context.once`."""
         steps = _steps(self._context, self.key, self.effect_id, self.records, effect, ask)
 
-        async def do(in_ledger: bool, work: Work) -> Any:
+        async def call(in_ledger: bool, work: Work) -> Any:
             if in_ledger:
                 return await self.write(work)
             return await value if inspect.isawaitable(value := work()) else value
@@ -105,7 +104,7 @@ class AsyncOnce:
             step = next(steps)
             while True:
                 try:
-                    value = await do(*step)
+                    value = await call(*step)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -122,7 +121,7 @@ def _steps(
     effect: Callable[[str], Any],
     ask: Callable[[str], Any] | None,
 ) -> Steps:
-    """The way of an effect, for coroutines and plain functions alike."""
+    """The steps of an effect, the same for coroutines and plain functions."""
     with context.running_once(key):
         found = yield from _begin(records, key, False)
         if found is not None and not found.done:
@@ -133,7 +132,7 @@ def _steps(
                 text, value = _as_json(key, answer)
                 yield True, lambda: records.confirm(key, text)
                 return value
-            # Meanwhile another worker may have taken the job over, and even called the effect.
+            # Another worker may have taken the job over in the meantime, and even called the effect.
             found = yield from _begin(records, key, True)
         if found is not None:
             return None if found.result is None else pydantic_core.from_json(found.result)
@@ -145,7 +144,7 @@ def _steps(
         try:
             text, value = _as_json(key, result)
         except TypeError:
-            yield True, lambda: records.confirm(key, None)  # it happened, whatever it answers
+            yield True, lambda: records.confirm(key, None)  # it happened, whatever it returned
             raise
         yield True, lambda: records.confirm(key, text)
         return value
@@ -169,11 +168,13 @@ def _begin(records: Records, key: str, again: bool) -> Steps:
 
 
 def _as_json(key: str, result: Any) -> tuple[str, Any]:
-    """The result as it is kept, and as it is given to the handler: the first time no other than ever after."""
+    """The result as the ledger keeps it, and as the handler gets it, the first time too."""
     try:
         text = pydantic_core.to_json(result).decode()
     except pydantic_core.PydanticSerializationError as error:
-        raise TypeError(f"ctx.once({key!r}): its result {type(result).__name__} is no JSON value: {error}") from error
+        raise TypeError(
+            f"ctx.once({key!r}): its result {type(result).__name__} is not a JSON value: {error}"
+        ) from error
     return text, pydantic_core.from_json(text)
 
 
@@ -181,27 +182,27 @@ class Effects:
     """Opens the effects of a worker's attempts. They are written from its one thread for the ledger, which waits
     outages out."""
 
-    def __init__(self, database: Database, offload: Offload, tasks: Tasks, loop: LoopThread) -> None:
-        self._database, self._offload, self._tasks, self._loop = database, offload, tasks, loop
+    def __init__(self, runtime: Runtime) -> None:
+        self._database, self._io = runtime.database, runtime.io
+        self._tasks, self._loop = runtime.tasks, runtime.loop
 
     def open(self, context: Context, key: str) -> Once:
-        return Once(
-            context, key, _Ledger(self._database, context), lambda work: self._loop.run(self._offload.ledger(work))
-        )
+        records = _LedgerRecords(self._database, context)
+        return Once(context, key, records, lambda call: self._loop.run(self._io.ledger(call)))
 
     def open_async(self, context: Context, key: str) -> AsyncOnce:
-        return AsyncOnce(context, key, _Ledger(self._database, context), self._write)
+        return AsyncOnce(context, key, _LedgerRecords(self._database, context), self._write)
 
-    async def _write(self, work: Callable[[], T]) -> T | None:
-        """On the worker's loop. A cancellation waits until it is written."""
+    async def _write(self, call: Callable[[], T]) -> T | None:
+        """Write from the worker's loop. A cancellation waits until it is written."""
 
-        async def write() -> tuple[T | None, Exception | None]:
+        async def call_ledger() -> tuple[T | None, Exception | None]:
             try:
-                return await self._offload.ledger(work), None
-            except Exception as error:  # the handler's to hear, not the loop's
+                return await self._io.ledger(call), None
+            except Exception as error:  # raised in the handler, not logged by the loop
                 return None, error
 
-        writing = self._tasks.spawn(write())
+        writing = self._tasks.spawn(call_ledger())
         try:
             value, error = await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -212,7 +213,7 @@ class Effects:
         return value
 
 
-class _Ledger:
+class _LedgerRecords:
     def __init__(self, database: Database, context: Context) -> None:
         self._database, self._context = database, context
 

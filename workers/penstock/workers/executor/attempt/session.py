@@ -1,7 +1,7 @@
 """`ctx.session`: a transaction in the ledger's database that commits together with "succeeded".
 
-What a handler writes through it and the job's outcome are one commit: a crash before it leaves neither, a crash after
-it both, so the effect happens once however often the job is delivered.
+The handler's writes and the job's outcome are one commit: a crash before it leaves neither, a crash after it both, so
+the effect happens once however often the job is delivered.
 """
 
 from __future__ import annotations
@@ -22,29 +22,27 @@ if TYPE_CHECKING:
 
 POOL_SIZE = 10
 """Connections kept for coroutines, and as many for threads; at most as many again for a moment. Handlers beyond these
-wait for up to half a minute. Not the ledger's own: handlers that hold all of those would keep it from recording."""
+wait for up to half a minute. The ledger has its own: handlers that hold all of these do not keep it from recording."""
 _ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 
 
 class Sessions:
-    """Opens the sessions of a worker's attempts, on connections of its own beside the ledger's pool."""
+    """Opens the sessions of a worker's attempts, on its own connections, apart from the ledger's pool."""
 
     def __init__(self, database: Database, worker: str) -> None:
         self._database, self._worker = database, worker
         self._async_engine: AsyncEngine | None = None
-        in_memory = isinstance(database.engine.pool, sa.pool.StaticPool)  # where another engine is another database
-        self._own = None if in_memory else Database(database.url, pool_size=POOL_SIZE)
-        self._sync_engine = database.engine if self._own is None else self._own.engine
-        event.listen(self._sync_engine, "handle_error", self._mark)
+        self._sync = Database(database.url, pool_size=POOL_SIZE)
+        event.listen(self._sync.engine, "handle_error", self._mark)
 
     def open(self) -> Session:
-        from sqlalchemy.orm import Session  # with the first use: workers without it do without its memory
+        from sqlalchemy.orm import Session  # imported lazily: only workers whose handlers use it pay for its memory
 
-        return Session(self._sync_engine, expire_on_commit=False)
+        return Session(self._sync.engine, expire_on_commit=False)
 
     def open_async(self) -> AsyncSession:
         """Raises ConfigError where the database has no asyncio driver here."""
-        from sqlalchemy.ext.asyncio import AsyncSession  # loaded with the first use: it needs greenlet
+        from sqlalchemy.ext.asyncio import AsyncSession  # imported lazily: it needs greenlet
 
         return AsyncSession(self._engine(), expire_on_commit=False)
 
@@ -61,18 +59,17 @@ class Sessions:
     async def close(self) -> None:
         if self._async_engine is not None:
             await self._async_engine.dispose()
-        if self._own is not None:
-            self._own.close()
+        self._sync.close()
 
-    def lost(self, error: BaseException) -> bool:
-        """Whether what ended an attempt is only that the ledger is away: an error of a session's, or of `ctx.once`."""
-        return isinstance(error, LedgerUnavailable) or getattr(error, "ledger_is_away", False)
+    def is_outage(self, error: BaseException) -> bool:
+        """Whether an attempt ended only because the ledger is unavailable, to its session or to `ctx.once`."""
+        return isinstance(error, LedgerUnavailable) or getattr(error, "ledger_is_unavailable", False)
 
     def _mark(self, context: sa.ExceptionContext) -> None:
-        # By the engine that raised it, as a handler may speak to databases of its own.
+        # Marked by the engine that raised it: a handler may speak to databases of its own.
         error = context.sqlalchemy_exception
         if isinstance(error, sa.exc.DBAPIError) and self._database.is_unavailable(error):
-            error.ledger_is_away = True  # type: ignore[attr-defined]
+            error.ledger_is_unavailable = True  # type: ignore[attr-defined]
 
     def _write(self, connection: sa.Connection, outcome: AttemptOutcome) -> None:
         [kept] = write_outcomes(connection, self._database, [outcome], self._worker)

@@ -1,4 +1,4 @@
-"""What a stock Celery client asked to be done after a job: callbacks, errbacks and the rest of a chain.
+"""Celery's callbacks, errbacks and chains: the jobs that an unmodified Celery client wants after a job.
 
 They come beside the job's fields (`Message.embed`) as signatures and become envelopes, which are written with the
 outcome and sent after it, like those of `ctx.enqueue`. The arguments are Celery's: what follows a success gets the
@@ -41,7 +41,7 @@ _REFUSED = {
 
 @dataclass(slots=True)
 class _Signature:
-    """One of Celery's, read and checked.
+    """A signature of Celery's, read and checked.
 
     Attributes:
         type: `task`, `chain` or `group`; of the latter two `tasks` are the parts, in their order.
@@ -67,13 +67,13 @@ class _Signature:
         return self.args if self.immutable else [*given, *self.args]
 
 
-class Canvas:
-    """Reads what is to follow a job, and makes envelopes of it."""
+class CeleryCanvas:
+    """Reads the signatures that are to follow a job, and makes envelopes of them."""
 
     def __init__(self, settings: Settings, registry: Registry = default_registry) -> None:
         self._registry, self._max_bytes = registry, settings.max_payload_bytes
         self._stock_queues = settings.stock_queues
-        # As the dispatcher takes a stock client's priority: see brokers/stock.py.
+        # As the dispatcher takes an unmodified client's priority: see brokers/stock/intake.py.
         self._other: Priority = "high" if scheme(settings.broker_url) == "rabbitmq" else "low"
 
     def check(self, embed: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class Canvas:
                 for envelope in self._follow(message, signature, [message.id], [])
             ]
         except Exception:
-            # Not expected, as `check` has seen them; and that the job is dead is to be recorded all the same.
+            # Not expected: `check` has read them. The dead letter must be recorded all the same.
             log.exception("the errbacks of job %s cannot be sent", message.id)
             return []
 
@@ -176,7 +176,7 @@ class Canvas:
         if kind is not None:
             _check_count(kind, args)
         inner = json.dumps([args, signature.kwargs])
-        # What is left of a chain is no part of this: it came with the first message, and gets shorter.
+        # The rest of a chain does not count: it came with the first message, and gets shorter.
         if len(inner) > self._max_bytes:
             detail = f"with the result of this job the arguments of {signature.task!r} are {len(inner)} bytes"
             raise UndecodableMessage("invalid_payload", f"{detail}, over the limit of {self._max_bytes}")
@@ -201,8 +201,8 @@ class Canvas:
         )
 
     def _queue(self, signature: _Signature, message: Message) -> str:
-        """Where a kind unknown here goes: where the signature says, unless our workers do not look there; else where a
-        worker lives that makes a dead letter of what it does not know either."""
+        """The queue of a kind unknown here: the signature's, unless our workers do not consume it; else the job's own,
+        whose worker makes a dead letter of a kind that it does not know either."""
         if signature.queue is None or signature.queue in self._stock_queues:
             return message.queue
         return signature.queue
@@ -238,14 +238,14 @@ def _read(value: Any) -> _Signature:
             tasks=tasks,
         )
         if not is_id(task):  # a kind's name is a text of the same length
-            raise ValueError(f"{task[:100]!r} is no kind")
+            raise ValueError(f"{task[:100]!r} is not a kind")
         if signature.id is not None and not is_id(signature.id):
-            raise ValueError(f"task_id {signature.id!r} is no id")
+            raise ValueError(f"task_id {signature.id!r} is not an id")
         if signature.queue is not None and NAME.fullmatch(signature.queue) is None:
-            raise ValueError(f"{signature.queue!r} is no name of a queue")
+            raise ValueError(f"{signature.queue!r} is not a valid queue name")
     except (UndecodableMessage, RecursionError):
         raise
-    except Exception as error:  # a stranger's signature can be wrong in more ways than can be listed
+    except Exception as error:  # a client's signature can be wrong in more ways than can be listed
         detail = f"a signature that is to follow it cannot be read: {type(error).__name__}: {error}"
         raise UndecodableMessage("undecodable", detail) from error
     if options.get("chord"):
@@ -287,7 +287,7 @@ def _list(value: Any) -> list[Any]:
         return []
     if not isinstance(value, list | dict):
         raise UndecodableMessage(
-            "undecodable", f"what is to follow it is no list of signatures but {type(value).__name__}"
+            "undecodable", f"what is to follow it is not a list of signatures but {type(value).__name__}"
         )
     return value if isinstance(value, list) else [value]
 

@@ -1,4 +1,7 @@
-"""Telling those who watch a job that its row has changed, over Redis. See `producers/watching.py` for their side."""
+"""Change notifications over Redis: subscribers of a job are notified when its row changes.
+
+See `producers/handles/subscriptions.py` for the subscribers' side.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ from penstock.producers.senders.redis.connections import RedisConnections, pack
 log = logging.getLogger("penstock.worker")
 
 _REST_SECONDS = 0.005
-"""After a look that found nobody. What ends meanwhile shares the next one, so that a busy worker seldom looks."""
-_AWAY_SECONDS = 1.0
-"""While Redis is away nothing is pushed, and those who watch look by themselves."""
+"""The pause after a look that found no subscriber. Jobs that change in the meantime share the next look, so that a busy
+worker seldom looks."""
+_OUTAGE_SECONDS = 1.0
+"""The pause while Redis is unavailable. Nothing is published then, and subscribers poll."""
 _AT_ONCE = 1000
 
 _PUBLISH = """
@@ -27,37 +31,37 @@ return redis.call('EXISTS', KEYS[1])
 """
 
 
-class Pushes:
+class ChangePublisher:
     """Publishes from a thread of its own, so that neither the ledger nor acknowledgements wait for it. Thread-safe.
 
-    Call it only after what changed is committed: who is told looks into the ledger at once.
+    Publish only after a change is committed: a notified subscriber reads the ledger at once.
 
     Attributes:
-        watched: whether anybody watched any job at the last look.
+        has_subscribers: whether any job had a subscriber at the last look.
     """
 
     def __init__(self, url: str, *, prefix: str, timeout_seconds: float) -> None:
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
         self._key, self._channels = watched_key(prefix), channel_start(prefix)
-        self.watched = False
+        self.has_subscribers = False
         self._batches: deque[Sequence[str]] = deque()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="penstock-pushes", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="penstock-changes", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """Push what is left."""
+        """Publish what is left, and end the thread."""
         self._stopping.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
         self._connections.close()
 
-    def changed(self, job_ids: Sequence[str]) -> None:
-        """Push those of these jobs that somebody watches; with none, only see whether anybody does."""
+    def publish(self, job_ids: Sequence[str]) -> None:
+        """Notify the subscribers of these jobs. Without jobs, only look whether there are subscribers."""
         self._batches.append(job_ids)
         self._wake.set()
 
@@ -69,22 +73,22 @@ class Pushes:
             while self._batches:
                 job_ids += self._batches.popleft()
             try:
-                if not self.watched:
-                    self.watched = self._call(pack("EXISTS", self._key))
-                if self.watched:
+                if not self.has_subscribers:
+                    self.has_subscribers = self._call(pack("EXISTS", self._key))
+                if self.has_subscribers:
                     for start in range(0, len(job_ids) or 1, _AT_ONCE):
                         part = job_ids[start : start + _AT_ONCE]
-                        self.watched = self._call(pack("EVAL", _PUBLISH, 1, self._key, self._channels, *part))
-                rest = 0.0 if self.watched else _REST_SECONDS
+                        self.has_subscribers = self._call(pack("EVAL", _PUBLISH, 1, self._key, self._channels, *part))
+                pause = 0.0 if self.has_subscribers else _REST_SECONDS
             except BrokerUnavailable as error:
-                log.debug("nothing is pushed: %s", error)
-                self.watched, rest = False, _AWAY_SECONDS
-            except Exception:  # a thread that ended here would make all who watch look by themselves
-                log.exception("nothing is pushed")
-                self.watched, rest = False, _AWAY_SECONDS
-            self._stopping.wait(rest)
+                log.debug("no changes are published: %s", error)
+                self.has_subscribers, pause = False, _OUTAGE_SECONDS
+            except Exception:  # a thread that ended here would leave all subscribers to poll
+                log.exception("no changes are published")
+                self.has_subscribers, pause = False, _OUTAGE_SECONDS
+            self._stopping.wait(pause)
 
     def _call(self, command: bytes) -> bool:
-        """Whether anybody watches any job."""
+        """Run a command that answers whether any job has a subscriber."""
         [reply] = self._connections.execute(command)
         return bool(reply)

@@ -1,4 +1,4 @@
-"""Telling others of the ends of jobs: a `webhook.deliver` job for each, written with the outcome and sent after it."""
+"""Outgoing webhooks for the ends of jobs: `webhook.deliver` jobs, written with the outcome and sent after it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from penstock.schemas.states import FINAL
 from penstock.schemas.wire.codec import Envelope, encode
 
 
-class Hooks:
-    """The hooks that have an address."""
+class OutgoingWebhooks:
+    """The configured webhooks that have an address."""
 
     def __init__(self, settings: Settings) -> None:
         self._hooks = {name: hook for name, hook in settings.hooks.items() if hook.url is not None}
         self._max_bytes = settings.max_payload_bytes
+        self._own_kind = DeliverWebhook.kind().name
 
     def __bool__(self) -> bool:
         return bool(self._hooks)
 
     def after(self, outcome: AttemptOutcome) -> list[Envelope]:
-        """What is to be delivered of this end; of the ends of deliveries nothing."""
+        """The deliveries for this outcome; none for the outcome of a delivery itself."""
         kind = outcome.claim.message.kind.name
-        if outcome.state not in FINAL or kind == DeliverWebhook.kind().name:
+        if outcome.state not in FINAL or kind == self._own_kind:
             return []
-        return [self._envelope(name, hook, outcome) for name, hook in self._hooks.items() if _fits(hook, kind, outcome)]
+        return [
+            self._envelope(name, hook, outcome) for name, hook in self._hooks.items() if _matches(hook, kind, outcome)
+        ]
 
     def _envelope(self, name: str, hook: HookSettings, outcome: AttemptOutcome) -> Envelope:
         message = outcome.claim.message
@@ -43,7 +46,7 @@ class Hooks:
             "attempt": outcome.claim.attempt,
             "finished_at": outcome.finished_at.isoformat(),
         }
-        data |= {what: value for what in ("key", "tenant") if (value := getattr(message, what)) is not None}
+        data |= {name: value for name in ("key", "tenant") if (value := getattr(message, name)) is not None}
         more: dict[str, Any] = {}
         if "result" in hook.include and outcome.result is not None:
             more["result"] = from_json(outcome.result)
@@ -52,7 +55,7 @@ class Hooks:
         try:
             return self._encoded(name, outcome, data | more)
         except PayloadTooLarge:
-            return self._encoded(name, outcome, data)  # the receiver asks for the rest
+            return self._encoded(name, outcome, data)  # the receiver can ask for the rest
 
     def _encoded(self, name: str, outcome: AttemptOutcome, data: dict[str, Any]) -> Envelope:
         message = outcome.claim.message
@@ -60,5 +63,5 @@ class Hooks:
         return encode(job, tenant=message.tenant, traceparent=message.traceparent, max_bytes=self._max_bytes)
 
 
-def _fits(hook: HookSettings, kind: str, outcome: AttemptOutcome) -> bool:
+def _matches(hook: HookSettings, kind: str, outcome: AttemptOutcome) -> bool:
     return str(outcome.state) in hook.states and any(fnmatchcase(kind, pattern) for pattern in hook.kinds)

@@ -1,4 +1,4 @@
-"""Who hears what happens to jobs: an engine's events, signals and middleware."""
+"""Observers: an engine's events, signals and middleware follow what happens to jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Observer(Protocol):
     def received(self, message: Message) -> None: ...
 
     def refused(self, message: Message, reason: str) -> None:
-        """It is not run: it has ended already, was cancelled, is a duplicate, or a limit holds it back."""
+        """The job is not run: it has ended already, was cancelled, is a duplicate, or a limit holds it back."""
         ...
 
     def started(self, claim: Claim) -> None: ...
@@ -28,23 +28,23 @@ class Observer(Protocol):
 
 
 class Observers(list[Observer]):
-    """All of them, told one after the other."""
+    """All observers of a worker, notified one after the other."""
 
     def received(self, message: Message) -> None:
-        self._tell(lambda observer: observer.received(message))
+        self._notify(lambda observer: observer.received(message))
 
     def refused(self, message: Message, reason: str) -> None:
-        self._tell(lambda observer: observer.refused(message, reason))
+        self._notify(lambda observer: observer.refused(message, reason))
 
     def started(self, claim: Claim) -> None:
-        self._tell(lambda observer: observer.started(claim))
+        self._notify(lambda observer: observer.started(claim))
 
     def ended(self, outcome: AttemptOutcome) -> None:
-        self._tell(lambda observer: observer.ended(outcome))
+        self._notify(lambda observer: observer.ended(outcome))
 
-    def _tell(self, what: Callable[[Observer], None]) -> None:
+    def _notify(self, event: Callable[[Observer], None]) -> None:
         for observer in self:
             try:
-                what(observer)
+                event(observer)
             except Exception:
                 log.exception("%s failed", type(observer).__name__)

@@ -1,0 +1,29 @@
+"""Errors that end an attempt."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class TimedOut(Exception):
+    """The attempt ran longer than its kind's `timeout`."""
+
+
+class ChildFailed(Exception):
+    """The handler failed in its child process, or the child died. Its text is safe for the ledger.
+
+    Attributes:
+        remote_traceback: the child's, of a handler that raised.
+        raised: the type that the handler raised, if this process knows it too.
+        wait: the wait that the error asked for.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        remote_traceback: str | None = None,
+        raised: type[BaseException] | None = None,
+        wait: timedelta | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.remote_traceback, self.raised, self.wait = remote_traceback, raised, wait

@@ -1,0 +1,148 @@
+"""Claiming: the jobs that wait are claimed in the ledger, as many as there are slots, and then run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sized
+from datetime import UTC, datetime
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
+from penstock.schemas.wire.codec import Message
+from penstock.workers.brokers import Delivery
+from penstock.workers.executor.admission import Admission
+from penstock.workers.executor.recorder import BATCH
+from penstock.workers.executor.runtime.capacity import InFlight
+from penstock.workers.executor.runtime.runtime import Runtime
+
+log = logging.getLogger("penstock.executor")
+
+
+class Claiming:
+    """Claims in batches: while one claim is under way, the next batch gathers.
+
+    Arguments:
+        running: the attempts that take a slot.
+        run: begins the attempt of a claimed job.
+        settled: called with jobs that were refused and acknowledged.
+
+    Attributes:
+        busy: True while a claim is under way.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        admission: Admission,
+        running: Sized,
+        run: Callable[[InFlight, Claim], None],
+        settled: Callable[[list[InFlight]], None],
+    ) -> None:
+        self._runtime, self._admission, self._capacity = runtime, admission, runtime.capacity
+        self._running, self._run, self._settled = running, run, settled
+        self._most_crashes = runtime.settings.max_crashes
+        self.busy = False
+
+    def start_more(self) -> None:
+        """Begin what waits as far as slots are free: at once what needs no claim, the rest when it is claimed."""
+        if self.busy:
+            return
+        self.busy = True  # an attempt that ends at once asks for more, too
+        tracked: list[InFlight] = []
+        waiting, capacity = self._admission, self._capacity
+        try:
+            while not tracked and waiting and not capacity.closed and (free := capacity.slots - len(self._running)) > 0:
+                for _ in range(min(free, len(waiting), BATCH)):
+                    entry = waiting.pop()
+                    if _is_tracked(entry.message):
+                        tracked.append(entry)
+                    else:
+                        self._run(entry, _untracked_claim(entry, self._max_crashes(entry.message)))
+        finally:
+            self.busy = bool(tracked)
+        if tracked:
+            self._runtime.tasks.spawn(self._claim_batch(tracked))
+
+    async def _claim_batch(self, batch: list[InFlight]) -> None:
+        try:
+            await self._claim(batch)
+        finally:
+            self.busy = False
+        self.start_more()
+
+    async def _claim(self, batch: list[InFlight], asked_before: bool = False) -> None:
+        database, io = self._runtime.database, self._runtime.io
+        requests = [
+            Wanted(entry.message, entry.delivery.deliveries > 1, self._max_crashes(entry.message)) for entry in batch
+        ]
+
+        def claim_jobs() -> list[Claim | Refusal]:
+            nonlocal asked_before
+            before, asked_before = asked_before, True
+            return claim(database, requests, worker=self._runtime.name, asked_before=before)
+
+        try:
+            answers = await io.ledger(claim_jobs)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            # Something in one message that the database refuses must not take the whole batch with it.
+            if len(batch) > 1:
+                for entry in batch:
+                    await self._claim([entry], asked_before)
+            else:
+                await self._admission.refuse(batch[0], "undecodable", f"the ledger refuses it: {error}")
+            return
+        if asks_of_keys(answers):
+            claimed = answers
+            answers = await io.ledger(lambda: without_cancelled(database, claimed))
+        early: list[Delivery] = []
+        refused: list[InFlight] = []
+        for entry, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Claim):
+                if entry.message.kind.delivery == "at_most_once":
+                    early.append(entry.delivery)
+            elif answer.reason == "held":
+                self._claim_later(entry, answer)
+            else:
+                log.info("job %s not run: %s", entry.message.id, answer.reason)
+                self._runtime.observers.refused(entry.message, answer.reason)
+                refused.append(entry)
+        if early or refused:
+            await io.ack([*early, *(entry.delivery for entry in refused)])
+            self._settled(refused)
+        for entry, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Claim):
+                self._run(entry, answer)
+        changes = self._runtime.changes
+        if changes is not None and changes.has_subscribers:  # as of the last look: a start may be missed
+            changes.publish([entry.message.id for entry in batch])
+
+    def _claim_later(self, entry: InFlight, refusal: Refusal) -> None:
+        """Another live worker may still run the job: claim it again when that worker's lease has ended."""
+        until = refusal.until or datetime.now(UTC)
+        seconds = max((until - datetime.now(UTC)).total_seconds(), 0) + 0.1
+
+        def claim_again() -> None:
+            self._admission.enqueue(entry)
+            self.start_more()
+
+        asyncio.get_running_loop().call_later(seconds, claim_again)
+
+    def _max_crashes(self, message: Message) -> int:
+        return message.kind.max_crashes or self._most_crashes
+
+
+def _is_tracked(message: Message) -> bool:
+    """Whether the ledger gives the right to run it. A retry of an untracked kind has a row, so it is claimed."""
+    return message.kind.track or message.fence > 0
+
+
+def _untracked_claim(entry: InFlight, max_crashes: int) -> Claim:
+    message, now = entry.message, datetime.now(UTC)
+    # Without a row only the broker's count shows crashes, where it counts nothing else (RabbitMQ gives up on the
+    # message itself at its delivery limit).
+    crashes = 0 if entry.delivery.consumer.counts_releases else entry.delivery.deliveries - 1
+    quarantine = crashes >= max_crashes
+    return Claim(message, 0, message.attempt, message.attempt - 1, crashes, now, tracked=False, quarantine=quarantine)

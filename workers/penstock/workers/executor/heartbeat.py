@@ -1,0 +1,64 @@
+"""The worker's heartbeat: it renews the lease, writes progress, and reads which jobs to cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.members import heartbeats
+from penstock.ledger.members.heartbeats import Progress
+from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.memory import peak_memory
+from penstock.workers.executor.runtime.runtime import Runtime
+
+_BEAT_SECONDS = 0.5
+
+
+class Heartbeat:
+    """Beats until it is cancelled. It is the `ProgressSink` of the running jobs.
+
+    Arguments:
+        running: the attempts by the job's id.
+        cancel: stops an attempt whose job is to be cancelled.
+    """
+
+    def __init__(self, runtime: Runtime, running: Mapping[str, Attempt], cancel: Callable[[Attempt], None]) -> None:
+        self._runtime, self._running, self._cancel = runtime, running, cancel
+        self._progress: dict[str, Progress] = {}
+
+    def progress(self, job_id: str, done: int, total: int | None, note: str | None) -> None:
+        """Keep the progress of a job for the next beat. Safe from any thread."""
+        self._progress[job_id] = (done, total, note)
+
+    def last_progress(self, job_id: str) -> Progress | None:
+        """The progress of a job that has ended, which is written with its outcome."""
+        return self._progress.pop(job_id, None)
+
+    async def run(self) -> None:
+        """Beat regularly, until this is cancelled."""
+        settings, changes = self._runtime.settings, self._runtime.changes
+        pause = min(_BEAT_SECONDS, settings.lease_seconds / 3)
+        written: dict[str, Progress] = {}
+        while True:
+            latest = {job_id: self._progress[job_id] for job_id in list(self._progress) if job_id in self._running}
+            progress = {job_id: value for job_id, value in latest.items() if written.get(job_id) != value}
+            beat = partial(
+                heartbeats.beat,
+                self._runtime.database,
+                self._runtime.name,
+                lease=settings.lease,
+                progress=progress,
+                peak_memory_bytes=peak_memory(),
+            )
+            try:
+                for job_id in await self._runtime.io.ledger_once(beat):
+                    if attempt := self._running.get(job_id):
+                        self._cancel(attempt)
+                written = latest
+                if changes is not None:
+                    changes.publish(list(progress))
+            except LedgerUnavailable:
+                pass  # whichever job needs the ledger reports it
+            await asyncio.sleep(pause)

@@ -1,0 +1,1 @@
+"""Parts of a worker that every station of a job's way uses."""

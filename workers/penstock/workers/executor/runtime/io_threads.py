@@ -1,0 +1,107 @@
+"""The ledger and the broker as the executor's loop sees them: each in a thread of its own, outages waited out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.workers.brokers import Consumer, Delivery
+from penstock.workers.executor.runtime.capacity import Capacity
+
+log = logging.getLogger("penstock.executor")
+T = TypeVar("T")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_SILENT_SECONDS = 5.0
+"""A database that answers nothing for this long is unavailable, though its connection reports no error."""
+
+
+class IoThreads:
+    """Runs blocking calls for the loop. The ledger has one thread: its batches follow each other and never compete.
+
+    Arguments:
+        capacity: paused while the ledger is unavailable.
+
+    Attributes:
+        patient: False makes a missing ledger an error at once, for a worker that must end.
+    """
+
+    def __init__(self, name: str, capacity: Capacity) -> None:
+        self.patient = True
+        self._capacity = capacity
+        self._unavailable = False
+        self._pending_calls = 0  # to the ledger
+        self._answered_at = 0.0
+        self._ledger = ThreadPoolExecutor(1, f"{name} ledger")
+        self._broker = ThreadPoolExecutor(1, f"{name} broker")
+
+    @property
+    def ledger_unavailable(self) -> bool:
+        """Whether the last call could not reach the database, or a call waits for its answer too long."""
+        silent = self._pending_calls > 0 and time.monotonic() - self._answered_at > _SILENT_SECONDS
+        return self._unavailable or silent
+
+    async def ledger_once(self, call: Callable[[], T]) -> T:
+        """Run `call`, and note whether the ledger is there: the worker's heartbeat notices outages this way.
+
+        Raises:
+            LedgerUnavailable: the capacity is paused until a call succeeds.
+        """
+        if not self._pending_calls:
+            self._answered_at = time.monotonic()
+        self._pending_calls += 1
+        try:
+            value = await asyncio.get_running_loop().run_in_executor(self._ledger, call)
+        except LedgerUnavailable as error:
+            if not self._unavailable:
+                log.error("%s; jobs are held until it is back", error)
+            self._unavailable = True
+            self._capacity.pause()
+            raise
+        finally:
+            self._pending_calls -= 1
+            self._answered_at = time.monotonic()
+        if self._unavailable:
+            log.warning("the ledger is back")
+            self._unavailable = False
+            self._capacity.resume()
+        return value
+
+    async def ledger(self, call: Callable[[], T]) -> T:
+        """Run `call`; while the database is unavailable, hold everything and try again.
+
+        Raises:
+            LedgerUnavailable: only when no longer `patient`.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await self.ledger_once(call)
+            except LedgerUnavailable:
+                if not self.patient:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def ack(self, deliveries: list[Delivery]) -> None:
+        await self._settle(lambda consumer, part: consumer.ack(part), deliveries)
+
+    async def release(self, deliveries: list[Delivery]) -> None:
+        await self._settle(lambda consumer, part: consumer.release(part), deliveries)
+
+    def close(self) -> None:
+        self._ledger.shutdown()
+        self._broker.shutdown()
+
+    async def _settle(self, settle: Callable[[Consumer, list[Delivery]], None], deliveries: list[Delivery]) -> None:
+        by_consumer: dict[Consumer, list[Delivery]] = {}
+        for delivery in deliveries:
+            by_consumer.setdefault(delivery.consumer, []).append(delivery)
+        for consumer, part in by_consumer.items():
+            await asyncio.get_running_loop().run_in_executor(self._broker, partial(settle, consumer, part))

@@ -1,0 +1,97 @@
+"""`Runtime`: the parts of one worker, made in one place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.schemas.jobs.kind import Registry
+from penstock.workers.executor.followups.celery_canvas import CeleryCanvas
+from penstock.workers.executor.followups.change_publisher import ChangePublisher
+from penstock.workers.executor.followups.webhooks import OutgoingWebhooks
+from penstock.workers.executor.runtime.capacity import Capacity
+from penstock.workers.executor.runtime.io_threads import IoThreads
+from penstock.workers.executor.runtime.loop_thread import LoopThread, Tasks
+from penstock.workers.executor.runtime.observers import Observer, Observers
+from penstock.workers.handlers.registry import Handlers
+from penstock.workers.handlers.resources import Resources
+
+log = logging.getLogger("penstock.executor")
+
+_MOST_THREADS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Everything that the stations of a job's way share.
+
+    Attributes:
+        name: the worker's, under which it holds claims.
+        loop, tasks: every station runs on this loop; its tasks are kept until they end.
+        io: the threads for calls to the ledger and the broker.
+        threads: run plain handlers, and calls to the storage.
+        canvas: makes the callbacks, errbacks and chains of an unmodified Celery client.
+        webhooks: makes outgoing webhooks; None: no hook has an address.
+        changes: notifies subscribers of changed jobs; None: they poll.
+    """
+
+    settings: Settings
+    database: Database
+    name: str
+    handlers: Handlers
+    registry: Registry
+    observers: Observers
+    loop: LoopThread
+    tasks: Tasks
+    capacity: Capacity
+    io: IoThreads
+    threads: ThreadPoolExecutor
+    resources: Resources
+    canvas: CeleryCanvas
+    webhooks: OutgoingWebhooks | None
+    changes: ChangePublisher | None
+
+    def close(self) -> None:
+        """End the threads, when the loop has nothing more to do."""
+        self.loop.stop()
+        self.io.close()
+        # A thread that ignores ctx.cancelled cannot be ended; the process ends without it.
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+def make_runtime(
+    settings: Settings,
+    database: Database,
+    *,
+    name: str,
+    concurrency: int,
+    observers: Sequence[Observer],
+    changes: ChangePublisher | None,
+    handlers: Handlers,
+    registry: Registry,
+) -> Runtime:
+    """The runtime of a worker; its loop is not started yet."""
+    capacity = Capacity(concurrency)
+    return Runtime(
+        settings=settings,
+        database=database,
+        name=name,
+        handlers=handlers,
+        registry=registry,
+        observers=Observers(observers),
+        loop=LoopThread(f"{name} loop"),
+        tasks=Tasks(log),
+        capacity=capacity,
+        io=IoThreads(name, capacity),
+        # Threads are made as needed; attempts are bounded by `concurrency`, which may change. One that ignored its
+        # timeout keeps its thread, not its slot.
+        threads=ThreadPoolExecutor(_MOST_THREADS, f"{name} handler"),
+        resources=Resources(settings),
+        canvas=CeleryCanvas(settings, registry),
+        webhooks=OutgoingWebhooks(settings) or None,
+        changes=changes,
+    )
