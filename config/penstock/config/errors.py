@@ -1,7 +1,48 @@
-"""Every error Penstock raises on purpose, under one root.
+"""Every error that Penstock raises on purpose, under one root.
 
-They stand in the lowest room so that each room can raise them. A message says what happened, to which job or
-setting, and what to do about it.
+They are in the lowest room so that each room can raise them; errors of one tool alone are in its module. A message says
+what happened, to which job or setting, and what to do about it. `penstock.producers` and `penstock.workers` export the
+errors that their callers meet.
+
+    PenstockError
+    ├── ConfigError
+    │   ├── ImportFailed              penstock.workers.handlers.discovery
+    │   └── PortInUse                 penstock.workers.local.up.ports
+    ├── FolderInUse                   penstock.workers.local.up.lock
+    ├── KindError
+    │   └── DuplicateKind
+    ├── InvalidJob
+    │   ├── PayloadTooLarge
+    │   └── UnknownQueue
+    ├── DuplicateJob
+    ├── QueueFull
+    ├── BrokerUnavailable
+    ├── UndecodableMessage
+    ├── InvalidEvent
+    ├── WrongSignature
+    ├── InvalidToken
+    ├── LedgerUnavailable
+    ├── JobNotFound
+    ├── ScheduleNotFound
+    ├── InvalidState
+    ├── JobFailed
+    ├── WaitTimeout
+    ├── WatchClosed
+    ├── NotTracked
+    ├── InvalidResult
+    ├── StorageError
+    │   ├── InvalidKey
+    │   └── ObjectNotFound
+    ├── MailRefused                   penstock.workers.builtin.emails.transport
+    └── MailUnavailable               penstock.workers.builtin.emails.transport
+
+Handlers raise or catch these besides, which are about one attempt (`penstock.workers.handlers.returns`):
+
+    Exception
+    ├── Permanent
+    ├── NotDone
+    ├── InDoubt
+    └── JobCancelled
 """
 
 from __future__ import annotations

@@ -1,5 +1,18 @@
-"""Running jobs: handlers, the executor, the ledger, the dispatcher, the engines, and the four built-in workers."""
+"""Running jobs: handlers, the executor, the dispatcher, the engines, and the built-in workers.
 
+The errors are those that a handler may raise or catch; `penstock.config.errors` draws the tree of all.
+"""
+
+from penstock.config.errors import (
+    InvalidJob,
+    InvalidKey,
+    KindError,
+    LedgerUnavailable,
+    ObjectNotFound,
+    PayloadTooLarge,
+    PenstockError,
+    StorageError,
+)
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import override, provides
@@ -10,12 +23,20 @@ __all__ = [
     "Context",
     "Discard",
     "InDoubt",
+    "InvalidJob",
+    "InvalidKey",
     "JobCancelled",
+    "KindError",
+    "LedgerUnavailable",
     "NotDone",
+    "ObjectNotFound",
+    "PayloadTooLarge",
+    "PenstockError",
     "Permanent",
     "Retry",
     "Snooze",
     "Storage",
+    "StorageError",
     "handles",
     "override",
     "provides",
