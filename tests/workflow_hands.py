@@ -18,11 +18,12 @@ from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.ledger.workflows import commands
+from penstock.ledger.workflows.read import due_workflows
 from penstock.ledger.workflows.rows import PARKED
+from penstock.ledger.workflows.start import start_workflow
 from penstock.schemas import Job, Outcome, State
 from penstock.schemas.wire.codec import decode, encode
-from penstock.workers.workflows import start as starting
-from penstock.workers.workflows.advance import Mover
+from penstock.workers.workflows.advance import Advanced, advance
 from penstock.workers.workflows.definition import definitions
 
 
@@ -30,8 +31,10 @@ def no_storage() -> Any:
     raise AssertionError("no result is so large")
 
 
-def mover(ledger: Database) -> Mover:
-    return Mover(ledger, no_storage, 1_000_000)
+def advance_due(ledger: Database, *, max_bytes: int = 1_000_000, reserve: bool = False) -> Advanced:
+    """One round of a dispatcher."""
+    ids, _ = due_workflows(ledger)
+    return advance(ledger, ids, open_storage=no_storage, max_bytes=max_bytes, reserve=reserve)
 
 
 def start(ledger: Database, job: Job, **options: Any) -> str:
@@ -41,7 +44,7 @@ def start(ledger: Database, job: Job, **options: Any) -> str:
 
     def write(connection: sa.Connection) -> None:
         enter(connection, ledger, [envelope], datetime.now(UTC))
-        starting.start(connection, ledger, envelope.id, definition)
+        start_workflow(connection, ledger, envelope.id, definition)
         update = sa.update(jobs).where(jobs.c.id == envelope.id)
         connection.execute(update.values(due_at=from_now(PARKED)))
 
@@ -84,8 +87,8 @@ def result(job: Any) -> Any:
 
 
 def move(ledger: Database) -> None:
-    while due := mover(ledger).due()[0]:
-        mover(ledger).advance(due)
+    while due_workflows(ledger)[0]:
+        advance_due(ledger)
 
 
 def rows_of(ledger: Database, workflow_id: str) -> dict[str, Any]:

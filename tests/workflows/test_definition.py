@@ -77,7 +77,9 @@ def test_a_circle_is_refused_and_shown() -> None:
 
 
 def test_a_parameter_that_is_not_a_step_is_named() -> None:
-    with pytest.raises(KindError, match=r"step 'tell': 'reprots', which it takes, is no step; there are report, tell"):
+    with pytest.raises(
+        KindError, match=r"step 'tell': 'reprots', which it takes, is not a step; there are report, tell"
+    ):
 
         class Misspelt(Workflow, kind="wf.test.misspelt"):
             @step
@@ -102,10 +104,10 @@ def test_a_parameter_that_is_not_a_step_is_named() -> None:
         (Kindless, "it makes Kindless, which has no kind"),
         (Job, "it makes Job, which has no kind"),
         (Untracked, "'wf.untracked' has track=False"),
-        (str, "it makes str, which is no job"),
-        (list[str], "it makes str, which is no job"),
+        (str, "it makes str, which is not a job"),
+        (list[str], "it makes str, which is not a job"),
         (None, "it makes nothing"),
-        (Mail | Sleep, "it makes Sleep, which is no job"),
+        (Mail | Sleep, "it makes Sleep, which is not a job"),
     ],
 )
 def test_a_step_that_cannot_make_its_annotation_is_refused(annotation: Any, why: str) -> None:
@@ -183,7 +185,7 @@ def test_a_handler_that_is_imported_later_is_checked_when_a_worker_boots() -> No
 
 
 def test_a_compensation_is_a_method_that_makes_a_job() -> None:
-    with pytest.raises(KindError, match="compensation 'undo' is no method of Missing"):
+    with pytest.raises(KindError, match="compensation 'undo' is not a method of Missing"):
 
         class Missing(Workflow, kind="wf.test.missing"):
             @step(compensate="undo")

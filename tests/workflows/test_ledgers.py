@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import workflow_jobs as acme
 from ledgers import start_worker
 from polling import until
-from workflow_hands import count, move, mover, no_storage, result, rows_of, run, start, waiting
+from workflow_hands import advance_due, count, move, no_storage, result, rows_of, run, start, waiting
 
 from penstock.config.errors import InvalidState
 from penstock.config.sections.retention import RetentionSettings
@@ -27,9 +27,10 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
 from penstock.ledger.transitions.enqueue import enter
 from penstock.ledger.workflows import commands
+from penstock.ledger.workflows.read import due_workflows
 from penstock.schemas import State
 from penstock.schemas.wire.codec import encode
-from penstock.workers.workflows.advance import Moved, Mover
+from penstock.workers.workflows.advance import WorkflowBatch, advance
 from penstock.workers.workflows.definition import definitions
 
 MEMBERS = 200
@@ -40,21 +41,18 @@ class Crash(Exception):
     where: str
 
 
-class Dying(Mover):
-    """A mover that dies in the middle of every other transaction."""
+def advance_or_die(ledger: Database, ids: list[str]) -> None:
+    """Advance workflows as a dispatcher that dies in the middle of every other transaction."""
+    if random.random() < 0.5:
 
-    def advance(self, ids: Any, *, reserve: bool = False) -> Moved:
-        if random.random() < 0.5:
-            from penstock.workers.workflows.advance import _Batch
+        def die_before_the_commit(connection: sa.Connection) -> None:
+            WorkflowBatch(connection, ledger, no_storage, 1_000_000, False).advance(ids)
+            raise Crash("before the commit")
 
-            def work(connection: sa.Connection) -> None:
-                _Batch(self, connection, reserve).advance(ids)
-                raise Crash("before the commit")
-
-            with pytest.raises(Crash):
-                self.database.write(work)
-            return Moved([], [], datetime.now(UTC), due=False)
-        return super().advance(ids, reserve=reserve)
+        with pytest.raises(Crash):
+            ledger.write(die_before_the_commit)
+    else:
+        advance(ledger, ids, open_storage=no_storage, max_bytes=1_000_000)
 
 
 def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(ledger: Database) -> None:
@@ -77,9 +75,8 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
         return thread
 
     def dispatch() -> None:
-        dying = Dying(ledger, no_storage, 1_000_000)
-        ids, _ = dying.due()
-        dying.advance(ids) if ids else time.sleep(0.005)
+        ids, _ = due_workflows(ledger)
+        advance_or_die(ledger, ids) if ids else time.sleep(0.005)
 
     def work() -> None:
         rows = waiting(ledger)
@@ -107,10 +104,10 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
 def test_the_end_of_a_job_is_noted_with_its_outcome_or_not_at_all(ledger: Database) -> None:
     workflow_id = start(ledger, acme.Nightly(regions=["north"]))
     move(ledger)
-    assert mover(ledger).due() == ([], False)
+    assert due_workflows(ledger) == ([], False)
     start_worker(ledger, "w1")
     run(ledger, waiting(ledger), "w1", result)
-    assert mover(ledger).due() == ([workflow_id], False)
+    assert due_workflows(ledger) == ([workflow_id], False)
     move(ledger)
     assert rows_of(ledger, workflow_id)["report"].state == "running"
 
@@ -187,7 +184,7 @@ def test_a_dispatcher_that_does_not_know_a_workflow_leaves_it_to_another(ledger:
     workflow_id = start(ledger, acme.Nightly(regions=["north"]))
     was = definitions.pop("wf.nightly")
     move(ledger)
-    assert mover(ledger).due() == ([], False)  # not looked at again and again
+    assert due_workflows(ledger) == ([], False)  # not looked at again and again
     assert commands.show(ledger, workflow_id).row.error is None
     definitions["wf.nightly"] = was
     later(ledger, workflow_id)
@@ -200,7 +197,7 @@ def test_a_deleted_job_of_a_step_is_found_by_polling(ledger: Database) -> None:
     move(ledger)
     job_id = rows_of(ledger, workflow_id)["orders"].job_id
     ledger.write(lambda connection: connection.execute(sa.delete(jobs).where(jobs.c.id == job_id)))
-    assert mover(ledger).due() == ([], False)
+    assert due_workflows(ledger) == ([], False)
     later(ledger, workflow_id)
     move(ledger)
     row = commands.show(ledger, workflow_id).row
@@ -226,10 +223,9 @@ def test_a_result_that_does_not_fit_fails_the_step_that_takes_it(ledger: Databas
 
 def test_a_step_that_makes_too_large_a_job_is_dead_and_sends_none(ledger: Database) -> None:
     workflow_id = start(ledger, acme.Nightly(regions=["a" * 2000, "b"]))
-    small = Mover(ledger, no_storage, 2500)
-    small.advance(small.due()[0])
+    advance_due(ledger, max_bytes=2500)
     run(ledger, waiting(ledger), "w1", lambda job: {"rows": 1, "regions": ["b", "a" * 3000]})
-    small.advance(small.due()[0])
+    advance_due(ledger, max_bytes=2500)
     error = commands.show(ledger, workflow_id).row.error
     assert error.startswith("step report is dead: wf.report: the payload is 30")
     assert count(ledger, "wf.report") == 0

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import workflow_jobs as acme
-from workflow_hands import move, mover, result, run, start, waiting
+from workflow_hands import advance_due, move, result, run, start, waiting
 
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.workers.dispatcher.due_jobs import send_due
-from penstock.workers.dispatcher.workflows.send_jobs import Sending
+from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.workflows import advance as advancing
-from penstock.workers.workflows.advance import Moved
+from penstock.workers.workflows.advance import Advanced
 
 
 @pytest.fixture
@@ -27,16 +27,16 @@ def broker() -> MemoryBroker:
 
 
 @pytest.fixture
-def sending(ledger: Database, broker: MemoryBroker) -> Sending:
+def sending(ledger: Database, broker: MemoryBroker) -> StepJobs:
     begun = threading.Event()
-    sending = Sending(ledger, broker, threading.Event(), begun)
-    assert not sending.is_possible
+    sending = StepJobs(ledger, broker, threading.Event(), begun)
+    assert not sending.can_send
     begun.set()
     return sending
 
 
-def advance(ledger: Database) -> Moved:
-    return mover(ledger).advance(mover(ledger).due()[0], reserve=True)
+def advance(ledger: Database) -> Advanced:
+    return advance_due(ledger, reserve=True)
 
 
 def row(ledger: Database, kind: str) -> Any:
@@ -44,17 +44,17 @@ def row(ledger: Database, kind: str) -> Any:
 
 
 def test_a_new_job_is_sent_and_marked_without_being_due(
-    ledger: Database, broker: MemoryBroker, sending: Sending
+    ledger: Database, broker: MemoryBroker, sending: StepJobs
 ) -> None:
     start(ledger, acme.Nightly(regions=["north"]))
     moved = advance(ledger)
-    assert ([envelope.kind for envelope in moved.sending], moved.due) == (["wf.sync"], False)
+    assert ([envelope.kind for envelope in moved.to_send], moved.has_due) == (["wf.sync"], False)
     assert send_due(ledger, broker) == 0
-    sending.send(moved.sending, moved.until)
+    sending.send(moved.to_send, moved.until)
     assert [envelope.id for envelope in broker.sent] == [row(ledger, "wf.sync").id]
     assert row(ledger, "wf.sync").state == "queued"
-    assert sending.is_possible
-    assert not sending.news.is_set()
+    assert sending.can_send
+    assert not sending.due_wakeup.is_set()
 
 
 def test_a_job_whose_dispatcher_died_before_sending_it_is_due_when_its_reservation_ends(ledger: Database) -> None:
@@ -65,13 +65,15 @@ def test_a_job_whose_dispatcher_died_before_sending_it_is_due_when_its_reservati
     assert moved.until < now + timedelta(seconds=20)
 
 
-def test_a_job_that_the_broker_refuses_is_due_at_once(ledger: Database, broker: MemoryBroker, sending: Sending) -> None:
+def test_a_job_that_the_broker_refuses_is_due_at_once(
+    ledger: Database, broker: MemoryBroker, sending: StepJobs
+) -> None:
     start(ledger, acme.Nightly(regions=["north"]))
     moved = advance(ledger)
     broker.down = True
-    sending.send(moved.sending, moved.until)
-    assert not sending.is_possible  # for a while it is left to the service of due jobs
-    assert sending.news.is_set()
+    sending.send(moved.to_send, moved.until)
+    assert not sending.can_send  # for a while it is left to the service of due jobs
+    assert sending.due_wakeup.is_set()
     broker.down = False
     assert send_due(ledger, broker) == 1
     assert [envelope.kind for envelope in broker.sent] == ["wf.sync"]
@@ -80,7 +82,7 @@ def test_a_job_that_the_broker_refuses_is_due_at_once(ledger: Database, broker: 
 def test_a_unique_job_is_left_to_the_service_of_due_jobs(ledger: Database, broker: MemoryBroker) -> None:
     start(ledger, acme.Only(what="x"))
     moved = advance(ledger)
-    assert (moved.sending, moved.due) == ([], True)
+    assert (moved.to_send, moved.has_due) == ([], True)
     assert send_due(ledger, broker) == 1
 
 
@@ -92,6 +94,6 @@ def test_jobs_beyond_the_batch_that_is_sent_at_once_are_due(
     move(ledger)
     run(ledger, waiting(ledger), "w1", result)
     moved = advance(ledger)
-    assert (moved.sending, moved.due) == ([], True)
+    assert (moved.to_send, moved.has_due) == ([], True)
     assert send_due(ledger, broker) == 3
     assert {envelope.kind for envelope in broker.sent} == {"wf.report"}

@@ -1,4 +1,4 @@
-"""The states of workflows and of their steps, and what those see of a workflow's class who run none of its methods."""
+"""States of workflows and of their steps, and the outline of a workflow for code that runs none of its methods."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 
 class WorkflowState(StrEnum):
-    """Where a workflow is. The last three are final."""
+    """The state of a workflow. The last three are final."""
 
     RUNNING = "running"
     FAILING = "failing"
-    """A step is dead; those that run are waited for, and no other begins."""
+    """A step is dead: running steps are waited for, and no step begins."""
     CANCELLING = "cancelling"
-    """Its running steps are asked to stop."""
+    """Its running steps were asked to stop."""
     COMPENSATING = "compensating"
-    """What its steps did is undone, in reverse."""
+    """The effects of its steps are undone, in reverse order."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -27,55 +27,58 @@ class WorkflowState(StrEnum):
 
 
 class StepState(StrEnum):
-    """Where a step is, or one of the jobs of a fan-out."""
+    """The state of a step, or of a job of a fan-out."""
 
     PENDING = "pending"
-    """What it needs has not ended yet."""
+    """A step that it needs has not ended yet."""
     RUNNING = "running"
     """Its job is sent, or waits for a retry."""
     WAITING = "waiting"
-    """For an answer, or for a time."""
+    """It waits for a signal or a time."""
     SUCCEEDED = "succeeded"
     SKIPPED = "skipped"
-    """There was nothing to do: its method returned None, its job was discarded, or what it needs was skipped."""
+    """There was nothing to do: its method returned None, its job was discarded, or a step that it needs was skipped."""
     DEAD = "dead"
     CANCELLED = "cancelled"
     COMPENSATED = "compensated"
 
 
 DONE = frozenset({StepState.SUCCEEDED, StepState.SKIPPED})
-"""What lets the next steps begin."""
+"""States that let the next steps begin."""
 BROKEN = frozenset({StepState.DEAD, StepState.CANCELLED})
-"""What makes the workflow fail."""
+"""States that make the workflow fail."""
 
 
 class StepOutline(Protocol):
-    """What a class says of one step."""
+    """A step as its class declares it."""
 
     @property
     def shape(self) -> str:
-        """What it does: `job`, `jobs`, `wait` or `sleep`."""
+        """The action of the step: `job`, `jobs`, `wait` or `sleep`."""
 
     @property
-    def answer(self) -> Any:
-        """The type of what it waits for."""
+    def signal(self) -> Any:
+        """The type of the signal it waits for."""
 
 
-class Outline(Protocol):
-    """What a class says of its steps. A workflow keeps the graph that it began with."""
+class WorkflowOutline(Protocol):
+    """The steps of a workflow as its class declares them. A workflow keeps the graph that it began with."""
 
+    @property
+    def kind(self) -> str: ...
     @property
     def steps(self) -> Mapping[str, StepOutline]: ...
     @property
     def compensations(self) -> Mapping[str, StepOutline]: ...
     @property
     def graph(self) -> str:
-        """As JSON."""
+        """Steps and compensations, as JSON."""
 
     @property
     def hash(self) -> str:
-        """Of the graph."""
+        """Hash of the workflow's graph."""
 
 
 outlines: dict[str, Any] = {}
-"""An `Outline` of each workflow that this process has imported, by kind; Any, as it is more to those who run it."""
+"""Kind → `WorkflowOutline` of each workflow that this process has imported. Typed as Any: the workers' definitions have
+more than an outline."""

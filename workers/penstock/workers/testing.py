@@ -25,6 +25,7 @@ from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
 from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.ledger.workflows.read import due_workflows
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.storage import make_storage
 from penstock.producers.testing import Ran
@@ -36,9 +37,8 @@ from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.executor.executor import Executor
 from penstock.workers.handlers.registry import Handler, Handlers, handlers
 from penstock.workers.handlers.resources import override
-from penstock.workers.workflows.advance import Mover
+from penstock.workers.workflows.advance import advance
 from penstock.workers.workflows.definition import definitions
-from penstock.workers.workflows.workflow import Starter
 
 T = TypeVar("T")
 
@@ -56,8 +56,7 @@ class Runner:
     def __init__(self, settings: Settings, database: Database, opened_at: datetime) -> None:
         self._settings, self._database = settings, database
         self._overrides = ExitStack()
-        self._overrides.enter_context(override(Starter, Starter(database)))
-        self._mover = Mover(database, lambda: make_storage(settings.storage_url), settings.max_payload_bytes)
+        self._overrides.enter_context(override(Database, database))
         rules = [rule for rule in read_schedules(settings) if rule.job is not None]
         self._schedules = [_Firing(rule, opened_at) for rule in rules]
 
@@ -100,8 +99,13 @@ class Runner:
                 run.close()
 
     def _move_workflows(self) -> None:
-        while definitions and (due := self._mover.due()[0]):
-            self._mover.advance(due)
+        while definitions and (due := due_workflows(self._database)[0]):
+            advance(
+                self._database,
+                due,
+                open_storage=lambda: make_storage(self._settings.storage_url),
+                max_bytes=self._settings.max_payload_bytes,
+            )
 
     def _next(self, kinds: frozenset[str], travelled_at: datetime | None) -> Any:
         lane = sa.case({name: number for number, name in enumerate(PRIORITIES)}, value=jobs.c.priority)

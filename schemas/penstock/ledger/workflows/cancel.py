@@ -1,4 +1,4 @@
-"""Stopping what runs of a workflow, and of the workflows in it."""
+"""Cancelling workflows: their running steps stop, and those of the workflows in them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from penstock.ledger.rows import steps as notes
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
+from penstock.ledger.workflows.read import graph_of
 from penstock.schemas.jobs.unique_policy import REPLACEABLE
 from penstock.schemas.states import FINAL, State
 from penstock.schemas.workflows import StepState, WorkflowState
@@ -19,23 +20,23 @@ from penstock.schemas.workflows import StepState, WorkflowState
 _STOPPABLE = (WorkflowState.RUNNING, WorkflowState.FAILING)
 
 
-def cancel(connection: sa.Connection, database: Database, ids: Sequence[str], *, undo: bool) -> None:
-    """Let these workflows be cancelled: their waiting jobs now, their running ones through their workers. What is left,
-    the dispatcher does as they end.
+def cancel_workflows(connection: sa.Connection, database: Database, ids: Sequence[str], *, undo: bool) -> None:
+    """Cancel the jobs of these workflows' steps: waiting jobs at once, running ones through their workers. The
+    dispatcher does the rest as they end.
 
     Arguments:
-        undo: run the compensations of what was done.
+        undo: run the compensations of the steps that are done.
     """
     ids = sorted(ids)
     while ids:
-        # Not those that undo what they did: that is run to its end.
+        # A workflow that compensates is left alone: that runs to its end.
         stoppable = sa.select(workflows.c.id).where(
             database.among(workflows.c.id, ids), workflows.c.state.in_(_STOPPABLE)
         )
         ids = list(connection.scalars(stoppable.order_by(workflows.c.id)))
-        asked = {"state": WorkflowState.CANCELLING, "ends_as": WorkflowState.CANCELLED, "undo": undo}
-        mine = sa.and_(database.among(workflows.c.id, ids), workflows.c.state == WorkflowState.RUNNING)
-        connection.execute(sa.update(workflows).where(mine).values(**asked))
+        change = {"state": WorkflowState.CANCELLING, "ends_as": WorkflowState.CANCELLED, "undo": undo}
+        is_running = sa.and_(database.among(workflows.c.id, ids), workflows.c.state == WorkflowState.RUNNING)
+        connection.execute(sa.update(workflows).where(is_running).values(**change))
         running = sa.and_(database.among(steps.c.workflow_id, ids), steps.c.state == StepState.RUNNING)
         sent = list(connection.scalars(sa.select(steps.c.job_id).where(running, steps.c.job_id.is_not(None))))
         inner = []
@@ -51,20 +52,18 @@ def cancel(connection: sa.Connection, database: Database, ids: Sequence[str], *,
         ids = inner
 
 
-def finish(connection: sa.Connection, database: Database, workflow_id: str, undo: bool) -> bool:
-    """End a workflow that is being cancelled without knowing its definition. False: something of it still runs, or it
-    has compensations to be run first.
-    """
-    graph = connection.execute(sa.select(workflows.c.graph).where(workflows.c.id == workflow_id)).scalar_one()
-    if undo and any("undoes" in one for one in json.loads(graph).values()):
+def finish_without_definition(connection: sa.Connection, database: Database, workflow_id: str, undo: bool) -> bool:
+    """End a workflow that is being cancelled, without its definition. Returns False where a step still runs, or where
+    compensations must run first."""
+    graph = json.loads(graph_of(connection, workflow_id))
+    if undo and any("undoes" in step for step in graph.values()):
         return False
-    mine = sa.and_(steps.c.workflow_id == workflow_id, steps.c.state == StepState.RUNNING)
-    runs = sa.select(steps.c.step).join(jobs, jobs.c.id == steps.c.job_id)
-    if connection.execute(runs.where(mine, jobs.c.state.not_in(sorted(FINAL))).limit(1)).first():
+    running = sa.and_(steps.c.workflow_id == workflow_id, steps.c.state == StepState.RUNNING)
+    unfinished = sa.select(steps.c.step).join(jobs, jobs.c.id == steps.c.job_id)
+    if connection.execute(unfinished.where(running, jobs.c.state.not_in(sorted(FINAL))).limit(1)).first():
         return False
     now = datetime.now(UTC)
-    ended = {"state": StepState.CANCELLED, "finished_at": now}
-    connection.execute(sa.update(steps).where(mine).values(**ended))
+    connection.execute(sa.update(steps).where(running).values(state=StepState.CANCELLED, finished_at=now))
     connection.execute(sa.update(steps).where(steps.c.workflow_id == workflow_id).values(due_at=None))
     change = {"state": WorkflowState.CANCELLED, "finished_at": now, "error": None}
     connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(**change))

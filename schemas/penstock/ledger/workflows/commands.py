@@ -1,4 +1,4 @@
-"""What people ask of workflows: which there are, how far one is, and to answer, retry or cancel it. All is audited."""
+"""Commands about workflows: find, show, signal, retry and cancel. Each that changes one is in the audit log."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from penstock.ledger.rows import audit
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
-from penstock.ledger.workflows import cancel as cancelling
+from penstock.ledger.workflows import cancel as cancellation
 from penstock.ledger.workflows import resume
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.wire.codec import explain
-from penstock.schemas.workflows import Outline, StepState, WorkflowState, outlines
+from penstock.schemas.workflows import StepState, WorkflowOutline, WorkflowState, outlines
 
 _LISTED = ("id", "kind", "state", "started_at", "finished_at", "error")
-_SHOWN = ("state", "job_id", "members", "done", "failed", "started_at", "finished_at", "error")
-_WHOSE = (jobs.c.queue, jobs.c.tenant)
+_STEP_FIELDS = ("state", "job_id", "members", "done", "failed", "started_at", "finished_at", "error")
+_OF_JOB = (jobs.c.queue, jobs.c.tenant)
 _WITH_JOBS = workflows.outerjoin(jobs, jobs.c.id == workflows.c.id)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class WorkflowDetails:
     """A workflow as people see it.
 
     Attributes:
         row: of the table of workflows, with the queue and the tenant of its job.
-        graph: what each step needs and makes, by its name.
-        steps: their rows, by their names.
+        graph: name of the step → what it needs and makes.
+        steps: name of the step → row.
         now: on the database's clock.
-        overdue: since when a dispatcher should have looked at it; None: it is not.
+        overdue: since when a dispatcher should have looked at it; None: it is not overdue.
     """
 
     row: Any
@@ -48,13 +48,13 @@ class Shown:
     overdue: datetime | None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, without inputs and results."""
+        """The workflow and its steps, without inputs and results."""
         row: dict[str, Any] = self.row._asdict()
         del row["graph"]
         steps = []
-        for name, one in self.graph.items():
+        for name, declared in self.graph.items():
             step = self.steps[name]._asdict()
-            steps.append({"name": name, **one} | {key: step[key] for key in _SHOWN})
+            steps.append({"name": name, **declared} | {key: step[key] for key in _STEP_FIELDS})
         return row | {"overdue_since": self.overdue, "steps": steps}
 
 
@@ -69,19 +69,19 @@ def find(
     queues: Sequence[str] | None = None,
     tenants: Sequence[str] | None = None,
 ) -> Sequence[Any]:
-    """Workflows, the newest first; of each also how many steps have ended, and how many it has.
+    """Workflows, the newest first, each with the number of its steps and of those that have ended.
 
     Arguments:
         before: an id: only what comes after it in this order.
-        kinds, queues: patterns, such as `invoice.*`; None: all. What does not match may be among what is found, as some
-            databases take capitals and small letters for the same, and none knows `[a-z]`.
-        tenants: likewise, by name; None: everybody's, and nobody's.
+        kinds, queues: patterns, such as `invoice.*`; None: all. Some results may not match them, because some databases
+            compare without case, and none knows `[a-z]`.
+        tenants: names; None: all workflows, also those without a tenant.
     """
-    mine = (steps.c.workflow_id == workflows.c.id, steps.c.number == 0)
-    ended = sa.select(sa.func.count()).where(*mine, steps.c.finished_at.is_not(None)).scalar_subquery()
-    every = sa.select(sa.func.count()).where(*mine).scalar_subquery()
+    its_steps = (steps.c.workflow_id == workflows.c.id, steps.c.number == 0)
+    ended = sa.select(sa.func.count()).where(*its_steps, steps.c.finished_at.is_not(None)).scalar_subquery()
+    every = sa.select(sa.func.count()).where(*its_steps).scalar_subquery()
     listed = [workflows.c[name] for name in _LISTED]
-    select = sa.select(*listed, *_WHOSE, ended.label("done"), every.label("steps")).select_from(_WITH_JOBS)
+    select = sa.select(*listed, *_OF_JOB, ended.label("done"), every.label("steps")).select_from(_WITH_JOBS)
     if state is not None:
         select = select.where(workflows.c.state == state)
     if kind is not None:
@@ -99,61 +99,60 @@ def find(
     )
 
 
-def show(database: Database, workflow_id: str) -> Shown:
-    """Raises JobNotFound."""
+def show(database: Database, workflow_id: str) -> WorkflowDetails:
+    """A workflow with its steps. Raises JobNotFound."""
 
-    def read(connection: sa.Connection) -> Shown:
-        select = sa.select(workflows, *_WHOSE).select_from(_WITH_JOBS)
+    def read_details(connection: sa.Connection) -> WorkflowDetails:
+        select = sa.select(workflows, *_OF_JOB).select_from(_WITH_JOBS)
         row = _find(connection, select, workflow_id)
-        heads = sa.select(steps).where(steps.c.workflow_id == workflow_id, steps.c.number == 0)
+        select_steps = sa.select(steps).where(steps.c.workflow_id == workflow_id, steps.c.number == 0)
         now = connection.execute(sa.select(from_now())).scalar_one()
         due = sa.select(sa.func.min(steps.c.due_at)).where(steps.c.workflow_id == workflow_id, steps.c.due_at < now)
-        return Shown(
+        return WorkflowDetails(
             row,
             json.loads(row.graph),
-            {head.step: head for head in connection.execute(heads)},
+            {step.step: step for step in connection.execute(select_steps)},
             now,
             connection.execute(due).scalar(),
         )
 
-    return database.read(read)
+    return database.read(read_details)
 
 
 def signal(database: Database, workflow_id: str, step: str, answer: Any, *, actor: str, unchecked: bool = True) -> None:
-    """Answer a step that waits, or will.
+    """Signal a step that waits, or will wait.
 
     Arguments:
-        answer: as JSON values.
-        unchecked: take it as it is where no module imported here says of which type it is to be. One that does not fit
-            is then found by the step that takes it, which is dead of it.
+        answer: the signal's value, as JSON values.
+        unchecked: accept the value as it is where no module imported here declares its type. A value that does not fit
+            is then found by the step that takes it, which dies.
 
     Raises:
-        JobNotFound: there is no such workflow. InvalidState: it has no such step, or that does not wait any more.
-        InvalidJob: the answer is not of the type it waits for, or that is not known here and it is to be checked.
+        JobNotFound: there is no such workflow. InvalidState: it has no such step, or the step no longer waits.
+        InvalidJob: the value is not of the type the step waits for, or that type is not known here and must be.
     """
 
-    def write(connection: sa.Connection) -> None:
+    def signal_step(connection: sa.Connection) -> None:
         row = _find(connection, database.locked(sa.select(workflows)), workflow_id)
-        made = json.loads(row.graph).get(step, {}).get("makes")
-        if made != ["wait"]:
-            waits = [name for name, one in json.loads(row.graph).items() if one.get("makes") == ["wait"]]
+        waits = [name for name, declared in json.loads(row.graph).items() if declared.get("makes") == ["wait"]]
+        if step not in waits:
             raise InvalidState(
                 f"workflow {workflow_id} has no step {step!r} that waits for an answer; "
                 f"{'those that do: ' + ', '.join(waits) if waits else 'none of its steps does'}"
             )
-        mine = sa.and_(steps.c.workflow_id == workflow_id, steps.c.number == 0, steps.c.step == step)
-        head = connection.execute(database.locked(sa.select(steps).where(mine))).one()
-        answered = head.result is not None and "answer" in json.loads(head.result)
-        if WorkflowState(row.state).final or answered or head.state not in (StepState.PENDING, StepState.WAITING):
-            state = row.state if WorkflowState(row.state).final else "answered" if answered else head.state
+        where = sa.and_(steps.c.workflow_id == workflow_id, steps.c.number == 0, steps.c.step == step)
+        waiting = connection.execute(database.locked(sa.select(steps).where(where))).one()
+        answered = waiting.result is not None and "answer" in json.loads(waiting.result)
+        if WorkflowState(row.state).final or answered or waiting.state not in (StepState.PENDING, StepState.WAITING):
+            state = row.state if WorkflowState(row.state).final else "answered" if answered else waiting.state
             raise InvalidState(f"step {step} of workflow {workflow_id} takes no answer: it is {state}")
         text = _checked(row, step, answer, unchecked)
-        connection.execute(sa.update(steps).where(mine).values(result='{"answer": ' + text + "}", due_at=from_now()))
+        connection.execute(sa.update(steps).where(where).values(result='{"answer": ' + text + "}", due_at=from_now()))
         audit.write(
             connection, actor=actor, act="signal", subject=workflow_id, subject_kind="workflow", detail={"step": step}
         )
 
-    database.write(write)
+    database.write(signal_step)
 
 
 def retry(
@@ -165,19 +164,19 @@ def retry(
     everything: bool = False,
     edit: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Take up a workflow that has ended: from what failed, or as is said. Returns the steps that go on.
+    """Retry a workflow that has ended, by default from its failed steps. Returns the steps that go on.
 
     Arguments:
-        from_step: from this one on, whether it failed or not.
-        everything: all over, with the definition of now.
-        edit: fields of its input to set, as JSON values. Steps that stay done do not see it, and neither does a job
-            that is only tried again.
+        from_step: start from this step, whether it failed or not.
+        everything: start all over, with the current definition.
+        edit: fields of its input to set, as JSON values. Steps that stay done do not see the edit, and neither does a
+            job that is only tried again.
 
     Raises:
         JobNotFound; InvalidState: it has not ended, or there is nothing to retry; InvalidJob: the edit does not fit.
     """
 
-    def write(connection: sa.Connection) -> list[str]:
+    def retry_workflow(connection: sa.Connection) -> list[str]:
         row = _find(connection, database.locked(sa.select(workflows)), workflow_id)
         if not WorkflowState(row.state).final:
             raise InvalidState(f"workflow {workflow_id} is {row.state}; only one that has ended can be retried")
@@ -186,7 +185,7 @@ def retry(
         if edit:
             _edit(connection, workflow_id, row.kind, edit)
         if everything:
-            outline: Outline | None = outlines.get(row.kind)
+            outline: WorkflowOutline | None = outlines.get(row.kind)
             if outline is None:
                 raise InvalidJob(f"no imported module defines workflow {row.kind!r}; import its module with --import")
             names = resume.restart(connection, database, workflow_id, outline)
@@ -196,29 +195,29 @@ def retry(
         audit.write(connection, actor=actor, act="retry", subject=workflow_id, subject_kind="workflow", detail=detail)
         return names
 
-    return database.write(write)
+    return database.write(retry_workflow)
 
 
 def cancel(database: Database, workflow_id: str, *, actor: str, undo: bool = True) -> None:
-    """Cancel a workflow, and all that runs of it.
+    """Cancel a workflow and its running steps.
 
     Arguments:
-        undo: run the compensations of what was done.
+        undo: run the compensations of the steps that are done.
 
     Raises:
         JobNotFound; InvalidState: it has ended, or is cancelled already.
     """
 
-    def write(connection: sa.Connection) -> None:
+    def cancel_workflow(connection: sa.Connection) -> None:
         row = _find(connection, database.locked(sa.select(workflows)), workflow_id)
         if row.state not in (WorkflowState.RUNNING, WorkflowState.FAILING):
             raise InvalidState(f"workflow {workflow_id} is {row.state} and cannot be cancelled")
-        cancelling.cancel(connection, database, [workflow_id], undo=undo)
+        cancellation.cancel_workflows(connection, database, [workflow_id], undo=undo)
         audit.write(
             connection, actor=actor, act="cancel", subject=workflow_id, subject_kind="workflow", detail={"undo": undo}
         )
 
-    database.write(write)
+    database.write(cancel_workflow)
 
 
 def _find(connection: sa.Connection, select: sa.Select[Any], workflow_id: str) -> Any:
@@ -231,17 +230,17 @@ def _find(connection: sa.Connection, select: sa.Select[Any], workflow_id: str) -
 
 
 def _checked(row: Any, step: str, answer: Any, unchecked: bool) -> str:
-    """The answer as JSON, checked where its type is known here."""
+    """The signal's value as JSON, checked where its type is known here."""
     text = json.dumps(answer)
-    outline: Outline | None = outlines.get(row.kind)
-    known = None if outline is None else outline.steps.get(step)
-    if known is None or known.shape != "wait":
+    outline: WorkflowOutline | None = outlines.get(row.kind)
+    declared = None if outline is None else outline.steps.get(step)
+    if declared is None or declared.shape != "wait":
         if unchecked:
             return text
         raise InvalidJob(
             f"no imported module says what step {step!r} of workflow {row.kind!r} waits for; import it with --import"
         )
-    type_: TypeAdapter[Any] = TypeAdapter(known.answer)
+    type_: TypeAdapter[Any] = TypeAdapter(declared.signal)
     try:
         return type_.dump_json(type_.validate_json(text), by_alias=True).decode()
     except ValidationError as error:

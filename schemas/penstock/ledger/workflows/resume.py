@@ -1,4 +1,4 @@
-"""Taking up a workflow that has ended: from what failed, from a step on, or all over."""
+"""Resuming a workflow that has ended: from its failed steps, from a given step, or all over."""
 
 from __future__ import annotations
 
@@ -13,105 +13,101 @@ from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import steps, workflows
 from penstock.ledger.transitions.revive import revive_all
+from penstock.ledger.workflows.read import graph_of
 from penstock.ledger.workflows.rows import PARKED, fresh_row
-from penstock.schemas.workflows import BROKEN, Outline, StepState, WorkflowState
+from penstock.schemas.workflows import BROKEN, StepState, WorkflowOutline, WorkflowState
 
 
 def resume(
     connection: sa.Connection, database: Database, workflow_id: str, *, from_step: str | None = None
 ) -> list[str]:
-    """Take up a workflow whose row the caller has locked, and which has ended. Returns the steps that go on.
+    """Resume a workflow that has ended, and whose row the caller has locked. Returns the steps that go on.
 
     Jobs that are dead or were cancelled are tried again under their ids, so that an effect guarded by `ctx.once` stays
-    done. Steps that were undone begin anew, and so do those that follow them.
+    done. Steps that were undone begin again, and so do the steps that follow them.
 
     Arguments:
-        from_step: it and all that follow it begin anew, with new jobs, and nothing else does.
+        from_step: only this step and those that follow it begin again, with new jobs.
 
     Raises:
         InvalidState: there is no such step.
     """
-    graph = json.loads(
-        connection.execute(sa.select(workflows.c.graph).where(workflows.c.id == workflow_id)).scalar_one()
-    )
-    heads = {
-        row.step: row
-        for row in connection.execute(sa.select(steps).where(steps.c.workflow_id == workflow_id, steps.c.number == 0))
-    }
-    own = [name for name, one in graph.items() if "undoes" not in one]
-    undoing = [name for name, one in graph.items() if "undoes" in one]
-    if from_step is not None and from_step not in own:
-        raise InvalidState(f"workflow {workflow_id} has no step {from_step!r}; it has {', '.join(own)}")
-    stuck = [name for name in undoing if heads[name].state in BROKEN]
+    graph = json.loads(graph_of(connection, workflow_id))
+    select = sa.select(steps).where(steps.c.workflow_id == workflow_id, steps.c.number == 0)
+    rows = {row.step: row for row in connection.execute(select)}
+    names = [name for name, step in graph.items() if "undoes" not in step]
+    compensations = [name for name, step in graph.items() if "undoes" in step]
+    if from_step is not None and from_step not in names:
+        raise InvalidState(f"workflow {workflow_id} has no step {from_step!r}; it has {', '.join(names)}")
+    stuck = [name for name in compensations if rows[name].state in BROKEN]
     if stuck and from_step is None:
-        _try_again(connection, database, workflow_id, [heads[name] for name in stuck])
+        _try_again(connection, database, workflow_id, [rows[name] for name in stuck])
         _go_on(connection, database, workflow_id, {"state": WorkflowState.COMPENSATING})
         return stuck
-    again = {from_step} if from_step is not None else {name for name in own if _is_to_begin_anew(heads[name])}
-    again = _downstream(graph, again)
-    broken = (
-        [] if from_step is not None else [name for name in own if heads[name].state in BROKEN and name not in again]
-    )
-    _reset(connection, database, workflow_id, [*again, *undoing])
-    _try_again(connection, database, workflow_id, [heads[name] for name in broken])
+    if from_step is not None:
+        fresh, broken = _downstream(graph, {from_step}), []
+    else:
+        fresh = _downstream(graph, {name for name in names if _must_begin_again(rows[name])})
+        broken = [name for name in names if rows[name].state in BROKEN and name not in fresh]
+    _reset(connection, database, workflow_id, [*fresh, *compensations])
+    _try_again(connection, database, workflow_id, [rows[name] for name in broken])
     _go_on(connection, database, workflow_id, {"state": WorkflowState.RUNNING, "ends_as": None})
-    return [name for name in own if name in again or name in broken]
+    return [name for name in names if name in fresh or name in broken]
 
 
-def restart(connection: sa.Connection, database: Database, workflow_id: str, definition: Outline) -> list[str]:
-    """Begin all over, with the definition of now."""
+def restart(connection: sa.Connection, database: Database, workflow_id: str, outline: WorkflowOutline) -> list[str]:
+    """Start a workflow all over, with the current definition."""
     connection.execute(sa.delete(steps).where(steps.c.workflow_id == workflow_id))
-    names = [*definition.steps, *definition.compensations]
+    names = [*outline.steps, *outline.compensations]
     connection.execute(database.insert(steps), [fresh_row(workflow_id, name) for name in names])
-    graph = {"definition": definition.hash, "graph": definition.graph}
+    graph = {"definition": outline.hash, "graph": outline.graph}
     _go_on(connection, database, workflow_id, {"state": WorkflowState.RUNNING, "ends_as": None, **graph})
-    return list(definition.steps)
+    return list(outline.steps)
 
 
-def _is_to_begin_anew(head: Any) -> bool:
-    never_sent = head.job_id is None and head.members is None
-    return head.state == StepState.COMPENSATED or (head.state in BROKEN and never_sent)
+def _must_begin_again(row: Any) -> bool:
+    was_never_sent = row.job_id is None and row.members is None
+    return row.state == StepState.COMPENSATED or (row.state in BROKEN and was_never_sent)
 
 
 def _downstream(graph: dict[str, Any], names: set[str]) -> set[str]:
-    found: set[str] = set()
-    while names - found:
-        found |= names
+    """These steps and all that need them, directly or not."""
+    downstream: set[str] = set()
+    while names - downstream:
+        downstream |= names
         names = {
-            name for name, one in graph.items() if found.intersection(one.get("needs", ())) and "undoes" not in one
+            name
+            for name, step in graph.items()
+            if downstream.intersection(step.get("needs", ())) and "undoes" not in step
         }
-    return found
+    return downstream
 
 
 def _reset(connection: sa.Connection, database: Database, workflow_id: str, names: Sequence[str]) -> None:
     if not names:
         return
-    mine = sa.and_(steps.c.workflow_id == workflow_id, steps.c.step.in_(names))
-    connection.execute(sa.delete(steps).where(mine))
+    theirs = sa.and_(steps.c.workflow_id == workflow_id, steps.c.step.in_(names))
+    connection.execute(sa.delete(steps).where(theirs))
     connection.execute(database.insert(steps), [fresh_row(workflow_id, name) for name in names])
 
 
-def _try_again(connection: sa.Connection, database: Database, workflow_id: str, heads: Sequence[Any]) -> None:
-    for head in heads:
-        mine = sa.and_(steps.c.workflow_id == workflow_id, steps.c.step == head.step, steps.c.state.in_(sorted(BROKEN)))
-        rows = connection.execute(sa.select(steps.c.number, steps.c.job_id).where(mine)).all()
-        ids = [row.job_id for row in rows if row.job_id is not None]
-        revive_all(connection, database, ids)
-        members = sum(row.number > 0 for row in rows)
-        # Due at once: one that somebody has replayed before may have ended since.
+def _try_again(connection: sa.Connection, database: Database, workflow_id: str, rows: Sequence[Any]) -> None:
+    for row in rows:
+        its_rows = sa.and_(steps.c.workflow_id == workflow_id, steps.c.step == row.step)
+        broken = sa.and_(its_rows, steps.c.state.in_(sorted(BROKEN)))
+        jobs = connection.execute(sa.select(steps.c.number, steps.c.job_id).where(broken)).all()
+        revive_all(connection, database, [job.job_id for job in jobs if job.job_id is not None])
+        members = sum(job.number > 0 for job in jobs)
+        # Due at once: a job that was replayed by hand may have ended since.
         change = {"state": StepState.RUNNING, "finished_at": None, "due_at": from_now()}
-        connection.execute(sa.update(steps).where(mine).values(**change))
+        connection.execute(sa.update(steps).where(broken).values(**change))
         count = {"done": steps.c.done - members, "failed": steps.c.failed - members, "error": None}
-        connection.execute(
-            sa.update(steps)
-            .where(steps.c.workflow_id == workflow_id, steps.c.step == head.step, steps.c.number == 0)
-            .values(**count)
-        )
+        connection.execute(sa.update(steps).where(its_rows, steps.c.number == 0).values(**count))
 
 
 def _go_on(connection: sa.Connection, database: Database, workflow_id: str, change: dict[str, Any]) -> None:
     change = {"finished_at": None, "error": None, "undo": True, **change}
     connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(**change))
-    mine = sa.and_(steps.c.workflow_id == workflow_id, steps.c.number == 0)
-    connection.execute(sa.update(steps).where(mine).values(due_at=from_now()))
+    its_steps = sa.and_(steps.c.workflow_id == workflow_id, steps.c.number == 0)
+    connection.execute(sa.update(steps).where(its_steps).values(due_at=from_now()))
     revive_all(connection, database, [workflow_id], after=PARKED)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from penstock.schemas.workflows import StepState
@@ -11,8 +12,39 @@ PARKED = timedelta(days=36_500)
 """How far ahead the job of a running workflow is due: by itself, never."""
 
 
+@dataclass(slots=True)
+class StepRow:
+    """A row of `penstock_steps` with number 0, in memory.
+
+    Attributes:
+        changed: whether it must be written.
+        seen_due_at: its due time as it was read.
+    """
+
+    step: str
+    state: StepState
+    job_id: str | None
+    members: int | None
+    done: int
+    failed: int
+    due_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: str | None
+    result: str | None
+    changed: bool = False
+    seen_due_at: datetime | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen_due_at = self.due_at
+
+    def end(self, state: StepState, now: datetime, error: str | None = None) -> None:
+        self.state, self.finished_at, self.error = state, now, error and error[:2000]
+        self.due_at, self.changed = None, True
+
+
 def fresh_row(workflow_id: str, name: str, number: int = 0) -> dict[str, Any]:
-    """A step's row as it is before the step begins."""
+    """A step's row before the step begins."""
     return {
         "workflow_id": workflow_id,
         "number": number,

@@ -26,7 +26,7 @@ from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.pruning import Retention
 from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.stock_clients import StockClients
-from penstock.workers.dispatcher.workflows.send_jobs import Sending
+from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.dispatcher.workflows.service import Workflows
 
 STOP_SECONDS = 10.0
@@ -53,14 +53,14 @@ class Dispatcher:
         lanes = open_lanes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
         lost = LostJobs(self._database, lanes, settings.lease)
         due = DueJobs(self._database, open_own(), ready=lost.begun)
-        sending = Sending(self._database, open_own(), due.news, lost.begun)
+        step_jobs = StepJobs(self._database, open_own(), due.news, lost.begun)
         self.services: list[Poller] = [
             Intake(self._database, consumer),
             due,
             *Limits.open(settings, self._database),
             *open_outboxes(settings, self._database, ready=lost.begun),
             Schedules(self._database, settings, due.news),
-            Workflows(settings, self._database, pushed=True, sending=sending),
+            Workflows(settings, self._database, pushed=True, step_jobs=step_jobs),
             Rescue(self._database, settings.lease),
             lost,
             Retention(settings, self._database),

@@ -1,7 +1,7 @@
 """Workflows: graphs of jobs with durable state.
 
-`writing` has the words they are written with, `workflow` their base class, `definition` what a class says; `running` is
-one workflow in memory, `advancing` moves a batch of them on, and `poller` is the dispatcher's service that does so.
+`steps` is the vocabulary that authors write them with, `workflow` their base class, and `definition` the graph of a
+class. `run` is a workflow in memory, and decides; `advance` advances a batch of them, for the dispatcher's service.
 """
 
 from penstock.workers.workflows.steps import Sleep, Wait, map_over, step

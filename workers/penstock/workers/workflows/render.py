@@ -1,4 +1,4 @@
-"""A workflow as people see it: a tree in the terminal, or Mermaid."""
+"""Renders a workflow as a tree for the terminal, or as Mermaid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from penstock.ledger.workflows.commands import Shown
+from penstock.ledger.workflows.commands import WorkflowDetails
 from penstock.schemas.workflows import StepState
 
 _MARKS = {
@@ -30,41 +30,45 @@ _COLOURS = {
 }
 
 
-def tree(shown: Shown) -> list[str]:
-    """A line for each step, below the last of those that it needs; the others it needs are named."""
-    row = shown.row
-    lines = [f"{row.kind} {row.id}  {row.state}  {took(row.started_at, row.finished_at or shown.now)}"]
+def tree(workflow: WorkflowDetails) -> list[str]:
+    """A line for each step, below the last of the steps that it needs; the other steps it needs are named."""
+    row = workflow.row
+    lines = [f"{row.kind} {row.id}  {row.state}  {took(row.started_at, row.finished_at or workflow.now)}"]
     lines += [f"  {row.error}"] if row.error else []
-    lines += _branches(shown, None, "")
-    undoing = [name for name, one in shown.graph.items() if "undoes" in one and _has_begun(shown.steps[name])]
-    if undoing:
+    lines += _branches(workflow, None, "")
+    compensations = [
+        name for name, step in workflow.graph.items() if "undoes" in step and _has_begun(workflow.steps[name])
+    ]
+    if compensations:
         lines += ["", "compensations"]
-        lines += [f"  {_line(shown, name, shown.steps[name])}" for name in undoing]
+        lines += [f"  {_line(workflow, name, workflow.steps[name])}" for name in compensations]
     return lines
 
 
-def _branches(shown: Shown, parent: str | None, indent: str) -> Iterator[str]:
-    steps = [name for name, one in shown.graph.items() if "undoes" not in one]
+def _branches(workflow: WorkflowDetails, parent: str | None, indent: str) -> Iterator[str]:
+    steps = [name for name, step in workflow.graph.items() if "undoes" not in step]
     order = {name: number for number, name in enumerate(steps)}
     below = [
-        name for name in steps if max(shown.graph[name].get("needs", ()), key=order.__getitem__, default=None) == parent
+        name
+        for name in steps
+        if max(workflow.graph[name].get("needs", ()), key=order.__getitem__, default=None) == parent
     ]
     for name in below:
         last = name == below[-1]
-        others = [one for one in shown.graph[name].get("needs", ()) if one != parent]
+        others = [needed for needed in workflow.graph[name].get("needs", ()) if needed != parent]
         after = f"  (and after {', '.join(others)})" if others else ""
-        yield f"{indent}{'└─' if last else '├─'} {_line(shown, name, shown.steps[name])}{after}"
-        yield from _branches(shown, name, indent + ("   " if last else "│  "))
+        yield f"{indent}{'└─' if last else '├─'} {_line(workflow, name, workflow.steps[name])}{after}"
+        yield from _branches(workflow, name, indent + ("   " if last else "│  "))
 
 
-def _line(shown: Shown, name: str, row: Any) -> str:
-    makes = ", ".join(shown.graph[name]["makes"])
+def _line(workflow: WorkflowDetails, name: str, row: Any) -> str:
+    makes = ", ".join(workflow.graph[name]["makes"])
     parts = [f"{_MARKS[StepState(row.state)]} {name}", row.state]
     if row.members is not None:
         failed = f", {row.failed:,} not well" if row.failed else ""
         parts.append(f"{row.done:,} of {row.members:,} jobs{failed}")
     if row.started_at is not None:
-        parts.append(took(row.started_at, row.finished_at or shown.now))
+        parts.append(took(row.started_at, row.finished_at or workflow.now))
     if row.state == StepState.WAITING and row.due_at is not None:
         parts.append(f"until {row.due_at:%Y-%m-%d %H:%M:%SZ}")
     if row.error:
@@ -72,24 +76,24 @@ def _line(shown: Shown, name: str, row: Any) -> str:
     return f"{parts[0]} [{makes}]  {'  '.join(parts[1:])}"
 
 
-def mermaid(shown: Shown) -> list[str]:
-    """A flowchart, to be put into Markdown."""
+def mermaid(workflow: WorkflowDetails) -> list[str]:
+    """A flowchart in Mermaid, for Markdown."""
     lines = ["flowchart TD"]
-    for name, one in shown.graph.items():
-        row = shown.steps[name]
-        if "undoes" in one and not _has_begun(row):
+    for name, step in workflow.graph.items():
+        row = workflow.steps[name]
+        if "undoes" in step and not _has_begun(row):
             continue
-        about = [name, row.state]
+        label = [name, row.state]
         if row.members is not None:
-            about.append(f"{row.done:,} of {row.members:,}")
+            label.append(f"{row.done:,} of {row.members:,}")
         if row.started_at is not None:
-            about.append(took(row.started_at, row.finished_at or shown.now))
-        opening, closing = ("[[", "]]") if one.get("fans_out") else ("[", "]")
-        lines.append(f'    {name}{opening}"{"<br>".join(about)}"{closing}:::{row.state}')
-        lines += [f"    {needed} --> {name}" for needed in one.get("needs", ()) if "undoes" not in one]
-        if "undoes" in one:
-            lines.append(f"    {one['undoes']} -. compensated by .-> {name}")
-    states = {shown.steps[name].state for name in shown.graph}
+            label.append(took(row.started_at, row.finished_at or workflow.now))
+        opening, closing = ("[[", "]]") if step.get("fans_out") else ("[", "]")
+        lines.append(f'    {name}{opening}"{"<br>".join(label)}"{closing}:::{row.state}')
+        lines += [f"    {needed} --> {name}" for needed in step.get("needs", ()) if "undoes" not in step]
+        if "undoes" in step:
+            lines.append(f"    {step['undoes']} -. compensated by .-> {name}")
+    states = {workflow.steps[name].state for name in workflow.graph}
     lines += [f"    classDef {state} fill:{colour}" for state, colour in _COLOURS.items() if state in states]
     return lines
 

@@ -1,6 +1,6 @@
-"""A workflow on its way, in memory: its rows as they were read, what has happened since, and what that leads to.
+"""A running workflow in memory: its rows, the events since they were read, and the decisions that follow.
 
-Nothing here speaks to the database: `advancing` reads what this needs and writes what it decides.
+Nothing here speaks to the database: `advance` reads what this needs and writes what it decides.
 """
 
 from __future__ import annotations
@@ -14,60 +14,40 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from penstock.config.errors import PenstockError
+from penstock.ledger.workflows.rows import StepRow
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import explain
 from penstock.schemas.workflows import BROKEN, DONE, StepState, WorkflowState
-from penstock.workers.workflows.definition import Definition, Step, Taken
+from penstock.workers.workflows.definition import Definition, Step, StepInput
 from penstock.workers.workflows.steps import Sleep, Wait
 
-LOOK_AGAIN = timedelta(minutes=5)
-"""After which a step is looked at whose job ended unheard of, as where somebody deleted it."""
+RECHECK_AFTER = timedelta(minutes=5)
+"""After which a step is looked at again whose job ended without waking it, for example because its row was deleted."""
 
-ENDED_AS = {
+STEP_STATES = {
     State.SUCCEEDED: StepState.SUCCEEDED,
     State.DISCARDED: StepState.SKIPPED,
     State.CANCELLED: StepState.CANCELLED,
     State.DEAD: StepState.DEAD,
 }
+"""State of a job that has ended → state of its step."""
 
-_LEFT = BROKEN | {StepState.COMPENSATED}
-"""What a retry would have to do with."""
+_TO_RETRY = BROKEN | {StepState.COMPENSATED}
 
 
 class CannotBegin(Exception):
-    """A step's method failed, or what it is given or has made does not fit."""
+    """A step's method failed, or an input or a result of it does not fit."""
 
 
 @dataclass(slots=True)
-class Row:
-    """A row of `penstock_steps` with number 0: a step. `seen_due_at` is its due time as it was read."""
+class JobEnd:
+    """The end of a step's job.
 
-    step: str
-    state: StepState
-    job_id: str | None
-    members: int | None
-    done: int
-    failed: int
-    due_at: datetime | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    error: str | None
-    result: str | None
-    changed: bool = False
-    seen_due_at: datetime | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seen_due_at = self.due_at
-
-    def end(self, state: StepState, now: datetime, error: str | None = None) -> None:
-        self.state, self.finished_at, self.error = state, now, error and error[:2000]
-        self.due_at, self.changed = None, True
-
-
-@dataclass(slots=True)
-class Ended:
-    """A job of a step that has ended, as the ledger has it."""
+    Attributes:
+        number: of the job in its fan-out, from 1; 0: it is the step's only job.
+        before: the state of its row until now.
+    """
 
     number: int
     before: StepState
@@ -77,154 +57,150 @@ class Ended:
 
 @dataclass(slots=True)
 class Run:
-    """One workflow.
+    """A workflow.
 
     Attributes:
-        own: the state of its own job.
-        rows: its steps and compensations.
-        made: what the last step that began has made: jobs, numbered from 1 where it fans out; 0 is its only one.
-        finished: it has just come to its end. reopened: it had ended, and goes on.
+        own_state: the state of its own job.
+        rows: its steps and compensations, by name.
+        new_jobs: jobs of the step that began last, numbered from 1 where it fans out; 0 is a step's only job.
+        finished: it has just ended. reopened: it had ended, and goes on.
     """
 
     id: str
     definition: Definition
     input: Job
-    own: State
+    own_state: State
     state: WorkflowState
     now: datetime
-    rows: dict[str, Row]
+    rows: dict[str, StepRow]
     ends_as: WorkflowState | None = None
     undo: bool = True
     error: str | None = None
-    made: list[tuple[int, Job]] = field(default_factory=list)
+    new_jobs: list[tuple[int, Job]] = field(default_factory=list)
     finished: bool = False
     reopened: bool = False
     changed: bool = False
 
-    # What has happened.
+    # Events.
 
-    def job_ended(self, name: str, ended: Ended) -> None:
-        """Take the end of one of a step's jobs in."""
-        row, state = self.rows[name], ENDED_AS[ended.state]
-        if ended.number == 0:
+    def apply_end(self, name: str, end: JobEnd) -> None:
+        """Apply the end of a job to its step."""
+        row, state = self.rows[name], STEP_STATES[end.state]
+        if end.number == 0:
             if row.state == StepState.RUNNING or (row.state in BROKEN and state in DONE):
-                row.end(state, self.now, ended.error if state in BROKEN else None)
+                row.end(state, self.now, end.error if state in BROKEN else None)
         else:
-            self._member_ended(row, ended, state)
+            self._apply_member_end(row, end, state)
         self._reopen()
 
-    def _member_ended(self, row: Row, ended: Ended, state: StepState) -> None:
-        if ended.before == StepState.RUNNING:
+    def _apply_member_end(self, row: StepRow, end: JobEnd, state: StepState) -> None:
+        if end.before == StepState.RUNNING:
             row.done += 1
             row.failed += state in BROKEN
-        elif ended.before in BROKEN and state in DONE:
-            row.failed -= 1  # somebody replayed it
+        elif end.before in BROKEN and state in DONE:
+            row.failed -= 1  # it was replayed by hand
         else:
             return
         row.changed = True
         if state in BROKEN and row.error is None:
-            row.error = (ended.error or str(ended.state))[:2000]
+            row.error = (end.error or str(end.state))[:2000]
         assert row.members is not None
         if row.done == row.members and row.state in (StepState.RUNNING, *BROKEN):
             if row.failed:
                 cancelled = self.ends_as == WorkflowState.CANCELLED
-                row.end(StepState.CANCELLED if cancelled else StepState.DEAD, self.now, _first_of(row))
+                row.end(StepState.CANCELLED if cancelled else StepState.DEAD, self.now, _first_error(row))
             else:
                 row.end(StepState.SUCCEEDED, self.now)
 
     def _reopen(self) -> None:
-        """A dead step that was replayed by hand and has succeeded since takes up the workflow that failed of it."""
+        """Resume a workflow that failed, if its dead steps were replayed by hand and have succeeded since."""
         if self.state not in (WorkflowState.FAILED, WorkflowState.FAILING) or self.ends_as != WorkflowState.FAILED:
             return
-        if not any(row.state in _LEFT for row in self.rows.values()):
+        if not any(row.state in _TO_RETRY for row in self.rows.values()):
             self.reopened = self.state.final
             self._become(WorkflowState.RUNNING)
             self.ends_as = self.error = None
 
-    def time_is_up(self, name: str) -> None:
-        """A step that waits for a time, or for an answer until then."""
+    def apply_timeout(self, name: str) -> None:
+        """Apply the due time of a step that sleeps, or waits for a signal; the signal may be there by then."""
         row = self.rows[name]
         if row.state != StepState.WAITING or self.state != WorkflowState.RUNNING:
             row.due_at, row.changed = None, True
             return
-        given = json.loads(row.result) if row.result else {}
-        if self.definition.steps[name].shape == "sleep" or "answer" in given or "otherwise" in given:
+        signal = json.loads(row.result) if row.result else {}
+        if self.definition.steps[name].shape == "sleep" or "answer" in signal or "otherwise" in signal:
             row.end(StepState.SUCCEEDED, self.now)
         else:
             row.end(StepState.DEAD, self.now, "nobody answered in time")
 
-    def answered(self, name: str) -> None:
-        row = self.rows[name]
-        if row.state == StepState.WAITING and row.result and "answer" in json.loads(row.result):
-            row.end(StepState.SUCCEEDED, self.now)
-
-    # What that leads to.
+    # Decisions.
 
     def ready(self) -> list[Step]:
-        """Steps that can begin now; those that cannot any more are skipped here."""
-        found: list[Step] = []
+        """Steps that can begin now. Steps that have nothing to do are skipped here."""
+        ready: list[Step] = []
         if self.state != WorkflowState.RUNNING:
-            return found
+            return ready
         for step in self.definition.steps.values():
             row = self.rows[step.name]
-            if row.state != StepState.PENDING or not all(self.rows[one].state in DONE for one in step.needs):
+            if row.state != StepState.PENDING or not all(self.rows[name].state in DONE for name in step.needs):
                 continue
-            if self._is_idle(step):
+            if self._has_nothing_to_do(step):
                 row.end(StepState.SKIPPED, self.now)
             else:
-                found.append(step)
-        return found
+                ready.append(step)
+        return ready
 
-    def _is_idle(self, step: Step) -> bool:
-        """Whether what it needs was skipped, and it does not take None for that."""
-        skipped = {one for one in step.needs if self.rows[one].state == StepState.SKIPPED}
-        takes_none = {one.step for one in step.takes.values() if one.optional}
+    def _has_nothing_to_do(self, step: Step) -> bool:
+        """Whether a step that it needs was skipped, and it does not take None for its result."""
+        skipped = {name for name in step.needs if self.rows[name].state == StepState.SKIPPED}
+        takes_none = {input.step for input in step.inputs.values() if input.optional}
         return bool(skipped - takes_none)
 
     def begin(self, step: Step, results: Mapping[str, str | None]) -> None:
-        """Call the step's method, and note what it makes.
+        """Call the step's method, and note what it returns.
 
         Arguments:
-            results: as JSON, by the names of the steps it takes them of; None of one that was skipped.
+            results: name of the step → its result as JSON; None: it was skipped.
         """
         row = self.rows[step.name]
         row.started_at, row.changed = self.now, True
         try:
-            made = _made(self.input, step, results)
+            returned = _call(self.input, step, results)
         except Exception as error:  # the user's method may raise anything
-            row.end(StepState.DEAD, self.now, _line(error))
+            row.end(StepState.DEAD, self.now, _reason(error))
             return
-        match made:
+        match returned:
             case None:
                 row.end(StepState.SKIPPED, self.now)
             case Wait():
-                self._wait(row, made)
+                self._wait(row, returned)
             case Sleep():
-                row.state, row.due_at = StepState.WAITING, self.now + made.duration
+                row.state, row.due_at = StepState.WAITING, self.now + returned.duration
             case list():
-                row.state, row.members, row.done, row.failed = StepState.RUNNING, len(made), 0, 0
+                row.state, row.members, row.done, row.failed = StepState.RUNNING, len(returned), 0, 0
                 row.due_at = None
-                self.made = list(enumerate(made, 1))
-                if not made:
+                self.new_jobs = list(enumerate(returned, 1))
+                if not returned:
                     row.end(StepState.SUCCEEDED, self.now)
             case _:
-                row.state, row.due_at = StepState.RUNNING, self.now + LOOK_AGAIN
-                self.made = [(0, made)]
+                row.state, row.due_at = StepState.RUNNING, self.now + RECHECK_AFTER
+                self.new_jobs = [(0, returned)]
 
     def refuse(self, name: str, error: Exception) -> None:
-        """A job of this step cannot be sent, such as one that is too large: none of them is."""
+        """End a step with a job that cannot be sent, for example because it is too large. None of its jobs is sent."""
         self.rows[name].members = None
-        self.rows[name].end(StepState.DEAD, self.now, _line(error))
+        self.rows[name].end(StepState.DEAD, self.now, _reason(error))
 
-    def _wait(self, row: Row, wait: Wait[Any]) -> None:
+    def _wait(self, row: StepRow, wait: Wait[Any]) -> None:
         row.state = StepState.WAITING
         row.due_at = None if wait.within is None else self.now + wait.within
         if row.result is None and wait.has_otherwise:
             row.result = '{"otherwise": ' + TypeAdapter(wait.answer).dump_json(wait.otherwise).decode() + "}"
-        self.answered(row.step)  # somebody may have been early
+        if row.result and "answer" in json.loads(row.result):  # the signal came early
+            row.end(StepState.SUCCEEDED, self.now)
 
     def conclude(self) -> None:
-        """What becomes of the workflow, now that all steps that can begin have begun."""
+        """Change the workflow's state, now that all steps that can begin have begun."""
         if self.state == WorkflowState.RUNNING:
             self._conclude_running()
         if self.state in (WorkflowState.FAILING, WorkflowState.CANCELLING):
@@ -246,37 +222,38 @@ class Run:
             self.error = f"step {first.step} is {first.state}: {first.error or 'no reason is recorded'}"[:2000]
 
     def _stop_waiting(self) -> None:
-        """No answer and no time is waited for any more; a retry begins these steps anew."""
+        """Stop all waiting for signals and times; a retry begins these steps again."""
         for row in self._own_rows():
             if row.state == StepState.WAITING:
                 row.state, row.due_at, row.changed = StepState.PENDING, None, True
 
     def _conclude_compensating(self) -> None:
         assert self.ends_as is not None
-        for undo in self.definition.compensations.values():
-            row = self.rows[undo.name]
+        for compensation in self.definition.compensations.values():
+            row = self.rows[compensation.name]
             if row.state in BROKEN:
                 self.error = f"{self.error}; compensation {row.step} is {row.state}: {row.error}"[:2000]
                 self._finish(self.ends_as)
                 return
-            undone = self.rows[undo.undoes or ""]
+            undone = self.rows[compensation.undoes or ""]
             if row.state in DONE and undone.state != StepState.COMPENSATED:
                 undone.state, undone.changed = StepState.COMPENSATED, True
-        if not self._any(StepState.RUNNING) and not self.next_undo():
+        if not self._any(StepState.RUNNING) and not self.next_compensation():
             self._finish(self.ends_as)
 
-    def next_undo(self) -> Step | None:
-        """The compensation to begin next: of the step that ended last of those that have done something."""
+    def next_compensation(self) -> Step | None:
+        """The compensation to begin next: that of the last step to end, among those that have done something."""
         stopped = any(self.rows[name].state in BROKEN for name in self.definition.compensations)
         if self.state != WorkflowState.COMPENSATING or not self.undo or stopped or self._any(StepState.RUNNING):
             return None
-        waiting = [one for one in self.definition.compensations.values() if self._is_to_undo(one)]
-        return max(waiting, key=lambda one: self.rows[one.undoes or ""].finished_at or self.now, default=None)
+        pending = [step for step in self.definition.compensations.values() if self._must_run(step)]
+        return max(pending, key=lambda step: self.rows[step.undoes or ""].finished_at or self.now, default=None)
 
-    def _is_to_undo(self, undo: Step) -> bool:
-        done = self.rows[undo.undoes or ""]
-        some = done.state in BROKEN and (done.members or 0) > done.failed  # of a fan-out
-        return self.rows[undo.name].state == StepState.PENDING and (done.state == StepState.SUCCEEDED or some)
+    def _must_run(self, compensation: Step) -> bool:
+        done = self.rows[compensation.undoes or ""]
+        has_succeeded_in_part = done.state in BROKEN and (done.members or 0) > done.failed  # of a fan-out
+        is_pending = self.rows[compensation.name].state == StepState.PENDING
+        return is_pending and (done.state == StepState.SUCCEEDED or has_succeeded_in_part)
 
     def _finish(self, state: WorkflowState) -> None:
         self._become(state)
@@ -285,58 +262,58 @@ class Run:
     def _become(self, state: WorkflowState) -> None:
         self.state, self.changed = state, True
 
-    def _own_rows(self) -> Iterator[Row]:
+    def _own_rows(self) -> Iterator[StepRow]:
         return (self.rows[name] for name in self.definition.steps)
 
     def _any(self, state: StepState) -> bool:
         return any(row.state == state for row in self.rows.values())
 
 
-def _made(input: Job, step: Step, results: Mapping[str, str | None]) -> Any:
-    """What the method makes: checked, and a list where the step fans out."""
-    arguments = {name: _value(name, taken, results[taken.step]) for name, taken in step.takes.items()}
-    over = next((name for name, taken in step.takes.items() if taken.each), None)
+def _call(job: Job, step: Step, results: Mapping[str, str | None]) -> Any:
+    """What the step's method returns, checked; a list where the step fans out."""
+    arguments = {name: _value(name, input, results[input.step]) for name, input in step.inputs.items()}
+    over = next((name for name, input in step.inputs.items() if input.each), None)
     if over is not None:
         items = arguments.pop(over)
-        made: Any = [step.function(input, **arguments, **{over: item}) for item in items]
-        made = [one for one in made if one is not None]
+        returned: Any = [step.function(job, **arguments, **{over: item}) for item in items]
+        returned = [value for value in returned if value is not None]
     else:
-        made = step.function(input, **arguments)
+        returned = step.function(job, **arguments)
     expected = {"wait": (Wait,), "sleep": (Sleep,)}.get(step.shape, step.makes)
-    if made is None and not step.optional:
+    if returned is None and not step.optional:
         raise CannotBegin("its method returned None, which its annotation does not say")
-    if step.fans_out != isinstance(made, list) and made is not None:
-        raise CannotBegin(f"its method returned {type(made).__name__}, which its annotation does not say")
-    for one in made if isinstance(made, list) else [made]:
-        if one is not None and not isinstance(one, expected):
-            raise CannotBegin(f"its method made {type(one).__name__}, which its annotation does not say")
-    return made
+    if step.fans_out != isinstance(returned, list) and returned is not None:
+        raise CannotBegin(f"its method returned {type(returned).__name__}, which its annotation does not say")
+    for value in returned if isinstance(returned, list) else [returned]:
+        if value is not None and not isinstance(value, expected):
+            raise CannotBegin(f"its method made {type(value).__name__}, which its annotation does not say")
+    return returned
 
 
-def _value(name: str, taken: Taken, result: str | None) -> Any:
+def _value(name: str, input: StepInput, result: str | None) -> Any:
     if result is None:
         return None
     try:
-        if taken.path:
+        if input.path:
             value = json.loads(result)
-            for part in taken.path:
+            for part in input.path:
                 value = value[part]
             result = json.dumps(value)
-        return taken.reads.validate_json(result)
+        return input.adapter.validate_json(result)
     except ValidationError as error:
         raise CannotBegin(
-            f"the result of step {taken.step} does not fit parameter {name!r}: {explain(error)}"
+            f"the result of step {input.step} does not fit parameter {name!r}: {explain(error)}"
         ) from error
     except (LookupError, TypeError):
-        path = ".".join(taken.path)
-        raise CannotBegin(f"the result of step {taken.step} has no {path!r}, which {name!r} is to map over") from None
+        path = ".".join(input.path)
+        raise CannotBegin(f"the result of step {input.step} has no {path!r}, which {name!r} is to map over") from None
 
 
-def _first_of(row: Row) -> str:
+def _first_error(row: StepRow) -> str:
     return f"{row.failed:,} of {row.members:,} jobs did not succeed, the first of them: {row.error}"
 
 
-def _line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, CannotBegin | PenstockError):
         text = str(error)
     else:

@@ -1,4 +1,4 @@
-"""The words a workflow is written with: `step`, `map_over`, `Wait` and `Sleep`."""
+"""The vocabulary of a workflow: `step`, `map_over`, `Wait` and `Sleep`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MARK = "__penstock_step__"
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
-    """What `@step` was given."""
+class StepMark:
+    """The arguments of `@step`."""
 
     after: tuple[str, ...]
     compensate: str | None
@@ -28,26 +28,26 @@ def step(*, after: str | Sequence[str] = (), compensate: str | None = None) -> C
 def step(
     function: F | None = None, *, after: str | Sequence[str] = (), compensate: str | None = None
 ) -> F | Callable[[F], F]:
-    """Make a method of a workflow one of its steps.
+    """Mark a method of a workflow as a step.
 
         @step
         def report(self, sync: Synced) -> BuildReport:
             return BuildReport(month=self.month, rows=sync.rows)
 
-    A parameter takes the result of the step of its name, and so this step begins when that one has succeeded. What the
-    method returns is what the step does: a job, a list of jobs that run side by side, a `Wait`, a `Sleep`, another
-    workflow, or None to be skipped; the annotation says which. The method only makes it: it may be called again, and
-    in another process than the one before.
+    A parameter takes the result of the step of its name, so this step begins when that step has succeeded. The method
+    returns what the step does: a job, a list of jobs that run side by side, a `Wait`, a `Sleep`, another workflow, or
+    None to be skipped; the annotation says which. The method must have no effects of its own: it may be called again,
+    also in another process.
 
     Arguments:
-        after: names of steps that must have succeeded, whose results are not needed.
-        compensate: the name of a method, not a step itself, that makes the job which undoes this one. It is written
-            like a step and may take this step's result.
+        after: names of steps that must have succeeded, but whose results are not needed.
+        compensate: the name of a method that makes the job which undoes this step. The method is written like a step,
+            without `@step`, and may take this step's result.
     """
 
     def mark(function: F) -> F:
         names = (after,) if isinstance(after, str) else tuple(after)
-        setattr(function, MARK, Marked(names, compensate))
+        setattr(function, MARK, StepMark(names, compensate))
         return function
 
     return mark if function is None else mark(function)
@@ -60,13 +60,13 @@ class MapOver:
 
 
 def map_over(source: str) -> Any:
-    """The default of a parameter that takes one item of a step's result: the method is called once for each.
+    """The default of a parameter that takes one item of a step's result; the method is called once for each item.
 
         @step
         def report(self, region: str = map_over("sync.regions")) -> BuildReport: ...
 
     Arguments:
-        source: the name of a step whose result is a list, or that fans out; after a dot a field of its result.
+        source: the name of a step whose result is a list, or that fans out; after a dot, a field of its result.
     """
     name, *path = source.split(".")
     return MapOver(name, tuple(path))
@@ -76,16 +76,16 @@ _NOTHING: Final[Any] = object()
 
 
 class Wait(Generic[T]):
-    """Wait for an event or an approval: `penstock workflows signal ID STEP JSON`, or `signal(…)`.
+    """Wait for a signal, such as an event or an approval: `penstock workflows signal ID STEP JSON`, or `signal(…)`.
 
         @step
         def approval(self, report: Built) -> Wait[Decision]:
             return Wait(Decision, within=timedelta(days=3), otherwise=Decision(approved=False))
 
     Arguments:
-        answer: the type of the answer, which is the step's result.
+        answer: the type of the signal, which becomes the step's result.
         within: how long it waits; in seconds or as a timedelta. None: for ever.
-        otherwise: the answer when that time is up. Not given: the step is dead then.
+        otherwise: the result when that time is up. Default: the step is dead then.
     """
 
     def __init__(self, answer: type[T], *, within: float | timedelta | None = None, otherwise: T = _NOTHING) -> None:
@@ -101,7 +101,7 @@ class Wait(Generic[T]):
 
 
 class Sleep:
-    """Let time pass: `Sleep(timedelta(days=3))`, `Sleep(until=…)`. Nothing runs meanwhile. It has no result."""
+    """Wait for a time: `Sleep(timedelta(days=3))`, `Sleep(until=…)`. Nothing runs meanwhile, and there is no result."""
 
     def __init__(self, duration: float | timedelta = 0, *, until: datetime | None = None) -> None:
         if until is not None:

@@ -1,4 +1,4 @@
-"""`Workflow`: a graph of jobs, written as a class. It is a job itself, whose end is that of its last step."""
+"""`Workflow`: a graph of jobs, written as a class. It is a job itself, and ends with its last step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from penstock.config.errors import KindError
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.ledger.workflows.rows import PARKED
+from penstock.ledger.workflows.start import start_workflow
 from penstock.schemas.jobs.job import Job
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import provides
 from penstock.workers.handlers.returns import Snooze
-from penstock.workers.workflows import start as starting
 from penstock.workers.workflows.definition import define, definitions
 
 
@@ -36,14 +36,14 @@ class Workflow(Job):
             def mail(self, report: list[Built]) -> SendEmail:
                 return SendEmail(to=OFFICE, links=[one.link for one in report])
 
-    It is started as any job is: `producer.enqueue(MonthEnd(month=…))`, by an outbox or a schedule. Its handle waits for
-    the end of all of it, and its result is that of the one step no other needs.
+    It is started like any job: by `producer.enqueue(MonthEnd(month=…))`, an outbox or a schedule. Its handle waits for
+    the end of the last step. Its result is that of the one step that no other needs.
 
-    Class keywords: those of `Job`, except `timeout` and `track`, which would be about its start.
+    Class keywords: those of `Job`, except `timeout` and `track`, which would apply to its start only.
 
     Raises:
-        KindError: a step cannot be run as it is written: it names what is no step, waits for itself, makes no job, or
-            takes a result of another type than its step's handler returns.
+        KindError: a step cannot be run as it is written: it names a method that is not a step, waits for itself, makes
+            no job, or takes a result of another type than its step's handler returns.
     """
 
     @classmethod
@@ -61,25 +61,18 @@ class Workflow(Job):
         definitions.update(dict.fromkeys((kind, *cls.kind().aliases), definition))
 
 
-class Starter:
-    """What the handler of workflows needs: the ledger, on a connection of its own."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-
-
 @provides
-def open_starter(settings: Settings) -> Iterator[Starter]:
+def open_ledger(settings: Settings) -> Iterator[Database]:
+    """The ledger, on a connection of its own."""
     database = Database(settings.database_url, pool_size=1)
     try:
-        yield Starter(database)
+        yield database
     finally:
         database.close()
 
 
-def start(job: Workflow, ctx: Context, starter: Starter) -> Snooze:
-    """Enter the workflow with its steps, and let its job wait for their end. Run again, it takes up one that failed."""
+def start(job: Workflow, ctx: Context, ledger: Database) -> Snooze:
+    """Record the workflow with its steps, and let its job wait for their end. A second run resumes one that failed."""
     definition = definitions[job.kind().name]
-    database = starter.database
-    database.write(lambda connection: starting.start(connection, database, ctx.job_id, definition))
+    ledger.write(lambda connection: start_workflow(connection, ledger, ctx.job_id, definition))
     return Snooze(PARKED, reason="its steps run; see penstock workflows show")

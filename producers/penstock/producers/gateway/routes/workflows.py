@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from penstock.config.errors import InvalidJob, JobNotFound
 from penstock.ledger.sql.database import Database
 from penstock.ledger.workflows import commands
-from penstock.ledger.workflows.commands import Shown
+from penstock.ledger.workflows.commands import WorkflowDetails
 from penstock.producers.gateway.auth.callers import Caller
 from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
 from penstock.producers.gateway.models.workflows import Retry, WorkflowList, WorkflowSummary, WorkflowView
@@ -128,7 +128,7 @@ def _find(
     return found[:limit]
 
 
-async def _visible(deps: Deps, caller: Caller, workflow_id: str) -> Shown:
+async def _visible(deps: Deps, caller: Caller, workflow_id: str) -> WorkflowDetails:
     """A workflow that this caller may see. Raises Problem (404); LedgerUnavailable."""
     try:
         shown = await asyncio.to_thread(commands.show, deps.database, workflow_id)
@@ -139,7 +139,7 @@ async def _visible(deps: Deps, caller: Caller, workflow_id: str) -> Shown:
     return shown
 
 
-def _view(shown: Shown) -> WorkflowView:
+def _view(shown: WorkflowDetails) -> WorkflowView:
     return WorkflowView.model_validate(shown.as_json())
 
 

@@ -1,4 +1,4 @@
-"""Handing the jobs of steps to the broker by whoever has just written them, instead of reading them again."""
+"""Sends the jobs of steps right after they were written, without reading them again."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from penstock.producers.senders import Sender
 from penstock.schemas.wire.codec import Envelope
 
 _CHUNK = 1000
-"""Jobs that are marked in one transaction; workers have them by then."""
+"""Jobs that are marked as sent in one transaction; workers have them by then."""
 _AFTER_FAILURE_SECONDS = 30.0
 
 
-class Sending:
-    """Sends reserved jobs. What it cannot send is due at once, and so left to the service of due jobs.
+class StepJobs:
+    """Sends reserved jobs of steps. Jobs that it cannot send are due at once, for the service of due jobs.
 
     Arguments:
         sender: its own; closed with this.
-        news: of the service of due jobs: set when there are jobs for it.
+        due_wakeup: wakes the service of due jobs.
         ready: what to wait for before the first sending.
     """
 
-    def __init__(self, database: Database, sender: Sender, news: threading.Event, ready: threading.Event) -> None:
+    def __init__(self, database: Database, sender: Sender, due_wakeup: threading.Event, ready: threading.Event) -> None:
         self._database, self._sender, self._ready = database, sender, ready
-        self.news = news
+        self.due_wakeup = due_wakeup
         self._not_before = 0.0
 
     @property
-    def is_possible(self) -> bool:
-        """Not at the very beginning, nor soon after the broker has failed: nobody should wait for it here again."""
+    def can_send(self) -> bool:
+        """False at the very beginning, and soon after the broker has failed: no workflow should wait for it again."""
         return self._ready.is_set() and time.monotonic() >= self._not_before
 
     def send(self, envelopes: Sequence[Envelope], until: datetime) -> None:
-        """Hand these to the broker.
+        """Send these jobs.
 
         Arguments:
-            until: until when their rows are reserved.
+            until: the end of their reservation.
 
         Raises:
-            LedgerUnavailable: some may have been sent, and all are due again when that time has come.
+            LedgerUnavailable: some may have been sent, and all are due again when the reservation ends.
         """
         for start in range(0, len(envelopes), _CHUNK):
             chunk, began = envelopes[start : start + _CHUNK], time.monotonic()
             try:
                 self._sender.send(chunk)
-            except PenstockError:  # it is the other service that tells people
+            except PenstockError:  # the service of due jobs reports it
                 self._not_before = time.monotonic() + _AFTER_FAILURE_SECONDS
                 self._release(envelopes[start:], until)
                 return
@@ -63,7 +63,7 @@ class Sending:
     def _release(self, envelopes: Sequence[Envelope], until: datetime) -> None:
         ids = [envelope.id for envelope in envelopes]
         self._database.write(lambda connection: release_reserved(connection, self._database, ids, until))
-        self.news.set()
+        self.due_wakeup.set()
 
     def close(self) -> None:
         self._sender.close()

@@ -1,4 +1,4 @@
-"""Entering a workflow in the ledger, and taking one up that has ended."""
+"""The start of a workflow: its rows, or another try of one that has ended."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import steps, workflows
 from penstock.ledger.workflows import resume
 from penstock.ledger.workflows.rows import fresh_row
-from penstock.schemas.workflows import WorkflowState
-from penstock.workers.workflows.definition import Definition
+from penstock.schemas.workflows import WorkflowOutline, WorkflowState
 
 
-def start(connection: sa.Connection, database: Database, workflow_id: str, definition: Definition) -> None:
-    """Enter it; one that was entered before goes on, and one that failed or was cancelled is taken up."""
+def start_workflow(connection: sa.Connection, database: Database, workflow_id: str, outline: WorkflowOutline) -> None:
+    """Insert a workflow with its steps. One that is recorded already goes on; one that failed or was cancelled is
+    resumed; one that succeeded starts again."""
     row = {
         "id": workflow_id,
-        "kind": definition.kind,
+        "kind": outline.kind,
         "state": WorkflowState.RUNNING,
-        "definition": definition.hash,
-        "graph": definition.graph,
+        "definition": outline.hash,
+        "graph": outline.graph,
         "ends_as": None,
         "undo": True,
         "started_at": datetime.now(UTC),
@@ -30,19 +30,19 @@ def start(connection: sa.Connection, database: Database, workflow_id: str, defin
         "error": None,
     }
     if connection.execute(database.insert_ignore(workflows), row).rowcount == 0:
-        _take_up(connection, database, workflow_id, definition)
+        _start_again(connection, database, workflow_id, outline)
         return
-    rows = [fresh_row(workflow_id, name) for name in (*definition.steps, *definition.compensations)]
+    rows = [fresh_row(workflow_id, name) for name in (*outline.steps, *outline.compensations)]
     database.execute_many(connection, database.insert(steps), rows)
-    # By the clock of the database. One row is enough to be looked at.
+    # By the clock of the database. One due row is enough for the dispatcher to look.
     first = (steps.c.workflow_id == workflow_id, steps.c.number == 0, steps.c.step == rows[0]["step"])
     connection.execute(sa.update(steps).where(*first).values(due_at=from_now()))
 
 
-def _take_up(connection: sa.Connection, database: Database, workflow_id: str, definition: Definition) -> None:
+def _start_again(connection: sa.Connection, database: Database, workflow_id: str, outline: WorkflowOutline) -> None:
     select = sa.select(workflows.c.state).where(workflows.c.id == workflow_id)
     match connection.execute(database.locked(select)).scalar_one():
         case WorkflowState.FAILED | WorkflowState.CANCELLED:
             resume.resume(connection, database, workflow_id)
-        case WorkflowState.SUCCEEDED:  # somebody insists
-            resume.restart(connection, database, workflow_id, definition)
+        case WorkflowState.SUCCEEDED:  # its job was tried again on purpose
+            resume.restart(connection, database, workflow_id, outline)
