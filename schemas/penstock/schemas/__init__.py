@@ -1,5 +1,6 @@
 """What travels: jobs, kinds, retry policies, the wire, and the ledger's tables."""
 
+from penstock.config.errors import DuplicateKind, InvalidEvent, KindError, UndecodableMessage, WrongSignature
 from penstock.schemas.jobs.job import Job, Sensitive
 from penstock.schemas.jobs.kind import Kind, Priority, registry, upcasts
 from penstock.schemas.jobs.limits import Concurrency, Rate
@@ -11,14 +12,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Concurrency",
+    "DuplicateKind",
+    "InvalidEvent",
     "Job",
     "Kind",
+    "KindError",
     "Outcome",
     "Priority",
     "Rate",
     "RetryPolicy",
     "Sensitive",
     "State",
+    "UndecodableMessage",
+    "WrongSignature",
     "__version__",
     "registry",
     "scheduled",

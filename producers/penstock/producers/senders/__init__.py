@@ -6,12 +6,15 @@ Importing this package loads no client library; a sender imports its own when it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from penstock.config.errors import ConfigError
 from penstock.producers.senders.redis.sentinel import SCHEMES as SENTINEL_SCHEMES
 from penstock.schemas.wire.codec import Envelope
+
+if TYPE_CHECKING:
+    from penstock.config.settings import Settings
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", *SENTINEL_SCHEMES)
 RABBITMQ_SCHEMES = ("amqp", "amqps")
@@ -74,6 +77,15 @@ def open_sender(
             from penstock.producers.senders.rabbitmq.sender import RabbitmqSender
 
             return RabbitmqSender(url, prefix=prefix, timeout_seconds=timeout_seconds, max_lengths=max_lengths or {})
+
+
+def open_sender_from(settings: Settings) -> Sender:
+    """Settings → the sender for their broker, without limits of queues. It does not connect yet.
+
+    Raises:
+        ConfigError: the scheme of `broker_url` is unknown.
+    """
+    return open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
 
 
 def open_async_sender(

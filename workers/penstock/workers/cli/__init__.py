@@ -5,6 +5,8 @@ What a command needs it imports when it runs: `penstock jobs list` must not wait
 
 from __future__ import annotations
 
+from typing import Annotated
+
 try:
     import typer
 except ModuleNotFoundError as missing:
@@ -15,6 +17,15 @@ from penstock.workers.cli import db, doctor, enqueue, gateway, limits, queues, r
 from penstock.workers.cli.common.errors import Commands
 from penstock.workers.cli.jobs import audit, commands, deadletters
 from penstock.workers.cli.schedules import commands as schedules
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from penstock.schemas import __version__
+
+        typer.echo(f"penstock {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     cls=Commands,
@@ -36,6 +47,15 @@ app.add_typer(queues.app, name="queues", help="See how much waits.")
 app.add_typer(schema.app, name="schema", help="Export, compare and describe all kinds.")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(db.app, name="db", help="Set up and upgrade the ledger's tables.")
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """Penstock: background jobs on Celery and Dramatiq, over Redis and RabbitMQ."""
 
 
 def main() -> None:

@@ -83,9 +83,9 @@ def _schedules(settings: Any) -> str:
 
 def _broker(settings: Any) -> str:
     from penstock.config.settings import redact_url
-    from penstock.producers.senders import open_sender
+    from penstock.producers.senders import open_sender_from
 
-    sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+    sender = open_sender_from(settings)
     try:
         sender.ping()
     finally:

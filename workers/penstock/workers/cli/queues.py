@@ -21,7 +21,7 @@ def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
     from penstock.ledger.members import heartbeats
     from penstock.ledger.members.roster import Roster
     from penstock.ledger.queries import jobs
-    from penstock.producers.senders import open_sender
+    from penstock.producers.senders import open_sender_from
     from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
     from penstock.schemas.states import State
 
@@ -38,7 +38,7 @@ def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
             names |= set(heartbeats.known_kinds(database).values()) | set(counted)
     except LedgerUnavailable as error:
         typer.echo(f"penstock: {error}; only the broker is shown", err=True)
-    sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+    sender = open_sender_from(settings)
     try:
         depths = sender.depths(sorted(names))
     finally:

@@ -6,12 +6,11 @@ import os
 import signal
 import socket
 import threading
-from functools import partial
 from types import FrameType
 
 from penstock.config.settings import Settings, redact_url
 from penstock.ledger.sql.database import Database
-from penstock.producers.senders import open_sender
+from penstock.producers.senders import open_sender_from
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 from penstock.schemas.wire.ids import new_id
 from penstock.workers.brokers import open_consumer
@@ -46,14 +45,11 @@ class Dispatcher:
             prefix=settings.prefix,
             lease_seconds=settings.lease_seconds,
         )
-        # Without the queues' max_length: what is due was accepted long ago, and a producer's limit is not for it.
-        open_own = partial(
-            open_sender, settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
-        )
         lanes = open_lanes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
         lost = LostJobs(self._database, lanes, settings.lease)
-        due = DueJobs(self._database, open_own(), ready=lost.begun)
-        step_jobs = StepJobs(self._database, open_own(), due.news, lost.begun)
+        # Senders without the queues' max_length: what is due was accepted long ago, and that limit is for producers.
+        due = DueJobs(self._database, open_sender_from(settings), ready=lost.begun)
+        step_jobs = StepJobs(self._database, open_sender_from(settings), due.news, lost.begun)
         self.services: list[Poller] = [
             Intake(self._database, consumer),
             due,

@@ -9,7 +9,7 @@ from penstock.ledger.rows import limit_waits
 from penstock.ledger.sql.database import Database
 from penstock.producers.limits import open_store
 from penstock.producers.limits.store import Free, LimitStore
-from penstock.producers.senders import Sender, open_sender
+from penstock.producers.senders import Sender, open_sender_from
 from penstock.workers.dispatcher.due_jobs import send_due
 from penstock.workers.dispatcher.poller import Poller
 
@@ -38,9 +38,7 @@ class Limits(Poller):
         store = open_store(settings)
         if store is None:
             return []
-        timeout = settings.broker_timeout_seconds
-        sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
-        return [cls(database, store, sender)]
+        return [cls(database, store, open_sender_from(settings))]
 
     def work(self) -> bool:
         if time.monotonic() >= self._search_at:

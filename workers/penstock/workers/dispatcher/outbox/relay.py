@@ -22,7 +22,7 @@ from penstock.ledger.outbox.batch import OutboxBatch, OutboxEntry, raw_envelope
 from penstock.ledger.outbox.store import OutboxStore
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
-from penstock.producers.senders import Sender, open_sender
+from penstock.producers.senders import Sender, open_sender_from
 from penstock.workers.dispatcher.outbox.notifications import Notifications
 from penstock.workers.dispatcher.poller import Poller, log
 
@@ -41,9 +41,7 @@ def open_outboxes(settings: Settings, ledger: Database, ready: threading.Event |
     for url in dict.fromkeys((settings.database_url, *settings.outbox_urls)):
         database = ledger if url == settings.database_url else Database(url)
         # Without the queues' max_length, and so that a slow send of theirs does not hold up the due jobs.
-        sender = open_sender(
-            settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
-        )
+        sender = open_sender_from(settings)
         relay = OutboxRelay(database, ledger, sender, ready)
         services.append(relay)
         if Notifications.possible(database):

@@ -9,7 +9,7 @@ import celery
 from celery.result import AsyncResult
 
 from penstock.config.settings import Settings
-from penstock.producers.senders import Sender, open_sender
+from penstock.producers.senders import Sender, open_sender_from
 from penstock.schemas.jobs.kind import Kind
 from penstock.schemas.wire.codec import encode, parse_time
 from penstock.workers.engines.monitoring import kombu_connection
@@ -34,7 +34,7 @@ def make_app(settings: Settings) -> celery.Celery:
         # Without this Celery warns, at every lost connection, of tasks that it does not have here.
         worker_cancel_long_running_tasks_on_connection_loss=True,
     )
-    sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+    sender = open_sender_from(settings)
     for handler in handlers:
         app.register_task(_task(handler.kind, sender, settings.max_payload_bytes))
     return app

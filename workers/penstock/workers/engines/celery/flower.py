@@ -18,7 +18,7 @@ from flower.views import BaseHandler
 from tornado.options import options
 
 from penstock.config.settings import Settings
-from penstock.producers.senders import open_sender
+from penstock.producers.senders import open_sender_from
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 from penstock.workers.engines.monitoring import kombu_connection
 
@@ -65,9 +65,7 @@ class Depths:
 
     def __init__(self, settings: Settings) -> None:
         self._always = {DISPATCHER_QUEUE, *settings.queues}
-        self._sender = open_sender(
-            settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
-        )
+        self._sender = open_sender_from(settings)
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """How many jobs wait in the queues that workers consume, that are configured, and in the dispatcher's."""

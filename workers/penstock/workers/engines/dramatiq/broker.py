@@ -11,7 +11,7 @@ from dramatiq.errors import ActorNotFound
 
 from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings
-from penstock.producers.senders import Sender, open_sender
+from penstock.producers.senders import Sender, open_sender_from
 from penstock.schemas.jobs.kind import PRIORITIES, registry
 from penstock.schemas.wire.codec import encode
 from penstock.workers.handlers.registry import Handlers
@@ -32,9 +32,7 @@ class PenstockBroker(dramatiq.Broker):
     def connect(self, settings: Settings) -> None:
         """Say where to send. Connects when something is sent first."""
         self._settings = settings
-        self._sender = open_sender(
-            settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
-        )
+        self._sender = open_sender_from(settings)
 
     def declare_kinds(self, handlers: Handlers = default_handlers) -> None:
         """Declare an actor for each kind that has a handler."""

@@ -10,7 +10,7 @@ from penstock.config.settings import redact_url
 from penstock.ledger.rows.crashes import note_death
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
-from penstock.producers.senders import open_sender
+from penstock.producers.senders import open_sender_from
 from penstock.workers.local.up.layout import Layout, redis_service, services, write_environment
 from penstock.workers.local.up.signals import Stopping
 from penstock.workers.local.up.supervisor import Supervisor
@@ -54,7 +54,7 @@ def running(
 
 def _check_broker(layout: Layout) -> None:
     settings = layout.settings
-    sender = open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+    sender = open_sender_from(settings)
     try:
         sender.ping()
     finally:
