@@ -22,6 +22,22 @@ PACKAGES = {
 
 NOT_A_MODULE = re.compile(r"penstock\.(toml|env|service|producer|yaml)\b")
 
+COMMON_WORDS = {
+    r"\banew\b": "again",
+    r"\bbegun\b": "started",
+    r"\bmend(s|ed|ing)?\b": "fix, repair",
+    r"\bwhoever\b": "the caller, any dispatcher",
+    r"\b(nobody|somebody)\b": "no one, someone; better the subject itself",
+    r"(?<!there )\b(is|are) no (?!(longer|more)\b)": "is not a",
+    r"\b(is|are|was|were|goes|go) away\b": "unavailable, down",
+    r"\bbeside\b": "next to, in addition to, with",
+    r"\bwhat becomes of\b": "what happens to",
+    r"\b(tells|told)\b": "reports, returns, notifies, says",
+    r"\bstands (for|in|beside|under|at)\b": "is, appears, counts as",
+    r"\bis (told|said) (of|to|by)\b": "is notified, reported",
+}
+"""Word, as a pattern → what to write instead."""
+
 
 def page(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -92,3 +108,28 @@ def test_links_lead_to_pages_and_headings(path: Path) -> None:
         if not other.exists() or (anchor and anchor not in anchors(other.read_text())):
             broken.append(link)
     assert broken == []
+
+
+def prose(text: str) -> str:
+    """A page without its code."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_pages_use_the_common_word(path: Path) -> None:
+    text = prose(path.read_text()).replace("\n", " ")
+    hits = [
+        f"{match[0]!r}: {instead}"
+        for pattern, instead in COMMON_WORDS.items()
+        for match in re.finditer(pattern, text, re.IGNORECASE)
+    ]
+    assert hits == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_lines_are_short_enough_to_compare(path: Path) -> None:
+    """Tables and links may be longer."""
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if len(line) > 140 and not line.startswith("|")] == []
