@@ -23,6 +23,8 @@ SELECTION = (
     "tests/executor",
     "tests/ledger",
     "tests/producers",
+    "tests/workflows/test_running.py",
+    "tests/workflows/test_testing_kit.py",
     "tests/test_house.py",
 )
 """What depends on the Python most: annotations, asyncio, sqlite3, subprocesses. SQLite is the only database."""
