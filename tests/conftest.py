@@ -13,9 +13,9 @@ from typing import Any
 
 import amqp
 import pytest
-from ledgers import set_up, temporary_database
-from polling import until
-from servers import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
+from support.ledgers import set_up, temporary_database
+from support.polling import until
+from support.servers.shared import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
 
 from penstock.ledger.sql.database import Database
 from penstock.producers.senders.rabbitmq.publisher import connect

@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from polling import until
-from servers import AMQP_URL, need
+from support.polling import until
+from support.servers.shared import AMQP_URL, need
 
 from penstock.config.settings import Settings
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from polling import retry, until, until_async
+from support.polling import retry, until, until_async
 
 
 class Queue:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polling import WAIT_SECONDS, until
+from support.polling import WAIT_SECONDS, until
 
 from penstock.workers.local.up.redis_server import free_port
 

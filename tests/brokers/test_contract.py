@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from polling import until
+from support.brokers import envelope, fetch, ids
+from support.polling import until
 
-from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError, QueueFull
 from penstock.producers.senders import Sender, open_async_sender, open_sender
 from penstock.producers.senders.rabbitmq import sender as rabbitmq

@@ -7,10 +7,10 @@ from typing import Any
 
 import amqp
 import pytest
-from ledgers import letters
-from polling import until
+from support.brokers import envelope, fetch, ids
+from support.ledgers import letters
+from support.polling import until
 
-from brokers.support import envelope, fetch, ids
 from penstock.config.errors import UndecodableMessage
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from polling import until
+from support.brokers import envelope, fetch, ids
+from support.polling import until
 
-from brokers.support import envelope, fetch, ids
 from penstock.producers.senders import Sender
 from penstock.producers.senders.redis.sender import lane_keys
 from penstock.workers.brokers import Consumer

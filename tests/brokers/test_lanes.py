@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from polling import until
+from support.brokers import envelope, fetch
+from support.polling import until
 
-from brokers.support import envelope, fetch
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq.publisher import connect

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from support.brokers import envelope
 
-from brokers.support import envelope
 from penstock.config.errors import QueueFull
 from penstock.producers.senders import Sender
 from penstock.producers.senders.memory import MemoryBroker

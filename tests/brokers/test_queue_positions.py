@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
-from ledgers import Note, claimed, message
-from polling import until
+from support.brokers import envelope, fetch
+from support.ledgers import Note, claimed, message
+from support.polling import until
 
-from brokers.support import envelope, fetch
 from penstock.config.errors import BrokerUnavailable
 from penstock.ledger.members import heartbeats
 from penstock.ledger.sql.database import Database

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from polling import until
+from support.brokers import envelope, fetch, ids
+from support.polling import until
 
-from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq.publisher import connect

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from polling import until
-from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
+from support.brokers import envelope, fetch, ids
+from support.polling import until
+from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 
-from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq.sender import dead_name, lane_name

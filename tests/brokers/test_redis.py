@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import redis
-from polling import until
+from support.brokers import envelope, fetch, ids
+from support.polling import until
 
-from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
 from penstock.producers.senders.redis.sender import AsyncRedisSender, lane_key, lane_keys

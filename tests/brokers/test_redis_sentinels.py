@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from polling import retry, until
-from redis_sentinels import RedisSentinels
+from support.brokers import envelope, fetch, ids
+from support.polling import retry, until
+from support.servers.redis_sentinels import RedisSentinels
 
-from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender, open_async_sender, open_sender
 from penstock.producers.senders.redis.sentinel import Sentinels

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from support.brokers import envelope
 
-from brokers.support import envelope
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import hosts, open_async_sender, open_sender
 

@@ -12,9 +12,9 @@ import kombu.pools
 import pytest
 import redis
 from celery import Celery
-from polling import until
+from support.brokers import fetch, ids
+from support.polling import until
 
-from brokers.support import fetch, ids
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.schemas.wire.codec import Envelope

@@ -12,10 +12,10 @@ import pytest
 import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
-from polling import until
-from servers import for_pika
+from support.brokers import fetch, ids
+from support.polling import until
+from support.servers.shared import for_pika
 
-from brokers.support import fetch, ids
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer
 from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake

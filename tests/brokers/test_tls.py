@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from certificates import Authority, Certificate
-from polling import until
-from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
+from support.brokers import envelope, fetch, ids
+from support.certificates import Authority, Certificate
+from support.polling import until
+from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 
-from brokers.support import envelope, fetch, ids
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender, open_async_sender, open_sender
 from penstock.workers.brokers import Consumer, open_consumer

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builtin_servers import Api, Server, Target, controlled
-from servers import MARIADB_URL, POSTGRES_URL, need
 from sqlalchemy import create_engine, text
+from support.builtin.servers import Api, Server, Target, controlled
+from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
 
 from penstock.producers.storage import FileStorage
 from penstock.schemas.wire.ids import new_id

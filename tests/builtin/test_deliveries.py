@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from certificates import Authority
-from ledgers import set_up
-from polling import WAIT_SECONDS, until
+from support.certificates import Authority
+from support.ledgers import set_up
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.errors import JobFailed
 from penstock.config.sections.events import HookSettings

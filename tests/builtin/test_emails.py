@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builtin_servers import Server, send
-from builtin_tools import put, settings
 from pydantic import ValidationError
+from support.builtin.servers import Server, send
+from support.builtin.tools import put, settings
 
 from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.emails import SendEmail

@@ -5,11 +5,11 @@ import email.policy
 from pathlib import Path
 
 import pytest
-from builtin_servers import Api
-from builtin_tools import put, settings
 from PIL import Image
-from polling import until
 from sqlalchemy import create_engine, text
+from support.builtin.servers import Api
+from support.builtin.tools import put, settings
+from support.polling import until
 
 from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.emails import SendEmail

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-from builtin_servers import Server, controlled, send
-from builtin_tools import put
+from support.builtin.servers import Server, controlled, send
+from support.builtin.tools import put
 
 from penstock.config.errors import ConfigError
 from penstock.producers.storage import FileStorage

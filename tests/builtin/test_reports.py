@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 
 import openpyxl
 import pytest
-from builtin_tools import Progress, get, listing, settings
 from pydantic import ValidationError
-from servers import MARIADB_URL, POSTGRES_URL, need
 from sqlalchemy import create_engine, text
+from support.builtin.tools import Progress, get, listing, settings
+from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
 
 from penstock.producers.storage import FileStorage, make_storage
 from penstock.schemas.builtin.emails import SendEmail

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from builtin_tools import get, put
+from support.builtin.tools import get, put
 
 from penstock.config.errors import ConfigError, InvalidKey, ObjectNotFound, StorageError
 from penstock.producers.storage import FileStorage, S3Storage, Storage, make_storage

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from builtin_servers import Api, Target, ok, run
+from support.builtin.servers import Api, Target, ok, run
 
 from penstock.schemas.builtin.paths import find
 from penstock.schemas.wire.ids import new_id

@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from builtin_servers import Api, Target, ok, run
-from builtin_tools import settings
 from pydantic import ValidationError
 from sqlalchemy import text
+from support.builtin.servers import Api, Target, ok, run
+from support.builtin.tools import settings
 
 from penstock.schemas.builtin.syncs import RunSync, SyncFinished
 from penstock.schemas.wire.ids import new_id

@@ -8,8 +8,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-from builtin_tools import get, listing, put, settings
 from PIL import Image
+from support.builtin.tools import get, listing, put, settings
 
 from penstock.producers.storage import FileStorage, make_storage
 from penstock.schemas.builtin.uploads import ProcessUpload

@@ -25,7 +25,7 @@ from chaos_jobs import (
     Replace,
 )
 from chaos_site import Site
-from polling import retry
+from support.polling import retry
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, LedgerUnavailable
 from penstock.schemas.wire.ids import new_id

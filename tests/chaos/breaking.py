@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from chaos_site import LEASE_SECONDS, Site
-from rabbitmq_node import RabbitmqNode
-from safe_redis import SafeRedis
+from support.servers.killable_redis import KillableRedis
+from support.servers.rabbitmq_node import RabbitmqNode
 
 Slots = list[subprocess.Popen[bytes] | None]
 
@@ -56,7 +56,7 @@ class Breaker:
             (self.kill_dispatcher, 2),
             (self.freeze_dispatcher, 1),
         ]
-        if isinstance(site.broker_server, SafeRedis):
+        if isinstance(site.broker_server, KillableRedis):
             self._acts += [(self.kill_redis, 2), (self.freeze_redis, 2), (self.kill_redis_and_worker, 2)]
         elif site.broker_server is not None:
             self._acts += [(self.kill_rabbitmq, 2)]
@@ -196,8 +196,8 @@ class Breaker:
         other.close()
 
     @property
-    def _redis(self) -> SafeRedis:
-        assert isinstance(self.site.broker_server, SafeRedis)
+    def _redis(self) -> KillableRedis:
+        assert isinstance(self.site.broker_server, KillableRedis)
         return self.site.broker_server
 
     def _sleep(self, least: float, most: float) -> None:

@@ -22,8 +22,8 @@ from breaking import Breaker
 from chaos_jobs import QUEUE
 from chaos_outbox_backend import ACCOUNTS, ORDERED_QUEUE, Account, Base, Order
 from chaos_site import HERE, Site, running_postgres
-from polling import SETTLE_SECONDS
-from safe_redis import running_redis
+from support.polling import SETTLE_SECONDS
+from support.servers.killable_redis import running_redis
 
 from penstock.config.errors import PenstockError
 from penstock.ledger.sql.database import Database

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from database_servers import PostgresServer
-from polling import SETTLE_SECONDS, until
+from support.polling import SETTLE_SECONDS, until
+from support.servers.databases import PostgresServer
 
 from penstock.ledger.schedules import commands as acts
 from penstock.ledger.schedules.rules import schedule_of_row

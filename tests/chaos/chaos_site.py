@@ -14,10 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from chaos_jobs import EFFECTS, QUEUE
-from database_servers import PostgresServer
-from polling import retry
-from rabbitmq_node import RabbitmqNode
-from safe_redis import SafeRedis
+from support.polling import retry
+from support.servers.databases import PostgresServer
+from support.servers.killable_redis import KillableRedis
+from support.servers.rabbitmq_node import RabbitmqNode
 
 from penstock.config.errors import PenstockError
 from penstock.config.settings import Settings
@@ -74,7 +74,7 @@ class Site:
         prefix: str,
         *,
         broker_url: str,
-        broker_server: SafeRedis | RabbitmqNode | None = None,
+        broker_server: KillableRedis | RabbitmqNode | None = None,
         postgres: Postgres | None = None,
         ledger_url: str | None = None,
         workers: int = 2,
@@ -169,7 +169,7 @@ class Site:
 
     def wipe(self) -> None:
         """Empty the broker."""
-        if isinstance(self.broker_server, SafeRedis):
+        if isinstance(self.broker_server, KillableRedis):
             from redis import Redis
 
             with Redis.from_url(self.broker_server.url) as client:

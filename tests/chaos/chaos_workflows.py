@@ -16,8 +16,8 @@ from breaking import Breaker
 from chaos_jobs import QUEUE
 from chaos_site import Site, running_postgres
 from chaos_workflow_jobs import OTHER_QUEUE, Part, Summing
-from polling import SETTLE_SECONDS, until
-from safe_redis import running_redis
+from support.polling import SETTLE_SECONDS, until
+from support.servers.killable_redis import running_redis
 
 from penstock.ledger.sql.tables import jobs, steps, workflows
 from penstock.producers import JobHandle

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from auditing import Report
 from chaos_site import Site, running_postgres
-from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from rounds import run_round
-from safe_redis import SafeRedis, running_redis
-from servers import AMQP_URL, delete_rabbitmq
+from support.servers.killable_redis import KillableRedis, running_redis
+from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
+from support.servers.shared import AMQP_URL, delete_rabbitmq
 
 from penstock.producers.senders import open_sender
 
@@ -63,7 +63,7 @@ def one_round(
     engine, _, broker = pair.partition("-")
     prefix = f"c{uuid.uuid4().hex[:10]}"
     with ExitStack() as opened:
-        server: SafeRedis | RabbitmqNode | None = None
+        server: KillableRedis | RabbitmqNode | None = None
         if broker == "redis":
             server = opened.enter_context(running_redis(folder))
         elif own_rabbitmq:

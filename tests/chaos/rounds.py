@@ -10,7 +10,7 @@ from asking import Asked, Asking, plan
 from auditing import Audit, Report, is_settled
 from breaking import Breaker
 from chaos_site import Site
-from polling import SETTLE_SECONDS
+from support.polling import SETTLE_SECONDS
 
 THREADS = 3
 

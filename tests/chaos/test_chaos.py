@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import need
+from support.servers.shared import need
 
 sys.path.append(str(Path(__file__).parent))
 

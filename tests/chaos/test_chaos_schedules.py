@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ledgers import temporary_database
-from servers import POSTGRES_URL, need
+from support.ledgers import temporary_database
+from support.servers.shared import POSTGRES_URL, need
 
 sys.path.append(str(Path(__file__).parent))
 

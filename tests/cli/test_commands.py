@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from ledgers import row_of
+from support.ledgers import row_of
 
 from penstock.config.errors import ConfigError
 from penstock.config.logging import setup_logging

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ledgers import Login, Note, claimed, end, letter_of, message, row_of, stock_envelope
+from support.ledgers import Login, Note, claimed, end, letter_of, message, row_of, stock_envelope
 
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database

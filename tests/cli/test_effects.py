@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ledgers import Note, claimed, end, message
+from support.ledgers import Note, claimed, end, message
 
 from penstock.ledger.effects import begin, confirm, effect_id
 from penstock.ledger.sql.database import Database

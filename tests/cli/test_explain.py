@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from ledgers import Login, Note, claimed, end, message
+from support.ledgers import Login, Note, claimed, end, message
 
 from penstock.config.settings import load_settings
 from penstock.ledger.members import heartbeats

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from ledgers import Login, Note, change, claimed, end, message, row_of
+from support.ledgers import Login, Note, change, claimed, end, message, row_of
 
 from penstock.ledger.sql.database import Database
 from penstock.schemas import Outcome, State

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, change, claimed, end, message, row_of
+from support.ledgers import Note, change, claimed, end, message, row_of
 
 from penstock.ledger.queries.results import write_result
 from penstock.ledger.rows import audit

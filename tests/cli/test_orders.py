@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from ledgers import Note, claimed, end, message, row_of
+from support.ledgers import Note, claimed, end, message, row_of
 
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledgers import row_of
+from support.ledgers import row_of
 
 from penstock.config.settings import load_settings
 from penstock.ledger.rows import audit

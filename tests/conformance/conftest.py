@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import AMQP_URL, delete_rabbitmq, need
+from support.servers.shared import AMQP_URL, delete_rabbitmq, need
 
 from penstock.workers.local.up.redis_server import RedisServer
 
 sys.path.append(str(Path(__file__).parent))
 
-from stack import PAIRS, Stack
+from support.stack import PAIRS, Stack
 
 
 def _url(broker: str, redis_server: RedisServer) -> str:

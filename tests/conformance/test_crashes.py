@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import acme
-from polling import WAIT_SECONDS, until
-from stack import Stack, lines
+from support.polling import WAIT_SECONDS, until
+from support.stack import Stack, lines
 
 
 def test_higher_priorities_run_first(own_stack: Stack, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import outage_jobs
 import pytest
 import sqlalchemy as sa
-from database_servers import MariadbServer, PostgresServer
-from polling import until
-from stack import PAIRS, lines
+from support.polling import until
+from support.servers.databases import MariadbServer, PostgresServer
+from support.stack import PAIRS, lines
 from test_outages import Site, make_site, marks
 
 from penstock.ledger.sql.tables import attempts, dead_letters, jobs

@@ -8,9 +8,9 @@ from pathlib import Path
 import acme
 import outage_jobs
 import pytest
-from polling import WAIT_SECONDS, until
-from redis_sentinels import RedisSentinels
-from stack import lines
+from support.polling import WAIT_SECONDS, until
+from support.servers.redis_sentinels import RedisSentinels
+from support.stack import lines
 from test_outages import Site, make_site, marks
 
 from penstock.workers.engines.worker import Worker

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import acme
 import pytest
-from polling import WAIT_SECONDS, until
-from stack import PAIRS, Stack, lines
+from support.polling import WAIT_SECONDS, until
+from support.stack import PAIRS, Stack, lines
 
 from penstock.config.errors import PayloadTooLarge
 from penstock.ledger.queries.status import Progress

@@ -14,8 +14,8 @@ import pytest
 import redis
 from acme import Add
 from outage_jobs import Effect
-from polling import until
-from servers import AMQP_URL, delete_rabbitmq, need
+from support.polling import until
+from support.servers.shared import AMQP_URL, delete_rabbitmq, need
 from test_outages import Site
 
 from penstock.ledger.transitions import due

@@ -19,13 +19,13 @@ import acme
 import outage_jobs
 import pytest
 import sqlalchemy as sa
-from ledgers import temporary_database
-from polling import WAIT_SECONDS, until
-from proxy import Proxy
-from rabbitmq_node import RabbitmqNode, find_rabbitmq_server
-from safe_redis import running_redis
-from servers import AMQP_URL, POSTGRES_URL, delete_rabbitmq, need
-from stack import PAIRS, Stack, lines
+from support.ledgers import temporary_database
+from support.polling import WAIT_SECONDS, until
+from support.servers.killable_redis import running_redis
+from support.servers.proxy import Proxy
+from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
+from support.servers.shared import AMQP_URL, POSTGRES_URL, delete_rabbitmq, need
+from support.stack import PAIRS, Stack, lines
 
 from penstock.ledger.sql.tables import jobs, workers
 from penstock.workers.engines.worker import Worker

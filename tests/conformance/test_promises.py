@@ -12,11 +12,11 @@ from pathlib import Path
 import promise_jobs
 import pytest
 import sqlalchemy as sa
-from ledgers import temporary_database
-from polling import WAIT_SECONDS, until
 from promise_jobs import Charge, ChargeAsync, Gated, Most, Pointed, Store, StoreAsync
-from servers import MARIADB_URL, POSTGRES_URL, need
-from stack import Stack, lines
+from support.ledgers import temporary_database
+from support.polling import WAIT_SECONDS, until
+from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
+from support.stack import Stack, lines
 
 from penstock.ledger.effects import effect_id, effects_of
 from penstock.ledger.sql.tables import jobs

@@ -17,9 +17,9 @@ import pytest
 from celery import Celery, Signature, chain, group
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
-from polling import WAIT_SECONDS, until
-from servers import for_pika
-from stack import PAIRS, Stack, lines
+from support.polling import WAIT_SECONDS, until
+from support.servers.shared import for_pika
+from support.stack import PAIRS, Stack, lines
 
 from penstock.producers import Producer
 from penstock.producers.senders.rabbitmq.publisher import connect

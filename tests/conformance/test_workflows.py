@@ -6,10 +6,10 @@ import uuid
 from pathlib import Path
 
 import sqlalchemy as sa
-import workflow_jobs
-from polling import WAIT_SECONDS
-from servers import AMQP_URL, delete_rabbitmq, need
-from stack import HERE, Stack
+from support.polling import WAIT_SECONDS
+from support.servers.shared import AMQP_URL, delete_rabbitmq, need
+from support.stack import TESTS, Stack
+from support.workflows import jobs as workflow_jobs
 
 from penstock.ledger.sql.tables import jobs
 
@@ -18,11 +18,11 @@ def test_a_workflow_s_steps_run_on_both_engines(tmp_path: Path) -> None:
     need("RabbitMQ")
     prefix = f"t{uuid.uuid4().hex[:10]}"
     stack = Stack("celery", AMQP_URL, prefix, tmp_path, lease_seconds=30)
-    code = {"PYTHONPATH": str(HERE.parent)}
+    code = {"PYTHONPATH": str(TESTS)}
     try:
-        stack.run(["dispatcher", "--import", "workflow_jobs"], **code)
+        stack.run(["dispatcher", "--import", "support.workflows.jobs"], **code)
         for engine, queue in (("celery", "wf"), ("dramatiq", "wf-reports")):
-            stack.run(["worker", "--engine", engine, "--queues", queue, "--import", "workflow_jobs"], **code)
+            stack.run(["worker", "--engine", engine, "--queues", queue, "--import", "support.workflows.jobs"], **code)
         status = stack.producer.enqueue(workflow_jobs.Nightly(regions=["north", "south", "west"])).wait(WAIT_SECONDS)
         assert (status.state, status.result) == ("succeeded", "sent 3"), stack.logs()
         run = sa.select(jobs.c.kind, jobs.c.worker).where(jobs.c.kind.in_(["wf.sync", "wf.report", "wf.mail"]))

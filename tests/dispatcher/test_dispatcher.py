@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledgers import Note, empty, row_of
+from support.ledgers import Note, empty, row_of
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database

@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ledgers import Note, Tick, letters, row_of
+from support.ledgers import Note, Tick, letters, row_of
 
 from penstock.config.errors import LedgerUnavailable, QueueFull
 from penstock.ledger.sql.database import Database

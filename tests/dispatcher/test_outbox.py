@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, Tick, empty, letters, row_of
 from sqlalchemy.orm import Session
+from support.ledgers import Note, Tick, empty, letters, row_of
 
 from penstock.config.settings import Settings
 from penstock.ledger.queries.status import request_cancel
@@ -397,7 +397,7 @@ def test_a_commit_on_postgresql_wakes_the_dispatcher(
 DIES = """
 import os, signal, sys
 from datetime import timedelta
-import ledgers
+from support import ledgers
 from penstock.config.settings import Settings
 from penstock.ledger.outbox import batch, rows
 from penstock.ledger.sql.database import Database

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from ledgers import Note, row_of, start_worker
+from support.ledgers import Note, row_of, start_worker
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -138,7 +138,7 @@ class Empty:
 
 
 def test_a_lane_that_is_missed_again_is_given_longer(ledger: Database) -> None:
-    from ledgers import change
+    from support.ledgers import change
 
     from penstock.ledger.transitions import lost as resending
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, claimed, end, row_of, set_up
-from polling import until
+from support.ledgers import Note, claimed, end, row_of, set_up
+from support.polling import until
 
 from penstock.config.errors import ConfigError, InvalidState, ScheduleNotFound
 from penstock.config.settings import ScheduleSettings, Settings, load_settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from kombu import Connection, Producer
-from ledgers import letter_of, letters, row_of, stock_envelope
+from support.ledgers import letter_of, letters, row_of, stock_envelope
 
 from penstock.config.settings import QueueSettings, Settings
 from penstock.ledger.members import heartbeats

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import AMQP_URL, need
+from support.servers.shared import AMQP_URL, need
 
 from penstock.workers.local.up.redis_server import RedisServer
 
@@ -24,7 +24,7 @@ def _url(broker: str, redis_server: RedisServer) -> str:
 
 def _clean(broker: str, prefix: str) -> None:
     if broker == "rabbitmq":
-        from servers import delete_rabbitmq
+        from support.servers.shared import delete_rabbitmq
 
         delete_rabbitmq(AMQP_URL, prefix)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import celery
 from engine_jobs import Add
-from polling import WAIT_SECONDS, until
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from engine_jobs import Add, Break, End, Sleep
-from polling import until
 from running import Running
+from support.polling import until
 
 from penstock.schemas.wire.codec import decode, encode
 from penstock.workers.engines.monitoring.event_messages import fields_text

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from engine_jobs import Add, Break
-from polling import until
 from running import Running
+from support.polling import until
 
 from penstock.config.errors import ConfigError
 from penstock.workers.engines.celery.flower_server import run_flower

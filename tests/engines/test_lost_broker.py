@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from engine_jobs import Add, Sleep
 from kombu.clocks import LamportClock
-from polling import until
 from running import Running, running
+from support.polling import until
 
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import decode, encode

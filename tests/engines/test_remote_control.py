@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from engine_jobs import OTHER_QUEUE, QUEUE, Add, Aside, Sleep
-from polling import until
 from running import Running
+from support.polling import until
 
 from penstock.config.errors import JobFailed
 from penstock.schemas.states import State

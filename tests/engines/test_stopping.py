@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 
 from engine_jobs import Sleep
-from polling import until
 from running import Running
+from support.polling import until
 
 from penstock.schemas.states import State
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import WAIT_SECONDS, until
 from pydantic import BaseModel
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger.queries.status import Progress

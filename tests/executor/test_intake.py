@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from polling import until
+from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.workers.brokers import Delivery

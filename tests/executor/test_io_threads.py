@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 import pytest
-from polling import until_async
+from support.polling import until_async
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.workers.executor.runtime import io_threads

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from ledgers import change, claimed, end, message, row_of
-from polling import WAIT_SECONDS, until
+from support.ledgers import change, claimed, end, message, row_of
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.errors import ObjectNotFound, StorageError
 from penstock.config.settings import Settings

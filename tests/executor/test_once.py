@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import WAIT_SECONDS, until
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger import effects

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import WAIT_SECONDS, until
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.errors import DuplicateJob
 from penstock.config.settings import ScheduleSettings, Settings

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from polling import WAIT_SECONDS, until
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.workers.local.up.redis_server import free_port

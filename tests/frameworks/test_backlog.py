@@ -10,7 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
-from ledgers import Note
+from support.ledgers import Note
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings

@@ -20,8 +20,8 @@ from django.core.management import call_command
 from django.db import IntegrityError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django_project import Order, migrate
-from ledgers import Note, Tick, row_of, temporary_database
-from servers import MARIADB_URL, POSTGRES_URL, need
+from support.ledgers import Note, Tick, row_of, temporary_database
+from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
 
 from penstock.config.errors import InvalidJob, PayloadTooLarge, UnknownQueue
 from penstock.config.settings import Settings

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import WAIT_SECONDS
 from sites import BIN, FRAMEWORKS, SECRET, Site, environment, running
+from support.polling import WAIT_SECONDS
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from ledgers import Note
-from polling import WAIT_SECONDS
-from proxy import Proxy
 from sites import BIN
+from support.ledgers import Note
+from support.polling import WAIT_SECONDS
+from support.servers.proxy import Proxy
 
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.senders.rabbitmq import sender

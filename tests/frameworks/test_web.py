@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from ledgers import Note, Tick, change, claimed, end, message
-from polling import until_async
+from support.ledgers import Note, Tick, change, claimed, end, message
+from support.polling import until_async
 
 from penstock.config.errors import ConfigError
 from penstock.ledger.sql.database import Database

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from gateways import SECRET, Gateway, Open
-from ledgers import empty, set_up
-from polling import until
+from support.gateways import SECRET, Gateway, Open
+from support.ledgers import empty, set_up
+from support.polling import until
 
 from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.settings import Settings

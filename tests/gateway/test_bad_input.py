@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from gateways import INVOICE, Gateway, Open, problem
+from support.gateways import INVOICE, Gateway, Open, problem
 
 PATH = "/v1/jobs/gateway.invoice"
 GOOD = json.dumps(INVOICE).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gateways import INVOICE, Gateway, Open, problem
+from support.gateways import INVOICE, Gateway, Open, problem
 
 from penstock.config.settings import QueueSettings
 

@@ -14,7 +14,7 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from gateways import INVOICE, Gateway, Open, problem
+from support.gateways import INVOICE, Gateway, Open, problem
 
 from penstock.ledger import api_keys
 from penstock.producers.gateway.auth import callers

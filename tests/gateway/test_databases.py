@@ -6,8 +6,8 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ledgers import set_up, temporary_database
-from servers import SERVERS, need
+from support.ledgers import set_up, temporary_database
+from support.servers.shared import SERVERS, need
 
 from penstock.ledger import api_keys
 from penstock.ledger.sql.database import Database

@@ -14,8 +14,8 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from gateways import SECRET, Gateway, problem
-from ledgers import set_up
+from support.gateways import SECRET, Gateway, problem
+from support.ledgers import set_up
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.config.sections.events import EventRule, WebhookSettings

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import schemathesis
-from gateways import Gateway
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import CHECKS, load_all_checks
+from support.gateways import Gateway
 
 from penstock.config.settings import Settings
 from penstock.producers.gateway import create_app

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gateways import INVOICE, Gateway, Invoice, Open, Sync, problem
-from ledgers import change, claimed, end, message, row_of, start_worker
+from support.gateways import INVOICE, Gateway, Invoice, Open, Sync, problem
+from support.ledgers import change, claimed, end, message, row_of, start_worker
 
 from penstock.ledger.rows import audit
 from penstock.schemas import Outcome

@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from gateways import INVOICE, Gateway, Open, problem
 from jsonschema import Draft202012Validator
-from polling import until
+from support.gateways import INVOICE, Gateway, Open, problem
+from support.polling import until
 
 from penstock.config.errors import ConfigError
 from penstock.config.sections.gateway import GatewaySettings

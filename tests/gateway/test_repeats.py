@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from gateways import INVOICE, Gateway, Open, problem
+from support.gateways import INVOICE, Gateway, Open, problem
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.ledger.sql.tables import requests

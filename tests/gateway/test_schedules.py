@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from gateways import Gateway, Open, problem
 from pydantic import field_validator
+from support.gateways import Gateway, Open, problem
 
 from penstock.ledger.schedules import commands
 from penstock.ledger.schedules.rules import Source, schedule_of_values

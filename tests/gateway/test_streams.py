@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from gateways import INVOICE, SECRET, Gateway, Invoice, Open, Tree, problem
-from ledgers import change, claimed, end, message, start_worker
+from support.gateways import INVOICE, SECRET, Gateway, Invoice, Open, Tree, problem
+from support.ledgers import change, claimed, end, message, start_worker
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 

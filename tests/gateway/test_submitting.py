@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from gateways import INVOICE, Gateway, Open, problem
 from kombu.connection import Connection
+from support.gateways import INVOICE, Gateway, Open, problem
 
 from penstock.producers.senders.rabbitmq.sender import lane_name
 from penstock.schemas.wire.ids import made_at

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import workflow_jobs as acme
-from gateways import Gateway, Open, problem
-from ledgers import set_up, temporary_database
-from servers import SERVERS, need
+from support.gateways import Gateway, Open, problem
+from support.ledgers import set_up, temporary_database
+from support.servers.shared import SERVERS, need
+from support.workflows import jobs as acme
+from support.workflows.drive import move, result, rows_of, run, start, waiting
 from typer.testing import CliRunner
-from workflow_hands import move, result, rows_of, run, start, waiting
 
 from penstock.ledger.sql.tables import audit, jobs
 from penstock.ledger.transitions.enqueue import enter

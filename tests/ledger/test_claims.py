@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
-from ledgers import (
+from support.ledgers import (
     LEASE,
     Note,
     Pay,

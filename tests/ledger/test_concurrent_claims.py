@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from ledgers import Note, message, start_worker
+from support.ledgers import Note, message, start_worker
 
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.claim import Claim, Wanted, claim

@@ -5,7 +5,7 @@ import socket
 from datetime import timedelta
 
 import sqlalchemy as sa
-from ledgers import LEASE, Note, Ring, attempts_of, claimed, message, row_of, start_worker
+from support.ledgers import LEASE, Note, Ring, attempts_of, claimed, message, row_of, start_worker
 
 from penstock.ledger.members import heartbeats
 from penstock.ledger.rows.crashes import note_death

@@ -4,7 +4,19 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from ledgers import LEASE, Login, Note, claimed, end, letter_of, letters, message, row_of, start_worker, stock_envelope
+from support.ledgers import (
+    LEASE,
+    Login,
+    Note,
+    claimed,
+    end,
+    letter_of,
+    letters,
+    message,
+    row_of,
+    start_worker,
+    stock_envelope,
+)
 
 from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.members import heartbeats

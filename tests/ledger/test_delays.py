@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from ledgers import Login, Note, Tick, change, claimed, end, message, row_of, stock_envelope
+from support.ledgers import Login, Note, Tick, change, claimed, end, message, row_of, stock_envelope
 
 from penstock.config.errors import BrokerUnavailable, UndecodableMessage
 from penstock.ledger.queries.status import request_cancel
@@ -148,7 +148,7 @@ def test_a_crash_between_sending_and_marking_sends_again_and_the_claim_absorbs_i
     first, second = [decode(out) for out in sent_by(broker)]
     assert (first.id, first.attempt, first.fence) == (second.id, second.attempt, second.fence)
     assert end(ledger, claimed(ledger, first), Outcome.SUCCEEDED)
-    from ledgers import claim_one
+    from support.ledgers import claim_one
 
     assert getattr(claim_one(ledger, second), "reason", None) == "ended"
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, Tick, attempt_outcome, claimed, end, message, row_of
+from support.ledgers import Note, Tick, attempt_outcome, claimed, end, message, row_of
 
 from penstock.config.errors import InvalidState
 from penstock.ledger.effects import Found, begin, confirm, decide, effect_id, effects_of, withdraw

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Login, Note, attempts_of, change, claim_one, claimed, end, letter_of, message, row_of
+from support.ledgers import Login, Note, attempts_of, change, claim_one, claimed, end, letter_of, message, row_of
 
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.queries.results import write_result

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import LEASE, Login, Note, Pay, Ring, change, claimed, end, message
+from support.ledgers import LEASE, Login, Note, Pay, Ring, change, claimed, end, message
 
 from penstock.ledger.members import heartbeats
 from penstock.ledger.queries import dead_letters

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Note, Pay, Ring, attempt_outcome, attempts_of, message, row_of, set_up, start_worker
-from proxy import Proxy
 from sqlalchemy import event
+from support.ledgers import Note, Pay, Ring, attempt_outcome, attempts_of, message, row_of, set_up, start_worker
+from support.servers.proxy import Proxy
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.ledger.sql.database import Database

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ledgers import Note, Tick, attempt_outcome, attempts_of, claimed, end, letter_of, message, row_of
+from support.ledgers import Note, Tick, attempt_outcome, attempts_of, claimed, end, letter_of, message, row_of
 
 from penstock.ledger.queries.status import Progress, read_status, request_cancel
 from penstock.ledger.sql.database import Database

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from ledgers import Note
+from support.ledgers import Note
 
 from penstock.config.sections.retention import RetentionSettings
 from penstock.ledger.retention.pruning import Pruning

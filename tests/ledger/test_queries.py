@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ledgers import Note, Pay, claimed, end, letter_of, message, row_of, stock_envelope
+from support.ledgers import Note, Pay, claimed, end, letter_of, message, row_of, stock_envelope
 
 from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.queries import dead_letters, jobs

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import (
+from support.ledgers import (
     Login,
     Note,
     change,

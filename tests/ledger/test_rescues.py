@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from ledgers import (
+from support.ledgers import (
     Note,
     Ring,
     attempts_of,

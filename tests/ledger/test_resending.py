@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ledgers import (
+from support.ledgers import (
     Note,
     Pay,
     Ring,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from ledgers import Note, attempts_of, change, claimed, end, letter_of, message, row_of, start_worker
+from support.ledgers import Note, attempts_of, change, claimed, end, letter_of, message, row_of, start_worker
 
 from penstock.config.errors import ObjectNotFound, StorageError
 from penstock.config.sections.retention import RetentionSettings

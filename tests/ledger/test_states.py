@@ -19,9 +19,9 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from job_model import ACTS, Broker, Copy, Crash, Held, Modelled, act, pick
-from ledgers import Note, Pay, Ring, attempt_outcome, empty, start_worker
-from unique_jobs import Debounce, Existing, Reject, Replace
+from support.job_model import ACTS, Broker, Copy, Crash, Held, Modelled, act, pick
+from support.ledgers import Note, Pay, Ring, attempt_outcome, empty, start_worker
+from support.unique_jobs import Debounce, Existing, Reject, Replace
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, InvalidState
 from penstock.ledger import effects

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from polling import until
+from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database

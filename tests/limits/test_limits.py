@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from limit_site import Both, Call, Free, One, Paced, Rare, Site
-from polling import until
+from support.polling import until
 from typer.testing import CliRunner
 
 from penstock.config.settings import LimitSettings

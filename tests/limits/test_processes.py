@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from limit_jobs import Noted
-from polling import until
+from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
-from ledgers import Note, attempts_of, change, claimed, message, row_of
+from support.ledgers import Note, attempts_of, change, claimed, message, row_of
 
 from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.retention.pruning import delete_jobs

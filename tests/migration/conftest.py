@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from amqp.exceptions import AMQPError
-from servers import AMQP_URL, delete_rabbitmq, for_pika, need
+from support.servers.shared import AMQP_URL, delete_rabbitmq, for_pika, need
 
 from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.workers.local.up.redis_server import RedisServer

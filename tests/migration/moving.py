@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conformance.stack import Stack, lines
-from polling import WAIT_SECONDS, until
+from support.polling import WAIT_SECONDS, until
+from support.stack import Stack, lines
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent

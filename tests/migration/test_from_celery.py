@@ -6,9 +6,9 @@ import subprocess
 import uuid
 
 import pytest
-from conformance.stack import lines
 from moving import Shop, stop
-from polling import WAIT_SECONDS
+from support.polling import WAIT_SECONDS
+from support.stack import lines
 
 ENGINE = "celery"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

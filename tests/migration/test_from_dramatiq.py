@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conformance.stack import lines
 from moving import Shop, stop
-from polling import WAIT_SECONDS
+from support.polling import WAIT_SECONDS
+from support.stack import lines
 
 ENGINE = "dramatiq"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

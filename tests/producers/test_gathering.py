@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from ledgers import Note
+from support.ledgers import Note
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers import AsyncProducer

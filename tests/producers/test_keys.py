@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import (
+from support.ledgers import (
     LEASE,
     attempts_of,
     change,
@@ -19,7 +19,7 @@ from ledgers import (
     row_of,
     start_worker,
 )
-from unique_jobs import Light, Plain, Reject, Replace
+from support.unique_jobs import Light, Plain, Reject, Replace
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.ledger.queries.jobs import retry

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import Login, Note, Tick, temporary_database
-from servers import POSTGRES_URL, need
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from support.ledgers import Login, Note, Tick, temporary_database
+from support.servers.shared import POSTGRES_URL, need
 
 from penstock.config.errors import InvalidJob, PayloadTooLarge, UnknownQueue
 from penstock.config.settings import Settings
@@ -348,7 +348,7 @@ BACKEND = """
 import os, signal, sys
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from ledgers import Note
+from support.ledgers import Note
 from penstock.producers.outbox import Outbox
 
 with Session(sa.create_engine(sys.argv[1])) as session:

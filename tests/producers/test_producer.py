@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from polling import until
+from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable, ConfigError, InvalidJob, PayloadTooLarge, QueueFull, UnknownQueue
 from penstock.config.settings import QueueSettings, Settings

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledgers import change, claim_one, claimed, end, message, row_of
-from unique_jobs import Debounce, Ever, Existing, Hourly, Light, Plain, Reject, Replace
+from support.ledgers import change, claim_one, claimed, end, message, row_of
+from support.unique_jobs import Debounce, Ever, Existing, Hourly, Light, Plain, Reject, Replace
 
 from penstock.config.errors import BrokerUnavailable, DuplicateJob, InvalidJob, LedgerUnavailable, QueueFull
 from penstock.ledger.sql.database import Database
@@ -379,7 +379,7 @@ def test_racing_threads_and_processes_win_each_key_exactly_once(
     with Producer("redis://unused", sender=MemoryBroker(), database_url=ledger_url) as producer:
         for number in range(3):  # of these keys there was a job before
             change(ledger, producer.enqueue(Reject(n=number)).id, state=State.SUCCEEDED)
-    command = [sys.executable, str(TESTS / "unique_jobs.py"), redis_url, ledger_url, prefix, *numbers]
+    command = [sys.executable, str(TESTS / "support/unique_jobs.py"), redis_url, ledger_url, prefix, *numbers]
     racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for racer in racers:
         assert racer.stdout is not None

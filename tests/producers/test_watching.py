@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import redis
-from ledgers import claimed, end, message
-from polling import WAIT_SECONDS, until, until_async
 from pydantic import BaseModel, ConfigDict
+from support.ledgers import claimed, end, message
+from support.polling import WAIT_SECONDS, until, until_async
 
 from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTimeout, WatchClosed
 from penstock.config.settings import Settings

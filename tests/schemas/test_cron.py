@@ -8,7 +8,7 @@ from itertools import islice, pairwise, takewhile
 from zoneinfo import ZoneInfo
 
 import pytest
-from cron_oracle import ZONES, Oracle, some_rule
+from support.cron_oracle import ZONES, Oracle, some_rule
 
 from penstock.config.errors import ConfigError
 from penstock.schemas.schedules.cron import Cron, clock_changes, localized

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from polling import until
+from support.polling import until
 
 from penstock.config.errors import PenstockError
 from penstock.workers.local.up.guard import alive

@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from polling import until
+from support.polling import until
 
 from penstock.workers.local.up.guard import alive
 from penstock.workers.local.up.redis_server import RedisServer, free_port

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import workflow_jobs as acme
+from support.workflows import jobs as acme
+from support.workflows.drive import move, result, run, start, waiting
 from typer.testing import CliRunner
-from workflow_hands import move, result, run, start, waiting
 
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 from pydantic import BaseModel
-from workflow_jobs import BuildReport, Built, Late, Mail, Nightly, Synced, SyncOrders
+from support.workflows.jobs import BuildReport, Built, Late, Mail, Nightly, Synced, SyncOrders
 
 from penstock.config.errors import KindError
 from penstock.schemas import Job

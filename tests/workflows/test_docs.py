@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import until
+from support.polling import until
 
 from penstock.ledger.sql.tables import jobs
 from penstock.ledger.workflows import commands

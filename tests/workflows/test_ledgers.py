@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import workflow_jobs as acme
-from ledgers import start_worker
-from polling import until
-from workflow_hands import advance_due, count, move, no_storage, result, rows_of, run, start, waiting
+from support.ledgers import start_worker
+from support.polling import until
+from support.workflows import jobs as acme
+from support.workflows.drive import advance_due, count, move, no_storage, result, rows_of, run, start, waiting
 
 from penstock.config.errors import InvalidState
 from penstock.config.sections.retention import RetentionSettings

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import workflow_jobs as acme
-from polling import until
+from support.polling import until
+from support.workflows import jobs as acme
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.ledger.queries import dead_letters

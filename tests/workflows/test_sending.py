@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import workflow_jobs as acme
-from workflow_hands import advance_due, move, result, run, start, waiting
+from support.workflows import jobs as acme
+from support.workflows.drive import advance_due, move, result, run, start, waiting
 
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-import workflow_jobs as acme
+from support.workflows import jobs as acme
 
 from penstock.config.settings import Settings
 from penstock.producers import Producer

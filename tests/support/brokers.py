@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from polling import until
-
 from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer, Delivery
+from support.polling import until
 
 
 def envelope(id: str = "1", queue: str = "emails", priority: Priority = "normal", **headers: Any) -> Envelope:

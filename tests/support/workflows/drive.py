@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-import workflow_jobs as acme
 
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
@@ -25,6 +24,7 @@ from penstock.schemas import Job, Outcome, State
 from penstock.schemas.wire.codec import decode, encode
 from penstock.workers.workflows.advance import Advanced, advance
 from penstock.workers.workflows.definition import definitions
+from support.workflows import jobs as acme
 
 
 def no_storage() -> Any:

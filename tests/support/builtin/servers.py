@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from aiosmtpd.controller import Controller
-from builtin_tools import settings
 from sqlalchemy import create_engine, text
 
 from penstock.producers.storage import FileStorage
@@ -27,6 +26,7 @@ from penstock.workers.builtin.emails.handler import Templates, send_email
 from penstock.workers.builtin.emails.transport import Mailer
 from penstock.workers.builtin.syncs.handler import run_sync
 from penstock.workers.local.up.redis_server import free_port
+from support.builtin.tools import settings
 
 Answer = tuple[int, dict[str, str], bytes]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from polling import WAIT_SECONDS
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -20,9 +19,10 @@ from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.workers.engines.inline import Inline
+from support.polling import WAIT_SECONDS
 
 PENSTOCK = Path(sys.executable).parent / "penstock"
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
 
 
@@ -99,7 +99,7 @@ class Stack:
             "PENSTOCK_STOCK_QUEUES": json.dumps(settings.stock_queues),
             "PENSTOCK_LEASE_SECONDS": str(settings.lease_seconds),
             "PENSTOCK_GRACE_SECONDS": str(settings.grace_seconds),
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": str(TESTS / "conformance"),
             **changes,
         }
         log = (self.folder / f"{command[0]}-{len(self.processes)}.log").open("wb")

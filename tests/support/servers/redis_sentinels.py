@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import redis
-from polling import WAIT_SECONDS, until
 
 from penstock.workers.local.up.redis_server import RedisServer, find_redis_server, free_port, redis_answers
+from support.polling import WAIT_SECONDS, until
 
 MASTER = "penstock"
 _DOWN_MILLISECONDS = 1000

@@ -11,7 +11,7 @@ from redis import Redis
 from penstock.workers.local.up.redis_server import RedisServer
 
 
-class SafeRedis(RedisServer):
+class KillableRedis(RedisServer):
     """It has on disk what it has confirmed: with `everysec` it may itself lose its last second when killed."""
 
     def start(self) -> None:
@@ -21,8 +21,8 @@ class SafeRedis(RedisServer):
 
 
 @contextmanager
-def running_redis(folder: Path) -> Iterator[SafeRedis]:
-    server = SafeRedis(folder / "redis")
+def running_redis(folder: Path) -> Iterator[KillableRedis]:
+    server = KillableRedis(folder / "redis")
     try:
         server.start()
         yield server

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from polling import SETTLE_SECONDS, retry
 
 from penstock.workers.local.up.redis_server import free_port
+from support.polling import SETTLE_SECONDS, retry
 
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 

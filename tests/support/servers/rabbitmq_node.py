@@ -10,9 +10,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from polling import SETTLE_SECONDS, until
-
 from penstock.workers.local.up.redis_server import free_port
+from support.polling import SETTLE_SECONDS, until
 
 _PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/homebrew/sbin/rabbitmq-server")
 """Before PATH: what Debian puts there is a wrapper that changes the user, who could not write to our folder."""

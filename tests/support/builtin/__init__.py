@@ -1,0 +1,1 @@
+"""Servers and jobs for the tests of the built-in workers."""

@@ -1,0 +1,1 @@
+"""Servers of a test's own, and the ones that tests share."""

@@ -1,0 +1,1 @@
+"""Workflows for tests, and a hand that drives them without a dispatcher."""
