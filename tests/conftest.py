@@ -7,14 +7,12 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import amqp
 import pytest
 from support.ledgers import set_up, temporary_database
-from support.polling import until
 from support.servers.shared import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
 
 from penstock.ledger.sql.database import Database
@@ -61,8 +59,12 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture
-def poll() -> Callable[..., Any]:
-    return until
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that the test may kill and start again."""
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,14 +46,6 @@ time.sleep(600)
 def client(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
         yield client
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -274,13 +265,13 @@ def test_an_async_sender_serves_several_loops_one_after_the_other(
 
 
 def test_a_restart_of_redis_loses_nothing_and_late_acknowledgements_arrive(
-    own_server: RedisServer, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
+    own_redis: RedisServer, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
-    sender = make_sender(own_server.url)
-    consumer = make_consumer(own_server.url, lease_seconds=LEASE)
+    sender = make_sender(own_redis.url)
+    consumer = make_consumer(own_redis.url, lease_seconds=LEASE)
     sender.send([envelope(str(i)) for i in range(20)])
     held = fetch(consumer, 10)
-    own_server.kill()
+    own_redis.kill()
     consumer.ack(held)  # does not raise, and is kept
     with pytest.raises(BrokerUnavailable):
         consumer.fetch(10, 5)
@@ -288,22 +279,22 @@ def test_a_restart_of_redis_loses_nothing_and_late_acknowledgements_arrive(
         consumer.fetch(10, 5)
     with pytest.raises(BrokerUnavailable):
         sender.send([envelope("lost to the caller")])
-    own_server.start()
+    own_redis.start()
     consumer.open()
     rest = fetch(consumer, 10)
     assert ids(rest) == [str(i) for i in range(10, 20)]
     consumer.ack(rest)
     sender.send([envelope("after")])
     assert ids(fetch(consumer, 1)) == ["after"]
-    with redis.Redis.from_url(own_server.url) as client:
+    with redis.Redis.from_url(own_redis.url) as client:
         until(lambda: client.xlen(lane_key(prefix, "emails", "normal")) == 1, "the late acknowledgement")
 
 
 def test_redis_flushed_under_a_running_consumer_goes_on(
-    own_server: RedisServer, make_sender: MakeSender, make_consumer: MakeConsumer
+    own_redis: RedisServer, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
-    sender, consumer = make_sender(own_server.url), make_consumer(own_server.url, lease_seconds=LEASE)
-    with redis.Redis.from_url(own_server.url) as client:
+    sender, consumer = make_sender(own_redis.url), make_consumer(own_redis.url, lease_seconds=LEASE)
+    with redis.Redis.from_url(own_redis.url) as client:
         sender.send([envelope("before")])
         held = fetch(consumer, 1)
         client.flushall()
@@ -316,9 +307,9 @@ def test_redis_flushed_under_a_running_consumer_goes_on(
         assert ids(fetch(consumer, 1)) == ["again"]
 
 
-def test_a_refusal_of_redis_is_a_broker_that_is_unavailable(own_server: RedisServer, make_sender: MakeSender) -> None:
-    sender = make_sender(own_server.url)
-    with redis.Redis.from_url(own_server.url) as client:
+def test_a_refusal_of_redis_is_a_broker_that_is_unavailable(own_redis: RedisServer, make_sender: MakeSender) -> None:
+    sender = make_sender(own_redis.url)
+    with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("maxmemory", "1")
         for call in (sender.send, sender.send):
             with pytest.raises(BrokerUnavailable, match="refused"):

@@ -6,25 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.servers.shared import AMQP_URL, delete_rabbitmq, need
+from support.servers.shared import broker_url, delete_queues
 
 from penstock.workers.local.up.redis_server import RedisServer
 
 sys.path.append(str(Path(__file__).parent))
 
 from support.stack import PAIRS, Stack
-
-
-def _url(broker: str, redis_server: RedisServer) -> str:
-    if broker == "rabbitmq":
-        need("RabbitMQ")
-        return AMQP_URL
-    return redis_server.url
-
-
-def _clean(broker: str, prefix: str) -> None:
-    if broker == "rabbitmq":
-        delete_rabbitmq(AMQP_URL, prefix)
 
 
 @pytest.fixture(scope="module", params=[("inline", "memory"), *PAIRS], ids="-".join)
@@ -34,13 +22,15 @@ def stack(
     """A running stack of each engine on each broker, shared by a module's tests."""
     engine, broker = request.param
     prefix = f"t{uuid.uuid4().hex[:10]}"
-    stack = Stack(engine, _url(broker, redis_server), prefix, tmp_path_factory.mktemp(f"{engine}-{broker}")).start()
+    stack = Stack(
+        engine, broker_url(broker, redis_server), prefix, tmp_path_factory.mktemp(f"{engine}-{broker}")
+    ).start()
     yield stack
     failed = request.session.testsfailed
     stack.stop()
     if failed:
         print(stack.logs())
-    _clean(broker, prefix)
+    delete_queues(broker, prefix)
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -48,11 +38,11 @@ def own_stack(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_pat
     """A stack with a dispatcher and no worker yet, for tests that start and kill workers themselves."""
     engine, broker = request.param
     prefix = f"t{uuid.uuid4().hex[:10]}"
-    stack = Stack(engine, _url(broker, redis_server), prefix, tmp_path)
+    stack = Stack(engine, broker_url(broker, redis_server), prefix, tmp_path)
     stack.start_dispatcher()
     yield stack
     failed = request.session.testsfailed
     stack.stop()
     if failed:
         print(stack.logs())
-    _clean(broker, prefix)
+    delete_queues(broker, prefix)

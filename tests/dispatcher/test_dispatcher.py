@@ -7,20 +7,21 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.brokers import Arrivals
 from support.ledgers import Note, empty, row_of
+from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.senders import open_sender
 from penstock.schemas import State
-from penstock.schemas.wire.codec import decode, encode
+from penstock.schemas.wire.codec import encode
 from penstock.workers.brokers import Consumer, open_consumer
 from penstock.workers.dispatcher.dispatcher import Dispatcher
 
@@ -38,30 +39,9 @@ def notes(broker_url: str, prefix: str) -> Iterator[Consumer]:
     consumer.close()
 
 
-def fetch_all(consumer: Consumer, wanted: int, poll: Callable[..., Any]) -> list[str]:
-    """Ids as they arrive, and a moment longer, for what should not come."""
-    ids: list[str] = []
-
-    def more() -> bool:
-        deliveries = consumer.fetch(100, 0.1)
-        consumer.ack(deliveries)
-        ids.extend(decode(delivery.envelope).id for delivery in deliveries)
-        return len(ids) >= wanted
-
-    poll(more)
-    for _ in range(5):
-        more()
-    return ids
-
-
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def test_delayed_jobs_are_sent_once_by_three_dispatchers(
-    broker_url: str,
-    prefix: str,
-    notes: Consumer,
-    database: str,
-    request: pytest.FixtureRequest,
-    poll: Callable[..., Any],
+    broker_url: str, prefix: str, notes: Consumer, database: str, request: pytest.FixtureRequest
 ) -> None:
     url = str(request.getfixturevalue(f"{database}_url"))
     ledger = Database(url)
@@ -76,7 +56,7 @@ def test_delayed_jobs_are_sent_once_by_three_dispatchers(
         dispatcher.start()
     try:
         sender.send(envelopes)
-        ids = fetch_all(notes, 500, poll)
+        ids = Arrivals(notes).wait_for(500)
         for dispatcher in dispatchers:
             dispatcher.stop()
         states = {row_of(ledger, envelope.id).state for envelope in envelopes}
@@ -90,7 +70,7 @@ def test_delayed_jobs_are_sent_once_by_three_dispatchers(
 
 
 def test_the_process_fires_schedules_and_ends_cleanly_on_sigterm(
-    redis_url: str, prefix: str, sqlite_url: str, tmp_path: Path, poll: Callable[..., Any]
+    redis_url: str, prefix: str, sqlite_url: str, tmp_path: Path
 ) -> None:
     ledger = Database(sqlite_url)
     upgrade(ledger)
@@ -120,7 +100,7 @@ def test_the_process_fires_schedules_and_ends_cleanly_on_sigterm(
     consumer = open_consumer(redis_url, ["clocks"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
     consumer.open()
     try:
-        [first, *_] = poll(lambda: consumer.fetch(10, 0.1))
+        [first, *_] = until(lambda: consumer.fetch(10, 0.1))
         assert first.envelope.kind == "clock.tick"
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=60)
@@ -135,7 +115,7 @@ def test_the_process_fires_schedules_and_ends_cleanly_on_sigterm(
 
 
 def test_a_dispatcher_outlives_an_unavailable_broker_and_ledger(
-    tmp_path: Path, prefix: str, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     from penstock.workers.local.up.redis_server import RedisServer
 
@@ -148,14 +128,16 @@ def test_a_dispatcher_outlives_an_unavailable_broker_and_ledger(
     dispatcher.start()
     ledger = Database(url)
     try:
-        poll(lambda: {"intake", "due jobs", "schedules"} <= {record.message.split(":")[0] for record in caplog.records})
+        until(
+            lambda: {"intake", "due jobs", "schedules"} <= {record.message.split(":")[0] for record in caplog.records}
+        )
         server.start()
         upgrade(ledger)
         envelope = encode(Note(), due_at=datetime.now(UTC))
         sender = open_sender(server.url, prefix=prefix)
         sender.send([envelope])
         sender.close()
-        poll(lambda: (row := row_of(ledger, envelope.id)) is not None and row.state == State.QUEUED)
+        until(lambda: (row := row_of(ledger, envelope.id)) is not None and row.state == State.QUEUED)
     finally:
         dispatcher.stop()
         ledger.close()

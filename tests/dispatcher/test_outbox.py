@@ -11,7 +11,7 @@ import sys
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from support.brokers import Arrivals
 from support.ledgers import Note, Tick, empty, letters, row_of
+from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.queries.status import request_cancel
@@ -31,14 +33,13 @@ from penstock.ledger.sql.upgrade import upgrade
 from penstock.ledger.transitions.cancel import cancel_key
 from penstock.producers.outbox import Outbox, create_outbox
 from penstock.schemas import Job, State
-from penstock.workers.brokers import Consumer, Delivery, open_consumer
+from penstock.workers.brokers import Consumer, open_consumer
 from penstock.workers.dispatcher.dispatcher import Dispatcher
 from penstock.workers.dispatcher.outbox import relay as relaying
 from penstock.workers.dispatcher.outbox.relay import OutboxRelay, open_outboxes
 from penstock.workers.local.up.redis_server import RedisServer
 
 OUT = Outbox()
-Poll = Callable[..., Any]
 
 
 class Export(Job, kind="outbox.export", queue="notes"):
@@ -76,34 +77,9 @@ def relays(settings: Settings, count: int = 1) -> Iterator[list[OutboxRelay]]:
             database.close()
 
 
-class Arrived:
-    """What a consumer has got, in order."""
-
-    def __init__(self, consumer: Consumer, poll: Poll) -> None:
-        self._consumer, self._poll = consumer, poll
-        self.deliveries: list[Delivery] = []
-
-    def more(self) -> int:
-        fetched = self._consumer.fetch(100, 0.1)
-        self._consumer.ack(fetched)
-        self.deliveries += fetched
-        return len(self.deliveries)
-
-    def wait_for(self, count: int) -> list[str]:
-        """Their ids; and a moment longer, for what should not come."""
-        self._poll(lambda: self.more() >= count)
-        for _ in range(3):
-            self.more()
-        return self.ids
-
-    @property
-    def ids(self) -> list[str]:
-        return [delivery.envelope.id for delivery in self.deliveries]
-
-
 @pytest.fixture
-def arrived(consumer: Consumer, poll: Poll) -> Arrived:
-    return Arrived(consumer, poll)
+def arrived(consumer: Consumer) -> Arrivals:
+    return Arrivals(consumer)
 
 
 def left(database: Database) -> int:
@@ -119,7 +95,7 @@ def enqueue(database: Database, *wanted: Job, **options: Any) -> list[str]:
 
 
 def test_a_dispatcher_sends_what_is_committed_and_nothing_else(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals
 ) -> None:
     with Session(ledger.engine) as session:
         OUT.enqueue(session, Note(text="no"))
@@ -132,7 +108,7 @@ def test_a_dispatcher_sends_what_is_committed_and_nothing_else(
     dispatcher.start()
     try:
         ids = arrived.wait_for(3)
-        poll(lambda: left(ledger) == 0)
+        until(lambda: left(ledger) == 0)
     finally:
         dispatcher.stop()
     assert sorted(ids) == sorted(tracked + untracked)
@@ -145,16 +121,16 @@ def test_a_dispatcher_sends_what_is_committed_and_nothing_else(
 
 
 @pytest.mark.rabbitmq
-def test_jobs_go_to_rabbitmq_likewise(amqp_url: str, prefix: str, ledger: Database, poll: Poll) -> None:
+def test_jobs_go_to_rabbitmq_likewise(amqp_url: str, prefix: str, ledger: Database) -> None:
     consumer = open_consumer(amqp_url, ["notes", "ticks"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
     consumer.open()
     try:
         ids = enqueue(ledger, *(Note(text=str(number)) for number in range(20)), key="k")
         ticks = enqueue(ledger, Tick())
         with relays(settings_for(amqp_url, ledger.url, prefix), 2):
-            arrived = Arrived(consumer, poll)
+            arrived = Arrivals(consumer)
             got_ids = arrived.wait_for(21)
-            poll(lambda: left(ledger) == 0)
+            until(lambda: left(ledger) == 0)
     finally:
         consumer.close()
     assert [job_id for job_id in got_ids if job_id in ids] == ids
@@ -162,7 +138,7 @@ def test_jobs_go_to_rabbitmq_likewise(amqp_url: str, prefix: str, ledger: Databa
 
 
 def test_a_job_is_on_record_before_the_broker_has_it(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     with relays(settings_for(redis_url, ledger.url, prefix)) as [relay]:
@@ -179,7 +155,7 @@ def test_a_job_is_on_record_before_the_broker_has_it(
 
 
 def test_the_outbox_of_another_database_is_emptied_into_the_ledger(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, tmp_path: Path, poll: Poll
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals, tmp_path: Path
 ) -> None:
     shop = Database(f"sqlite:///{tmp_path / 'shop.db'}")
     create_outbox(shop.engine)
@@ -189,8 +165,8 @@ def test_the_outbox_of_another_database_is_emptied_into_the_ledger(
     untracked, own = enqueue(shop, Tick()), enqueue(ledger, Note(text="the ledger's own"))
     with relays(settings_for(redis_url, ledger.url, prefix, outbox_urls=(shop.url,)), 2):
         got_ids = arrived.wait_for(5)
-        poll(lambda: left(shop) + left(ledger) == 0)
-        poll(lambda: {row_of(ledger, job_id).state for job_id in ids + own} == {State.QUEUED})
+        until(lambda: left(shop) + left(ledger) == 0)
+        until(lambda: {row_of(ledger, job_id).state for job_id in ids + own} == {State.QUEUED})
     shop.close()
     assert sorted(got_ids) == sorted([*ids, *untracked, *own, *unique])
     assert row_of(ledger, refused[0]) is None
@@ -199,7 +175,7 @@ def test_the_outbox_of_another_database_is_emptied_into_the_ledger(
 
 
 def test_a_kind_that_the_dispatcher_does_not_know_is_sent_whole(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals
 ) -> None:
     [job_id] = enqueue(ledger, Note(text="ä"), key="k")
     with ledger.engine.begin() as connection:
@@ -218,7 +194,7 @@ def test_a_kind_that_the_dispatcher_does_not_know_is_sent_whole(
 
 
 def test_unique_jobs_are_decided_about_in_the_order_of_their_commits(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll, caplog: pytest.LogCaptureFixture
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "penstock")
     first = enqueue(ledger, Export(text="1"), key="k", unique="reject")
@@ -228,7 +204,7 @@ def test_unique_jobs_are_decided_about_in_the_order_of_their_commits(
     put_off = enqueue(ledger, Export(text="5"), key="d", unique="debounce", debounce=3600)
     with relays(settings_for(redis_url, ledger.url, prefix)):
         ids = arrived.wait_for(2)
-        poll(lambda: left(ledger) == 0)
+        until(lambda: left(ledger) == 0)
     assert sorted(ids) == sorted(first + by)
     assert row_of(ledger, refused[0]) is None
     assert f"job {refused[0]} is not sent: job {first[0]} stands for its key" in caplog.text
@@ -238,7 +214,7 @@ def test_unique_jobs_are_decided_about_in_the_order_of_their_commits(
 
 
 def test_a_job_cancelled_in_the_outbox_is_not_sent(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals
 ) -> None:
     [by_id] = enqueue(ledger, Note(text="by id"))
     [by_key] = enqueue(ledger, Note(text="by key"), key="customer-7")
@@ -248,12 +224,12 @@ def test_a_job_cancelled_in_the_outbox_is_not_sent(
     last = enqueue(ledger, Note(text="sent"))
     with relays(settings_for(redis_url, ledger.url, prefix)):
         ids = arrived.wait_for(1)
-        poll(lambda: left(ledger) == 0)
+        until(lambda: left(ledger) == 0)
     assert ids == last
     assert {row_of(ledger, job_id).state for job_id in (by_id, by_key, unique)} == {State.CANCELLED}
 
 
-def test_an_id_given_twice_is_one_job(redis_url: str, prefix: str, ledger: Database, arrived: Arrived) -> None:
+def test_an_id_given_twice_is_one_job(redis_url: str, prefix: str, ledger: Database, arrived: Arrivals) -> None:
     enqueue(ledger, Note(text="1"), Note(text="2"), id="twice")
     with relays(settings_for(redis_url, ledger.url, prefix)):
         arrived.wait_for(1)
@@ -264,7 +240,7 @@ def test_an_id_given_twice_is_one_job(redis_url: str, prefix: str, ledger: Datab
 
 
 def test_an_unreadable_row_is_a_dead_letter_and_blocks_nothing(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, poll: Poll
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals
 ) -> None:
     bad = enqueue(ledger, Note(text="headers"), Note(text="body"), Note(text="policy"), Note(text="id"), key="k")
     good = enqueue(ledger, Note(text="good"), key="k")
@@ -279,7 +255,7 @@ def test_an_unreadable_row_is_a_dead_letter_and_blocks_nothing(
             connection.execute(sa.update(outbox).where(outbox.c.id == job_id).values(**change))
     with relays(settings_for(redis_url, ledger.url, prefix)):
         ids = arrived.wait_for(1)
-        poll(lambda: left(ledger) == 0)
+        until(lambda: left(ledger) == 0)
     assert ids == good
     assert sorted(letter.id for letter in letters(ledger)) == sorted(bad)
     assert {letter.reason for letter in letters(ledger)} == {"undecodable"}
@@ -287,7 +263,7 @@ def test_an_unreadable_row_is_a_dead_letter_and_blocks_nothing(
 
 @pytest.mark.postgres
 def test_a_job_that_the_database_does_not_take_is_buried_alone(
-    redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll
+    redis_url: str, prefix: str, postgres_url: str, arrived: Arrivals
 ) -> None:
     ledger = Database(postgres_url)
     upgrade(ledger)
@@ -307,7 +283,7 @@ def test_a_job_that_the_database_does_not_take_is_buried_alone(
         good += enqueue(ledger, *(Note(text=str(number)) for number in range(40)))
         with relays(settings_for(redis_url, ledger.url, prefix)):
             ids = arrived.wait_for(80)
-            poll(lambda: left(ledger) == 0)
+            until(lambda: left(ledger) == 0)
         assert ids == good
         assert [letter.id for letter in letters(ledger)] == [poison]
     finally:
@@ -317,7 +293,7 @@ def test_a_job_that_the_database_does_not_take_is_buried_alone(
 
 
 def test_the_jobs_of_a_key_leave_in_their_order_whoever_sends_them(
-    redis_url: str, prefix: str, ledger: Database, arrived: Arrived, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, prefix: str, ledger: Database, arrived: Arrivals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relaying, "BATCH", 7)  # so that the jobs of one key are in many batches
     count = 240
@@ -343,7 +319,7 @@ def test_the_jobs_of_a_key_leave_in_their_order_whoever_sends_them(
 
 
 def test_the_outbox_grows_and_keeps_its_order_while_the_broker_is_down(
-    prefix: str, ledger: Database, tmp_path: Path, poll: Poll, monkeypatch: pytest.MonkeyPatch
+    prefix: str, ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relaying, "BATCH", 5)
     server = RedisServer(tmp_path / "redis")  # not started yet
@@ -352,15 +328,15 @@ def test_the_outbox_grows_and_keeps_its_order_while_the_broker_is_down(
         ids = enqueue(ledger, *(Note(text=str(number)) for number in range(20)), key="k")
         granted = enqueue(ledger, Export(), key="k", unique="reject")
         ticks = enqueue(ledger, Tick(number=1))
-        poll(lambda: first._failing is not None or other._failing is not None)
+        until(lambda: first._failing is not None or other._failing is not None)
         assert left(ledger) >= 21  # the unique one may be the ledger's already
         server.start()
         try:
             consumer = open_consumer(server.url, ["notes", "ticks"], name="c", prefix=prefix)
             consumer.open()
-            arrived = Arrived(consumer, poll)
+            arrived = Arrivals(consumer)
             got_ids = arrived.wait_for(21)
-            poll(lambda: left(ledger) == 0)
+            until(lambda: left(ledger) == 0)
             consumer.close()
         finally:
             server.stop()
@@ -372,7 +348,7 @@ def test_the_outbox_grows_and_keeps_its_order_while_the_broker_is_down(
 
 @pytest.mark.postgres
 def test_a_commit_on_postgresql_wakes_the_dispatcher(
-    redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, prefix: str, postgres_url: str, arrived: Arrivals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relaying, "_POLL_SECONDS_WHEN_NOTIFIED", 3600.0)
     ledger = Database(postgres_url)
@@ -385,7 +361,7 @@ def test_a_commit_on_postgresql_wakes_the_dispatcher(
         return bool(ledger.read(lambda connection: connection.execute(listeners, {"name": name}).scalar_one()))
 
     with relays(settings_for(redis_url, postgres_url, prefix)):
-        poll(listens)
+        until(listens)
         ids = []
         for number in range(3):
             [job_id] = enqueue(ledger, Note(text=str(number)))
@@ -425,7 +401,7 @@ relay.work()
 
 @pytest.mark.parametrize(("point", "shop"), [("recorded", "the ledger's"), ("sent", "its own")])
 def test_a_dispatcher_killed_in_the_middle_of_a_batch_loses_nothing(
-    point: str, shop: str, redis_url: str, prefix: str, ledger: Database, arrived: Arrived, tmp_path: Path, poll: Poll
+    point: str, shop: str, redis_url: str, prefix: str, ledger: Database, arrived: Arrivals, tmp_path: Path
 ) -> None:
     backend = ledger if shop == "the ledger's" else Database(f"sqlite:///{tmp_path / 'shop.db'}")
     create_outbox(backend.engine)
@@ -446,8 +422,8 @@ def test_a_dispatcher_killed_in_the_middle_of_a_batch_loses_nothing(
     assert died.returncode == -signal.SIGKILL
     assert left(backend) == 500  # its first batch of a hundred is done with
     with relays(settings_for(redis_url, ledger.url, prefix, outbox_urls=urls), 2):
-        poll(lambda: arrived.more() and left(backend) == 0)
-        poll(lambda: arrived.more() and set(arrived.ids) == set(committed))
+        until(lambda: arrived.more() and left(backend) == 0)
+        until(lambda: arrived.more() and set(arrived.ids) == set(committed))
     again = len(arrived.ids) - len(committed)
     assert again == (100 if point == "sent" else 0)  # each under its id, so the claim refuses it
     everything = sa.select(jobs.c.id).where(jobs.c.state == State.QUEUED)
@@ -464,7 +440,7 @@ def test_a_dispatcher_killed_in_the_middle_of_a_batch_loses_nothing(
 @pytest.mark.slow
 @pytest.mark.postgres
 def test_committed_jobs_are_sent_although_a_dispatcher_is_killed(
-    redis_url: str, prefix: str, postgres_url: str, arrived: Arrived, poll: Poll, tmp_path: Path
+    redis_url: str, prefix: str, postgres_url: str, arrived: Arrivals, tmp_path: Path
 ) -> None:
     ledger = Database(postgres_url)
     upgrade(ledger)
@@ -483,13 +459,13 @@ def test_committed_jobs_are_sent_although_a_dispatcher_is_killed(
     committed: list[str] = []
     try:
         up = enqueue(ledger, Note(text="up"))
-        poll(arrived.more)
+        until(arrived.more)
         for number in range(250):
             committed += enqueue(ledger, Note(text="a"), Note(text="b"))
             if number == 125:
                 first.kill()
-        poll(lambda: arrived.more() and set(arrived.ids) >= set(committed))
-        poll(lambda: left(ledger) == 0)
+        until(lambda: arrived.more() and set(arrived.ids) >= set(committed))
+        until(lambda: left(ledger) == 0)
     finally:
         for process in (first, second):
             process.kill()

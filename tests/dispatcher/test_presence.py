@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+
+from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.members.roster import Roster, last_consumer, last_dispatcher
@@ -19,13 +19,13 @@ def living(database: Database) -> list[str]:
     return [dispatcher.name for dispatcher in database.read(Roster.read).dispatchers]
 
 
-def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database, poll: Callable[..., Any]) -> None:
+def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database) -> None:
     presence = Presence(ledger, "d1", timedelta(seconds=0.3))
     presence.start()
-    poll(lambda: living(ledger) == ["d1"])
+    until(lambda: living(ledger) == ["d1"])
     first = ledger.read(last_dispatcher)
     assert first is not None
-    poll(lambda: ledger.read(last_dispatcher).lease_until > first.lease_until)  # type: ignore[union-attr]
+    until(lambda: ledger.read(last_dispatcher).lease_until > first.lease_until)  # type: ignore[union-attr]
     presence.stop()
     assert presence.join(60)
     dispatcher = ledger.read(last_dispatcher)
@@ -37,7 +37,7 @@ def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database,
 
 
 def test_a_dispatcher_starts_without_its_ledger_and_is_entered_when_that_is_there(
-    redis_url: str, prefix: str, sqlite_url: str, poll: Callable[..., Any]
+    redis_url: str, prefix: str, sqlite_url: str
 ) -> None:
     settings = Settings(broker_url=redis_url, database_url=sqlite_url, prefix=prefix, stock_queues=())
     dispatcher = Dispatcher(settings)
@@ -45,7 +45,7 @@ def test_a_dispatcher_starts_without_its_ledger_and_is_entered_when_that_is_ther
     database = Database(sqlite_url)
     try:
         upgrade(database)
-        [name] = poll(lambda: living(database))
+        [name] = until(lambda: living(database))
         assert name.startswith("dispatcher@")
     finally:
         dispatcher.stop()

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-from support.ledgers import Note, row_of, start_worker
+from support.brokers import Arrivals
+from support.ledgers import Note, row_of, set_up, start_worker
+from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.ledger.transitions import due
 from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.producers.senders.rabbitmq.sender import lane_name
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas import State
-from penstock.schemas.wire.codec import decode, encode
+from penstock.schemas.wire.codec import encode
 from penstock.workers.brokers import Consumer, open_consumer
 from penstock.workers.brokers.loss_detection import Lane
 from penstock.workers.dispatcher.dispatcher import Dispatcher
@@ -31,19 +30,8 @@ LEASE = timedelta(seconds=0.5)
 
 
 @pytest.fixture
-def ledger(sqlite_url: str) -> Iterator[Database]:
-    database = Database(sqlite_url)
-    upgrade(database)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
+def ledger_url(sqlite_url: str) -> str:
+    return set_up(sqlite_url)
 
 
 def dispatchers(broker_url: str, prefix: str, ledger: Database) -> list[Dispatcher]:
@@ -61,22 +49,13 @@ def consumer_of(url: str, prefix: str) -> Consumer:
     return open_consumer(url, ["notes"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
 
 
-def fetched(consumer: Consumer, wanted: set[str], poll: Callable[..., Any]) -> None:
-    """Fetch until all of these were there."""
-    left = set(wanted)
-
-    def more() -> bool:
-        deliveries = consumer.fetch(100, 0.1)
-        consumer.ack(deliveries)
-        left.difference_update(decode(delivery.envelope).id for delivery in deliveries)
-        return not left
-
-    poll(more)
+def fetched(consumer: Consumer, wanted: set[str]) -> None:
+    """Fetch until all of these have come."""
+    arrivals = Arrivals(consumer)
+    until(lambda: arrivals.more() and wanted <= set(arrivals.ids))
 
 
-def test_a_wiped_redis_gets_all_of_it_again(
-    own_redis: RedisServer, prefix: str, ledger: Database, poll: Callable[..., Any]
-) -> None:
+def test_a_wiped_redis_gets_all_of_it_again(own_redis: RedisServer, prefix: str, ledger: Database) -> None:
     envelopes = [encode(Note(text=str(number)), due_at=datetime.now(UTC)) for number in range(1200)]
     running = dispatchers(own_redis.url, prefix, ledger)
     consumer = consumer_of(own_redis.url, prefix)
@@ -84,11 +63,11 @@ def test_a_wiped_redis_gets_all_of_it_again(
         for dispatcher in running:
             dispatcher.start()
         due.schedule(ledger, envelopes)
-        poll(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
+        until(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
         with redis.Redis.from_url(own_redis.url) as client:
             client.flushall()
         consumer.open()
-        fetched(consumer, {envelope.id for envelope in envelopes}, poll)
+        fetched(consumer, {envelope.id for envelope in envelopes})
     finally:
         for dispatcher in running:
             dispatcher.stop()
@@ -97,7 +76,7 @@ def test_a_wiped_redis_gets_all_of_it_again(
 
 @pytest.mark.parametrize("broker", ["redis", pytest.param("amqp", marks=pytest.mark.rabbitmq)])
 def test_a_lane_that_was_deleted_gets_its_jobs_again(
-    broker: str, request: pytest.FixtureRequest, prefix: str, ledger: Database, poll: Callable[..., Any]
+    broker: str, request: pytest.FixtureRequest, prefix: str, ledger: Database
 ) -> None:
     url = str(request.getfixturevalue(f"{broker}_url"))
     envelopes = [encode(Note(text=str(number)), due_at=datetime.now(UTC)) for number in range(700)]
@@ -107,7 +86,7 @@ def test_a_lane_that_was_deleted_gets_its_jobs_again(
         for dispatcher in running:
             dispatcher.start()
         due.schedule(ledger, envelopes)
-        poll(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
+        until(lambda: {row_of(ledger, envelope.id).state for envelope in envelopes} == {State.QUEUED})
         if broker == "redis":
             with redis.Redis.from_url(url) as client:
                 client.delete(lane_key(prefix, "notes", "normal"))
@@ -117,7 +96,7 @@ def test_a_lane_that_was_deleted_gets_its_jobs_again(
             connection.close()
         start_worker(ledger, "w1", lease=timedelta(hours=1))  # somebody who would miss them
         consumer.open()
-        fetched(consumer, {envelope.id for envelope in envelopes}, poll)
+        fetched(consumer, {envelope.id for envelope in envelopes})
     finally:
         for dispatcher in running:
             dispatcher.stop()

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from kombu import Connection, Producer
-from support.ledgers import letter_of, letters, row_of, stock_envelope
+from support.ledgers import letter_of, letters, row_of, set_up, stock_envelope
+from support.polling import until
 
 from penstock.config.settings import QueueSettings, Settings
 from penstock.ledger.members import heartbeats
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.schemas import State
 from penstock.schemas.wire.codec import Envelope, decode
 from penstock.workers.brokers import open_consumer
@@ -21,11 +21,8 @@ from penstock.workers.dispatcher.stock_clients import StockClients
 
 
 @pytest.fixture
-def ledger(sqlite_url: str) -> Iterator[Database]:
-    database = Database(sqlite_url)
-    upgrade(database)
-    yield database
-    database.close()
+def ledger_url(sqlite_url: str) -> str:
+    return set_up(sqlite_url)
 
 
 @pytest.fixture
@@ -108,7 +105,7 @@ def send_as_celery_does(url: str, queue: str, kind: str, kwargs: dict[str, Any])
 
 
 def test_messages_on_a_real_redis_reach_our_queues(
-    service: StockClients, ledger: Database, redis_url: str, prefix: str, poll: Callable[..., Any]
+    service: StockClients, ledger: Database, redis_url: str, prefix: str
 ) -> None:
     stock_queue = f"{prefix}-celery"
     sent = send_as_celery_does(redis_url, stock_queue, "ledger.note", {"text": "from celery"})
@@ -117,10 +114,10 @@ def test_messages_on_a_real_redis_reach_our_queues(
     service.start()
     try:
         consumer.open()
-        [delivery] = poll(lambda: consumer.fetch(10, 0.1))
+        [delivery] = until(lambda: consumer.fetch(10, 0.1))
         message = decode(delivery.envelope)
         assert (message.id, message.job.text) == (sent, "from celery")  # type: ignore[attr-defined]
-        assert poll(lambda: letter_of(ledger, strange)).reason == "unknown_kind"
+        assert until(lambda: letter_of(ledger, strange)).reason == "unknown_kind"
         consumer.ack([delivery])
     finally:
         consumer.close()

@@ -6,27 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.servers.shared import AMQP_URL, need
+from support.servers.shared import broker_url, delete_queues
 
 from penstock.workers.local.up.redis_server import RedisServer
 
 sys.path.append(str(Path(__file__).parent))
 
 from running import PAIRS, Running, running
-
-
-def _url(broker: str, redis_server: RedisServer) -> str:
-    if broker == "rabbitmq":
-        need("RabbitMQ")
-        return AMQP_URL
-    return redis_server.url
-
-
-def _clean(broker: str, prefix: str) -> None:
-    if broker == "rabbitmq":
-        from support.servers.shared import delete_rabbitmq
-
-        delete_rabbitmq(AMQP_URL, prefix)
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
@@ -36,9 +22,9 @@ def worker(
     """A worker of each engine on each broker, shared by a module's tests."""
     engine, broker = request.param
     prefix = f"t{uuid.uuid4().hex[:10]}"
-    with running(engine, _url(broker, redis_server), prefix, tmp_path_factory.mktemp("worker")) as worker:
+    with running(engine, broker_url(broker, redis_server), prefix, tmp_path_factory.mktemp("worker")) as worker:
         yield worker
-    _clean(broker, prefix)
+    delete_queues(broker, prefix)
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -46,9 +32,9 @@ def own_worker(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_pa
     """A worker for a test that ends it."""
     engine, broker = request.param
     prefix = f"t{uuid.uuid4().hex[:10]}"
-    with running(engine, _url(broker, redis_server), prefix, tmp_path) as worker:
+    with running(engine, broker_url(broker, redis_server), prefix, tmp_path) as worker:
         yield worker
-    _clean(broker, prefix)
+    delete_queues(broker, prefix)
 
 
 @pytest.fixture

@@ -21,14 +21,6 @@ ENGINES = pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def worker(engine: str, own_redis: RedisServer, prefix: str, tmp_path: Path) -> Iterator[Running]:
     with running(engine, own_redis.url, prefix, tmp_path) as worker:
         yield worker

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,9 @@ from django.core.management import call_command
 from django.db import IntegrityError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django_project import Order, migrate
+from support.brokers import Arrivals
 from support.ledgers import Note, Tick, row_of, temporary_database
+from support.polling import until
 from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
 
 from penstock.config.errors import InvalidJob, PayloadTooLarge, UnknownQueue
@@ -266,21 +268,13 @@ def relay(settings: Settings) -> Iterator[Database]:
 
 
 def test_a_dispatcher_sends_what_is_committed_in_the_order_of_its_key(
-    alias: str, shop_url: str, redis_url: str, prefix: str, sqlite_url: str, poll: Callable[..., Any]
+    alias: str, shop_url: str, redis_url: str, prefix: str, sqlite_url: str
 ) -> None:
     settings = Settings(
         broker_url=redis_url, database_url=sqlite_url, outbox_urls=(shop_url,), prefix=prefix, stock_queues=()
     )
     consumer = open_consumer(redis_url, ["notes"], name=f"c-{uuid.uuid4().hex}", prefix=prefix)
     consumer.open()
-    ids: list[str] = []
-
-    def more() -> int:
-        fetched = consumer.fetch(100, 0.1)
-        consumer.ack(fetched)
-        ids.extend(delivery.envelope.id for delivery in fetched)
-        return len(ids)
-
     out = Outbox(using=alias)
     try:
         with relay(settings) as ledger:
@@ -290,15 +284,13 @@ def test_a_dispatcher_sends_what_is_committed_in_the_order_of_its_key(
                 with pytest.raises(Undo), transaction.atomic(using=alias):
                     out.enqueue(Note(text="gone"))
                     raise Undo
-            poll(lambda: more() >= len(sent))
-            poll(lambda: texts(alias) == [])
-            for _ in range(3):
-                more()
+            ids = Arrivals(consumer).wait_for(len(sent))
+            until(lambda: texts(alias) == [])
             assert ids[:20] == sent[:20]
             assert sorted(ids) == sorted(sent)
             assert row_of(ledger, sent[0]).state == "queued"
             later = out.enqueue(Note(), delay=3600)
-            poll(lambda: row_of(ledger, later.id))
+            until(lambda: row_of(ledger, later.id))
             due = row_of(ledger, later.id).due_at - datetime.now(UTC)
             assert timedelta(minutes=50) < due <= timedelta(hours=1)
     finally:

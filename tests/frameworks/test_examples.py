@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sites import BIN, FRAMEWORKS, SECRET, Site, environment, running
-from support.polling import WAIT_SECONDS
+from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -124,14 +124,12 @@ def test_a_job_committed_with_the_request_runs_in_its_trace_and_is_followed_to_i
     assert (row.traceparent, row.result) == (TRACEPARENT, f'"invoices/{number}.txt"')
 
 
-def test_a_request_that_is_rolled_back_sends_nothing(
-    site: Site, stack: Stack, framework: str, number: int, poll: Callable[..., Any]
-) -> None:
+def test_a_request_that_is_rolled_back_sends_nothing(site: Site, stack: Stack, framework: str, number: int) -> None:
     first = site.post("/invoices", number=number, customer="Ada")
     again = site.post("/invoices", number=number, customer="Grace")
     assert (first.status_code, again.status_code) == (202, 409), again.text
     site.events(first.json()["events"])
-    poll(lambda: in_outbox(stack.shops[framework]) == 0)
+    until(lambda: in_outbox(stack.shops[framework]) == 0)
     assert stack.count(number) == 1
 
 

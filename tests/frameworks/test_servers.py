@@ -9,17 +9,17 @@ import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from sites import BIN
+from support.brokers import Arrivals
 from support.ledgers import Note
-from support.polling import WAIT_SECONDS
+from support.polling import WAIT_SECONDS, until
 from support.servers.proxy import Proxy
 
 from penstock.producers import AsyncProducer, Producer
@@ -61,24 +61,8 @@ def consumer(broker_url: str, prefix: str) -> Iterator[Consumer]:
     consumer.close()
 
 
-def fetch(consumer: Consumer, count: int, poll: Callable[..., Any]) -> list[str]:
-    """Their ids; and a moment longer, for what should not come."""
-    ids: list[str] = []
-
-    def more() -> int:
-        fetched = consumer.fetch(100, 0.1)
-        consumer.ack(fetched)
-        ids.extend(delivery.envelope.id for delivery in fetched)
-        return len(ids)
-
-    poll(lambda: more() >= count)
-    for _ in range(3):
-        more()
-    return ids
-
-
 def test_gunicorn_may_fork_after_the_application_was_loaded_and_its_producer_used(
-    broker_url: str, prefix: str, consumer: Consumer, tmp_path: Path, poll: Callable[..., Any]
+    broker_url: str, prefix: str, consumer: Consumer, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(APP)
     port, log = free_port(), tmp_path / "gunicorn.log"
@@ -103,10 +87,10 @@ def test_gunicorn_may_fork_after_the_application_was_loaded_and_its_producer_use
         return answer.text
 
     try:
-        poll(answers, unless=lambda: server.poll() is not None and log.read_text())
+        until(answers, unless=lambda: server.poll() is not None and log.read_text())
         with ThreadPoolExecutor(16) as pool:
             sent = list(pool.map(send, range(80)))
-        ids = fetch(consumer, 81, poll)
+        ids = Arrivals(consumer).wait_for(81)
         assert len(ids) == 81
         assert set(sent) < set(ids)
     finally:
@@ -165,12 +149,7 @@ def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_producers_connection_that_a_firewall_forgot_while_it_idled_is_not_used(
-    firewall: Firewall,
-    through: str,
-    prefix: str,
-    consumer: Consumer,
-    monkeypatch: pytest.MonkeyPatch,
-    poll: Callable[..., Any],
+    firewall: Firewall, through: str, prefix: str, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Producer(through, prefix=prefix, timeout=20) as producer:
         sent = [producer.enqueue(Note()).id]
@@ -185,16 +164,11 @@ def test_a_producers_connection_that_a_firewall_forgot_while_it_idled_is_not_use
             firewall.forget()
             long_ago(monkeypatch)
             sent += pool.map(work, range(4))  # one that was used all the same would fail after the timeout
-        assert sorted(fetch(consumer, 9, poll)) == sorted(sent)
+        assert sorted(Arrivals(consumer).wait_for(9)) == sorted(sent)
 
 
 def test_nor_is_that_of_an_async_one(
-    firewall: Firewall,
-    through: str,
-    prefix: str,
-    consumer: Consumer,
-    monkeypatch: pytest.MonkeyPatch,
-    poll: Callable[..., Any],
+    firewall: Firewall, through: str, prefix: str, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> list[str]:
         async with AsyncProducer(through, prefix=prefix, timeout=20) as producer:
@@ -204,4 +178,4 @@ def test_nor_is_that_of_an_async_one(
             sent += await asyncio.gather(*(producer.enqueue(Note()) for _ in range(4)))
             return [handle.id for handle in sent]
 
-    assert sorted(asyncio.run(run())) == sorted(fetch(consumer, 5, poll))
+    assert sorted(asyncio.run(run())) == sorted(Arrivals(consumer).wait_for(5))

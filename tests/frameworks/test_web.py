@@ -7,12 +7,12 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from support.ledgers import Note, Tick, change, claimed, end, message
-from support.polling import until_async
+from support.polling import until, until_async
 
 from penstock.config.errors import ConfigError
 from penstock.ledger.sql.database import Database
@@ -82,14 +82,12 @@ def test_an_async_stream_sends_the_same_frames(redis_url: str, prefix: str, ledg
     assert events[-1][1]["state"] == "discarded"
 
 
-def test_a_stream_ends_when_its_producer_is_closed(
-    producer: Producer, ledger: Database, poll: Callable[..., Any]
-) -> None:
+def test_a_stream_ends_when_its_producer_is_closed(producer: Producer, ledger: Database) -> None:
     stream = web.frames(producer.enqueue(Note()))
     frames: list[bytes] = []
     thread = threading.Thread(target=lambda: frames.extend(stream))
     thread.start()
-    poll(lambda: producer._ledger.watching()._waiters)
+    until(lambda: producer._ledger.watching()._waiters)
     producer.close()
     thread.join(60)
     assert not thread.is_alive()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -148,22 +148,14 @@ def test_an_explanation_says_when_a_rate_lets_it_in(site: Site) -> None:
     assert last.facts["may_run_at"] > before + timedelta(seconds=119)
 
 
-@pytest.fixture
-def store_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "store")
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_limited_jobs_wait_while_the_store_is_unavailable_and_others_go_on(
-    open_site: Callable[..., Site], store_server: RedisServer
+    open_site: Callable[..., Site], own_redis: RedisServer
 ) -> None:
-    site = open_site(limits_url=store_server.url).start()
+    site = open_site(limits_url=own_redis.url).start()
     site.enqueue([One(n=n, seconds=0.2) for n in range(6)])
     until(lambda: site.book.begun, "the first one's begin")
     until(lambda: all(worker.ready for worker in site.workers), "both workers")
-    store_server.kill()
+    own_redis.kill()
     until(lambda: not any(worker.ready for worker in site.workers), "that no worker is ready")
     site.enqueue([Free(n=n) for n in range(10)])
     late = site.enqueue([One(n=9, seconds=0.2)])[0]
@@ -172,22 +164,22 @@ def test_limited_jobs_wait_while_the_store_is_unavailable_and_others_go_on(
     assert "Redis cannot be asked" in explain(site.database, late.id, limits=site.store).because
     runs = sum(isinstance(job, One) for _, job in site.book.begun)
     assert runs < 7
-    store_server.start()
+    own_redis.start()
     site.until_ended(17)
     assert site.book.most["one"] == 1
     until(lambda: all(worker.ready for worker in site.workers), "that the workers are ready")
 
 
 def test_a_store_that_lost_all_lets_no_more_run_than_may(
-    open_site: Callable[..., Site], store_server: RedisServer
+    open_site: Callable[..., Site], own_redis: RedisServer
 ) -> None:
-    site = open_site(limits_url=store_server.url).start()
+    site = open_site(limits_url=own_redis.url).start()
     site.enqueue([One(n=n, seconds=0.3) for n in range(6)])
     until(lambda: site.book.begun, "the first one's begin")
-    store_server.kill()
-    for file in (store_server.folder / "appendonly.aof", *store_server.folder.glob("appendonlydir/*")):
+    own_redis.kill()
+    for file in (own_redis.folder / "appendonly.aof", *own_redis.folder.glob("appendonlydir/*")):
         file.unlink(missing_ok=True)
-    store_server.start()
+    own_redis.start()
     site.until_ended(6)
     assert site.book.most["one"] == 1
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -259,26 +258,22 @@ def test_the_thread_runs_only_while_a_job_is_watched(
         until(lambda: not threads())
 
 
-@contextmanager
-def own_redis(folder: Path) -> Iterator[RedisServer]:
-    server = RedisServer(folder)
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_the_ledger_is_polled_without_redis_and_pushes_come_back(
-    settings: Settings, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: Settings,
+    prefix: str,
+    own_redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     database = Database(settings.database_url)
-    with own_redis(tmp_path / "redis") as server, redis.Redis.from_url(server.url) as client:
-        settings = settings.model_copy(update={"broker_url": server.url, "broker_timeout_seconds": 1.0})
+    with redis.Redis.from_url(own_redis.url) as client:
+        settings = settings.model_copy(update={"broker_url": own_redis.url, "broker_timeout_seconds": 1.0})
         with Producer.from_settings(settings) as producer:
             first, second, third = (message(Play()) for _ in range(3))
             claims = [claimed(database, sent) for sent in (first, second, third)]
             cut = Background(producer.handle(first.id).wait)
             until(lambda: watchers(client, prefix, first.id))
-            server.kill()
+            own_redis.kill()
             end(database, claims[0], Outcome.SUCCEEDED, result="1")
             assert cut.get().result == 1
             away = Background(producer.handle(second.id).wait)
@@ -287,10 +282,10 @@ def test_the_ledger_is_polled_without_redis_and_pushes_come_back(
             for name in ("_FIRST_LOOK", "_LONGEST_LOOK", "_LOOK_WHEN_PUSHED"):
                 monkeypatch.setattr(handles, name, NEVER)
             waiting = Background(producer.handle(third.id).wait)
-            server.start()
+            own_redis.start()
             until(lambda: watchers(client, prefix, third.id))
             end(database, claims[2], Outcome.SUCCEEDED, result="3")
-            changes = ChangePublisher(server.url, prefix=prefix, timeout_seconds=1)
+            changes = ChangePublisher(own_redis.url, prefix=prefix, timeout_seconds=1)
             changes.start()
             changes.publish([third.id])
             assert waiting.get().result == 3

@@ -21,14 +21,6 @@ DATA = Path(__file__).parent.parent / "data"
 Class = type[Job]
 
 
-@pytest.fixture(autouse=True)
-def _forget_kinds() -> Iterator[None]:
-    before = set(registry)
-    yield
-    for kind in set(registry) - before:
-        registry.discard(kind)
-
-
 def exported(*declare: Callable[[], Class]) -> dict[str, Any]:
     """What is declared, as an export that was written and read, and forgotten again."""
     kinds = [make().kind() for make in declare]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -9,14 +8,6 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from penstock.config.errors import DuplicateKind, KindError, UndecodableMessage
 from penstock.schemas import Job, RetryPolicy, Sensitive, registry, upcasts
-
-
-@pytest.fixture(autouse=True)
-def _forget_kinds() -> Iterator[None]:
-    before = set(registry)
-    yield
-    for kind in set(registry) - before:
-        registry.discard(kind)
 
 
 def test_options_of_a_job_class_are_found_under_its_kind() -> None:

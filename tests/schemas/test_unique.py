@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from penstock.config.errors import KindError
-from penstock.schemas import Job, State, registry
+from penstock.schemas import Job, State
 from penstock.schemas.jobs.unique_policy import REPLACEABLE, UNENDED, Unique
 from penstock.schemas.wire.codec import HEADER, encode
-
-
-@pytest.fixture(autouse=True)
-def _forget_kinds() -> Iterator[None]:
-    before = set(registry)
-    yield
-    for kind in set(registry) - before:
-        registry.discard(kind)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from penstock.workers.local.up.redis_server import RedisServer
+
 AMQP_URL = os.environ.get("PENSTOCK_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
 POSTGRES_URL = os.environ.get("PENSTOCK_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 MARIADB_URL = os.environ.get("PENSTOCK_TEST_MARIADB_URL", "mysql+pymysql://root@127.0.0.1:3306/mysql")
@@ -36,6 +38,20 @@ def need(name: str) -> None:
     if not reachable(name):
         parts = urlsplit(SERVERS[name])
         pytest.skip(f"{name} is not reachable at {parts.hostname}:{parts.port}")
+
+
+def broker_url(broker: str, redis_server: RedisServer) -> str:
+    """The URL of this run's Redis, or of RabbitMQ."""
+    if broker == "rabbitmq":
+        need("RabbitMQ")
+        return AMQP_URL
+    return redis_server.url
+
+
+def delete_queues(broker: str, prefix: str) -> None:
+    """Delete what a test has left on RabbitMQ; this run's Redis ends with it."""
+    if broker == "rabbitmq":
+        delete_rabbitmq(AMQP_URL, prefix)
 
 
 def for_pika(url: str) -> str:
