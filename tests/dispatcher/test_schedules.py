@@ -1,28 +1,25 @@
+"""Schedules fire: on time, once, with what was missed, and beside the last job."""
+
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from support.ledgers import Note, claimed, end, row_of, set_up
-from support.polling import until
+from dispatcher.schedule_rules import HOURLY, fired, full_hour, job_ids, overdue, rules, tick
+from support.ledgers import Note, claimed, end, row_of
 
-from penstock.config.errors import ConfigError, InvalidState, ScheduleNotFound
-from penstock.config.settings import ScheduleSettings, Settings, load_settings
+from penstock.config.settings import Settings, load_settings
 from penstock.ledger.schedules import commands as acts
 from penstock.ledger.schedules.commands import recorded_schedules
 from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.schedules.firing import fire, release_waiting, waiting_schedules
-from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import firings, jobs, schedules
+from penstock.ledger.sql.tables import schedules
 from penstock.ledger.transitions.due import envelope_of
 from penstock.schemas import Job, Outcome, State
-from penstock.schemas.schedules.decorator import ScheduleDeclaration, declarations
 from penstock.schemas.wire.codec import decode
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.dispatcher.schedules.service import Schedules
@@ -34,40 +31,6 @@ class Daily(Job, kind="ledger.daily", queue="notes"):
 
 
 DAILY = {"kind": "ledger.daily", "cron": "0 0 * * *"}
-HOURLY = {"kind": "ledger.note", "cron": "0 * * * *", "payload": {"text": "tick"}}
-
-
-def rules(**definitions: dict[str, Any]) -> list[Schedule]:
-    schedules = {name: ScheduleSettings(**definition) for name, definition in definitions.items()}
-    return read_schedules(Settings(schedules=schedules))
-
-
-def overdue(ledger: Database, name: str, **ago: float) -> datetime:
-    """Put a schedule's next time into the past, to a full hour, and return it."""
-    now = datetime.now(UTC) - timedelta(milliseconds=10)  # SQLite's clock is cut to milliseconds
-    time = (now - timedelta(**ago)).replace(minute=0, second=0, microsecond=0) if ago else now
-    change = sa.update(schedules).where(schedules.c.name == name).values(next_at=time, due_at=time)
-    ledger.write(lambda connection: connection.execute(change))
-    return time
-
-
-def fired(ledger: Database) -> list[Any]:
-    return ledger.read(lambda connection: list(connection.execute(sa.select(firings).order_by(firings.c.fire_at))))
-
-
-def job_ids(ledger: Database) -> list[str]:
-    return ledger.read(lambda connection: list(connection.scalars(sa.select(jobs.c.id).order_by(jobs.c.id))))
-
-
-@pytest.fixture
-def sqlite_ledger(sqlite_url: str) -> Iterator[Database]:
-    database = Database(set_up(sqlite_url))
-    yield database
-    database.close()
-
-
-def full_hour(time: datetime) -> datetime:
-    return time.replace(minute=0, second=0, microsecond=0)
 
 
 def test_a_new_schedule_starts_with_its_next_time_and_fires_when_that_comes(ledger: Database) -> None:
@@ -271,13 +234,6 @@ def test_several_dispatchers_fire_a_time_once(ledger_url: str) -> None:
     database.close()
 
 
-def tick(ledger: Database, rule: Schedule) -> Any:
-    """Let a time of a schedule come; returns its firing."""
-    time = overdue(ledger, rule.name)
-    fire(ledger, rule)
-    return next(entry for entry in fired(ledger) if entry.fire_at == time)
-
-
 def finish(ledger: Database, job_id: str) -> None:
     end(ledger, claimed(ledger, decode(envelope_of(row_of(ledger, job_id)))), Outcome.SUCCEEDED)
 
@@ -353,113 +309,6 @@ def test_the_time_a_job_is_for_goes_into_its_field(ledger: Database) -> None:
     assert payloads == [Daily(moment=datetime(2026, 3, 20, tzinfo=UTC)), Daily(day=date(2026, 3, 21))]
 
 
-def test_a_paused_schedule_makes_no_jobs_and_goes_on_from_now(ledger: Database) -> None:
-    [rule] = rules(hourly=HOURLY)
-    declare_schedules(ledger, [rule])
-    acts.pause(ledger, "hourly", actor="test")
-    overdue(ledger, "hourly", hours=3)
-    fire(ledger, rule)
-    declare_schedules(ledger, [rule])  # a dispatcher that starts does not wake it
-    declare_schedules(ledger, rules(hourly=HOURLY | {"cron": "5 * * * *"}))
-    row = recorded_schedules(ledger)["hourly"]
-    assert (fired(ledger), row.due_at, row.paused_at is not None) == ([], None, True)
-    with pytest.raises(InvalidState, match="is paused since"):
-        acts.pause(ledger, "hourly", actor="test")
-    next_at = acts.resume(ledger, "hourly", actor="test")
-    row = recorded_schedules(ledger)["hourly"]
-    assert next_at == row.next_at == row.due_at
-    assert (row.next_at > datetime.now(UTC), row.next_at.minute, row.paused_at) == (True, 5, None)
-    with pytest.raises(InvalidState, match="is not paused"):
-        acts.resume(ledger, "hourly", actor="test")
-
-
-def test_a_run_now_counts_as_the_last_job(ledger: Database) -> None:
-    [rule] = rules(hourly=HOURLY)
-    declare_schedules(ledger, [rule])
-    before = recorded_schedules(ledger)["hourly"]
-    job_id = acts.run(ledger, "hourly", actor="test")
-    row = recorded_schedules(ledger)["hourly"]
-    assert (row.last_job_id, row.next_at) == (job_id, before.next_at)
-    assert tick(ledger, rule).skipped == "overlap"
-    assert sorted(entry.cause for entry in fired(ledger)) == ["run", "time"]
-    with pytest.raises(ScheduleNotFound):
-        acts.run(ledger, "none", actor="test")
-
-
-def test_a_backfill_makes_what_is_missing_and_nothing_twice(ledger: Database) -> None:
-    [rule] = rules(hourly=HOURLY)
-    declare_schedules(ledger, [rule])
-    [fired_jobs, _] = (tick(ledger, rule) for _ in range(2))
-    last = full_hour(datetime.now(UTC))
-    begin = last - timedelta(hours=1200)
-    ledger.write(lambda connection: connection.execute(sa.delete(firings)))
-    ledger.write(
-        lambda connection: connection.execute(
-            sa.insert(firings),
-            [
-                {"schedule": "hourly", "fire_at": last - timedelta(hours=hours), "job_id": job_id, "fired_at": last,
-                 "skipped": why}
-                for hours, job_id, why in ((3, fired_jobs.job_id, None), (2, None, "overlap"))
-            ],
-        )
-    )  # fmt: skip
-    done = acts.backfill(ledger, "hourly", begin, last, actor="test")
-    assert [firing.time for firing in done] == [begin + timedelta(hours=hours) for hours in range(1200)]
-    assert [firing.skipped for firing in done].count(None) == 1199
-    assert (done[-3].job_id, done[-3].skipped) == (fired_jobs.job_id, "fired")
-    assert len(job_ids(ledger)) == 1200
-    assert {firing.skipped for firing in acts.backfill(ledger, "hourly", begin, last, actor="test")} == {"fired"}
-    assert len(job_ids(ledger)) == 1200
-    assert [entry.skipped for entry in fired(ledger)] == [None] * 1200
-
-
-def test_a_schedule_made_at_run_time_fires_and_stays(ledger: Database) -> None:
-    rule = acts.add(ledger, "made", HOURLY, actor="test")
-    with pytest.raises(InvalidState, match="there is a schedule 'made' already"):
-        acts.add(ledger, "made", HOURLY, actor="test")
-    with pytest.raises(ConfigError, match=r"schedule 'wrong': .*bad minute"):
-        acts.add(ledger, "wrong", HOURLY | {"cron": "99 * * * *"}, actor="test")
-    declare_schedules(ledger, [])
-    assert tick(ledger, rule).job_id in job_ids(ledger)
-    # The file takes its name over.
-    declare_schedules(ledger, rules(made=HOURLY | {"cron": "30 * * * *"}))
-    row = recorded_schedules(ledger)["made"]
-    assert (row.source, row.next_at.minute) == ("file", 30)
-    with pytest.raises(InvalidState, match=r"stands in penstock\.toml"):
-        acts.remove(ledger, "made", actor="test")
-    declare_schedules(ledger, [])
-    assert recorded_schedules(ledger) == {}
-
-
-def test_a_schedule_of_the_code_is_removed_only_when_its_module_has_dropped_it(
-    ledger: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, module in (("here", __name__), ("elsewhere", "no.such.module")):
-        monkeypatch.setitem(declarations, name, ScheduleDeclaration(name, module, f"{__file__}:1", HOURLY))
-    both = rules()
-    assert [(rule.name, rule.source) for rule in both] == [("elsewhere", "code"), ("here", "code")]
-    declare_schedules(ledger, both)
-    declare_schedules(ledger, [])
-    assert list(recorded_schedules(ledger)) == ["elsewhere"]
-    acts.remove(ledger, "elsewhere", actor="test")
-    # Of a name that both have, the file has the last word.
-    [here] = [rule for rule in rules(here=HOURLY | {"cron": "@daily"}) if rule.name == "here"]
-    assert (here.source, here.settings and here.settings.cron) == ("file", "@daily")
-
-
-def test_a_kind_that_is_not_imported_here_is_left_to_other_dispatchers(ledger: Database) -> None:
-    [rule] = rules(a=HOURLY)
-    declare_schedules(ledger, [rule])
-    time = overdue(ledger, "a")
-    ledger.write(
-        lambda connection: connection.execute(sa.update(schedules).values(rule=rule.rule.replace("note", "no")))
-    )
-    service = Schedules(ledger, Settings())
-    service._is_declared = True
-    assert not service.work()
-    assert (fired(ledger), recorded_schedules(ledger)["a"].due_at) == ([], time)
-
-
 def test_schedules_are_fired_in_rounds_of_a_batch(ledger: Database) -> None:
     many = rules(**{f"s{number}": HOURLY for number in range(1100)})
     declare_schedules(ledger, many)
@@ -484,35 +333,3 @@ def test_a_time_that_another_has_entered_is_not_fired_again(ledger: Database) ->
     fire(ledger, rule)
     assert len(job_ids(ledger)) == len(fired(ledger)) == count
     assert recorded_schedules(ledger)["hourly"].next_at > datetime.now(UTC)
-
-
-def test_a_change_of_the_file_takes_effect_without_a_restart(sqlite_ledger: Database, tmp_path: Path) -> None:
-    ledger, file = sqlite_ledger, tmp_path / "penstock.toml"
-    often = 'kind = "ledger.note"\ncron = "* * * * * *"\noverlap = "allow"\n'
-
-    def count(name: str) -> int:
-        return sum(entry.schedule == name for entry in fired(ledger))
-
-    file.write_text(f"[schedules.a]\n{often}")
-    service = Schedules(ledger, load_settings(file))
-    service.start()
-    try:
-        until(lambda: count("a") >= 1)
-        file.write_text(f"[schedules.b]\n{often}[schedules.bad]\nkind = 3\n")
-        until(lambda: count("b") >= 2)
-        assert list(recorded_schedules(ledger)) == ["b", "bad"]
-        # What cannot be read as a whole changes nothing.
-        file.write_text("[schedules.c\n")
-        seen = count("b")
-        until(lambda: count("b") >= seen + 2)
-        file.unlink()
-        file.write_text(f"[schedules.c]\n{often}")
-        until(lambda: count("c") >= 1)
-        acts.add(ledger, "made", {"kind": "ledger.note", "every": "1s", "overlap": "allow"}, actor="test")
-        until(lambda: count("made") >= 2)
-    finally:
-        service.stop()
-        assert service.join(60)
-    times = [entry.fire_at for entry in fired(ledger) if entry.schedule == "c"]
-    assert times == sorted(set(times))
-    assert all(time.microsecond == 0 for time in times)

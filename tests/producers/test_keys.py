@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,17 +35,6 @@ from penstock.schemas.wire.codec import decode
 from penstock.workers.dispatcher import due_jobs
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def sender() -> MemoryBroker:
-    return MemoryBroker()
-
-
-@pytest.fixture
-def producer(sender: MemoryBroker, ledger_url: str) -> Iterator[Producer]:
-    with Producer("redis://unused", sender=sender, database_url=ledger_url) as producer:
-        yield producer
 
 
 def deliver(ledger: Database, sender: MemoryBroker, number: int) -> Claim | Refusal:
