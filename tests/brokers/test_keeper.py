@@ -18,7 +18,7 @@ from support.polling import until
 from penstock.producers.senders import Sender
 from penstock.producers.senders.redis.sender import lane_keys
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.redis.lease_keeper import Keeper, is_possible
+from penstock.workers.brokers.redis.lease_keeper import LeaseKeeper, is_possible
 from penstock.workers.local.up.redis_server import RedisServer
 
 MakeSender = Callable[..., Sender]
@@ -31,12 +31,13 @@ WORKER = """
 import ctypes, os, sys
 from penstock.workers.brokers import open_consumer
 url, prefix, lease, seconds = sys.argv[1:]
-consumer = open_consumer(url, ["emails"], name="greedy@test-0", prefix=prefix, lease_seconds=float(lease), keeper=True)
+options = {"prefix": prefix, "lease_seconds": float(lease), "lease_keeper": True}
+consumer = open_consumer(url, ["emails"], name="greedy@test-0", **options)
 consumer.open()
 found = []
 while not found:
     found = consumer.fetch(10, 1)
-print(consumer._leases._keeper.pid, *[delivery.envelope.id for delivery in found], flush=True)
+print(consumer._leases._lease_keeper.pid, *[delivery.envelope.id for delivery in found], flush=True)
 ctypes.PyDLL(None).sleep(int(seconds))  # a PyDLL's functions keep the GIL
 consumer.ack(found)
 print("done", flush=True)
@@ -139,7 +140,7 @@ def test_the_keeper_ends_with_its_worker_however_that_ends(
 
 
 def test_a_keeper_that_dies_is_replaced(redis_url: str) -> None:
-    keeper = Keeper(redis_url, "a@test-1", lease_seconds=LEASE, timeout_seconds=1.0)
+    keeper = LeaseKeeper(redis_url, "a@test-1", lease_seconds=LEASE, timeout_seconds=1.0)
     keeper.start()
     keeper.watch(b"lane")
     first = keeper.pid

@@ -17,7 +17,7 @@ from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.producers.senders.rabbitmq.sender import lane_name
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.loss_detection import Lanes, open_lanes
+from penstock.workers.brokers.loss_detection import LossDetector, open_loss_detector
 from penstock.workers.local.up.redis_server import RedisServer, free_port
 
 MakeSender = Callable[..., Sender]
@@ -27,13 +27,13 @@ HIGH, NORMAL, LOW = ("emails", "high"), ("emails", "normal"), ("emails", "low")
 
 
 @pytest.fixture
-def lanes(broker_url: str, prefix: str) -> Iterator[Lanes]:
-    lanes = open_lanes(broker_url, prefix=prefix)
+def lanes(broker_url: str, prefix: str) -> Iterator[LossDetector]:
+    lanes = open_loss_detector(broker_url, prefix=prefix)
     yield lanes
     lanes.close()
 
 
-def test_a_lane_that_is_missing_or_empty_holds_nothing(lanes: Lanes, sender: Sender, consumer: Consumer) -> None:
+def test_a_lane_that_is_missing_or_empty_holds_nothing(lanes: LossDetector, sender: Sender, consumer: Consumer) -> None:
     assert lanes.oldest([("never-declared", "normal"), NORMAL]) == {("never-declared", "normal"): NONE, NORMAL: NONE}
     sender.send([envelope("1")])
     until(lambda: lanes.oldest([NORMAL])[NORMAL] != NONE, "the job")
@@ -47,7 +47,11 @@ def test_a_lane_that_is_missing_or_empty_holds_nothing(lanes: Lanes, sender: Sen
 def test_redis_reports_the_age_of_the_oldest_message_and_counts_what_workers_hold(
     redis_url: str, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer
 ) -> None:
-    lanes, sender, consumer = open_lanes(redis_url, prefix=prefix), make_sender(redis_url), make_consumer(redis_url)
+    lanes, sender, consumer = (
+        open_loss_detector(redis_url, prefix=prefix),
+        make_sender(redis_url),
+        make_consumer(redis_url),
+    )
 
     def age() -> timedelta:
         ages = lanes.oldest([NORMAL])[NORMAL]
@@ -68,7 +72,7 @@ def test_redis_reports_the_age_of_the_oldest_message_and_counts_what_workers_hol
 def test_rabbitmq_reports_no_age_while_messages_are_ready_and_an_emptied_queue_shows(
     amqp_url: str, prefix: str, make_sender: MakeSender
 ) -> None:
-    lanes = open_lanes(amqp_url, prefix=prefix)
+    lanes = open_loss_detector(amqp_url, prefix=prefix)
     make_sender(amqp_url).send([envelope("1")])
     until(lambda: lanes.oldest([NORMAL]) == {NORMAL: None})
     connection = connect(amqp_url, timeout_seconds=10)
@@ -80,18 +84,18 @@ def test_rabbitmq_reports_no_age_while_messages_are_ready_and_an_emptied_queue_s
 def test_a_wiped_redis_is_born_again(tmp_path: Path, prefix: str) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()
-    first, second = open_lanes(server.url, prefix=prefix), open_lanes(server.url, prefix=prefix)
+    first, second = open_loss_detector(server.url, prefix=prefix), open_loss_detector(server.url, prefix=prefix)
     times = [datetime(2026, 1, day, 12, 0, 0, 123456, tzinfo=UTC) for day in (1, 2, 3)]
     try:
-        assert first.born(lambda: times[0]) == times[0]
-        assert second.born(lambda: times[1]) == times[0], "of several dispatchers one has noticed"
+        assert first.data_since(lambda: times[0]) == times[0]
+        assert second.data_since(lambda: times[1]) == times[0], "of several dispatchers one has noticed"
         with redis.Redis.from_url(server.url) as client:
             client.flushall()
-        assert second.born(lambda: times[2]) == times[2]
-        assert first.born(lambda: times[0]) == times[2]
+        assert second.data_since(lambda: times[2]) == times[2]
+        assert first.data_since(lambda: times[0]) == times[2]
         with redis.Redis.from_url(server.url) as client:
             client.set(f"{prefix}:incarnation", "something else")
-        assert first.born(lambda: times[0]) is None
+        assert first.data_since(lambda: times[0]) is None
         with redis.Redis.from_url(server.url) as client:
             client.rpush(lane_key(prefix, "emails", "normal"), "not a stream")
         with pytest.raises(BrokerUnavailable):
@@ -104,7 +108,7 @@ def test_a_wiped_redis_is_born_again(tmp_path: Path, prefix: str) -> None:
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"])
 def test_the_age_of_lanes_of_an_unavailable_broker_is_an_error(url: str) -> None:
-    lanes = open_lanes(url.format(free_port()), timeout_seconds=1.0)
+    lanes = open_loss_detector(url.format(free_port()), timeout_seconds=1.0)
     with pytest.raises(BrokerUnavailable):
         lanes.oldest([NORMAL])
     lanes.close()

@@ -70,10 +70,10 @@ def test_a_planned_failover_is_followed_by_senders_and_consumers(
 
 
 def test_a_keeper_follows_too(sentinels: RedisSentinels, prefix: str) -> None:
-    consumer = open_consumer(sentinels.url, ["emails"], name="w", prefix=prefix, keeper=True)
+    consumer = open_consumer(sentinels.url, ["emails"], name="w", prefix=prefix, lease_keeper=True)
     assert isinstance(consumer, RedisConsumer)
     consumer.open()
-    keeper = consumer._leases._keeper
+    keeper = consumer._leases._lease_keeper
     assert keeper is not None
     assert keeper._url.startswith(f"redis://127.0.0.1:{sentinels.master.port}/0")
     first = keeper.pid

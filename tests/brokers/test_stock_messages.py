@@ -90,6 +90,6 @@ def test_random_bytes_are_a_message_or_undecodable(raw: bytes) -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b'{"body": "e30=", "headers": {}}', message(1).encode()[:-1]])
 def test_bytes_that_are_not_a_dramatiq_message_are_refused(raw: bytes) -> None:
-    with pytest.raises(UndecodableMessage, match="no Dramatiq message") as caught:
+    with pytest.raises(UndecodableMessage, match="not a Dramatiq message") as caught:
         read_dramatiq("sums", raw)
     assert caught.value.reason == "undecodable"

@@ -106,7 +106,7 @@ def test_a_lane_that_was_deleted_gets_its_jobs_again(
 class Empty:
     """A broker that never has anything."""
 
-    def born(self, now: Callable[[], datetime]) -> datetime | None:
+    def data_since(self, now: Callable[[], datetime]) -> datetime | None:
         return None
 
     def oldest(self, lanes: list[Lane]) -> dict[Lane, timedelta | None]:

@@ -1,4 +1,4 @@
-"""What a broker can no longer have, told from outside: for the dispatcher, which sends again what was lost."""
+"""Loss detection: jobs that a broker can no longer have. The dispatcher sends those again."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ return math.max(now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(added), 0)
 """
 
 
-class Lanes(Protocol):
-    """Connects when first used. Every call may raise BrokerUnavailable."""
+class LossDetector(Protocol):
+    """Looks into a broker from outside. Connects when first used. Every call may raise BrokerUnavailable."""
 
-    def born(self, now: Callable[[], datetime]) -> datetime | None:
-        """Since when the broker has kept what it was given: all that was sent before is lost. None: it cannot tell.
+    def data_since(self, now: Callable[[], datetime]) -> datetime | None:
+        """Since when the broker has kept its data: all that was sent before is lost. None: it cannot tell.
 
         Arguments:
-            now: the time, by the clock that sendings are kept by.
+            now: reads the clock by which sendings are recorded.
         """
         ...
 
     def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
-        """At most how old what a lane holds is, waiting or in a worker's hands; zero where it holds nothing.
+        """The greatest age of a job in each lane, waiting or in a worker's hands; zero for a lane that is empty.
 
-        None: it cannot be told.
+        None: the broker does not tell.
         """
         ...
 
     def close(self) -> None: ...
 
 
-def open_lanes(url: str, *, prefix: str = "penstock", timeout_seconds: float = 5.0) -> Lanes:
-    """For a broker URL. Raises ConfigError where its scheme is unknown."""
-    opened = RedisLanes if scheme(url) == "redis" else RabbitmqLanes
-    return opened(url, prefix, timeout_seconds)
+def open_loss_detector(url: str, *, prefix: str = "penstock", timeout_seconds: float = 5.0) -> LossDetector:
+    """The detector for a broker URL. Raises ConfigError where its scheme is unknown."""
+    detector = RedisLossDetector if scheme(url) == "redis" else RabbitmqLossDetector
+    return detector(url, prefix, timeout_seconds)
 
 
-class RedisLanes:
-    """`Lanes` over Redis.
+class RedisLossDetector:
+    """`LossDetector` over Redis.
 
-    A key, `{prefix}:incarnation`, holds when it was found missing: a Redis that was wiped, or is another one, has none.
-    One that came back from an older snapshot has; its lanes then hold nothing newer than that.
+    A key, `{prefix}:incarnation`, holds the time at which it was found missing: a Redis that was wiped, or is another
+    one, has none. A Redis that came back from an older snapshot has; its lanes then hold nothing newer than that.
     """
 
     def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
@@ -65,18 +65,18 @@ class RedisLanes:
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
         self._prefix = prefix
 
-    def born(self, now: Callable[[], datetime]) -> datetime | None:
+    def data_since(self, now: Callable[[], datetime]) -> datetime | None:
         from penstock.producers.senders.redis.connections import pack
 
         key = f"{self._prefix}:incarnation"
-        [found] = self._connections.execute(pack("GET", key))
-        if found is None:
-            # The time is taken after the look, so that nothing sent before the wipe is later than it. Of several
-            # dispatchers one sets it.
-            [_, found] = self._connections.execute(pack("SET", key, now().isoformat(), "NX"), pack("GET", key))
+        [value] = self._connections.execute(pack("GET", key))
+        if value is None:
+            # The clock is read after the look, so that nothing sent before the wipe is later. If several dispatchers
+            # look, one sets the key.
+            [_, value] = self._connections.execute(pack("SET", key, now().isoformat(), "NX"), pack("GET", key))
         try:
-            return datetime.fromisoformat(found.decode()).astimezone(UTC)
-        except (AttributeError, ValueError):  # wiped once more in between, or somebody else's
+            return datetime.fromisoformat(value.decode()).astimezone(UTC)
+        except (AttributeError, ValueError):  # wiped once more in between, or not written by us
             return None
 
     def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
@@ -91,17 +91,17 @@ class RedisLanes:
         self._connections.close()
 
 
-class RabbitmqLanes:
-    """`Lanes` over RabbitMQ, which tells how many messages are ready, and nothing of those in workers' hands.
+class RabbitmqLossDetector:
+    """`LossDetector` over RabbitMQ, which counts the messages that are ready and not those in workers' hands.
 
-    So an empty lane counts as one that holds nothing. What a busy worker has fetched ahead and not begun is then
-    sent again, and may be run by an idle one; whichever of the two comes second is refused.
+    So a lane without ready messages counts as empty. A job that a busy worker has fetched ahead and not started is then
+    sent again, and an idle worker may run it; the claim refuses whichever comes second.
     """
 
     def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
         self._url, self._prefix, self._timeout_seconds = url, prefix, timeout_seconds
 
-    def born(self, now: Callable[[], datetime]) -> datetime | None:
+    def data_since(self, now: Callable[[], datetime]) -> datetime | None:
         return None
 
     def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
@@ -112,7 +112,7 @@ class RabbitmqLanes:
 
         ages: dict[Lane, timedelta | None] = {}
         try:
-            # Not kept: this is asked seldom, and only where something seems to be missing.
+            # The connection is not kept: this runs seldom, and only if something seems to be missing.
             connection = connect(self._url, timeout_seconds=self._timeout_seconds)
             try:
                 channel = open_channel(connection)
@@ -121,7 +121,7 @@ class RabbitmqLanes:
                     try:
                         ready = channel.queue_declare(name, passive=True).message_count
                     except NotFound:
-                        ready, channel = 0, open_channel(connection)  # the question has closed the channel
+                        ready, channel = 0, open_channel(connection)  # the failed declaration has closed the channel
                     ages[queue, priority] = None if ready else _NONE
             finally:
                 connection.close()

@@ -1,4 +1,4 @@
-"""Deliveries off the broker in memory."""
+"""Deliveries off the in-memory broker."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas.jobs.kind import PRIORITIES
-from penstock.workers.brokers import Delivery
+from penstock.workers.brokers.consumer import Delivery
 
 
 class MemoryConsumer:
     """`Consumer` of a MemoryBroker.
 
     Attributes:
-        unsettled: what it handed out and is neither acknowledged nor released, in order.
+        unsettled: its deliveries that are neither acknowledged nor released, in order.
     """
 
     counts_releases = False
@@ -33,22 +33,22 @@ class MemoryConsumer:
         with self._broker.changed:
             while True:
                 self._broker.ping()
-                if found := self._take(limit):
-                    return found
+                if deliveries := self._take(limit):
+                    return deliveries
                 if self._woken or not self._broker.changed.wait(max(deadline - time.monotonic(), 0)):
                     self._woken = False
                     return []
 
     def _take(self, limit: int) -> list[Delivery]:
-        found: list[Delivery] = []
+        deliveries: list[Delivery] = []
         for priority in PRIORITIES:
             for queue in sorted(self.queues):
                 lane = self._broker.lanes[queue, priority]
-                while lane and len(found) < limit:
+                while lane and len(deliveries) < limit:
                     envelope, count = lane.popleft()
-                    found.append(Delivery(envelope, envelope.body, count, count, self))
-        self.unsettled.update(dict.fromkeys(found))
-        return found
+                    deliveries.append(Delivery(envelope, envelope.body, count, count, self))
+        self.unsettled.update(dict.fromkeys(deliveries))
+        return deliveries
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         with self._broker.changed:
@@ -61,18 +61,18 @@ class MemoryConsumer:
             for delivery in reversed(deliveries):
                 if delivery in self.unsettled:
                     del self.unsettled[delivery]
-                    self._give_back(delivery, delivery.deliveries)
+                    self._return_to_lane(delivery, delivery.deliveries)
             self._broker.changed.notify_all()
 
     def die(self) -> None:
-        """What a broker does when a worker dies: hand its deliveries to the others."""
+        """Hand the deliveries to others, as a broker does when a worker dies."""
         with self._broker.changed:
             for delivery in reversed(self.unsettled):
-                self._give_back(delivery, delivery.deliveries + 1)
+                self._return_to_lane(delivery, delivery.deliveries + 1)
             self.unsettled.clear()
             self._broker.changed.notify_all()
 
-    def _give_back(self, delivery: Delivery, count: int) -> None:
+    def _return_to_lane(self, delivery: Delivery, count: int) -> None:
         envelope = delivery.envelope
         self._broker.lanes[envelope.queue, envelope.priority].appendleft((envelope, count))
 

@@ -1,4 +1,4 @@
-"""Ends a wait in `select` from another thread."""
+"""Wakeups: another thread ends a wait for a socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Wakeup:
-    """A pair of sockets: `set` writes to one, and whoever waits on the other returns."""
+    """A pair of sockets: `set` writes to one, and a thread that waits on the other returns."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -19,7 +19,7 @@ class Wakeup:
 
     def set(self) -> None:
         """From any thread, and after `close`."""
-        with contextlib.suppress(OSError):  # full: it is set already; closed: nobody waits
+        with contextlib.suppress(OSError):  # full: it is set already; closed: no thread waits
             self._writer.send(b"\0")
 
     def wait(self, sockets: Sequence[Any], timeout_seconds: float) -> tuple[bool, bool]:

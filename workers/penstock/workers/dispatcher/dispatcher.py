@@ -14,7 +14,7 @@ from penstock.producers.senders import open_sender_from
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 from penstock.schemas.wire.ids import new_id
 from penstock.workers.brokers import open_consumer
-from penstock.workers.brokers.loss_detection import open_lanes
+from penstock.workers.brokers.loss_detection import open_loss_detector
 from penstock.workers.dispatcher.due_jobs import DueJobs, Rescue
 from penstock.workers.dispatcher.heartbeat import Presence
 from penstock.workers.dispatcher.inbox import Intake
@@ -45,7 +45,9 @@ class Dispatcher:
             prefix=settings.prefix,
             lease_seconds=settings.lease_seconds,
         )
-        lanes = open_lanes(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+        lanes = open_loss_detector(
+            settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
+        )
         lost = LostJobs(self._database, lanes, settings.lease)
         # Senders without the queues' max_length: what is due was accepted long ago, and that limit is for producers.
         due = DueJobs(self._database, open_sender_from(settings), ready=lost.begun)

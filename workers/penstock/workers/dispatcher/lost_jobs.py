@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import lost
-from penstock.workers.brokers.loss_detection import Lane, Lanes
+from penstock.workers.brokers.loss_detection import Lane, LossDetector
 from penstock.workers.dispatcher.poller import Poller, log
 
 _LONGEST_PATIENCE = timedelta(hours=1)
@@ -27,7 +27,7 @@ class LostJobs(Poller):
     name = "lost jobs"
     interval_seconds = 1.0
 
-    def __init__(self, database: Database, lanes: Lanes, lease: timedelta) -> None:
+    def __init__(self, database: Database, lanes: LossDetector, lease: timedelta) -> None:
         super().__init__()
         self._database, self._lanes = database, lanes
         self._patience, self._silence = lost.PATIENT_LEASES * lease, lost.SILENT_LEASES * lease
@@ -55,7 +55,7 @@ class LostJobs(Poller):
         self._lanes.close()
 
     def _put_back_wiped(self) -> int:
-        born = self._lanes.born(lambda: lost.clock(self._database))
+        born = self._lanes.data_since(lambda: lost.clock(self._database))
         count = 0 if born is None else lost.put_back(self._database, born)
         if count:
             log.warning("Redis has lost all it had before %s: %d jobs are sent again", born, count)

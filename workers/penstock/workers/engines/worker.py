@@ -72,7 +72,7 @@ class Worker:
             name=self.name,
             prefix=settings.prefix,
             lease_seconds=settings.lease_seconds,
-            keeper=True,
+            lease_keeper=True,
         )
         # A caller's own consumer may have no Redis.
         publishes = consumer is None and scheme(settings.broker_url) == "redis"

@@ -12,7 +12,7 @@ from penstock.ledger.queries import dead_letters
 from penstock.ledger.transitions import due
 from penstock.schemas.jobs.kind import PRIORITIES
 from penstock.schemas.wire.codec import Message, decode, is_due
-from penstock.workers.brokers import Delivery
+from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.runtime.capacity import InFlight
 from penstock.workers.executor.runtime.runtime import Runtime
 from penstock.workers.handlers.registry import Handler

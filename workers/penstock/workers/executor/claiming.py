@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from penstock.config.errors import LedgerUnavailable
 from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
 from penstock.schemas.wire.codec import Message
-from penstock.workers.brokers import Delivery
+from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.admission import Admission
 from penstock.workers.executor.recorder import BATCH
 from penstock.workers.executor.runtime.capacity import InFlight

@@ -21,7 +21,7 @@ from penstock.schemas.jobs.kind import Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import Message
-from penstock.workers.brokers import Delivery
+from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.admission import Admission
 from penstock.workers.executor.attempt.attempt import Attempt, Stop
 from penstock.workers.executor.attempt.outcome import expired, quarantined

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from penstock.config.errors import BrokerUnavailable
-from penstock.workers.brokers import Consumer, Delivery
+from penstock.workers.brokers.consumer import Consumer, Delivery
 
 log = logging.getLogger("penstock.intake")
 

@@ -1,6 +1,6 @@
 """Deliveries off RabbitMQ's quorum queues.
 
-py-amqp is not thread-safe, so one lock is held around every use of the connection; a waiting `fetch` lets go of it.
+py-amqp is not thread-safe, so one lock is held around every use of the connection; a waiting `fetch` releases it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -18,37 +18,32 @@ from amqp.exceptions import InternalError
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders.rabbitmq.publisher import LOST, connect, declare_dead, declare_lane
-from penstock.producers.senders.rabbitmq.sender import address, dead_name, lane_name, lane_of
+from penstock.producers.senders.rabbitmq.sender import address, lane_name
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
-from penstock.schemas.wire.codec import Envelope
-from penstock.workers.brokers import Delivery
-from penstock.workers.brokers.rabbitmq.channel import FIRST_PAUSE, Aside, Channel, has_leader
-from penstock.workers.brokers.rabbitmq.lenient_frames import plain, read_leniently
+from penstock.workers.brokers.consumer import Delivery
+from penstock.workers.brokers.rabbitmq.channel import Channel, read_in_blocks
+from penstock.workers.brokers.rabbitmq.dead_letters import DeadLetterQueue
+from penstock.workers.brokers.rabbitmq.leaders import FIRST_PAUSE, NoLeader, SuspendedLanes
+from penstock.workers.brokers.rabbitmq.lenient_frames import read_leniently
 from penstock.workers.brokers.wakeup import Wakeup, readable
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 20
-_READ_SIZE = 16_384
-_BROKERS_HEADERS = ("x-delivery-count", "x-acquired-count", "x-death", "x-first-death-", "x-last-death-")
-
-
-class _NoLeader(Exception):
-    """A lane's queue has no leader now, and RabbitMQ closed the connection for asking."""
 
 
 class RabbitmqConsumer:
     """`Consumer` over RabbitMQ.
 
-    Each lane hands out as many unsettled messages as the worker ever wanted to hold: those in its hands and the
-    `limit` of its fetch, and one more of the higher lanes. So a busy worker may keep the next job of each lane from an
-    idle one until it is done with its own.
+    Each lane delivers as many unsettled messages as the worker ever wanted to hold: those in its hands and the `limit`
+    of its fetch, and one more of the higher lanes. So a busy worker may keep the next job of each lane from an idle one
+    until its own are done.
 
     RabbitMQ closes the channel of a delivery that is not settled within its consumer timeout (30 minutes unless
     configured); that shows as a lost connection.
 
-    It closes the whole connection of one that asks for a queue without a leader, which is a queue whose nodes are
-    mostly down. Such a lane is put aside, so that the others go on, and looked at on connections of their own.
+    RabbitMQ closes the whole connection that asks for a queue without a leader, which is a queue whose nodes are mostly
+    down. Such a lane is suspended, so that the others go on, and checked on connections of its own (`leaders`).
     """
 
     counts_releases = True
@@ -64,11 +59,9 @@ class RabbitmqConsumer:
         self._connection: Any = None
         self._lost: Exception | None = None
         self._channel: Channel | None = None
-        self._dead_connection: Any = None  # its own: what goes wrong there must not take the jobs in hand with it
-        self._dead: Channel | None = None
-        self._dead_aside: Aside | None = None
-        self._aside: dict[str, Aside] = {}  # by the name of the lane
-        self._tags: dict[str, str] = {}  # of the consumers, by the name of their lane
+        self._dead_letters = DeadLetterQueue(url, prefix, timeout_seconds, self)
+        self._suspended = SuspendedLanes(url, timeout_seconds)
+        self._tags: dict[str, str] = {}  # consumer tags by the name of their lane
         self._lanes: dict[str, tuple[str, Priority]] = {}  # by consumer tag
         self._numbers = itertools.count(1)
         self._prefetch = 0
@@ -95,16 +88,16 @@ class RabbitmqConsumer:
                     self._drain()
                 except ConfigError:
                     raise
-                except _NoLeader:
+                except NoLeader:
                     self._connect()
                     continue
                 except Exception as error:  # frames that py-amqp cannot read too: the rest is out of step then
                     self._fail(error)
-                found = self._take(limit)
+                deliveries = self._take(limit)
                 socket = self._connection.transport.sock
             left = deadline - time.monotonic()
-            if found or woken or left <= 0:
-                return found
+            if deliveries or woken or left <= 0:
+                return deliveries
             woken = self._wakeup.wait([socket], left)[1]
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -122,31 +115,9 @@ class RabbitmqConsumer:
         Raises:
             BrokerUnavailable: the consumer is not open, or its connection is lost.
         """
-        drained: list[Delivery] = []
         with self._lock:
             self._check()
-            if self._dead_aside is not None and time.monotonic() < self._dead_aside.look_at:
-                return []
-            try:
-                if self._dead is None:
-                    self._dead_connection = connect(self.url, timeout_seconds=self.timeout_seconds)
-                    read_leniently(self._dead_connection)
-                    self._dead = Channel(self._dead_connection)
-                while len(drained) < limit and (message := self._dead.amqp.basic_get(dead_name(self.prefix))):
-                    queue, priority = lane_of(self.prefix, message.delivery_info["routing_key"])
-                    delivery = self._delivery(self._dead, message, queue, priority)
-                    delivery.envelope.headers = plain(delivery.envelope.headers)
-                    drained.append(delivery)
-            except LOST as error:
-                self._disconnect_dead()
-                if self._dead_aside is None:
-                    log.error("RabbitMQ at %s: %s cannot be emptied: %s", self.address, dead_name(self.prefix), error)
-                    self._dead_aside = Aside()
-                else:
-                    self._dead_aside.look_later()
-                return []
-            self._dead_aside = None
-        return drained
+            return self._dead_letters.fetch(limit)
 
     def add_queue(self, queue: str) -> None:
         self.queues = self.queues | {queue}
@@ -176,21 +147,21 @@ class RabbitmqConsumer:
 
     def _connect(self) -> None:
         self._disconnect()
-        if self._aside and not self._lanes_wanted():
-            self._aside.clear()  # it may as well be the broker
+        if self._suspended and not self._lanes_wanted():
+            self._suspended.clear()  # the broker itself may be the reason
         while self._connection is None:
             try:
                 self._connection = connect(
                     self.url, timeout_seconds=self.timeout_seconds, heartbeat_seconds=HEARTBEAT_SECONDS
                 )
-                self._read_in_blocks()
+                read_in_blocks(self._connection)
                 read_leniently(self._connection)
                 self._channel = Channel(self._connection)
                 declare_dead(self._channel.amqp, self.prefix)
                 for name, (queue, priority) in self._lanes_wanted().items():
-                    with self._blaming(name):
+                    with self._suspending(name):
                         declare_lane(self._channel.amqp, self.prefix, queue, priority)
-            except _NoLeader:
+            except NoLeader:
                 self._disconnect()
             except LOST as error:
                 self._fail(error)
@@ -198,58 +169,41 @@ class RabbitmqConsumer:
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.collect()
-        self._disconnect_dead()
+        self._dead_letters.disconnect()
         self._connection = self._channel = self._lost = None
         self._tags, self._lanes, self._prefetch = {}, {}, 0
         for ready in self._ready.values():
             ready.clear()
 
-    def _disconnect_dead(self) -> None:
-        if self._dead_connection is not None:
-            self._dead_connection.collect()
-        self._dead_connection = self._dead = None
-
     def _check(self) -> None:
         if self._connection is None:
             raise BrokerUnavailable(f"RabbitMQ at {self.address}: not connected; open the consumer")
-        if self._lost is not None:  # found by another thread, which must not close the socket we wait on
+        if self._lost is not None:  # by another thread, which must not close the socket that this one waits on
             self._fail(self._lost)
 
     def _fail(self, error: Exception) -> NoReturn:
         self._disconnect()
         raise BrokerUnavailable(f"RabbitMQ at {self.address}: {error or type(error).__name__}") from error
 
-    def _read_in_blocks(self) -> None:
-        """py-amqp reads every frame in three small pieces from a plain socket, six system calls each time.
-
-        Given more than it asked for it keeps the rest, as it does over TLS.
-        """
-        transport = self._connection.transport
-        if hasattr(transport, "_quick_recv"):
-            receive = transport.sock.recv
-            transport._quick_recv = lambda size: receive(max(size, _READ_SIZE))
-
     def _lanes_wanted(self) -> dict[str, tuple[str, Priority]]:
-        """Queue and priority by the name of the lane; without what is put aside."""
+        """Queue and priority by the name of the lane, without the suspended lanes."""
         wanted = {lane_name(self.prefix, queue, p): (queue, p) for queue in sorted(self.queues) for p in PRIORITIES}
-        for name in self._aside.keys() & wanted.keys():
-            del wanted[name]
-        return wanted
+        return {name: lane for name, lane in wanted.items() if name not in self._suspended}
 
     @contextmanager
-    def _blaming(self, name: str) -> Iterator[None]:
-        """Put the lane aside if RabbitMQ refuses what is asked of it here, or does not answer."""
+    def _suspending(self, name: str) -> Iterator[None]:
+        """Suspend the lane if RabbitMQ refuses a request for it here, or does not answer."""
         try:
             yield
         except (InternalError, TimeoutError) as error:
-            self._aside[name] = Aside()
+            self._suspended.add(name)
             if not self._lanes_wanted():
-                raise  # it is not for want of a leader
+                raise  # all lanes fail: it is the broker, not a leader
             log.error("RabbitMQ at %s: queue %s has no leader; the others go on: %s", self.address, name, error)
-            raise _NoLeader from error
+            raise NoLeader from error
 
     def _consume(self, limit: int) -> None:
-        """Consume what is in `queues`, and nothing else, with room for `limit` more."""
+        """Consume the lanes of `queues` and no others, with a prefetch of `limit` more."""
         assert self._channel is not None
         wanted = self._lanes_wanted()
         in_hand = len(self._channel.unsettled) - sum(map(len, self._ready.values()))
@@ -259,7 +213,7 @@ class RabbitmqConsumer:
         channel = self._channel.amqp
         for name in [name for name in self._tags if grows or name not in wanted]:
             tag = self._tags.pop(name)
-            with self._blaming(name):
+            with self._suspending(name):
                 channel.basic_cancel(tag)
             queue, priority = self._lanes.pop(tag)
             if name not in wanted:
@@ -267,7 +221,7 @@ class RabbitmqConsumer:
         self._prefetch = max(in_hand + limit, self._prefetch)
         for name, (queue, priority) in wanted.items():
             if name not in self._tags:
-                with self._blaming(name):
+                with self._suspending(name):
                     self._consume_lane(name, queue, priority)
 
     def _consume_lane(self, name: str, queue: str, priority: Priority) -> None:
@@ -283,13 +237,13 @@ class RabbitmqConsumer:
         channel.basic_consume(name, consumer_tag=tag, callback=self._on_message)
 
     def _unfetch(self, queue: str, priority: Priority) -> None:
-        """Give back what came ahead of its fetch."""
+        """Give back deliveries that were prefetched and not fetched."""
         ready = self._ready[priority]
         self.release([delivery for delivery in ready if delivery.envelope.queue == queue])
         self._ready[priority] = deque(delivery for delivery in ready if delivery.envelope.queue != queue)
 
     def _drain(self) -> None:
-        """Take in every frame that is there, without waiting."""
+        """Read every frame that is there, without waiting."""
         transport = self._connection.transport
         while transport._read_buffer or readable(transport.sock):
             self._connection.blocking_read(self.timeout_seconds)
@@ -297,46 +251,29 @@ class RabbitmqConsumer:
     def _on_message(self, message: Any) -> None:
         assert self._channel is not None
         queue, priority = self._lanes[message.delivery_info["consumer_tag"]]
-        self._ready[priority].append(self._delivery(self._channel, message, queue, priority))
-
-    def _delivery(self, channel: Channel, message: Any, queue: str, priority: Priority) -> Delivery:
-        headers = message.headers or {}
-        # How often it was handed out, which RabbitMQ 4.3 counts apart from how often that failed.
-        before = headers.get("x-acquired-count", headers.get("x-delivery-count"))
-        deliveries = before + 1 if isinstance(before, int) else 1
-        if message.delivery_info["redelivered"]:
-            deliveries = max(deliveries, 2)
-        try:
-            for name in [name for name in headers if name.startswith(_BROKERS_HEADERS)]:
-                del headers[name]
-        except TypeError:  # the name of a header is no text
-            headers = plain(headers)
-        number = message.delivery_info["delivery_tag"]
-        channel.unsettled[number] = None
-        body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
-        return Delivery(Envelope(queue, priority, headers, body), body, deliveries, (channel, number), self)
+        self._ready[priority].append(self._channel.delivery(message, queue, priority, self))
 
     def _take(self, limit: int) -> list[Delivery]:
-        taken: list[Delivery] = []
+        deliveries: list[Delivery] = []
         for ready in self._ready.values():
-            while ready and len(taken) < limit:
-                taken.append(ready.popleft())
-        return taken
+            while ready and len(deliveries) < limit:
+                deliveries.append(ready.popleft())
+        return deliveries
 
-    def _settle(self, deliveries: Sequence[Delivery], how: Any) -> None:
+    def _settle(self, deliveries: Sequence[Delivery], settle: Callable[[Channel, set[int]], None]) -> None:
         numbers: defaultdict[Channel, set[int]] = defaultdict(set)
         for delivery in deliveries:
             channel, number = delivery.tag
             numbers[channel].add(number)
         with self._lock:
             for channel, settled in numbers.items():
-                if channel not in (self._channel, self._dead):
-                    continue  # of a connection that was lost: these come again
+                if channel not in (self._channel, self._dead_letters.channel):
+                    continue  # the connection was lost: its messages come again
                 try:
-                    how(channel, settled)
+                    settle(channel, settled)
                 except LOST as error:
-                    if channel is self._dead:
-                        self._disconnect_dead()
+                    if channel is self._dead_letters.channel:
+                        self._dead_letters.disconnect()
                     else:
                         self._lose(error)
 
@@ -345,29 +282,20 @@ class RabbitmqConsumer:
         self._wakeup.set()
 
     def _beat(self) -> None:
-        """Send heartbeats while nobody fetches, notice a silent server, and look at what was put aside."""
-        while not self._closing.wait(FIRST_PAUSE if self._aside else HEARTBEAT_SECONDS / 4):
-            self._look_aside()
+        """Send heartbeats while no fetch does, notice a silent server, and check the suspended lanes."""
+        while not self._closing.wait(FIRST_PAUSE if self._suspended else HEARTBEAT_SECONDS / 4):
+            if led := self._suspended.check():
+                with self._lock:
+                    self._suspended.remove(led)
+                self._wakeup.set()
             with self._lock:
                 if self._connection is None or self._lost is not None:
                     continue
                 try:
                     self._drain()
                     self._connection.heartbeat_tick()
-                except Exception as error:  # whatever it is, fetch must hear of it
+                except Exception as error:  # whatever it is, fetch must raise it
                     log.warning("RabbitMQ at %s: %s", self.address, error)
                     self._lose(error)
                 if any(self._ready.values()):
-                    self._wakeup.set()  # taken off the socket under a waiting fetch
-
-    def _look_aside(self) -> None:
-        for name, aside in list(self._aside.items()):
-            if time.monotonic() < aside.look_at:
-                continue
-            if has_leader(self.url, name, self.timeout_seconds):
-                log.warning("RabbitMQ at %s: queue %s has a leader again", self.address, name)
-                with self._lock:
-                    self._aside.pop(name, None)
-                self._wakeup.set()
-            else:
-                aside.look_later()
+                    self._wakeup.set()  # read off the socket under a waiting fetch

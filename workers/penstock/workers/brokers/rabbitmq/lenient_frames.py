@@ -1,7 +1,7 @@
-"""What strangers may put in an AMQP message that py-amqp cannot read: text that is no UTF-8, times out of range.
+"""Lenient frames: AMQP messages of others that py-amqp cannot read, with text that is not UTF-8 or times out of range.
 
 py-amqp raises in the middle of a frame, and the message comes again on the next connection, and the next. With this,
-such a message is delivered like any other, its properties as they came under one header of ours.
+such a message is delivered like any other, with its raw properties under one header of ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from amqp.serialization import dumps
 from pydantic_core import from_json, to_json
 
 UNREADABLE = "unreadable_properties"
-"""The header that holds them, what is no UTF-8 in them escaped."""
+"""The header with the raw properties; bytes that are not UTF-8 are escaped."""
 
 _METHOD_ID, _CONTENT_HEADER = 4, 12  # bytes in front of a method's arguments, and of a message's properties
 _TAG_AND_FLAG = 9
@@ -24,11 +24,11 @@ _LONGEST = 4000
 
 
 def read_leniently(connection: Any) -> None:
-    """Make a connection hand over what it cannot read. It costs a good frame two calls."""
+    """Make a connection deliver messages that it cannot read. This costs a readable frame two calls."""
     deliver: Callable[..., Any] = connection.on_inbound_method
 
     def on_method(channel: int, method: tuple[int, int], payload: bytes, content: Any) -> None:
-        if method == spec.Basic.GetOk:  # cleaned first: whoever waits for it would be forgotten by a first try
+        if method == spec.Basic.GetOk:  # cleaned first: a failed try would forget the caller that waits for it
             payload = _clean(payload, _METHOD_ID)
         try:
             deliver(channel, method, payload, content)
@@ -52,7 +52,7 @@ def read_leniently(connection: Any) -> None:
 
 
 def plain(headers: dict[Any, Any]) -> dict[str, Any]:
-    """The headers as JSON has them: AMQP's also hold times, decimals, bytes, and names that are no text."""
+    """The headers as JSON has them: AMQP's also hold times, decimals, bytes, and names that are not text."""
     try:
         plain: dict[str, Any] = from_json(to_json(headers, bytes_mode="base64"))
     except ValueError:  # a lone surrogate
@@ -61,10 +61,10 @@ def plain(headers: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _clean(payload: bytes, at: int) -> bytes:
-    """The arguments of a delivery, with what is not ASCII in its exchange and routing key as question marks.
+    """The arguments of a delivery, with question marks for what is not ASCII in its exchange and routing key.
 
     Arguments:
-        at: where its delivery tag begins.
+        at: the position of its delivery tag.
     """
     if payload.isascii():
         return payload

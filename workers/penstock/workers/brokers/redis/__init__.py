@@ -1,1 +1,1 @@
-"""Consuming Redis Streams: deliveries, leases, and their keeper."""
+"""Consuming Redis Streams: deliveries, leases, and the lease keeper."""

@@ -1,8 +1,8 @@
 """Deliveries off Redis Streams.
 
-What a consumer fetches is pending under its name in the lane's group. A thread of its own keeps resetting the idle time
-of everything it holds, and a process beside it where that thread gets no turn; an entry whose idle time reaches the
-lease belongs to a consumer that fell silent, and any other takes it over.
+A fetched entry is pending under the consumer's name in the lane's group. A thread of the consumer keeps resetting the
+idle time of everything it holds, and where that thread gets no turn, a second process does (the lease keeper). An entry
+whose idle time reaches the lease belongs to a consumer that fell silent, and any other takes it over.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from penstock.producers.senders.redis.connections import RedisConnections, Reply
 from penstock.producers.senders.redis.sender import GROUP, lane_key
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.schemas.wire.codec import Envelope
-from penstock.workers.brokers import Delivery
-from penstock.workers.brokers.redis.lease_keeper import Keeper, is_possible
+from penstock.workers.brokers.consumer import Delivery
+from penstock.workers.brokers.redis.lease_keeper import LeaseKeeper, is_possible
 from penstock.workers.brokers.redis.leases import Leases
 from penstock.workers.brokers.wakeup import Wakeup
 
@@ -80,14 +80,15 @@ class RedisConsumer:
         prefix: str = "penstock",
         lease_seconds: float = 15.0,
         timeout_seconds: float = 5.0,
-        keeper: bool = False,
+        lease_keeper: bool = False,
     ) -> None:
         self.queues = set(queues)
         self.name, self.prefix, self.lease_seconds = name, prefix, lease_seconds
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
-        kept = keeper and is_possible()
-        beside = Keeper(url, name, lease_seconds=lease_seconds, timeout_seconds=timeout_seconds) if kept else None
-        self._leases = Leases(self._connections, name, lease_seconds, beside)
+        keeper: LeaseKeeper | None = None
+        if lease_keeper and is_possible():
+            keeper = LeaseKeeper(url, name, lease_seconds=lease_seconds, timeout_seconds=timeout_seconds)
+        self._leases = Leases(self._connections, name, lease_seconds, keeper)
         self._fetching = threading.Lock()
         self._wakeup = Wakeup()
         self._connection: Any = None
@@ -118,12 +119,12 @@ class RedisConsumer:
                 if limit < 1:  # for Redis a COUNT of 0 is none
                     self._wakeup.wait([], deadline - now)
                     return []
-                if now >= self._take_over_at and (taken := self._take_over(limit)):
-                    return taken
+                if now >= self._take_over_at and (deliveries := self._take_over(limit)):
+                    return deliveries
                 slice_ends = min(deadline, self._take_over_at, now + LONGEST_BLOCK_SECONDS)
-                found, woken = self._read(limit, slice_ends - now)
-                if found or woken or time.monotonic() >= deadline:
-                    return found
+                deliveries, woken = self._read(limit, slice_ends - now)
+                if deliveries or woken or time.monotonic() >= deadline:
+                    return deliveries
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         self._leases.settle([delivery.tag for delivery in deliveries])
@@ -147,7 +148,7 @@ class RedisConsumer:
         self._wakeup.set()
 
     def close(self) -> None:
-        """Settle what is acknowledged and leave. What was not settled comes to others with the end of its lease."""
+        """Settle what is acknowledged and leave. Unsettled deliveries come to others when their lease ends."""
         self._wakeup.set()
         with self._fetching:
             self._leases.stop()
@@ -189,26 +190,27 @@ class RedisConsumer:
         if not self._lanes:
             return [], self._wakeup.wait([], wait_seconds)[1]
         keys = tuple(self._lanes)
-        if found := self._entries(pack("EVAL", _READ_IN_ORDER, len(keys), *keys, GROUP, self.name, limit)):
-            return found, False
+        if deliveries := self._entries(pack("EVAL", _READ_IN_ORDER, len(keys), *keys, GROUP, self.name, limit)):
+            return deliveries, False
         woken = False
 
-        def wait() -> None:
+        def wait_for_answer() -> None:
             nonlocal woken
             # The socket's own timeout is shorter than a long block; this wait ends when the answer is there.
             answered, woken = self._wakeup.wait([self._connection._sock], wait_seconds + 1)
             while woken and not answered:
                 # Redis may see this before the read it is to end, so again until there is an answer.
                 [ended] = self._connections.call(pack("CLIENT", "UNBLOCK", self._client_id))
-                longest = wait_seconds if isinstance(ended, Exception) else 0.02  # not allowed to: wait for the end
+                longest = (
+                    wait_seconds if isinstance(ended, Exception) else 0.02
+                )  # not allowed to unblock: wait for the end
                 answered = self._wakeup.wait([self._connection._sock], longest)[0] or isinstance(ended, Exception)
 
         block = ("BLOCK", int(wait_seconds * 1000)) if wait_seconds >= 0.001 else ()
         streams = (*self._lanes, *(b">" for _ in self._lanes))
         command = pack("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", limit, *block, "STREAMS", *streams)
-        # What arrives meanwhile may come from several lanes at once, up to the limit from each.
-        found = self._entries(command, before_reading=wait)
-        return found, woken
+        # During the wait entries may come from several lanes at once, up to the limit from each.
+        return self._entries(command, before_reading=wait_for_answer), woken
 
     def _entries(self, command: bytes, before_reading: Callable[[], None] | None = None) -> list[Delivery]:
         [reply] = self._ask(command, 1, before_reading=before_reading)
@@ -219,43 +221,45 @@ class RedisConsumer:
                 self._connections.fail(reply)
             self._declare()
             return []
-        return [delivery for key, entries in reply or () for delivery in self._hold(key, entries, {})]
+        return [delivery for key, entries in reply or () for delivery in self._deliveries(key, entries, {})]
 
     def _take_over(self, limit: int) -> list[Delivery]:
         """Entries of silent consumers, up to the limit; another look is due at once when it was reached."""
         idle = int(self.lease_seconds * 1000)
-        asked = b"".join(pack("XPENDING", key, GROUP, "IDLE", idle, "-", "+", limit) for key in self._lanes)
+        commands = b"".join(pack("XPENDING", key, GROUP, "IDLE", idle, "-", "+", limit) for key in self._lanes)
         taken: list[Delivery] = []
-        for key, found in zip(self._lanes, self._ask(asked, len(self._lanes)), strict=True):
-            if isinstance(found, Exception):  # no such group any more; the next read makes it
+        for key, pending in zip(self._lanes, self._ask(commands, len(self._lanes)), strict=True):
+            if isinstance(pending, Exception):  # the group is gone; the next read makes it again
                 continue
-            mine = self._leases.held(key)  # idle after an outage, until the next renewal
-            deliveries = {entry_id: times + 1 for entry_id, _, _, times in found if entry_id not in mine}
+            unacknowledged = self._leases.unacknowledged(key)  # idle after an outage, until the next renewal
+            deliveries = {entry_id: times + 1 for entry_id, _, _, times in pending if entry_id not in unacknowledged}
             if ids := list(deliveries)[: limit - len(taken)]:
-                # Of several that look at the same time one gets each entry: the claim makes it fresh.
+                # If several look at the same time, one gets each entry: the claim resets its idle time.
                 try:
                     [claimed] = self._ask(pack("XCLAIM", key, GROUP, self.name, idle, *ids), 1)
                 except BrokerUnavailable:
                     if not taken:
                         raise
-                    return taken  # of the lanes before: they are renewed from here on. The next fetch says it is away
+                    return taken  # from earlier lanes: renewed from here on. The next fetch reports the outage
                 if isinstance(claimed, Exception):
                     continue
                 # Redis 6.2 answers nil for an entry that was deleted while pending.
-                taken += self._hold(key, [entry for entry in claimed if entry and entry[1] is not None], deliveries)
+                taken += self._deliveries(
+                    key, [entry for entry in claimed if entry and entry[1] is not None], deliveries
+                )
         if len(taken) < limit:
             self._take_over_at = time.monotonic() + self.lease_seconds / 3
         return taken
 
-    def _hold(self, key: bytes, entries: Sequence[Any], deliveries: Mapping[bytes, int]) -> list[Delivery]:
-        """Deliveries of `[id, fields]`, renewed from now on; `deliveries` counts those of entries that are not new."""
+    def _deliveries(self, key: bytes, entries: Sequence[Any], deliveries: Mapping[bytes, int]) -> list[Delivery]:
+        """Deliveries of `[id, fields]`, renewed from now on; `deliveries` has the counts of those that are not new."""
         self._leases.hold(key, [entry_id for entry_id, _ in entries])
         queue, priority = self._lanes[key]
-        held = []
+        result = []
         for entry_id, fields in entries:
             envelope, raw = _read_entry(queue, priority, fields)
-            held.append(Delivery(envelope, raw, deliveries.get(entry_id, 1), (key, entry_id), self))
-        return held
+            result.append(Delivery(envelope, raw, deliveries.get(entry_id, 1), (key, entry_id), self))
+        return result
 
     def _ask(self, packed: bytes, replies: int, before_reading: Callable[[], None] | None = None) -> list[Reply]:
         """Ask on the connection for fetching."""
@@ -267,7 +271,7 @@ class RedisConsumer:
 
 
 def _read_entry(queue: str, priority: Priority, fields: list[bytes]) -> tuple[Envelope, bytes]:
-    """The envelope of an entry, and its raw bytes. What we did not write has no headers, and all fields as its body."""
+    """The envelope of an entry, and its raw bytes. A foreign entry has no headers, and all its fields as the body."""
     if len(fields) == 4 and fields[0] == b"h" and fields[2] == b"b":
         try:
             headers = from_json(fields[1])

@@ -1,9 +1,9 @@
 """Keeps a worker's leases on Redis alive while one of its handlers holds the interpreter (the GIL).
 
-A regular expression that backtracks for minutes, or an extension that does not let go, stops every thread of the
+A regular expression that backtracks for minutes, or an extension that does not release it, stops every thread of the
 worker, the one that renews its leases too. Its jobs would be taken over, and run twice, though nobody died. So each
-worker has a small process beside it (`keeper_process`) that renews when the worker falls silent, as long as it runs:
-not when it is dead or suspended.
+worker has a small second process (`lease_keeper_process`) that renews when the worker falls silent, as long as the
+worker runs: not when it is dead or suspended.
 """
 
 from __future__ import annotations
@@ -27,21 +27,26 @@ _END_SECONDS = 5.0
 
 
 def is_possible() -> bool:
-    """Whether it can be told here that a process is suspended; else its leases could outlive it."""
+    """Whether this system shows that a process is suspended; elsewhere its leases could outlive it."""
     return bool(sys.executable) and Path("/proc/self/stat").exists()
 
 
-class Keeper:
-    """The process, started again if it dies. Thread-safe.
+class LeaseKeeper:
+    """Starts the process, again if it dies, and notifies it. Thread-safe.
 
     Arguments:
-        url: of the Redis that the leases are on.
+        url: the Redis that the leases are on.
         name: the consumer's.
     """
 
     def __init__(self, url: str, name: str, *, lease_seconds: float, timeout_seconds: float) -> None:
         self._url = url
-        self._given = {"name": name, "lease_seconds": lease_seconds, "timeout_seconds": timeout_seconds, "group": GROUP}
+        self._options = {
+            "name": name,
+            "lease_seconds": lease_seconds,
+            "timeout_seconds": timeout_seconds,
+            "group": GROUP,
+        }
         self._lanes: list[bytes] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -51,12 +56,12 @@ class Keeper:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start it. Where that fails, the worker goes on without."""
+        """Start the process. If that fails, the worker goes on without it."""
         with self._lock:
             self._start()
 
     def follow(self, url: str) -> None:
-        """The leases are on this server from now on: another one, after a failover."""
+        """Renew on this server from now on: another one, after a failover."""
         with self._lock:
             if url != self._url:
                 self._url = url
@@ -65,19 +70,19 @@ class Keeper:
                     self._start()
 
     def watch(self, lane: bytes) -> None:
-        """Also renew what is pending in this lane."""
+        """Also renew the entries that are pending in this lane."""
         with self._lock:
             self._lanes.append(lane)
-            self._tell(lane + b"\n")
+            self._notify(lane + b"\n")
 
     def renewed(self) -> None:
-        """The worker has renewed its leases itself; it is not needed for now."""
+        """Report that the worker has renewed its leases itself."""
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
                 log.warning("the process that keeps leases ended with %s; starting another", self._process.returncode)
                 self._close()
                 self._start()
-            self._tell(b"\n")
+            self._notify(b"\n")
 
     def close(self) -> None:
         with self._lock:
@@ -103,10 +108,10 @@ class Keeper:
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         # The password goes through the pipe: arguments can be read by anyone on this machine.
-        given = self._given | _address(self._url) | {"pid": os.getpid()}
-        self._tell(b"\n".join((json.dumps(given).encode(), *self._lanes, b"")))
+        options = self._options | _address(self._url) | {"pid": os.getpid()}
+        self._notify(b"\n".join((json.dumps(options).encode(), *self._lanes, b"")))
 
-    def _tell(self, line: bytes) -> None:
+    def _notify(self, line: bytes) -> None:
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError):  # it died, or is stopped with its pipe full
                 os.write(self._process.stdin.fileno(), line)
@@ -127,23 +132,23 @@ class Keeper:
 def _address(url: str) -> dict[str, Any]:
     from redis.connection import SSLConnection, parse_url
 
-    given: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call,unused-ignore]
+    parsed: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call,unused-ignore]
     tls = None
-    if given.get("connection_class") is SSLConnection:
+    if parsed.get("connection_class") is SSLConnection:
         tls = {
-            "verify": given.get("ssl_cert_reqs", "required") != "none",
-            "check_hostname": given.get("ssl_check_hostname", True),
-            "cafile": given.get("ssl_ca_certs"),
-            "capath": given.get("ssl_ca_path"),
-            "certfile": given.get("ssl_certfile"),
-            "keyfile": given.get("ssl_keyfile"),
+            "verify": parsed.get("ssl_cert_reqs", "required") != "none",
+            "check_hostname": parsed.get("ssl_check_hostname", True),
+            "cafile": parsed.get("ssl_ca_certs"),
+            "capath": parsed.get("ssl_ca_path"),
+            "certfile": parsed.get("ssl_certfile"),
+            "keyfile": parsed.get("ssl_keyfile"),
         }
     return {
-        "path": given.get("path"),
-        "host": given.get("host", "localhost"),
-        "port": given.get("port", 6379),
-        "db": given.get("db", 0),
-        "username": given.get("username"),
-        "password": given.get("password"),
+        "path": parsed.get("path"),
+        "host": parsed.get("host", "localhost"),
+        "port": parsed.get("port", 6379),
+        "db": parsed.get("db", 0),
+        "username": parsed.get("username"),
+        "password": parsed.get("password"),
         "tls": tls,
     }

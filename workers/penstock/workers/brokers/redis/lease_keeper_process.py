@@ -1,7 +1,7 @@
-"""The process that renews a worker's leases on Redis while a handler keeps the worker itself from it.
+"""The process that renews a worker's leases on Redis while a handler blocks the worker's own threads.
 
-Run as a script by `keeper.Keeper`, with nothing but the standard library: it is to stay small. It reads its standard
-input: what it needs as a line of JSON, then a line for each lane, and an empty one whenever the worker has renewed its
+Run as a script by `lease_keeper.LeaseKeeper`, with the standard library alone, to stay small. It reads its standard
+input: its options as a line of JSON, then a line for each lane, and an empty line whenever the worker has renewed its
 leases itself. It renews only while those fail to come, and ends when the worker has closed the pipe or died.
 """
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # neither is loaded while it only waits: a megabyte
     import socket
     from typing import Any
 
-_STOPPED = "TtZX"  # suspended, traced, dead: what such a worker holds is for others
+_STOPPED = "TtZX"  # suspended, traced, dead: others may take over the jobs of such a worker
 
-# All that is pending under the worker's name, so nothing that another has taken over; the worker cannot be asked.
+# Renews all that is pending under the worker's name, so nothing that another has taken over.
 RENEW = """
 local start, done = '-', 0
 while true do
@@ -39,30 +39,30 @@ def main() -> None:
     # The signals that end the worker let it drain first; this ends after it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    told = _Lines(0)
+    pipe = _Lines(0)
     lanes: list[bytes] = []
     while not lanes:
-        if (lines := told.read(None)) is None:
+        if (lines := pipe.read(None)) is None:
             return
         lanes += lines
-    given = json.loads(lanes.pop(0))
-    pause = given["lease_seconds"] / 3
+    options = json.loads(lanes.pop(0))
+    pause = options["lease_seconds"] / 3
     quiet_until = time.monotonic() + 1.5 * pause
-    while (lines := told.read(quiet_until - time.monotonic())) is not None and os.getppid() == given["pid"]:
+    while (lines := pipe.read(quiet_until - time.monotonic())) is not None and os.getppid() == options["pid"]:
         lanes += [line for line in lines if line]
         if lines:
             quiet_until = time.monotonic() + 1.5 * pause
         elif time.monotonic() >= quiet_until:
             quiet_until = time.monotonic() + pause
-            if _runs(given["pid"]):
+            if _runs(options["pid"]):
                 try:
-                    renew(given, lanes)
+                    renew(options, lanes)
                 except OSError:
-                    quiet_until = time.monotonic() + pause / 3  # Redis is away; sooner again
+                    quiet_until = time.monotonic() + pause / 3  # Redis is unavailable: try again sooner
 
 
 class _Lines:
-    """What comes through a pipe, line by line."""
+    """Reads a pipe line by line."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._rest = descriptor, b""
@@ -86,15 +86,15 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def renew(given: dict[str, Any], lanes: list[bytes]) -> None:
+def renew(options: dict[str, Any], lanes: list[bytes]) -> None:
     """Renew on a connection of its own, which is closed again: it is seldom needed. Raises OSError."""
     commands: list[tuple[bytes | str | int, ...]] = []
-    if given["password"] is not None:
-        commands.append(("AUTH", *filter(None, (given["username"],)), given["password"]))
-    if given["db"]:
-        commands.append(("SELECT", given["db"]))
-    commands += [("EVAL", RENEW, 1, lane, given["group"], given["name"]) for lane in lanes]
-    with _connect(given) as connection:
+    if options["password"] is not None:
+        commands.append(("AUTH", *filter(None, (options["username"],)), options["password"]))
+    if options["db"]:
+        commands.append(("SELECT", options["db"]))
+    commands += [("EVAL", RENEW, 1, lane, options["group"], options["name"]) for lane in lanes]
+    with _connect(options) as connection:
         connection.sendall(b"".join(map(_pack, commands)))
         answers = connection.makefile("rb")
         for _ in commands:  # each is one line: a status, an error or a number
@@ -107,16 +107,16 @@ def _pack(command: tuple[bytes | str | int, ...]) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
-def _connect(given: dict[str, Any]) -> socket.socket:
+def _connect(options: dict[str, Any]) -> socket.socket:
     import socket
 
-    if given["path"]:
+    if options["path"]:
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(given["timeout_seconds"])
-        connection.connect(given["path"])
+        connection.settimeout(options["timeout_seconds"])
+        connection.connect(options["path"])
         return connection
-    connection = socket.create_connection((given["host"], given["port"]), given["timeout_seconds"])
-    tls = given["tls"]
+    connection = socket.create_connection((options["host"], options["port"]), options["timeout_seconds"])
+    tls = options["tls"]
     if tls is None:
         return connection
     import ssl
@@ -126,7 +126,7 @@ def _connect(given: dict[str, Any]) -> socket.socket:
     context.verify_mode = ssl.CERT_REQUIRED if tls["verify"] else ssl.CERT_NONE
     if tls["certfile"]:
         context.load_cert_chain(tls["certfile"], tls["keyfile"])
-    return context.wrap_socket(connection, server_hostname=given["host"])
+    return context.wrap_socket(connection, server_hostname=options["host"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders.redis.connections import RedisConnections, pack
 from penstock.producers.senders.redis.sender import GROUP
-from penstock.workers.brokers.redis.lease_keeper import Keeper
+from penstock.workers.brokers.redis.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ Tag = tuple[bytes, bytes]
 _RENEWED_AT_ONCE = 1000
 _RETRY_SECONDS = 1.0
 
-# Only what is still this consumer's. One that was stopped for longer than its lease (a suspended machine) would take
-# back what others run by now. Returns the ids it has lost.
+# Renews only what is still this consumer's: after a stop longer than its lease (a suspended machine) it would take back
+# what others run by now. Returns the ids that it has lost.
 _RENEW = """
 local lost, mine = {}, {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
 for i = 3, #ARGV do
@@ -35,7 +35,7 @@ end
 return lost
 """
 
-# A copy at the end of the lane in place of the old entry. Nothing if the entry has another owner by now, or is done.
+# Puts a copy at the end of the lane in place of the entry; does nothing if the entry has another owner now, or is done.
 _RELEASE = """
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
 local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
@@ -47,17 +47,17 @@ return 1
 
 
 class Leases:
-    """What a consumer holds, renewed every third of the lease by a thread. Thread-safe.
+    """The entries that a consumer holds, renewed every third of the lease by a thread. Thread-safe.
 
     Arguments:
         keeper: renews instead while the thread gets no turn; closed with this.
     """
 
     def __init__(
-        self, connections: RedisConnections, name: str, lease_seconds: float, keeper: Keeper | None = None
+        self, connections: RedisConnections, name: str, lease_seconds: float, keeper: LeaseKeeper | None = None
     ) -> None:
         self.connections, self.name, self.lease_seconds = connections, name, lease_seconds
-        self._keeper = keeper
+        self._lease_keeper = keeper
         self._lock = threading.Lock()
         self._held: dict[bytes, set[bytes]] = {}
         self._settled: dict[bytes, list[bytes]] = {}
@@ -67,15 +67,15 @@ class Leases:
 
     def start(self) -> None:
         if self._thread is None:
-            if self._keeper is not None:
-                self._keeper.start()
+            if self._lease_keeper is not None:
+                self._lease_keeper.start()
             self._thread = threading.Thread(target=self._renew_regularly, name="penstock-leases", daemon=True)
             self._thread.start()
 
     def follow(self, server_url: str) -> None:
-        """The entries are on this server from now on."""
-        if self._keeper is not None:
-            self._keeper.follow(server_url)
+        """Renew on this server from now on: the entries are there."""
+        if self._lease_keeper is not None:
+            self._lease_keeper.follow(server_url)
 
     def stop(self) -> None:
         """End the renewals and settle what is left to settle."""
@@ -83,25 +83,25 @@ class Leases:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._keeper is not None:
-            self._keeper.close()
+        if self._lease_keeper is not None:
+            self._lease_keeper.close()
         self._stopping.clear()
         self._retry_at = 0.0
         self.flush()
 
     def hold(self, lane: bytes, ids: Iterable[bytes]) -> None:
         with self._lock:
-            if lane not in self._held and self._keeper is not None:
-                self._keeper.watch(lane)
+            if lane not in self._held and self._lease_keeper is not None:
+                self._lease_keeper.watch(lane)
             self._held.setdefault(lane, set()).update(ids)
 
-    def held(self, lane: bytes) -> set[bytes]:
+    def unacknowledged(self, lane: bytes) -> set[bytes]:
         """A copy of the ids held in a lane."""
         with self._lock:
             return set(self._held.get(lane, ()))
 
     def settle(self, tags: Sequence[Tag]) -> None:
-        """Acknowledge and delete the entries. While Redis is away they are kept, renewed and tried again."""
+        """Acknowledge and delete the entries. While Redis is unavailable they are kept, renewed and tried again."""
         with self._lock:
             for lane, entry_id in tags:
                 self._settled.setdefault(lane, []).append(entry_id)
@@ -109,7 +109,7 @@ class Leases:
             self.flush()
 
     def flush(self) -> None:
-        """Settle in one round trip what `settle` was given."""
+        """Settle in one round trip the entries given to `settle`."""
         with self._lock:
             settled, self._settled = self._settled, {}
         if not settled:
@@ -133,7 +133,7 @@ class Leases:
                 self._held.get(lane, set()).difference_update(ids)
 
     def release(self, tags: Sequence[Tag]) -> None:
-        """Give entries back. While Redis is away they are only forgotten: others get them when the lease has passed."""
+        """Give entries back. During an outage they are only forgotten: others get them when the lease has passed."""
         if not tags:
             return
         self._forget(tags)
@@ -181,6 +181,6 @@ class Leases:
                 pause = min(_RETRY_SECONDS, self.lease_seconds / 10)
             except Exception:  # a thread that ended here would let every lease run out in silence
                 log.exception("leases could not be renewed")
-            if self._keeper is not None:
-                self._keeper.renewed()  # or tried to: it would fare no better
+            if self._lease_keeper is not None:
+                self._lease_keeper.renewed()  # or failed to, as the lease keeper would
             due = time.monotonic() + pause

@@ -1,6 +1,6 @@
-"""Takes in what unmodified Celery and Dramatiq clients sent: lists on Redis, classic queues on RabbitMQ.
+"""Moves the messages of unmodified Celery and Dramatiq clients: lists on Redis, classic queues on RabbitMQ.
 
-The default priority of a stock client is 0, which is the most urgent on Redis and the least urgent on RabbitMQ. So a
+The default priority of such a client is 0, which is the most urgent on Redis and the least urgent on RabbitMQ. So a
 message with another priority goes to the low lane on Redis, and to the high lane on RabbitMQ.
 """
 
@@ -27,18 +27,18 @@ from penstock.workers.brokers.rabbitmq.lenient_frames import plain, read_lenient
 from penstock.workers.brokers.stock.messages import read_dramatiq, read_kombu
 
 Route = Callable[[Envelope, bytes], Envelope | None]
-"""Gets a message (its queue is the stock client's; no headers where it cannot be read) and its raw bytes. Returns the
-envelope to send on, or None when it took care of the message itself. It may see a message again after a crash."""
+"""Gets a message (its queue is the client's; no headers where it cannot be read) and its raw bytes. Returns the
+envelope to send on, or None when it has dealt with the message itself. It may get a message again after a crash."""
 
 _PRIORITY_STEPS = (0, 3, 6, 9)
 _DELAYED = ".DQ"
-"""Ends the names of Dramatiq's queues of delayed messages."""
+"""The suffix of Dramatiq's queues of delayed messages."""
 _BATCH = 200
 _LOOK_AGAIN_SECONDS = 10.0
-"""How soon to look again for a queue missing on RabbitMQ: each look costs a channel and a line in the server's log."""
+"""Seconds between two looks for a queue missing on RabbitMQ: each costs a channel and a line in the server's log."""
 
-# The removal decides: of several dispatchers that read the same message, one moves it. LPOS keeps the others from
-# searching a long list for what is gone.
+# The removal decides: if several dispatchers read the same message, one moves it. LPOS keeps the others from searching
+# a long list for a message that is gone.
 _MOVE = """
 if not redis.call('LPOS', KEYS[1], ARGV[1], 'RANK', -1, 'MAXLEN', 1000) then return 0 end
 redis.call('LREM', KEYS[1], -1, ARGV[1])
@@ -57,11 +57,13 @@ return 1
 
 
 class StockIntake(Protocol):
+    """Moves messages of unmodified clients into our queues."""
+
     def take(self, limit: int, route: Route) -> int:
         """Move up to `limit` messages and return how many were moved. A crash loses none, but may route one twice.
 
         Raises:
-            BrokerUnavailable: what was not moved stays where it is; so with an error of `route`.
+            BrokerUnavailable: the other messages stay where they are; likewise after an error of `route`.
         """
         ...
 
@@ -72,13 +74,13 @@ def open_stock_intake(
     url: str, queues: Iterable[str], prefix: str = "penstock", *, timeout_seconds: float = 5.0
 ) -> StockIntake:
     """The intake for a broker URL; it connects when first used."""
-    opened = RedisStockIntake if scheme(url) == "redis" else RabbitmqStockIntake
-    return opened(url, queues, prefix, timeout_seconds=timeout_seconds)
+    intake = RedisStockIntake if scheme(url) == "redis" else RabbitmqStockIntake
+    return intake(url, queues, prefix, timeout_seconds=timeout_seconds)
 
 
 @dataclass(frozen=True)
 class _List:
-    """A stock client's list on Redis.
+    """A list of an unmodified client on Redis.
 
     Attributes:
         queue: the client's name for it.
@@ -96,45 +98,48 @@ class RedisStockIntake:
 
     def __init__(self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float) -> None:
         self.prefix = prefix
-        self._lists = [found for queue in queues for found in _lists(queue)]
+        self._lists = [source for queue in queues for source in _lists(queue)]
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
 
     def take(self, limit: int, route: Route) -> int:
-        taken = 0
-        for found, length in zip(
-            self._lists, self._connections.execute(*(pack("LLEN", one.key) for one in self._lists)), strict=True
-        ):
+        moved = 0
+        lengths = self._connections.execute(*(pack("LLEN", source.key) for source in self._lists))
+        for source, length in zip(self._lists, lengths, strict=True):
             if length:
-                taken += self._take(found, limit - taken, route)
-        return taken
+                moved += self._take(source, limit - moved, route)
+        return moved
 
     def close(self) -> None:
         self._connections.close()
 
     def _take(self, source: _List, limit: int, route: Route) -> int:
-        taken = 0
-        while (count := min(_BATCH, limit - taken)) > 0:
-            found = self._read_dramatiq(source, count) if source.messages else self._read_kombu(source, count)
-            moves = [self._move(source, entry, raw, envelope, route) for entry, raw, envelope in found]
+        total = 0
+        while (count := min(_BATCH, limit - total)) > 0:
+            entries = self._read_dramatiq(source, count) if source.messages else self._read_kombu(source, count)
+            moves = [self._move(source, entry, raw, envelope, route) for entry, raw, envelope in entries]
             moved = sum(self._connections.execute(*moves))
-            taken += moved
-            if moved < count:  # the list is empty, or another dispatcher is at it
+            total += moved
+            if moved < count:  # the list is empty, or another dispatcher moves the same entries
                 break
-        return taken
+        return total
 
     def _read_kombu(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
-        [found] = self._connections.execute(pack("LRANGE", source.key, -count, -1))
-        for raw in reversed(found):
+        [messages] = self._connections.execute(pack("LRANGE", source.key, -count, -1))
+        for raw in reversed(messages):
             yield raw, raw, read_kombu(source.queue, raw)
 
     def _read_dramatiq(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
         [ids] = self._connections.execute(pack("LRANGE", source.key, 0, count - 1))
-        [found] = self._connections.execute(pack("HMGET", source.messages or "", *ids)) if ids else [[]]
-        for entry, raw in zip(ids, found, strict=True):
+        [messages] = self._connections.execute(pack("HMGET", source.messages or "", *ids)) if ids else [[]]
+        for entry, raw in zip(ids, messages, strict=True):
             yield entry, raw, _read_dramatiq(source.queue, raw or b"")
 
     def _move(self, source: _List, entry: bytes, raw: bytes | None, envelope: Envelope, route: Route) -> bytes:
-        """Arguments: raw: None for an id in Dramatiq's list without a message: it is taken out and that is all."""
+        """The command that moves an entry.
+
+        Arguments:
+            raw: None for an id in Dramatiq's list without a message, which is only removed.
+        """
         routed = None if raw is None else route(envelope, raw)
         script, keys = (
             (_MOVE, [source.key]) if source.messages is None else (_MOVE_DRAMATIQ, [source.key, source.messages])
@@ -146,15 +151,15 @@ class RedisStockIntake:
 
 
 class RabbitmqStockIntake:
-    """Queues that stock clients declared; one that is missing, or has consumers of its own, is left alone. Beside a
-    queue stands Dramatiq's for delayed messages."""
+    """Queues that unmodified clients declared; a queue that is missing, or has its own consumers, is left alone. Each
+    comes with Dramatiq's queue for delayed messages."""
 
     def __init__(self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float) -> None:
         self.url, self.queues, self.timeout_seconds = url, tuple(queues), timeout_seconds
         self._sender = RabbitmqSender(url, prefix=prefix, timeout_seconds=timeout_seconds)
         self._connection: Any = None
         self._channel: Any = None
-        self._look_at: dict[str, float] = {}  # at missing queues, and when
+        self._look_at: dict[str, float] = {}  # when to look for missing queues again
 
     def take(self, limit: int, route: Route) -> int:
         taken = 0
@@ -164,10 +169,10 @@ class RabbitmqStockIntake:
                 read_leniently(self._connection)
             for queue in self.queues:
                 for name in (queue, queue + _DELAYED):
-                    found = self._look(name)
-                    if found is None:
+                    answer = self._look(name)
+                    if answer is None:
                         break
-                    if not found.consumer_count and found.message_count:
+                    if not answer.consumer_count and answer.message_count:
                         taken += self._take(queue, name, limit - taken, route)
         except LOST as error:
             self._disconnect()
@@ -182,14 +187,14 @@ class RabbitmqStockIntake:
         self._sender.close()
 
     def _look(self, name: str) -> Any:
-        """What RabbitMQ tells of a queue; None: it is missing."""
+        """RabbitMQ's answer about a queue, with its counts; None: the queue is missing."""
         if time.monotonic() < self._look_at.get(name, 0.0):
             return None
         if self._channel is None:
             self._channel = open_channel(self._connection)
         try:
             return self._channel.queue_declare(name, passive=True)
-        except ChannelError:  # and the channel is closed
+        except ChannelError:  # which has closed the channel
             self._channel = None
             self._look_at[name] = time.monotonic() + _LOOK_AGAIN_SECONDS
             return None
@@ -234,7 +239,7 @@ def _lists(queue: str) -> Iterator[_List]:
 
 
 def _read_dramatiq(queue: str, raw: bytes) -> Envelope:
-    """Bytes that are no message have no headers."""
+    """The envelope of Dramatiq's bytes, without headers if they are not a message."""
     try:
         return read_dramatiq(queue, raw)
     except UndecodableMessage:

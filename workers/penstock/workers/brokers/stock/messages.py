@@ -19,12 +19,12 @@ them: dropped here, they would be lost in silence."""
 
 
 def read_kombu(queue: str, raw: bytes) -> Envelope:
-    """A message of kombu's virtual transports; what is none has no headers and keeps its bytes as the body."""
+    """The envelope of a message of kombu's virtual transports. Other bytes have no headers, and are the body."""
     try:
         message = from_json(raw)
         properties, headers, body = message["properties"], message["headers"], message["body"]
         if not isinstance(headers, dict):
-            raise TypeError("headers are no object")
+            raise TypeError("headers are not an object")
         encoded = properties.get("body_encoding") == "base64"
         content = base64.b64decode(body, validate=True) if encoded else str(body).encode()
         return Envelope(queue, "low" if properties.get("priority") else "normal", headers, content)
@@ -35,8 +35,8 @@ def read_kombu(queue: str, raw: bytes) -> Envelope:
 def read_dramatiq(queue: str, raw: bytes, priority: Priority = "normal") -> Envelope:
     """Dramatiq's message in JSON as an envelope: actor_name is the kind, args and kwargs are the fields.
 
-    `options.eta` becomes the header `eta`, and `options.max_age` the header `expires`. What Dramatiq's actors say of
-    retries and time limits is for the kind to say here.
+    `options.eta` becomes the header `eta`, and `options.max_age` the header `expires`. Retries and time limits of
+    Dramatiq's actors are ignored: the kind declares them here.
 
     Raises:
         UndecodableMessage: (`undecodable`) and never anything else, whatever the bytes are.
@@ -55,8 +55,8 @@ def read_dramatiq(queue: str, raw: bytes, priority: Priority = "normal") -> Enve
         embed: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
         embed |= {key: options[key] for key in _FOLLOW_UPS if options.get(key)}
         return Envelope(queue, priority, headers, json.dumps([args, kwargs, embed]).encode())
-    except Exception as error:  # a stranger's bytes can be wrong in more ways than can be listed
-        raise UndecodableMessage("undecodable", f"no Dramatiq message: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a client's bytes can be wrong in more ways than can be listed
+        raise UndecodableMessage("undecodable", f"not a Dramatiq message: {type(error).__name__}: {error}") from error
 
 
 def _time(milliseconds: float) -> str:

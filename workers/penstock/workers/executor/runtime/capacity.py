@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from penstock.schemas.wire.codec import Message
-from penstock.workers.brokers import Delivery
+from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.handlers.registry import Handler
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from penstock.config.errors import LedgerUnavailable
-from penstock.workers.brokers import Consumer, Delivery
+from penstock.workers.brokers.consumer import Consumer, Delivery
 from penstock.workers.executor.runtime.capacity import Capacity
 
 log = logging.getLogger("penstock.executor")
