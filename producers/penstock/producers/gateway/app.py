@@ -17,7 +17,9 @@ from penstock.producers.gateway.dependencies import Authenticated, Deps
 from penstock.producers.gateway.metrics import RequestTimer
 from penstock.producers.gateway.requests.bodies import BodyLimits
 from penstock.producers.gateway.routes import (
+    dead_letters,
     events,
+    explain,
     health,
     jobs,
     kinds,
@@ -32,6 +34,8 @@ from penstock.schemas.events import rules
 ROUTERS = (
     submit.router,
     jobs.router,
+    explain.router,
+    dead_letters.router,
     streams.router,
     kinds.router,
     schedules.router,

@@ -14,12 +14,14 @@ from starlette.requests import HTTPConnection
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.producers.enqueue.producer import AsyncProducer
+from penstock.producers.explain.queue_position import open_positions
 from penstock.producers.gateway.auth.callers import Caller, Callers
 from penstock.producers.gateway.auth.job_ids import JobIds
 from penstock.producers.gateway.auth.jwt import JwtVerifier
 from penstock.producers.gateway.auth.rate_limit import RateLimiter
 from penstock.producers.gateway.metrics import Metrics, OutboxBacklogs
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
+from penstock.producers.limits import open_store
 
 log = logging.getLogger("penstock.gateway")
 
@@ -47,6 +49,10 @@ class Deps:
         self.job_ids = JobIds(self.secret)
         self.rate_limiter = RateLimiter()
         self.idempotency_keys = IdempotencyKeys(self.database)
+        self.positions = open_positions(
+            settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
+        )
+        self.limits = open_store(settings)
         self.metrics = Metrics()
         self.backlogs = OutboxBacklogs(self.database, settings.outbox_urls)
         self.metrics.registry.register(self.backlogs)
@@ -62,6 +68,9 @@ class Deps:
     async def close(self) -> None:
         self.closing.set()
         await self.producer.close()
+        self.positions.close()
+        if self.limits is not None:
+            self.limits.close()
         self.backlogs.close()
         self.database.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from penstock.producers.gateway.models.dead_letters import Discard, Replay
 from penstock.producers.gateway.problems import MEDIA_TYPE
 from penstock.producers.gateway.requests.bodies import JSON
 from penstock.producers.gateway.requests.options import parameters
@@ -63,8 +64,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas["Problem"] = _PROBLEM
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    schemas |= _placed("Accepted", Accepted.model_json_schema(ref_template=_REFERENCE + "{model}"))
-    schemas |= _placed("Batch", Batch.model_json_schema(ref_template=_REFERENCE + "{model}"))
+    for model in (Accepted, Batch, Replay, Discard):
+        schemas |= _placed(model.__name__, model.model_json_schema(ref_template=_REFERENCE + "{model}"))
     many = made["paths"]["/v1/jobs"]["post"]
     many["requestBody"]["content"][JSON]["schema"] = {"$ref": _REFERENCE + "Batch"}
     many.setdefault("parameters", []).append(_KEY_HEADER)

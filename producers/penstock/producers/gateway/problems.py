@@ -144,6 +144,10 @@ def job_not_found() -> Problem:
     return Problem(404, "job-not-found", "there is no such job, or it is not for this caller to see")
 
 
+def dead_letter_not_found() -> Problem:
+    return Problem(404, "dead-letter-not-found", "there is no such dead letter, or it is not for this caller to see")
+
+
 def schedule_not_found() -> Problem:
     return Problem(404, "schedule-not-found", "there is no such schedule, or it is not for this caller to see")
 

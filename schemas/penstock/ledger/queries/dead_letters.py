@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from penstock.config.errors import InvalidJob, JobNotFound, UndecodableMessage
 from penstock.ledger.queries.failure_groups import Group as Group
 from penstock.ledger.queries.failure_groups import groups as groups
-from penstock.ledger.queries.scope import SCOPED, UNREAD
+from penstock.ledger.queries.scope import EVERYTHING, SCOPED, UNREAD, Scope
 from penstock.ledger.queries.selection import OPEN, PLACED, WITH_JOBS, matching, read_page
 from penstock.ledger.queries.selection import Selection as Selection
 from penstock.ledger.rows import audit, steps
@@ -157,12 +157,17 @@ def find(
     return database.read(find_page)
 
 
-def show(database: Database, letter_id: str) -> Shown:
-    """One letter with its message, attempts, and what was decided. Raises JobNotFound."""
+def show(database: Database, letter_id: str, *, scope: Scope = EVERYTHING) -> Shown:
+    """A dead letter with its message, its attempts, and the decisions about it.
+
+    Raises:
+        JobNotFound: no dead letter has this id, or it is outside of the scope.
+    """
 
     def read(connection: sa.Connection) -> Shown:
         letter = connection.execute(sa.select(dead_letters).where(dead_letters.c.id == letter_id)).first()
-        if letter is None:
+        scoped = sa.select(*SCOPED).select_from(WITH_JOBS).where(dead_letters.c.id == letter_id)
+        if letter is None or not scope.includes_dead_letter(connection.execute(scoped).one()):
             raise JobNotFound(f"no dead letter has the id {letter_id}")
         job = connection.execute(sa.select(jobs).where(jobs.c.id == letter_id)).first()
         ran = sa.select(history).where(history.c.job_id == letter_id).order_by(history.c.fence)

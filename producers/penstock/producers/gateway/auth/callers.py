@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
 from penstock.ledger import api_keys
 from penstock.ledger.api_keys import ApiKey
+from penstock.ledger.queries.scope import Scope, matches_any
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.auth.jwt import CHALLENGE, JwtVerifier
 from penstock.producers.gateway.problems import Problem
@@ -44,17 +43,22 @@ class Caller:
     requests_per_second: float | None = None
 
     def is_allowed(self, kind: str | None, queue: str | None) -> bool:
-        return _among(kind, self.kinds) and _among(queue, self.queues)
+        return matches_any(kind, self.kinds) and matches_any(queue, self.queues)
 
     def may_see(self, kind: str | None, queue: str | None, tenant: str | None) -> bool:
         """Whether jobs of this kind, queue and tenant are for it."""
-        return self.is_allowed(kind, queue) and (self.tenants is None or tenant in self.tenants)
+        return self.scope.includes(kind, queue, tenant)
+
+    @property
+    def scope(self) -> Scope:
+        """The bounds within which it sees jobs and acts on them."""
+        return Scope(self.kinds, self.queues, self.tenants)
 
     def check_use(self, kind: Kind, queue: str | None) -> None:
         """Raises Problem (403) if it may not send this kind to this queue (None: the kind's own)."""
-        if not _among(kind.name, self.kinds):
+        if not matches_any(kind.name, self.kinds):
             raise Problem(403, "kind-not-allowed", f"this key is not for kind {kind.name}")
-        if not _among(queue or kind.queue, self.queues):
+        if not matches_any(queue or kind.queue, self.queues):
             raise Problem(403, "queue-not-allowed", f"this key is not for queue {queue or kind.queue}")
 
     def tenant(self, asked: str | None) -> str | None:
@@ -124,7 +128,3 @@ def _caller_authenticate_key(key: ApiKey) -> Caller:
 
 def _is_names(value: object) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-def _among(name: str | None, patterns: Sequence[str] | None) -> bool:
-    return patterns is None or (name is not None and any(fnmatchcase(name, pattern) for pattern in patterns))

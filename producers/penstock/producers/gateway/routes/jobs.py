@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from penstock.config.errors import InvalidState, StorageError
+from penstock.ledger.queries import jobs as recorded_jobs
 from penstock.ledger.queries.status import JobStatus
 from penstock.ledger.transitions import revive
 from penstock.producers.gateway.auth.callers import Caller
@@ -87,11 +88,11 @@ async def cancel_job(
 
 @router.post("/v1/jobs/{id}/retry", operation_id="retryJob")
 async def retry_job(id: JobId, caller: Authenticated, deps: Here) -> StateView:
-    """Try a job again, now, that is dead, discarded or cancelled."""
+    """Try a job again, now, that is dead, discarded or cancelled. One whose message no one can read yet is refused."""
     status = await visible(deps, caller, id)
     if status.enqueued_at is None:
         raise InvalidState(f"job {id} has not ended")
-    await asyncio.to_thread(revive.retry, deps.database, id, actor=caller.name)
+    await asyncio.to_thread(recorded_jobs.retry, deps.database, id, actor=caller.name)
     return StateView(id=id, state=State.SCHEDULED)
 
 
@@ -103,11 +104,16 @@ async def visible(deps: Deps, caller: Caller, job_id: str) -> JobStatus:
     """
     status = await deps.producer.handle(job_id).status()
     if status.enqueued_at is None:  # not on record
-        if not deps.job_ids.made_for(job_id, caller.id) or _is_over(deps, job_id):
+        if not is_sender(deps, caller, job_id):
             raise job_not_found()
     elif not caller.may_see(status.kind, status.queue, status.tenant):
         raise job_not_found()
     return status
+
+
+def is_sender(deps: Deps, caller: Caller, job_id: str) -> bool:
+    """Whether the caller has sent this job, by its id alone, and the ledger cannot have pruned it yet."""
+    return deps.job_ids.made_for(job_id, caller.id) and not _is_over(deps, job_id)
 
 
 def view(status: JobStatus) -> JobView:
