@@ -58,7 +58,7 @@ def postgres(plan: Plan) -> list[Table]:
 def _relaying(plan: Plan, database: Database) -> Iterator[Stamping]:
     sender = Stamping(open_sender(plan.servers.redis.url, prefix=f"b{uuid.uuid4().hex[:8]}"))
     relay = OutboxRelay(database, database, sender)
-    services = [relay, Notifications(database, relay.news)]
+    services = [relay, Notifications(database, relay.wakeup)]
     for service in services:
         service.start()
     try:

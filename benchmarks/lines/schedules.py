@@ -78,7 +78,7 @@ def _minute(plan: Plan, database: Database, count: int, jitter: timedelta) -> tu
         raise BenchError("schedules: they were due before all of them were in the ledger")
     sender = Stamping(open_sender(plan.servers.redis.url, prefix=f"b{uuid.uuid4().hex[:8]}"))
     due_jobs = DueJobs(database, sender)
-    services = [Schedules(database, settings, due_jobs.news), due_jobs]
+    services = [Schedules(database, settings, due_jobs.wakeup), due_jobs]
     for service in services:
         service.start()
     try:

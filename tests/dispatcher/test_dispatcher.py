@@ -128,9 +128,7 @@ def test_a_dispatcher_outlives_an_unavailable_broker_and_ledger(
     dispatcher.start()
     ledger = Database(url)
     try:
-        until(
-            lambda: {"intake", "due jobs", "schedules"} <= {record.message.split(":")[0] for record in caplog.records}
-        )
+        until(lambda: {"inbox", "due jobs", "schedules"} <= {record.message.split(":")[0] for record in caplog.records})
         server.start()
         upgrade(ledger)
         envelope = encode(Note(), due_at=datetime.now(UTC))

@@ -94,7 +94,7 @@ shops = (shop_url,) if shop_url else ()
 settings = Settings(broker_url=broker_url, database_url=database_url, prefix=prefix, outbox_urls=shops)
 services = outbox.open_outboxes(settings, Database(database_url))
 relay = [one for one in services if isinstance(one, outbox.OutboxRelay)][-1]
-relay.work()
+relay.run_once()
 send = relay._sender.send
 
 def die(envelopes):
@@ -103,7 +103,7 @@ def die(envelopes):
     os.kill(os.getpid(), signal.SIGKILL)
 
 relay._sender.send = die
-relay.work()
+relay.run_once()
 """
 
 

@@ -20,7 +20,7 @@ class Flaky(Poller):
         self.failures, self.closed = failures, False
         self.worked = threading.Event()
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         if self.failures:
             raise self.failures.pop(0)
         self.worked.set()

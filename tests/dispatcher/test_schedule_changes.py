@@ -134,7 +134,7 @@ def test_a_kind_that_is_not_imported_here_is_left_to_other_dispatchers(ledger: D
     )
     service = Schedules(ledger, Settings())
     service._is_declared = True
-    assert not service.work()
+    assert not service.run_once()
     assert (fired(ledger), recorded_schedules(ledger)["a"].due_at) == ([], time)
 
 

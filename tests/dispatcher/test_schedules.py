@@ -316,7 +316,7 @@ def test_schedules_are_fired_in_rounds_of_a_batch(ledger: Database) -> None:
     ledger.write(lambda connection: connection.execute(sa.update(schedules).values(next_at=now, due_at=now)))
     service = Schedules(ledger, Settings())
     service._is_declared = True
-    assert [service.work() for _ in range(3)] == [True, True, False]
+    assert [service.run_once() for _ in range(3)] == [True, True, False]
     assert len(fired(ledger)) == len(job_ids(ledger)) == 1100
     assert {row.next_at for row in recorded_schedules(ledger).values()} == {full_hour(now) + timedelta(hours=1)}
 

@@ -34,7 +34,7 @@ def service(ledger: Database, redis_url: str, prefix: str) -> Iterator[StockClie
         ledger, "w", engine="celery", queues=["far"], kinds={"far.away": "far"}, lease=timedelta(seconds=15)
     )
     stock = StockClients(settings, ledger)
-    stock._learn()
+    stock._refresh_queues()
     yield stock
     stock.close()
 

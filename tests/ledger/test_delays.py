@@ -179,7 +179,7 @@ def test_queues_left_out_do_not_hold_up_the_others(ledger: Database) -> None:
     full = [encode(Note(), due_at=now - HOUR) for _ in range(5)]
     other = encode(Tick(), due_at=now)
     delays.schedule(ledger, [*full, other])
-    assert due_jobs.send_due(ledger, broker, limit=2, but=["notes"]) == 1
+    assert due_jobs.send_due(ledger, broker, limit=2, exclude=["notes"]) == 1
     assert [out.id for out in sent_by(broker)] == [other.id]
 
 

@@ -68,7 +68,7 @@ def test_looking_for_what_is_due_reads_the_index_in_its_order(ledger: Database) 
     due.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC)) for _ in range(3)])
     statements = asked(ledger, lambda: due_jobs.send_due(ledger, MemoryBroker()))
     due.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC))])
-    statements += asked(ledger, lambda: due_jobs.send_due(ledger, MemoryBroker(), but=["full"]))
+    statements += asked(ledger, lambda: due_jobs.send_due(ledger, MemoryBroker(), exclude=["full"]))
     assert len(statements) >= 6, "looks, and takes from two states, twice"
     check(ledger, statements)
 

@@ -201,9 +201,9 @@ def test_the_service_prunes_and_begins_again(sqlite_url: str) -> None:
     try:
         for _ in range(2):
             job(ledger, State.SUCCEEDED, 8 * DAY)
-            assert running.work() is False, "its time has not come"
+            assert running.run_once() is False, "its time has not come"
             running._pass_at = 0.0
-            while running.work():
+            while running.run_once():
                 pass
             assert left(ledger) == set()
     finally:

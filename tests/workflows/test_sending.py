@@ -28,10 +28,10 @@ def broker() -> MemoryBroker:
 
 @pytest.fixture
 def sending(ledger: Database, broker: MemoryBroker) -> StepJobs:
-    begun = threading.Event()
-    sending = StepJobs(ledger, broker, threading.Event(), begun)
+    ready = threading.Event()
+    sending = StepJobs(ledger, broker, threading.Event(), ready)
     assert not sending.can_send
-    begun.set()
+    ready.set()
     return sending
 
 

@@ -15,11 +15,11 @@ from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 from penstock.schemas.wire.ids import new_id
 from penstock.workers.brokers import open_consumer
 from penstock.workers.brokers.loss_detection import open_loss_detector
-from penstock.workers.dispatcher.due_jobs import DueJobs, Rescue
-from penstock.workers.dispatcher.heartbeat import Presence
-from penstock.workers.dispatcher.inbox import Intake
+from penstock.workers.dispatcher.due_jobs import DueJobs
+from penstock.workers.dispatcher.heartbeat import Heartbeat
+from penstock.workers.dispatcher.inbox import Inbox
 from penstock.workers.dispatcher.limits import Limits
-from penstock.workers.dispatcher.lost_jobs import LostJobs
+from penstock.workers.dispatcher.lost_jobs import LostJobs, Reaper
 from penstock.workers.dispatcher.outbox.relay import open_outboxes
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.pruning import Retention
@@ -29,7 +29,7 @@ from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.dispatcher.workflows.service import Workflows
 
 STOP_SECONDS = 10.0
-"""The longest wait for a round under way, such as a send to a broker that does not answer."""
+"""The longest wait for a running round, such as a send to a broker that does not answer."""
 
 
 class Dispatcher:
@@ -49,24 +49,24 @@ class Dispatcher:
             settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
         )
         lost = LostJobs(self._database, lanes, settings.lease)
-        # Senders without the queues' max_length: what is due was accepted long ago, and that limit is for producers.
-        due = DueJobs(self._database, open_sender_from(settings), ready=lost.begun)
-        step_jobs = StepJobs(self._database, open_sender_from(settings), due.news, lost.begun)
+        # Senders without the queues' max_length: due jobs were accepted long ago, and that limit is for producers.
+        due = DueJobs(self._database, open_sender_from(settings), ready=lost.first_pass_done)
+        step_jobs = StepJobs(self._database, open_sender_from(settings), due.wakeup, lost.first_pass_done)
         self.services: list[Poller] = [
-            Intake(self._database, consumer),
+            Inbox(self._database, consumer),
             due,
             *Limits.open(settings, self._database),
-            *open_outboxes(settings, self._database, ready=lost.begun),
-            Schedules(self._database, settings, due.news),
+            *open_outboxes(settings, self._database, ready=lost.first_pass_done),
+            Schedules(self._database, settings, due.wakeup),
             Workflows(settings, self._database, pushed=True, step_jobs=step_jobs),
-            Rescue(self._database, settings.lease),
+            Reaper(self._database, settings.lease),
             lost,
             Retention(settings, self._database),
-            Presence(self._database, name, settings.lease),
+            Heartbeat(self._database, name, settings.lease),
         ]
         if settings.stock_queues:
-            # An empty setting turns all of it off: on a broker shared with a Celery application of its own, queues
-            # named like ours may be that application's.
+            # An empty setting turns this off: on a broker that another Celery application uses too, queues named like
+            # ours may belong to that application.
             self.services.append(StockClients(settings, self._database))
 
     def start(self) -> None:
@@ -74,7 +74,7 @@ class Dispatcher:
             service.start()
 
     def stop(self) -> None:
-        """Stop after the rounds under way. What a round leaves unfinished is taken up by another dispatcher."""
+        """Stop after the running rounds. Another dispatcher goes on with what a round leaves unfinished."""
         for service in self.services:
             service.stop()
         for service in self.services:
@@ -100,7 +100,7 @@ def run_dispatcher(settings: Settings) -> int:
         len(settings.schedules),
     )
     try:
-        # In slices: a signal's handler runs only between two of the main thread's steps on some platforms.
+        # In slices: on some platforms a signal's handler runs only between two steps of the main thread.
         while not stopping.wait(0.5):
             pass
     finally:

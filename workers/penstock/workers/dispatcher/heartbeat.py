@@ -1,4 +1,4 @@
-"""Enters the dispatcher in the ledger beside the workers, so that people see whether one lives."""
+"""Records the dispatcher in the ledger next to the workers, so that people see whether it is alive."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from penstock.workers.dispatcher.poller import Poller
 from penstock.workers.executor.attempt.memory import peak_memory
 
 
-class Presence(Poller):
-    """Nothing depends on it: a dispatcher whose row is missing or late sends all the same.
+class Heartbeat(Poller):
+    """Renews the dispatcher's row. Nothing depends on it: without the row, the dispatcher sends all the same.
 
     Arguments:
         worker: the dispatcher's name among all workers.
     """
 
-    name = "presence"
+    name = "heartbeat"
 
     def __init__(self, database: Database, worker: str, lease: timedelta) -> None:
         super().__init__()
         self.interval_seconds = lease.total_seconds() / 3
         self._database, self._worker, self._lease = database, worker, lease
-        self._entered = False
+        self._is_registered = False
 
-    def work(self) -> bool:
-        if self._entered:
+    def run_once(self) -> bool:
+        if self._is_registered:
             heartbeats.beat(
                 self._database, self._worker, lease=self._lease, progress={}, peak_memory_bytes=peak_memory()
             )
@@ -40,9 +40,9 @@ class Presence(Poller):
                 kinds={},
                 lease=self._lease,
             )
-            self._entered = True
+            self._is_registered = True
         return False
 
     def close(self) -> None:
-        if self._entered:
+        if self._is_registered:
             heartbeats.sign_off(self._database, self._worker)

@@ -1,4 +1,4 @@
-"""Takes in what is sent to the dispatcher: jobs that are not due yet, and messages the broker gave up on."""
+"""Records the messages that are sent to the dispatcher: jobs that are not due yet, and what the broker gave up on."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ _WAIT_SECONDS = 0.5
 _DROPPED = "the broker gave up on it: delivered too often without being acknowledged"
 
 
-class Intake(Poller):
-    """Record, then acknowledge: a crash between the two brings messages again, and the ledger keeps the first."""
+class Inbox(Poller):
+    """Records messages, then acknowledges them.
 
-    name = "intake"
+    After a crash in between they come again, and the ledger keeps the first copy.
+    """
+
+    name = "inbox"
     interval_seconds = 0.0  # the fetch waits
 
     def __init__(self, database: Database, consumer: Consumer) -> None:
         super().__init__()
         self._database, self._consumer = database, consumer
         self._is_open = False
-        self._held: list[Delivery] = []
-        """Fetched, and neither recorded nor given back: the ledger is away."""
+        self._pending: list[Delivery] = []
+        """Messages that were fetched, but neither recorded nor released, because the ledger is unavailable."""
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         if not self._is_open:
             self._consumer.open()
             self._is_open = True
-        if not self._held:
-            self._held = self._ask(lambda: self._consumer.fetch(BATCH, _WAIT_SECONDS))
-        if self._held:
-            self._take_in(self._held)
-        if dropped := self._ask(lambda: self._consumer.drain_dead(BATCH)):
+        if not self._pending:
+            self._pending = self._fetch(lambda: self._consumer.fetch(BATCH, _WAIT_SECONDS))
+        if self._pending:
+            self._settle(self._pending)
+        if dropped := self._fetch(lambda: self._consumer.drain_dead(BATCH)):
             self._bury(dropped)
         return True
 
-    def _ask(self, fetch: Callable[[], list[Delivery]]) -> list[Delivery]:
+    def _fetch(self, fetch: Callable[[], list[Delivery]]) -> list[Delivery]:
         try:
             return fetch()
         except Exception:
@@ -56,44 +59,44 @@ class Intake(Poller):
     def close(self) -> None:
         self._consumer.close()
 
-    def _take_in(self, deliveries: Sequence[Delivery]) -> None:
+    def _settle(self, deliveries: Sequence[Delivery]) -> None:
         try:
             self._record(deliveries)
         except LedgerUnavailable:
-            # They stay here until it is back. Given back, they would come again at once, and RabbitMQ gives up on what
-            # it has delivered twenty times.
+            # The messages stay here until the ledger is back. Released, they would come again at once, and RabbitMQ
+            # drops a message after twenty deliveries.
             raise
         except Exception:
             if len(deliveries) == 1:
-                self._let_go(deliveries)
+                self._forget(deliveries)
                 self._consumer.release(deliveries)
                 raise
-            # One of them is more than the database takes. It must not stop the others, so it is closed in on.
+            # The database refuses one of them. It must not stop the others, so it is isolated by halving.
             middle = len(deliveries) // 2
             try:
-                self._take_in(deliveries[:middle])
+                self._settle(deliveries[:middle])
             finally:
-                self._take_in(deliveries[middle:])
+                self._settle(deliveries[middle:])
         else:
-            self._let_go(deliveries)
+            self._forget(deliveries)
             self._consumer.ack(deliveries)
 
-    def _let_go(self, deliveries: Sequence[Delivery]) -> None:
+    def _forget(self, deliveries: Sequence[Delivery]) -> None:
         settled = set(map(id, deliveries))
-        self._held = [one for one in self._held if id(one) not in settled]
+        self._pending = [delivery for delivery in self._pending if id(delivery) not in settled]
 
     def _record(self, deliveries: Sequence[Delivery]) -> None:
         rows: list[Row] = []
-        bad: list[tuple[Delivery, UndecodableMessage]] = []
+        undecodable: list[tuple[Delivery, UndecodableMessage]] = []
         for delivery in deliveries:
             try:
                 rows.append(waiting(delivery.envelope))
             except UndecodableMessage as error:
-                bad.append((delivery, error))
+                undecodable.append((delivery, error))
         keep(self._database, rows)
-        for delivery, why in bad:
-            log.error("message %r is a dead letter: %s", delivery.envelope.id, why)
-            dead_letters.add(self._database, delivery.envelope, delivery.raw, why.reason, why.detail)
+        for delivery, cause in undecodable:
+            log.error("message %r is a dead letter: %s", delivery.envelope.id, cause)
+            dead_letters.add(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
 
     def _bury(self, dropped: list[Delivery]) -> None:
         for number, delivery in enumerate(dropped):

@@ -1,4 +1,4 @@
-"""Wakes jobs that a limit has held back, when it lets them in: the oldest first, and no more than may run."""
+"""Wakes jobs that a limit has held back: the oldest first, and no more than may run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from penstock.workers.dispatcher.due_jobs import send_due
 from penstock.workers.dispatcher.poller import Poller
 
 _SLOTS = 100
-"""Looked at in one round."""
+"""Slots that are checked in one round."""
 _MOST = 500
 """Jobs of one slot that are woken in one round."""
 _SEARCH_SECONDS = 5.0
-"""How often the ledger is searched for who waits: Redis may have lost it, or was away when it was to be told."""
+"""How often the ledger is searched for waiting jobs: Redis may have lost them, or was down when they were to be noted
+there."""
 
 
 class Limits(Poller):
-    """Looks every 30 ms, for a place that nobody uses is throughput lost; and sends what it wakes by itself."""
+    """Looks every 30 ms, because an unused slot is lost throughput, and sends the jobs that it wakes."""
 
     name = "limits"
     interval_seconds = 0.03
@@ -34,13 +35,13 @@ class Limits(Poller):
 
     @classmethod
     def open(cls, settings: Settings, database: Database) -> list[Limits]:
-        """The service, where there is a store; else nothing."""
+        """The service where there is a store; else an empty list."""
         store = open_store(settings)
         if store is None:
             return []
         return [cls(database, store, open_sender_from(settings))]
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         if time.monotonic() >= self._search_at:
             self._store.expect(limit_waits.slots(self._database))
             self._search_at = time.monotonic() + _SEARCH_SECONDS
@@ -54,9 +55,9 @@ class Limits(Poller):
         self._store.close()
 
     def _wake(self, free: Free) -> int:
-        """How many are due now."""
+        """Wake jobs of a slot. Returns how many are due now."""
         turn = limit_waits.turn(self._database, free.slot, min(free.count, _MOST))
-        # Places first: a job that comes to a worker before its place is kept would be held back again.
+        # The slots come first: a job that reaches a worker before its slot is kept would be held back again.
         self._store.wake(free, turn.job_ids, more=turn.more)
         limit_waits.wake(self._database, turn)
         return len(turn.job_ids)

@@ -1,4 +1,4 @@
-"""Sends again what the broker has lost: a Redis that was wiped, a queue that was deleted."""
+"""Saves jobs that were lost: with a Redis that was wiped, a queue that was deleted, or a worker that died."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from datetime import timedelta
 
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import lost
+from penstock.ledger.transitions.abandoned import bury_abandoned
 from penstock.workers.brokers.loss_detection import Lane, LossDetector
 from penstock.workers.dispatcher.poller import Poller, log
 
 _LONGEST_PATIENCE = timedelta(hours=1)
 _SHARE = 50
-"""A look takes at most one part in so many of the time, however many jobs are queued."""
+"""A check takes at most this part (one in so many) of the time, however many jobs are queued."""
 
 
 class LostJobs(Poller):
-    """Puts jobs back that the ledger believes in a broker that cannot have them.
+    """Puts back jobs that the broker had according to the ledger, and cannot have any more.
 
-    A wiped Redis is noticed at the next round. Otherwise a job that was sent two leases ago is missed as soon as its
-    lane holds nothing as old. Each time that happens to a lane it is given twice as long the next time, so that jobs
-    which are only late (fetched ahead by a busy worker) are not sent again and again.
+    A wiped Redis is noticed in the next round. Otherwise a job that was sent two leases ago counts as lost as soon as
+    its lane holds nothing as old. Each time that happens, the lane gets twice as long the next time, so that jobs which
+    are only late (fetched ahead by a busy worker) are not sent again and again.
     """
 
     name = "lost jobs"
@@ -31,24 +32,25 @@ class LostJobs(Poller):
         super().__init__()
         self._database, self._lanes = database, lanes
         self._patience, self._silence = lost.PATIENT_LEASES * lease, lost.SILENT_LEASES * lease
-        self._patiences: dict[Lane, tuple[timedelta, float]] = {}  # and when it was last needed
-        self._look_at = time.monotonic() + self._patience.total_seconds()
-        self.begun = threading.Event()
-        """Set after the first round. What is sent before it counts as sent to the Redis before, and goes out twice."""
+        self._patiences: dict[Lane, tuple[timedelta, float]] = {}
+        """Lane → patience, and when it was last needed."""
+        self._check_at = time.monotonic() + self._patience.total_seconds()
+        self.first_pass_done = threading.Event()
+        """Set after the first round. Jobs that are sent before it count as sent before the wipe, and go out twice."""
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         try:
             wiped = self._put_back_wiped()
         finally:
-            self.begun.set()
+            self.first_pass_done.set()
         if wiped:
             return True
-        if time.monotonic() >= self._look_at:
+        if time.monotonic() >= self._check_at:
             began = time.monotonic()
-            for lane in self._look():
+            for lane in self._lanes_with_losses():
                 self._put_back(*lane)
             took = time.monotonic() - began
-            self._look_at = time.monotonic() + max(self._patience.total_seconds() / 3, took * _SHARE)
+            self._check_at = time.monotonic() + max(self._patience.total_seconds() / 3, took * _SHARE)
         return False
 
     def close(self) -> None:
@@ -61,8 +63,8 @@ class LostJobs(Poller):
             log.warning("Redis has lost all it had before %s: %d jobs are sent again", born, count)
         return count
 
-    def _look(self) -> list[tuple[Lane, timedelta]]:
-        """Lanes that miss jobs, with the age of the oldest each may still hold."""
+    def _lanes_with_losses(self) -> list[tuple[Lane, timedelta]]:
+        """Lanes that miss jobs, each with the age of the oldest job it may still hold."""
         missed = lost.suspects(self._database, self._patience, self._silence)
         now = time.monotonic()
         for lane, (patience, at) in list(self._patiences.items()):
@@ -84,3 +86,20 @@ class LostJobs(Poller):
         if count:
             self._patiences[lane] = (min(2 * patience, _LONGEST_PATIENCE), time.monotonic())
             log.warning("queue %s, priority %s: the broker has lost jobs; %d are sent again", *lane, count)
+
+
+class Reaper(Poller):
+    """Makes dead letters of jobs whose worker died, and which must not run twice."""
+
+    name = "reaper"
+    interval_seconds = 1.0
+
+    def __init__(self, database: Database, lease: timedelta) -> None:
+        super().__init__()
+        self._database, self._patience = database, lost.SILENT_LEASES * lease
+
+    def run_once(self) -> bool:
+        job_ids = bury_abandoned(self._database, patience=self._patience)
+        for job_id in job_ids:
+            log.error("job %s is a dead letter: its worker died, and it must not run twice", job_id)
+        return bool(job_ids)

@@ -1,4 +1,4 @@
-"""The services of a dispatcher share this: a thread, a pause between rounds, a back-off while something is away."""
+"""The base of a dispatcher's services: a thread, a pause between rounds, a back-off during an outage."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ LONGEST_BACK_OFF_SECONDS = 5.0
 
 
 class Poller(ABC):
-    """One service: calls `work` again and again until it is stopped, whatever goes wrong.
+    """A service that calls `run_once` again and again until it is stopped, whatever goes wrong.
 
-    An outage (broker or database away) is logged once when it begins and once when it ends.
+    An outage of the broker or the database is logged once when it begins and once when it ends.
     """
 
     name: str
     interval_seconds: float = 0.1
-    """The pause after a round that found nothing to do."""
+    """The pause after a round without work."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self.news = threading.Event()
-        """Set by whoever knows that there is something to do: ends the pause."""
+        self.wakeup = threading.Event()
+        """Set where there is something to do: it ends the pause."""
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._failing: str | None = None
 
     @abstractmethod
-    def work(self) -> bool:
-        """One round. Whether the next one is due at once, because there is more to do."""
+    def run_once(self) -> bool:
+        """Run one round. Returns whether the next round must follow at once, because there is more to do."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing to close
-        """Give connections back; called in the service's thread when it ends."""
+        """Close connections; called in the service's thread when it ends."""
 
-    def wake(self) -> None:  # noqa: B027  # and wait only between rounds
-        """Make a round that waits inside `work` return early."""
+    def wake(self) -> None:  # noqa: B027  # most wait only between rounds
+        """Make a round that waits inside `run_once` return early."""
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask it to end after this round."""
+        """Ask the service to end after this round."""
         self.stopping.set()
-        self.news.set()
+        self.wakeup.set()
         self.wake()
 
     def join(self, timeout_seconds: float) -> bool:
-        """Wait for its end. False: it still runs."""
+        """Wait for the end of the service. Returns False where it still runs."""
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
@@ -59,7 +59,7 @@ class Poller(ABC):
         back_off = 0.0
         while not self.stopping.is_set():
             try:
-                busy = self.work()
+                busy = self.run_once()
             except Exception as error:  # a service never ends by itself
                 self._report(error)
                 back_off = min(max(back_off * 2, 0.1), LONGEST_BACK_OFF_SECONDS)
@@ -69,8 +69,8 @@ class Poller(ABC):
                 log.warning("%s: works again", self.name)
             self._failing, back_off = None, 0.0
             if not busy:
-                self.news.wait(self.interval_seconds)
-                self.news.clear()
+                self.wakeup.wait(self.interval_seconds)
+                self.wakeup.clear()
         try:
             self.close()
         except PenstockError as error:

@@ -1,4 +1,4 @@
-"""Prunes what is over, in small batches with pauses, so that workers do not notice."""
+"""Prunes old rows, in small batches with pauses, so that workers do not notice."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from penstock.workers.dispatcher.poller import Poller, log
 
 PASS_EVERY_SECONDS = 300.0
 _REST = 4
-"""A batch is followed by a pause so many times as long."""
+"""The pause after a batch is this many times as long as the batch."""
 _SHARE = 50
-"""All passes take at most one part in so many of the time."""
+"""All passes together take at most this part (one in so many) of the time."""
 
 
 class Retention(Poller):
+    """Runs a pruning pass from time to time."""
+
     name = "retention"
     interval_seconds = 1.0
 
@@ -31,10 +33,10 @@ class Retention(Poller):
         self._steps: Iterator[Counts] | None = None
         self._counts: Counts = Counter()
         self._began = 0.0
-        # Not at once: a dispatcher that has just started has more urgent things to do; and of several not all together.
+        # Not at once: a dispatcher that has just started has more urgent work. Random: several must not prune together.
         self._pass_at = time.monotonic() + random.uniform(0.2, 1.0) * PASS_EVERY_SECONDS
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         began = time.monotonic()
         if self._steps is None:
             if began < self._pass_at:
@@ -62,8 +64,8 @@ class Retention(Poller):
 
     def _end(self, now: float) -> None:
         if self._counts:
-            what = ", ".join(f"{count} {name}" for name, count in sorted(self._counts.items()))
-            log.info("pruned in %.1f s: %s", now - self._began, what)
+            counts = ", ".join(f"{count} {name}" for name, count in sorted(self._counts.items()))
+            log.info("pruned in %.1f s: %s", now - self._began, counts)
         self._steps = None
         self._pass_at = now + max(PASS_EVERY_SECONDS, (now - self._began) / (_REST + 1) * _SHARE)
 

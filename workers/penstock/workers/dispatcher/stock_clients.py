@@ -1,4 +1,4 @@
-"""Routes what unmodified Celery and Dramatiq clients sent to where our workers look."""
+"""Routes the messages of unmodified Celery and Dramatiq clients to the queues of our workers."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
 from penstock.workers.dispatcher.poller import Poller, log
 
 BATCH = 500
-_LEARN_SECONDS = 2.0
+_REFRESH_SECONDS = 2.0
 
 
 class StockClients(Poller):
-    """Empties the stock clients' queues: those in `stock_queues`, and those named like queues of ours."""
+    """Empties the queues of unmodified clients: those in `stock_queues`, and those named like queues of ours."""
 
     name = "stock clients"
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__()
-        # Asking RabbitMQ for a queue that is not there costs a channel and a line in its log.
+        # Asking RabbitMQ for a missing queue costs a channel and a line in its log.
         self.interval_seconds = 0.2 if scheme(settings.broker_url) == "redis" else 2.0
         self._settings, self._database = settings, database
         self._workers_kinds: dict[str, str] = {}
         self._own: set[str] = set()
         self._intake: StockIntake | None = None
-        self._looked_at: set[str] = set()
-        self._learn_at = 0.0
+        self._opened: set[str] = set()
+        self._refresh_at = 0.0
 
-    def work(self) -> bool:
-        if time.monotonic() >= self._learn_at:
-            self._learn()
+    def run_once(self) -> bool:
+        if time.monotonic() >= self._refresh_at:
+            self._refresh_queues()
         assert self._intake is not None
         return self._intake.take(BATCH, self.route) >= BATCH
 
@@ -48,7 +48,7 @@ class StockClients(Poller):
             self._intake.close()
 
     def route(self, envelope: Envelope, raw: bytes) -> Envelope | None:
-        """The envelope for the queue of its kind. None: it waits in the ledger, or is a dead letter there."""
+        """Envelope → envelope for the queue of its kind; None: it waits in the ledger, or is a dead letter there."""
         try:
             return self._route(envelope)
         except UndecodableMessage as error:
@@ -61,7 +61,7 @@ class StockClients(Poller):
             raise UndecodableMessage("undecodable", "neither Celery's protocol 2 nor a Dramatiq message, in JSON")
         routed = Envelope(self._queue_of(envelope), envelope.priority, envelope.headers, envelope.body)
         if registry.find(envelope.kind) is None:
-            return routed  # the worker that knows it reads it, its time included
+            return routed  # a worker that knows the kind reads the rest, its time included
         try:
             due_at = parse_time(envelope.headers.get("eta"))
         except (ValueError, OverflowError) as error:
@@ -80,16 +80,16 @@ class StockClients(Poller):
             return envelope.queue
         raise UndecodableMessage("unknown_kind", f"no worker and no module imported here knows kind {envelope.kind!r}")
 
-    def _learn(self) -> None:
-        """Which queues there are: workers of other programs come and go."""
+    def _refresh_queues(self) -> None:
+        """Find out which queues there are: workers of other programs come and go."""
         self._workers_kinds = heartbeats.known_kinds(self._database)
         self._own = registry.queues() | set(self._settings.queues) | set(self._workers_kinds.values())
         self._own.discard(DISPATCHER_QUEUE)
-        wanted = self._own | set(self._settings.stock_queues)
-        if wanted != self._looked_at or self._intake is None:
+        queues = self._own | set(self._settings.stock_queues)
+        if queues != self._opened or self._intake is None:
             self.close()
             url, prefix = self._settings.broker_url, self._settings.prefix
             timeout = self._settings.broker_timeout_seconds
-            self._intake = open_stock_intake(url, sorted(wanted), prefix, timeout_seconds=timeout)
-            self._looked_at = wanted
-        self._learn_at = time.monotonic() + _LEARN_SECONDS
+            self._intake = open_stock_intake(url, sorted(queues), prefix, timeout_seconds=timeout)
+            self._opened = queues
+        self._refresh_at = time.monotonic() + _REFRESH_SECONDS

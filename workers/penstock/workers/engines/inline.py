@@ -26,8 +26,9 @@ from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.states import FINAL, State
 from penstock.workers.brokers.memory import MemoryConsumer
-from penstock.workers.dispatcher.due_jobs import DueJobs, Rescue
-from penstock.workers.dispatcher.inbox import Intake
+from penstock.workers.dispatcher.due_jobs import DueJobs
+from penstock.workers.dispatcher.inbox import Inbox
+from penstock.workers.dispatcher.lost_jobs import Reaper
 from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.workflows.service import Workflows
 from penstock.workers.engines.worker import Worker
@@ -73,11 +74,11 @@ class Inline:
             consumer=self._consumers[0],
         )
         self._services = [
-            Intake(self.database, self._consumers[1]),
+            Inbox(self.database, self._consumers[1]),
             DueJobs(self.database, self.broker),
             Schedules(self.database, settings),
             Workflows(settings, self.database),
-            Rescue(self.database, settings.lease),
+            Reaper(self.database, settings.lease),
         ]
 
     def start(self) -> Self:

@@ -1,4 +1,4 @@
-"""PostgreSQL tells when something was committed to an outbox, so that nobody has to wait for the next look."""
+"""Notifications from PostgreSQL that something was committed to an outbox, so that no job waits for the next round."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _LISTEN_SECONDS = 0.5
 
 
 class Notifications(Poller):
-    """Listens on a connection of its own, and sets `news`. What is missed while it is down, polling finds.
+    """Listens on a connection of its own, and sets `wakeup`. Polling finds what is missed while it is down.
 
     Arguments:
-        database: one for which `possible` says so.
+        database: one for which `possible` is true.
     """
 
     interval_seconds = 0.0  # listening waits
 
-    def __init__(self, database: Database, news: threading.Event) -> None:
+    def __init__(self, database: Database, wakeup: threading.Event) -> None:
         self.name = f"outbox's notifications from {redact_url(database.url)}"
         super().__init__()
-        self._database, self._news = database, news
+        self._database, self._wakeup = database, wakeup
         self._owner: Connection | None = None
         self._connection: Any = None
 
@@ -37,15 +37,15 @@ class Notifications(Poller):
     def possible(database: Database) -> bool:
         return database.dialect == "postgresql" and database.engine.driver == "psycopg"
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         import psycopg
 
         try:
             if self._connection is None:
                 self._connection = self._listen()
-                self._news.set()
+                self._wakeup.set()
             for _ in self._connection.notifies(timeout=_LISTEN_SECONDS):
-                self._news.set()
+                self._wakeup.set()
         except (psycopg.Error, DBAPIError) as error:
             self.close()
             where = redact_url(self._database.url)
@@ -55,7 +55,7 @@ class Notifications(Poller):
     def _listen(self) -> Any:
         self._owner = self._database.engine.connect()
         own: Any = self._owner.connection.driver_connection
-        self._owner.detach()  # from the pool, which would count it
+        self._owner.detach()  # the pool would count it
         own.autocommit = True
         own.execute(f"LISTEN {OUTBOX_CHANNEL}")
         return own

@@ -45,7 +45,7 @@ def open_outboxes(settings: Settings, ledger: Database, ready: threading.Event |
         relay = OutboxRelay(database, ledger, sender, ready)
         services.append(relay)
         if Notifications.possible(database):
-            services.append(Notifications(database, relay.news))
+            services.append(Notifications(database, relay.wakeup))
     return services
 
 
@@ -53,7 +53,7 @@ class OutboxRelay(Poller):
     """Moves the jobs of one outbox to the broker.
 
     Attributes:
-        news: set when something was committed, where the database notifies us.
+        wakeup: set when something was committed, where the database notifies us.
     """
 
     interval_seconds = 0.0  # a round waits
@@ -65,29 +65,29 @@ class OutboxRelay(Poller):
         super().__init__()
         self._database, self._ledger, self._sender, self._ready = database, ledger, sender, ready
         self._store = OutboxStore(database, ledger)
-        self.news = threading.Event()
+        self.wakeup = threading.Event()
         self._pause = _POLL_SECONDS_WHEN_NOTIFIED if Notifications.possible(database) else _POLL_SECONDS
         self._full: dict[str, float] = {}
         self._more = True
         self._limit = BATCH
 
     def wake(self) -> None:
-        self.news.set()
+        self.wakeup.set()
 
     def close(self) -> None:
         self._sender.close()
         if self._database is not self._ledger:
             self._database.close()
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         if self._ready is not None and not self._ready.is_set():
             self._ready.wait(self._pause)
             return False
-        expects_rows = self._more or self.news.is_set()
-        self.news.clear()  # before looking: what is committed meanwhile wakes the next round
+        expects_rows = self._more or self.wakeup.is_set()
+        self.wakeup.clear()  # before looking: what is committed meanwhile wakes the next round
         self._more = (expects_rows or self._store.has_rows()) and self._relay()
         if not self._more:
-            self.news.wait(self._pause)
+            self.wakeup.wait(self._pause)
         return True
 
     def _relay(self) -> bool:

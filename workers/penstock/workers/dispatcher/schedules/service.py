@@ -39,14 +39,14 @@ class Schedules(Poller):
 
     Arguments:
         settings: the file they were read from is watched; a change there takes effect at once.
-        news: set when there are new jobs to be sent.
+        wakeup: set when there are new jobs to be sent.
     """
 
     name = "schedules"
 
-    def __init__(self, database: Database, settings: Settings, news: threading.Event | None = None) -> None:
+    def __init__(self, database: Database, settings: Settings, wakeup: threading.Event | None = None) -> None:
         super().__init__()
-        self._database, self._news = database, news or threading.Event()
+        self._database, self._wakeup = database, wakeup or threading.Event()
         self._file = _SettingsFile(settings)
         self._is_declared = False
         self._checked = 0.0
@@ -56,14 +56,14 @@ class Schedules(Poller):
         self._prepared = (EPOCH, "")
         """The last due time, and name, up to which schedules have been read."""
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         if time.monotonic() - self._checked >= _CHECK_SECONDS:
             self._checked = time.monotonic()
             if self._file.has_changed():
                 self._is_declared = False
             if names := waiting_schedules(self._database):
                 release_waiting(self._database, names, self._read)
-                self._news.set()
+                self._wakeup.set()
         if not self._is_declared:
             declare_schedules(self._database, read_schedules(self._file.settings))
             self._is_declared = True
@@ -74,7 +74,7 @@ class Schedules(Poller):
         good = [schedule for schedule in due if schedule.job is not None]
         more = bool(good) and fire(self._database, *good)
         if good:
-            self._news.set()
+            self._wakeup.set()
         if not due:
             self._prepare(now)
         self.interval_seconds = max(_pause(now, rows) - (time.monotonic() - began), 0.0)

@@ -50,7 +50,7 @@ class Workflows(Poller):
     def _storage(self) -> Storage:
         return make_storage(self._settings.storage_url)
 
-    def work(self) -> bool:
+    def run_once(self) -> bool:
         if not definitions:
             self.stopping.wait(1.0)
             return False

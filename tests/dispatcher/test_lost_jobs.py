@@ -129,8 +129,8 @@ def test_a_lane_that_is_missed_again_is_given_longer(ledger: Database) -> None:
     def look(age: float) -> str:
         sent_at = resending.clock(ledger) - timedelta(seconds=age)
         change(ledger, envelope.id, state=State.QUEUED, due_at=sent_at)
-        lost._look_at = 0.0
-        lost.work()
+        lost._check_at = 0.0
+        lost.run_once()
         return str(row_of(ledger, envelope.id).state)
 
     assert [look(50), look(70)] == [State.QUEUED, State.SCHEDULED]

@@ -12,7 +12,7 @@ from penstock.ledger.members.roster import Roster, last_consumer, last_dispatche
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.workers.dispatcher.dispatcher import Dispatcher
-from penstock.workers.dispatcher.heartbeat import Presence
+from penstock.workers.dispatcher.heartbeat import Heartbeat
 
 
 def living(database: Database) -> list[str]:
@@ -20,14 +20,14 @@ def living(database: Database) -> list[str]:
 
 
 def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database) -> None:
-    presence = Presence(ledger, "d1", timedelta(seconds=0.3))
-    presence.start()
+    heartbeat = Heartbeat(ledger, "d1", timedelta(seconds=0.3))
+    heartbeat.start()
     until(lambda: living(ledger) == ["d1"])
     first = ledger.read(last_dispatcher)
     assert first is not None
     until(lambda: ledger.read(last_dispatcher).lease_until > first.lease_until)  # type: ignore[union-attr]
-    presence.stop()
-    assert presence.join(60)
+    heartbeat.stop()
+    assert heartbeat.join(60)
     dispatcher = ledger.read(last_dispatcher)
     assert dispatcher is not None
     assert dispatcher.stopped_at is not None

@@ -15,7 +15,7 @@ from penstock.schemas.wire.codec import Envelope, encode
 from penstock.workers.brokers import Delivery
 from penstock.workers.dispatcher import inbox as intake_module
 from penstock.workers.dispatcher.due_jobs import DueJobs
-from penstock.workers.dispatcher.inbox import Intake
+from penstock.workers.dispatcher.inbox import Inbox
 
 HOUR = timedelta(hours=1)
 
@@ -65,7 +65,7 @@ def test_delayed_jobs_are_kept_and_unreadable_ones_buried_before_they_are_acknow
     bad = Envelope("dispatcher", "normal", {"id": "bad", "task": "ledger.note"}, b"no json")
     junk = Envelope("dispatcher", "normal", {}, b"\xff\xfe")
     consumer = Consumer(good, bad, junk)
-    Intake(ledger, consumer).work()
+    Inbox(ledger, consumer).run_once()
     assert row_of(ledger, good.id).state == State.SCHEDULED
     assert {(letter.kind, letter.raw) for letter in letters(ledger)} == {
         ("ledger.note", b"no json"),
@@ -77,7 +77,7 @@ def test_delayed_jobs_are_kept_and_unreadable_ones_buried_before_they_are_acknow
 def test_a_message_that_comes_again_is_kept_once(ledger: Database) -> None:
     good = encode(Note(), due_at=datetime.now(UTC) + HOUR)
     consumer = Consumer(good, good)
-    Intake(ledger, consumer).work()
+    Inbox(ledger, consumer).run_once()
     assert row_of(ledger, good.id) is not None
     assert consumer.acked == [good.id, good.id]
 
@@ -85,7 +85,7 @@ def test_a_message_that_comes_again_is_kept_once(ledger: Database) -> None:
 def test_a_delivery_that_the_broker_gave_up_on_is_buried(ledger: Database) -> None:
     dropped = encode(Note())
     consumer = Consumer(dead=(dropped,))
-    Intake(ledger, consumer).work()
+    Inbox(ledger, consumer).run_once()
     assert [letter.reason for letter in letters(ledger)] == ["delivery_limit"]
     assert consumer.acked == [dropped.id]
 
@@ -100,14 +100,14 @@ def test_fetched_deliveries_are_held_while_the_ledger_is_unavailable(
 
     envelope = encode(Note(), due_at=datetime.now(UTC) + HOUR)
     consumer = Consumer(envelope)
-    intake = Intake(ledger, consumer)
+    intake = Inbox(ledger, consumer)
     with monkeypatch.context() as outage:
         outage.setattr(intake_module, "keep", away)
         for _ in range(3):
             with pytest.raises(LedgerUnavailable):
-                intake.work()
+                intake.run_once()
     assert (consumer.acked, consumer.released) == ([], [])
-    intake.work()
+    intake.run_once()
     assert (consumer.acked, consumer.released) == ([envelope.id], [])
     assert row_of(ledger, envelope.id).state == State.SCHEDULED
 
@@ -125,7 +125,7 @@ def test_a_message_that_the_database_refuses_does_not_stop_the_others(
     monkeypatch.setattr(intake_module, "keep", keep)
     consumer = Consumer(*sent)
     with pytest.raises(ValueError, match="too large"):
-        Intake(ledger, consumer).work()
+        Inbox(ledger, consumer).run_once()
     assert consumer.released == [sent[4].id]
     assert sorted(consumer.acked) == sorted(job.id for job in sent if job is not sent[4])
     assert row_of(ledger, sent[8].id).state == State.SCHEDULED
@@ -142,7 +142,7 @@ def test_a_full_queue_does_not_hold_up_the_others(ledger: Database) -> None:
     note, tick = encode(Note(), due_at=now - HOUR), encode(Tick(), due_at=now)
     schedule(ledger, [note, tick])
     service = DueJobs(ledger, broker)
-    assert service.work()
-    service.work()
+    assert service.run_once()
+    service.run_once()
     assert broker.depths(["ticks", "notes"]) == {"ticks": 1, "notes": 0}
     assert row_of(ledger, note.id).state == State.SCHEDULED
