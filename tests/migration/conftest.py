@@ -14,7 +14,7 @@ from penstock.workers.local.up.redis_server import RedisServer
 
 sys.path.append(str(Path(__file__).parent))
 
-from moving import Shop
+from moving import CeleryShop, DramatiqShop, Shop
 
 
 @pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
@@ -25,14 +25,11 @@ def broker(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def shop(
-    request: pytest.FixtureRequest, broker: str, prefix: str, tmp_path: Path, redis_server: RedisServer
-) -> Iterator[Shop]:
-    """Nothing runs yet. The test's module says which engine."""
-    engine = request.module.ENGINE
+def shop(engine: str, broker: str, prefix: str, tmp_path: Path, redis_server: RedisServer) -> Iterator[Shop]:
+    """Nothing runs yet."""
     url = AMQP_URL if broker == "rabbitmq" else redis_server.url
     old_url = for_pika(url) if engine == "dramatiq" and broker == "rabbitmq" else url
-    shop = Shop(engine, url, prefix, tmp_path, old_url)
+    shop = (CeleryShop if engine == "celery" else DramatiqShop)(url, prefix, tmp_path, old_url)
     yield shop
     shop.stop()
     if broker == "rabbitmq":

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,23 @@ TESTS = HERE.parent
 
 
 class Shop:
-    """
+    """The old application, and Penstock's processes.
+
     Attributes:
+        engine: `celery` or `dramatiq`: what the old application uses.
+        send, id: names of the method that sends a message, and of the message's id.
         mails, images: the old application's queues; the first is moved, the second stays.
         stack: Penstock's side.
     """
 
-    def __init__(self, engine: str, broker_url: str, prefix: str, folder: Path, old_url: str) -> None:
+    engine: str
+    send: str
+    id: str
+
+    def __init__(self, broker_url: str, prefix: str, folder: Path, old_url: str) -> None:
         self.mails, self.images = f"{prefix}.mails-old", f"{prefix}.images-old"
-        self.engine, self.folder, self.file = engine, folder, folder / "lines"
-        self.stack = Stack(engine, broker_url, prefix, folder)
+        self.folder, self.file = folder, folder / "lines"
+        self.stack = Stack(self.engine, broker_url, prefix, folder)
         self.env = {
             "SHOP_BROKER": old_url,
             "SHOP_MAILS": self.mails,
@@ -35,6 +43,14 @@ class Shop:
             "PYTHONPATH": os.pathsep.join([str(HERE), str(TESTS)]),
         }
         self._old: list[subprocess.Popen[bytes]] = []
+
+    def consume(self, *queues: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start an old worker of these queues."""
+        raise NotImplementedError
+
+    def send_later(self, order: str) -> str:
+        """Code of a call that sends a receipt in a second."""
+        raise NotImplementedError
 
     def old(self, *command: str, **env: str) -> subprocess.Popen[bytes]:
         """Start a process of the old application: `python -m` and this command."""
@@ -53,6 +69,7 @@ class Shop:
 
     def call(self, code: str) -> Any:
         """Run some lines in a process of the old application's, as its web backend would. Returns their `answer`."""
+        code = f"from {self.engine}_shop import receipt, resize\n{code}"
         code += "\nimport json\nprint(json.dumps(answer))" if "answer" in code else ""
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -65,8 +82,9 @@ class Shop:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if done.stdout else None
 
-    def take_over(self, module: str) -> None:
+    def take_over(self) -> None:
         """Start what consumes the mails from now on, instead of the old workers."""
+        module = f"{self.engine}_shop_moved"
         env = self.env | {"PENSTOCK_STOCK_QUEUES": json.dumps([self.mails])}
         self.stack.run(["dispatcher", "--import", module], **env)
         self.stack.run(
@@ -88,6 +106,31 @@ class Shop:
         for process in self._old:
             stop(process)
         self.stack.stop()
+
+
+class CeleryShop(Shop):
+    engine, send, id = "celery", "delay", "id"
+
+    def consume(self, *queues: str, **env: str) -> subprocess.Popen[bytes]:
+        """A Celery worker under a name of its own: on RabbitMQ a second one of a name cannot start."""
+        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--pool", "solo"]
+        chosen = ["-Q", ",".join(queues)] if queues else []
+        name = f"{uuid.uuid4().hex}@%h"
+        return self.old("celery", "-A", "celery_shop", "worker", "-n", name, *quiet, *chosen, **env)
+
+    def send_later(self, order: str) -> str:
+        return f"apply_async(({order!r},), countdown=1)"
+
+
+class DramatiqShop(Shop):
+    engine, send, id = "dramatiq", "send", "message_id"
+
+    def consume(self, *queues: str, **env: str) -> subprocess.Popen[bytes]:
+        small = ("--processes", "1", "--threads", "2")
+        return self.old("dramatiq", "dramatiq_shop", *small, "--queues", *queues, **env)
+
+    def send_later(self, order: str) -> str:
+        return f"send_with_options(args=({order!r},), delay=1000)"
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import dramatiq
 import pytest
 import redis
+from brokers.stock.moving import MakeIntake, assert_moved_once, move, to_emails
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
-from support.brokers import fetch, ids
+from support.brokers import fetch
 from support.polling import until
 from support.servers.shared import for_pika
 
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
+from penstock.workers.brokers.stock.intake import open_stock_intake
 
 Send = Callable[..., dramatiq.Message[Any]]
 
@@ -56,40 +55,21 @@ def send(client: dramatiq.Broker, stock_queue: str) -> Send:
     return send
 
 
-@pytest.fixture
-def make_intake(broker_url: str, stock_queue: str, prefix: str, closing: ExitStack) -> Callable[[], StockIntake]:
-    def make() -> StockIntake:
-        intake = open_stock_intake(broker_url, [f"{prefix}missing", stock_queue], prefix)
-        closing.callback(intake.close)
-        return intake
-
-    return make
-
-
-def to_emails(envelope: Envelope, raw: bytes) -> Envelope:
-    return Envelope("emails", envelope.priority, envelope.headers, envelope.body)
-
-
-def taking(intake: StockIntake, count: int) -> None:
-    counts: list[int] = []
-    until(lambda: counts.append(intake.take(10, to_emails)) or sum(counts) == count)
-
-
 def test_messages_arrive_whole_and_in_order(
-    send: Send, make_intake: Callable[[], StockIntake], stock_queue: str, consumer: Consumer
+    send: Send, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
 ) -> None:
     sent = [send("x.y", 1, "zwei", three="☂").message_id for _ in range(25)]
     delayed = send("x.later", delay=60_000)
-    taking(make_intake(), 26)
-    envelope = {delivery.envelope.id: delivery.envelope for delivery in fetch(consumer, 26)}
-    assert list(envelope) == [*sent, delayed.message_id]
-    assert envelope[sent[0]].kind == "x.y"
-    assert envelope[sent[0]].body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
-    assert "eta" not in envelope[sent[0]].headers
-    assert envelope[delayed.message_id].headers["eta"] > "20"
+    move(make_intake(), 26)
+    envelopes = {delivery.envelope.id: delivery.envelope for delivery in fetch(consumer, 26)}
+    assert list(envelopes) == [*sent, delayed.message_id]
+    assert envelopes[sent[0]].kind == "x.y"
+    assert envelopes[sent[0]].body.startswith(b'[[1, "zwei"], {"three": "\\u2602"}')
+    assert "eta" not in envelopes[sent[0]].headers
+    assert envelopes[delayed.message_id].headers["eta"] > "20"
 
 
-def test_a_message_that_the_router_handles_is_removed(send: Send, make_intake: Callable[[], StockIntake]) -> None:
+def test_a_message_that_the_router_handles_is_removed(send: Send, make_intake: MakeIntake) -> None:
     send("x.y")
     intake = make_intake()
     seen: list[tuple[str, str]] = []
@@ -102,28 +82,13 @@ def test_a_message_that_the_router_handles_is_removed(send: Send, make_intake: C
     assert len(seen) == 1
 
 
-def test_several_dispatchers_move_each_message_once(
-    send: Send, make_intake: Callable[[], StockIntake], consumer: Consumer
-) -> None:
+def test_several_dispatchers_move_each_message_once(send: Send, make_intake: MakeIntake, consumer: Consumer) -> None:
     sent = {send("x.y").message_id for _ in range(60)}
-    counts: list[int] = []
-
-    def work(intake: StockIntake) -> None:
-        while sum(counts) < 60:
-            counts.append(intake.take(7, to_emails))
-
-    threads = [threading.Thread(target=work, args=(make_intake(),)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(counts) == 60
-    assert set(ids(fetch(consumer, 60))) == sent
-    assert consumer.fetch(1, 0.2) == []
+    assert_moved_once(sent, make_intake, consumer)
 
 
 def test_a_message_that_a_dramatiq_worker_has_fetched_stays_with_it(
-    send: Send, client: dramatiq.Broker, make_intake: Callable[[], StockIntake], stock_queue: str
+    send: Send, client: dramatiq.Broker, make_intake: MakeIntake, stock_queue: str
 ) -> None:
     own = send("x.y")
     consumer = client.consume(stock_queue, prefetch=1, timeout=10_000)

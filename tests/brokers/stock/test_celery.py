@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 import amqp
 import kombu.pools
 import pytest
 import redis
+from brokers.stock.moving import MakeIntake, assert_moved_once, move, to_emails
 from celery import Celery
 from support.brokers import fetch, ids
 from support.polling import until
@@ -19,10 +19,9 @@ from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer
-from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
+from penstock.workers.brokers.stock.intake import open_stock_intake
 
 MakeConsumer = Callable[..., Consumer]
-MakeIntake = Callable[[], StockIntake]
 
 
 @pytest.fixture
@@ -47,20 +46,6 @@ def app(broker_url: str) -> Iterator[Celery]:
     with Celery("stock", broker=broker_url, set_as_current=False) as app:
         yield app
         kombu.pools.reset()  # they outlive the app
-
-
-@pytest.fixture
-def make_intake(broker_url: str, stock_queue: str, prefix: str, closing: ExitStack) -> MakeIntake:
-    def make() -> StockIntake:
-        intake = open_stock_intake(broker_url, [f"{prefix}missing", stock_queue], prefix)
-        closing.callback(intake.close)
-        return intake
-
-    return make
-
-
-def to_emails(envelope: Envelope, raw: bytes) -> Envelope:
-    return Envelope("emails", envelope.priority, envelope.headers, envelope.body)
 
 
 def test_a_stock_clients_message_arrives_whole(
@@ -90,13 +75,7 @@ def test_order_is_kept_and_the_limit_respected(
 ) -> None:
     sent = [app.send_task("x.y", kwargs={"i": i}, queue=stock_queue).id for i in range(25)]
     intake = make_intake()
-    counts: list[int] = []
-
-    def take() -> bool:
-        counts.append(intake.take(10, to_emails))
-        return sum(counts) == 25
-
-    until(take)
+    counts = move(intake, 25)
     assert max(counts) == 10
     assert ids(fetch(consumer, 25)) == sent
 
@@ -107,8 +86,7 @@ def test_a_priority_of_its_own_chooses_another_lane(
     app.send_task("x.usual", queue=stock_queue)
     app.send_task("x.other", queue=stock_queue, priority=6)
     intake = make_intake()
-    counts: list[int] = []
-    until(lambda: counts.append(intake.take(10, to_emails)) or sum(counts) == 2)
+    move(intake, 2)
     lanes = {delivery.envelope.kind: delivery.envelope.priority for delivery in fetch(consumer, 2)}
     assert lanes == {"x.usual": "normal", "x.other": "low" if broker_url.startswith("redis") else "high"}
 
@@ -147,20 +125,7 @@ def test_several_dispatchers_move_each_message_once(
     app: Celery, make_intake: MakeIntake, stock_queue: str, consumer: Consumer
 ) -> None:
     sent = {app.send_task("x.y", queue=stock_queue).id for _ in range(120)}
-    counts: list[int] = []
-
-    def work(intake: StockIntake) -> None:
-        while sum(counts) < 120:
-            counts.append(intake.take(7, to_emails))
-
-    threads = [threading.Thread(target=work, args=(make_intake(),)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(counts) == 120
-    assert set(ids(fetch(consumer, 120))) == sent
-    assert consumer.fetch(1, 0.2) == []
+    assert_moved_once(sent, make_intake, consumer)
 
 
 @pytest.mark.parametrize(
