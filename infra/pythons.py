@@ -38,6 +38,7 @@ INSTALLED = {
     "CONDA_PREFIX": ("miniforge3", "bin/python{version}"),
 }
 """Environment variable → (its default below the home folder, pattern below that)."""
+SYSTEM = (Path("/usr/bin"), Path("/usr/local/bin"), Path("/opt/conda/bin"))
 
 
 def candidates(version: str) -> Iterator[Path]:
@@ -45,8 +46,8 @@ def candidates(version: str) -> Iterator[Path]:
     for variable, (default, pattern) in INSTALLED.items():
         folder = Path(os.environ.get(variable) or Path.home() / default)
         yield from sorted(folder.glob(pattern.format(version=version)), reverse=True)
-    for name in ("/usr/bin", "/usr/local/bin", "/opt/conda/bin"):
-        yield Path(name) / f"python{version}"
+    for folder in SYSTEM:
+        yield folder / f"python{version}"
     if path := shutil.which(f"python{version}"):
         yield Path(path)
 
