@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -73,6 +74,20 @@ def test_module_paths_can_be_imported(path: Path) -> None:
     for name in sorted(module_paths(path.read_text())):
         if ".contrib.django" not in name:  # needs Django's settings; tests/frameworks runs its page
             resolved(name)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_functions_of_imported_modules_exist(path: Path) -> None:
+    """`from penstock.ledger.rows import audit` and then `audit.find(…)`."""
+    text = path.read_text()
+    for module, names in re.findall(r"^\s*from (penstock[\w.]+) import ([\w, ]+)$", text, re.MULTILINE):
+        if ".contrib." in module:
+            continue
+        for name in names.split(", "):
+            value = resolved(f"{module}.{name}")
+            if isinstance(value, ModuleType):
+                for attribute in re.findall(rf"\b{name}\.([A-Za-z]\w*)\(", text):
+                    assert hasattr(value, attribute), f"{module}.{name}.{attribute}"
 
 
 def files_named(text: str) -> set[str]:
