@@ -12,9 +12,9 @@ from support.ledgers import letters
 from support.polling import until
 
 from penstock.config.errors import UndecodableMessage
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.abandoned import bury_dropped
+from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.senders import Sender
 from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.producers.senders.rabbitmq.sender import dead_name, lane_name
@@ -54,7 +54,7 @@ def bury(ledger: Database, delivery: Delivery) -> None:
     """As a worker does with what does not decode."""
     with pytest.raises(UndecodableMessage) as caught:
         decode(delivery.envelope)
-    dead_letters.add(ledger, delivery.envelope, delivery.raw, caught.value.reason, caught.value.detail)
+    bury_message(ledger, delivery.envelope, delivery.raw, caught.value.reason, caught.value.detail)
 
 
 @foreign

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from support.ledgers import Login, Note, claimed, end, letter_of, message, row_of, stock_envelope
 
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.bury import bury_message
 from penstock.schemas import Job, Outcome, State
 from penstock.schemas.wire.codec import Envelope
 
@@ -16,7 +16,7 @@ Run = Callable[..., Any]
 
 
 def bury(ledger: Database, envelope: Envelope, reason: str = "unknown_kind") -> str:
-    return dead_letters.add(ledger, envelope, envelope.body, reason, "because")
+    return bury_message(ledger, envelope, envelope.body, reason, "because")
 
 
 def test_dead_letters_are_listed_and_shown_without_sensitive_fields(penstock: Run, ledger: Database) -> None:

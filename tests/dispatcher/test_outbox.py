@@ -20,12 +20,11 @@ from support.ledgers import Note, Tick, empty, letters, row_of
 from support.polling import until
 
 from penstock.config.settings import Settings
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.rows.jobs import RESERVED
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import outbox
 from penstock.ledger.sql.upgrade import upgrade
-from penstock.ledger.transitions.cancel import cancel_key
+from penstock.ledger.transitions.cancel import cancel_key, request_cancel
 from penstock.producers.outbox import create_outbox
 from penstock.schemas import State
 from penstock.workers.brokers import open_consumer

@@ -11,12 +11,14 @@ from explain.members import HOUR, MINUTE, At, Empty, dispatcher, worker
 from support.ledgers import LEASE, Note, Pay, Ring, change, claimed, end, message
 
 from penstock.ledger.members import heartbeats
+from penstock.ledger.members.heartbeats import record_worker_exit
 from penstock.ledger.queries import dead_letters
-from penstock.ledger.queries.status import request_cancel
-from penstock.ledger.rows.crashes import note_death
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import workers
 from penstock.ledger.transitions import lost as resending
+from penstock.ledger.transitions.bury import bury_message
+from penstock.ledger.transitions.cancel import request_cancel
+from penstock.ledger.transitions.replay import discard
 from penstock.producers import Producer
 from penstock.producers.explain import explain
 from penstock.producers.explain.queue_position import QueuePosition
@@ -54,7 +56,7 @@ def dead_worker(ledger: Database, job: Job) -> str:
     worker(ledger, "dead")
     begun = message(job)
     claimed(ledger, begun, worker="dead")
-    note_death(ledger, pid_of(ledger, "dead"), "SIGKILL", None)
+    record_worker_exit(ledger, pid_of(ledger, "dead"), "SIGKILL", None)
     over = sa.update(workers).where(workers.c.name == "dead").values(lease_until=resending.clock(ledger) - LEASE / 1.5)
     ledger.write(lambda connection: connection.execute(over))
     return begun.id
@@ -103,7 +105,7 @@ def test_a_dead_job_says_why_and_how_to_replay_it(ledger: Database) -> None:
     assert "failed: ValueError: no (8 attempts)" in explanation.because
     assert f"penstock deadletters replay {note.id}" in str(explanation.advice)
     assert f"--group {explanation.facts['fingerprint']}" in str(explanation.advice)
-    dead_letters.discard(ledger, dead_letters.Selection(ids=(note.id,)), actor="ada", reason="gone")
+    discard(ledger, dead_letters.Selection(ids=(note.id,)), actor="ada", reason="gone")
     assert "its letter was discarded" in explain(ledger, note.id).because
 
 
@@ -115,7 +117,7 @@ def test_a_job_that_is_in_doubt_says_where_to_decide(ledger: Database) -> None:
 
 def test_a_message_that_never_became_a_job_is_explained_by_its_dead_letter(ledger: Database) -> None:
     envelope = Envelope("notes", "normal", {"id": "m-1"}, b"rubbish")
-    dead_letters.add(ledger, envelope, b"rubbish", "undecodable", "no body")
+    bury_message(ledger, envelope, b"rubbish", "undecodable", "no body")
     explanation = explain(ledger, "m-1")
     assert explanation.state == State.DEAD
     assert "undecodable: no body" in explanation.because

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from explain.members import HOUR, MINUTE, Empty, dispatcher, worker
 from support.ledgers import Note, change, message
 
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, outbox, unique_keys
+from penstock.ledger.transitions.cancel import request_cancel
 from penstock.producers import Producer
 from penstock.producers.explain import Explanation, explain, explain_key
 from penstock.producers.explain.queue_position import MemoryPositions

@@ -29,6 +29,9 @@ from penstock.ledger.queries.scope import Scope
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters as table
+from penstock.ledger.transitions import replay as replays
+from penstock.ledger.transitions.bury import bury_message
+from penstock.ledger.transitions.replay import discard
 from penstock.schemas import Job, Outcome
 
 PATH = "/v1/deadletters"
@@ -53,7 +56,7 @@ def invoice(number: int = 1) -> Invoice:
 def bury(database: Database, kind: str, reason: str = "unknown_kind", **fields: Any) -> str:
     """The id of a message that never became a job."""
     envelope = stock_envelope(kind, fields, queue="invoices")
-    return dead_letters.add(database, envelope, envelope.body, reason, "because")
+    return bury_message(database, envelope, envelope.body, reason, "because")
 
 
 def ids(answer: Any) -> list[str]:
@@ -301,9 +304,9 @@ def test_a_scope_is_exact_on_every_database(database: Database) -> None:
     assert (group.count, group.newest_id) == (5, mine[-1])
     with pytest.raises(JobNotFound):
         dead_letters.show(database, mine[0], scope=Scope(tenants=("ACME",)))
-    verdicts = dead_letters.replay(database, selection, actor="ada", limit=2)
+    verdicts = replays.replay(database, selection, actor="ada", limit=2)
     assert [verdict.id for verdict in verdicts] == mine[:2]
-    verdicts = dead_letters.discard(database, selection, actor="ada", reason="no")
+    verdicts = discard(database, selection, actor="ada", reason="no")
     assert [verdict.id for verdict in verdicts] == mine[2:]
     open_ = sa.select(sa.func.count()).where(table.c.replayed_at.is_(None), table.c.discarded_at.is_(None))
     assert database.read(lambda connection: connection.execute(open_).scalar()) == 5

@@ -10,9 +10,9 @@ from support.gateways import INVOICE, Gateway, Invoice, Open, problem
 from support.ledgers import LEASE, claimed, end, message, row_of, start_worker
 
 from penstock.ledger.members import heartbeats
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.rows import limit_waits
 from penstock.ledger.transitions import due
+from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.limits.rules import Rule
 from penstock.producers.limits.store import Entry, LimitStore
 from penstock.producers.outbox import Outbox
@@ -65,7 +65,7 @@ def test_a_job_outside_of_the_bounds_is_not_found(gateway: Gateway, scope: dict[
     running = message(invoice(), tenant="acme")
     claimed(gateway.database, running)
     raw = Envelope("invoices", "normal", {"task": "who.knows", "id": "0" * 32}, b"x")
-    unread = dead_letters.add(gateway.database, raw, b"x", "unknown_kind", "because")
+    unread = bury_message(gateway.database, raw, b"x", "unknown_kind", "because")
     unseen = submit(gateway, gateway.key())
     missing = problem(explain(gateway, "none", bound), 404, "job-not-found")
     for job_id in (running.id, unread, unseen):

@@ -19,6 +19,8 @@ from penstock.ledger.queries import dead_letters as deadletters
 from penstock.ledger.queries.dead_letters import Selection
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs, metadata
+from penstock.ledger.transitions import replay as replays
+from penstock.ledger.transitions.bury import bury_message
 from penstock.schemas import Job, Outcome
 from penstock.schemas.wire.codec import Envelope
 from penstock.schemas.wire.ids import new_id
@@ -33,15 +35,15 @@ def die(ledger: Database, job: Job, error: str = "ValueError: no", trace: str | 
 
 
 def bury(ledger: Database, envelope: Envelope, reason: str) -> str:
-    return deadletters.add(ledger, envelope, envelope.body, reason, "because")
+    return bury_message(ledger, envelope, envelope.body, reason, "because")
 
 
 def ids(ledger: Database, **chosen: Any) -> list[str]:
     return [row.id for row in deadletters.find(ledger, Selection(**chosen))]
 
 
-def replay(ledger: Database, *named: str, **options: Any) -> list[deadletters.Verdict]:
-    return deadletters.replay(ledger, Selection(ids=named), actor="ada", **options)
+def replay(ledger: Database, *named: str, **options: Any) -> list[replays.ReplayResult]:
+    return replays.replay(ledger, Selection(ids=named), actor="ada", **options)
 
 
 def everything(ledger: Database) -> dict[str, list[Any]]:

@@ -18,8 +18,8 @@ from support.ledgers import (
 )
 
 from penstock.ledger.members import heartbeats
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.cancel import request_cancel
 from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
 from penstock.schemas import Outcome, State
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from support.ledgers import LEASE, Note, Ring, attempts_of, claimed, message, row_of, start_worker
 
 from penstock.ledger.members import heartbeats
-from penstock.ledger.rows.crashes import note_death
+from penstock.ledger.members.heartbeats import record_worker_exit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import workers
 from penstock.ledger.transitions.abandoned import bury_abandoned
@@ -40,7 +40,7 @@ def test_a_crash_names_host_process_signal_and_peak_of_memory(ledger: Database) 
     start_worker(ledger, "w1", lease=DEAD)
     sent = message(Note())
     claimed(ledger, sent, worker="w1")
-    note_death(ledger, os.getpid(), "SIGKILL", 300 * 2**20)
+    record_worker_exit(ledger, os.getpid(), "SIGKILL", 300 * 2**20)
     claim = claimed(ledger, sent, worker="w2", again=True)
     [crash] = attempts_of(ledger, sent.id)
     expected = f"worker w1 died or fell silent while it ran this ({WHERE}; ended with SIGKILL; peak memory 300 MiB)"
@@ -67,7 +67,7 @@ def test_a_worker_restarted_under_its_name_is_not_taken_for_the_dead_one(ledger:
     sent = message(Note())
     claimed(ledger, sent, worker="w1")
     start_worker(ledger, "w1")
-    note_death(ledger, os.getpid(), "SIGKILL", None)
+    record_worker_exit(ledger, os.getpid(), "SIGKILL", None)
     claimed(ledger, sent, worker="w1", again=True)
     [crash] = attempts_of(ledger, sent.id)
     assert crash.error == "worker w1 died or fell silent while it ran this"
@@ -77,8 +77,8 @@ def test_a_death_is_entered_for_the_worker_that_was_started_last_and_once(ledger
     start_worker(ledger, "old")
     start_worker(ledger, "new")
     heartbeats.beat(ledger, "new", lease=LEASE, progress={}, peak_memory_bytes=peak_memory())
-    note_death(ledger, os.getpid(), "exit code 1", None)
-    note_death(ledger, os.getpid(), "SIGTERM", None)
+    record_worker_exit(ledger, os.getpid(), "exit code 1", None)
+    record_worker_exit(ledger, os.getpid(), "SIGTERM", None)
     assert row(ledger, "old") == (None, None)
     assert row(ledger, "new")[0] == "exit code 1"  # type: ignore[index]
     assert row(ledger, "new")[1] is not None  # type: ignore[index]
@@ -89,8 +89,8 @@ def test_the_death_of_an_unknown_or_stopped_worker_is_not_recorded(ledger: Datab
     heartbeats.sign_off(ledger, "stopped")
     start_worker(ledger, "elsewhere")
     entered(ledger, "elsewhere", host="another")
-    note_death(ledger, os.getpid(), "SIGKILL", 1)
-    note_death(ledger, 2**22 + 1, "SIGKILL", 1)
+    record_worker_exit(ledger, os.getpid(), "SIGKILL", 1)
+    record_worker_exit(ledger, 2**22 + 1, "SIGKILL", 1)
     assert row(ledger, "stopped") == (None, None)
     assert row(ledger, "elsewhere") == (None, None)
 
@@ -99,6 +99,6 @@ def test_a_job_that_must_not_run_twice_dies_with_the_facts(ledger: Database) -> 
     start_worker(ledger, "w1", lease=DEAD)
     sent = message(Ring(number="1"))
     claimed(ledger, sent, worker="w1")
-    note_death(ledger, os.getpid(), "SIGSEGV", None)
+    record_worker_exit(ledger, os.getpid(), "SIGSEGV", None)
     assert bury_abandoned(ledger) == [sent.id]
     assert "ended with SIGSEGV" in row_of(ledger, sent.id).error

@@ -24,6 +24,8 @@ from penstock.ledger.queries import dead_letters
 from penstock.ledger.queries.dead_letters import Selection
 from penstock.ledger.queries.status import read_status
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions import replay as replays
+from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, State, registry
 from penstock.schemas.wire.codec import Envelope, decode, encode
@@ -31,7 +33,7 @@ from penstock.workers.dispatcher import due_jobs
 
 
 def bury(ledger: Database, envelope: Envelope, reason: str = "unknown_kind", raw: bytes = b"raw") -> str:
-    return dead_letters.add(ledger, envelope, raw, reason, "because")
+    return bury_message(ledger, envelope, raw, reason, "because")
 
 
 def test_a_message_that_cannot_be_read_is_kept_whole_and_its_handle_says_dead(ledger: Database) -> None:
@@ -50,8 +52,8 @@ def test_bytes_that_are_not_a_message_get_an_id_of_their_own(ledger: Database) -
     letter = letter_of(ledger, letter_id)
     assert (letter.raw, letter.kind, letter.headers) == (raw, None, None)
     assert row_of(ledger, letter_id) is None
-    with pytest.raises(InvalidState, match="no message"):
-        dead_letters.replay_one(ledger, letter_id, actor="ada")
+    with pytest.raises(InvalidState, match="not a message"):
+        replays.replay_one(ledger, letter_id, actor="ada")
 
 
 @pytest.mark.parametrize("headers", [{"id": 7, "task": ["x"]}, {"id": "a\0b", "task": "k\0"}, {"id": "i", "task": 3}])
@@ -88,7 +90,7 @@ def test_a_bad_copy_does_not_touch_a_job_that_goes_on(ledger: Database) -> None:
 def test_the_dead_letter_of_a_job_is_replayed_as_a_waiting_job_with_its_fence(ledger: Database) -> None:
     sent = message(Note(text="again"))
     end(ledger, claimed(ledger, sent), Outcome.DEAD, error="no", reason="failed")
-    dead_letters.replay_one(ledger, sent.id, actor="ada")
+    replays.replay_one(ledger, sent.id, actor="ada")
     row = row_of(ledger, sent.id)
     assert (row.state, row.failures, row.crashes, row.fence, row.error) == (State.SCHEDULED, 0, 0, 1, None)
     assert letter_of(ledger, sent.id).replayed_at is not None
@@ -97,7 +99,7 @@ def test_the_dead_letter_of_a_job_is_replayed_as_a_waiting_job_with_its_fence(le
     again = claimed(ledger, decode(broker.lanes["notes", "normal"][0][0]))
     assert (again.attempt, again.fence) == (1, 2)
     with pytest.raises(InvalidState, match="already"):
-        dead_letters.replay_one(ledger, sent.id, actor="ada")
+        replays.replay_one(ledger, sent.id, actor="ada")
     end(ledger, again, Outcome.DEAD, error="no again", reason="failed")
     letter = letter_of(ledger, sent.id)
     assert (letter.replayed_at, letter.detail) == (None, "no again")
@@ -107,13 +109,13 @@ def test_a_raw_dead_letter_is_replayed_once_its_kind_is_known(ledger: Database) 
     envelope = stock_envelope("ledger.late", {"a": 1}, queue="celery", id="late-1")
     bury(ledger, envelope)
     with pytest.raises(InvalidState, match="--import"):
-        dead_letters.replay_one(ledger, "late-1", actor="ada")
+        replays.replay_one(ledger, "late-1", actor="ada")
 
     class Late(Job, kind="ledger.late", queue="lates"):
         a: int
 
     try:
-        dead_letters.replay_one(ledger, "late-1", actor="ada")
+        replays.replay_one(ledger, "late-1", actor="ada")
     finally:
         registry.discard(Late.kind())
     row = row_of(ledger, "late-1")
@@ -123,7 +125,7 @@ def test_a_raw_dead_letter_is_replayed_once_its_kind_is_known(ledger: Database) 
 def test_a_raw_dead_letter_of_a_kind_that_only_a_worker_knows_is_sent_to_it(ledger: Database) -> None:
     bury(ledger, stock_envelope("far.away", {"a": 1}, queue="celery", id="far-1"))
     heartbeats.register(ledger, "w9", engine="celery", queues=["far"], kinds={"far.away": "far"}, lease=LEASE)
-    dead_letters.replay_one(ledger, "far-1", actor="ada")
+    replays.replay_one(ledger, "far-1", actor="ada")
     row = row_of(ledger, "far-1")
     assert (row.state, row.queue, json.loads(row.payload)) == (State.SCHEDULED, "far", {"a": 1})
 
@@ -132,7 +134,7 @@ def test_a_payload_that_is_still_wrong_cannot_be_replayed_and_its_values_are_not
     envelope = Envelope("notes", "normal", {"id": "bad", "task": "ledger.login"}, b'[[], {"password": "s3cret"}, null]')
     bury(ledger, envelope, "invalid_payload")
     with pytest.raises(InvalidState, match="user: Field required") as caught:
-        dead_letters.replay_one(ledger, "bad", actor="ada")
+        replays.replay_one(ledger, "bad", actor="ada")
     assert "s3cret" not in str(caught.value)
     assert letter_of(ledger, "bad").replayed_at is None
 
@@ -140,7 +142,7 @@ def test_a_payload_that_is_still_wrong_cannot_be_replayed_and_its_values_are_not
 def test_a_dead_letter_of_a_kind_without_a_handler_keeps_priority_key_and_tenant(ledger: Database) -> None:
     envelope = encode(Login(user="ada"), key="k", tenant="t", priority="high")
     bury(ledger, envelope, "no_handler")
-    dead_letters.replay_one(ledger, envelope.id, actor="ada")
+    replays.replay_one(ledger, envelope.id, actor="ada")
     row = row_of(ledger, envelope.id)
     assert (row.key, row.tenant, row.priority, row.version) == ("k", "t", "high", 2)
 

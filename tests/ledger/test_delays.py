@@ -9,9 +9,9 @@ import pytest
 from support.ledgers import Login, Note, Tick, change, claimed, end, message, row_of, stock_envelope
 
 from penstock.config.errors import BrokerUnavailable, UndecodableMessage
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import due as delays
+from penstock.ledger.transitions.cancel import request_cancel
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Outcome, State
 from penstock.schemas.wire.codec import Envelope, decode, encode

@@ -12,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 from support.ledgers import Login, Note, attempts_of, change, claim_one, claimed, end, letter_of, message, row_of
 
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.queries.results import write_result
 from penstock.ledger.retention import erasure
 from penstock.ledger.retention.erasure import Erasure
@@ -20,6 +19,7 @@ from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import cancelled_keys, effects, metadata, outbox, unique_keys
 from penstock.ledger.transitions import due
+from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.outbox import Outbox
 from penstock.producers.storage import Storage, make_storage
 from penstock.schemas import Outcome, State
@@ -65,7 +65,7 @@ def test_erasing_leaves_only_a_line_in_the_audit_log(ledger: Database, storage: 
     body = encode(Login(user=NAME), key=NAME)
     body.headers["task"] = "nobody.knows"
     copy = Envelope("notes", "normal", body.headers | {"id": done.id}, body.body)
-    raw = dead_letters.add(ledger, copy, b"", "unknown_kind", f"for {NAME}")
+    raw = bury_message(ledger, copy, b"", "unknown_kind", f"for {NAME}")
     assert letter_of(ledger, raw) is not None
 
     def write(connection: sa.Connection) -> None:

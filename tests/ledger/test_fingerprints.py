@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from penstock.ledger.rows.dead_letters import Frame, fingerprint, last_own_frame, normalised
+from penstock.ledger.rows.fingerprints import Frame, fingerprint, last_own_frame, normalised
 
 SAME = [
     ("no invoice 7", "no invoice 81234"),

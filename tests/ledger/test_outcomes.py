@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support.ledgers import Note, Tick, attempt_outcome, attempts_of, claimed, end, letter_of, message, row_of
 
-from penstock.ledger.queries.status import Progress, read_status, request_cancel
+from penstock.ledger.queries.status import Progress, read_status
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.cancel import request_cancel
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import record
 from penstock.schemas import Outcome, State

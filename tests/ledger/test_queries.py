@@ -6,9 +6,11 @@ import pytest
 from support.ledgers import Note, Pay, claimed, end, letter_of, message, row_of, stock_envelope
 
 from penstock.config.errors import InvalidState, JobNotFound
-from penstock.ledger.queries import dead_letters, jobs
-from penstock.ledger.queries.status import request_cancel
+from penstock.ledger.queries import jobs
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.bury import bury_message
+from penstock.ledger.transitions.cancel import request_cancel
+from penstock.ledger.transitions.replay import retry
 from penstock.schemas import Job, Outcome, State, registry
 
 
@@ -55,7 +57,7 @@ def test_counts_are_by_queue_and_state(ledger: Database) -> None:
 def test_an_ended_job_is_tried_again(ledger: Database, outcome: Outcome) -> None:
     sent = message(Note())
     end(ledger, claimed(ledger, sent), outcome, error="no")
-    jobs.retry(ledger, sent.id, actor="ada")
+    retry(ledger, sent.id, actor="ada")
     row = row_of(ledger, sent.id)
     assert (row.state, row.failures, row.finished_at) == (State.SCHEDULED, 0, None)
     assert row.due_at <= datetime.now(UTC)
@@ -68,26 +70,26 @@ def test_a_succeeded_job_is_retried_only_by_force_and_a_running_one_never(ledger
     claim = claimed(ledger, sent)
     for force in (False, True):
         with pytest.raises(InvalidState, match="running"):
-            jobs.retry(ledger, sent.id, actor="ada", force=force)
+            retry(ledger, sent.id, actor="ada", force=force)
     end(ledger, claim, Outcome.SUCCEEDED, result="1")
     with pytest.raises(InvalidState, match="--force"):
-        jobs.retry(ledger, sent.id, actor="ada")
-    jobs.retry(ledger, sent.id, actor="ada", force=True)
+        retry(ledger, sent.id, actor="ada")
+    retry(ledger, sent.id, actor="ada", force=True)
     assert (row_of(ledger, sent.id).state, row_of(ledger, sent.id).result) == (State.SCHEDULED, None)
     with pytest.raises(JobNotFound):
-        jobs.retry(ledger, "none", actor="ada")
+        retry(ledger, "none", actor="ada")
 
 
 def test_trying_a_job_again_whose_message_was_never_read_reads_it_first(ledger: Database) -> None:
-    dead_letters.add(ledger, stock_envelope("ledger.soon", {"a": 1}, queue="x", id="s"), b"", "unknown_kind", "no")
+    bury_message(ledger, stock_envelope("ledger.soon", {"a": 1}, queue="x", id="s"), b"", "unknown_kind", "no")
     with pytest.raises(InvalidState, match="unknown_kind"):
-        jobs.retry(ledger, "s", actor="ada")
+        retry(ledger, "s", actor="ada")
 
     class Soon(Job, kind="ledger.soon", queue="soons"):
         a: int
 
     try:
-        jobs.retry(ledger, "s", actor="ada")
+        retry(ledger, "s", actor="ada")
     finally:
         registry.discard(Soon.kind())
     assert row_of(ledger, "s").queue == "soons"

@@ -23,12 +23,13 @@ from support.ledgers import (
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.ledger.queries import dead_letters as deadletters
-from penstock.ledger.queries import jobs as queries
 from penstock.ledger.queries.dead_letters import Selection
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import replay as replays
 from penstock.ledger.transitions.claim import Refusal
+from penstock.ledger.transitions.replay import discard, retry
+from penstock.ledger.transitions.replay.plan import BATCH
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, Sensitive, State, registry, upcasts
 from penstock.schemas.wire.codec import decode, unique_key
@@ -56,9 +57,9 @@ def old_kind() -> Iterator[type[Job]]:
     registry.discard(Renamed.kind())
 
 
-def replay_group(ledger: Database, letter_id: str, **options: Any) -> list[deadletters.Verdict]:
+def replay_group(ledger: Database, letter_id: str, **options: Any) -> list[replays.ReplayResult]:
     group = letter_of(ledger, letter_id).fingerprint
-    return deadletters.replay(ledger, Selection(group=group), actor="ada", **options)
+    return replays.replay(ledger, Selection(group=group), actor="ada", **options)
 
 
 def test_an_edit_sets_fields_and_the_job_keeps_its_id_and_the_key_follows(ledger: Database) -> None:
@@ -140,7 +141,7 @@ def test_an_edit_is_for_a_dead_letter_or_a_group(ledger: Database) -> None:
     first, second = die(ledger, Note()), die(ledger, Note())
     for selection in (Selection(ids=(first, second)), Selection(kind="ledger.note"), Selection()):
         with pytest.raises(InvalidJob, match="one group"):
-            deadletters.replay(ledger, selection, actor="ada", edit={"text": "x"})
+            replays.replay(ledger, selection, actor="ada", edit={"text": "x"})
     assert len(ids(ledger)) == 2
 
 
@@ -173,7 +174,7 @@ def test_positional_arguments_of_a_stock_client_are_edited_by_name(ledger: Datab
 
 def test_a_discarded_dead_letter_is_closed_with_its_reason_and_its_job_stays_dead(ledger: Database) -> None:
     letter_id, other = die(ledger, Note()), die(ledger, Note())
-    [verdict] = deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="customer left")
+    [verdict] = discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="customer left")
     assert (verdict.problem, verdict.due_at) == (None, None)
     assert (row_of(ledger, letter_id).state, letter_of(ledger, letter_id).replayed_at) == (State.DEAD, None)
     assert ids(ledger) == [other]
@@ -181,16 +182,16 @@ def test_a_discarded_dead_letter_is_closed_with_its_reason_and_its_job_stays_dea
     [decision] = deadletters.show(ledger, letter_id).decisions
     assert (decision.act, decision.actor, decision.detail) == ("discard", "ada", {"why": "customer left"})
     with pytest.raises(InvalidState, match=r"discarded at .*penstock jobs retry"):
-        deadletters.replay_one(ledger, letter_id, actor="bob")
-    [again] = deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="bob", reason="again")
+        replays.replay_one(ledger, letter_id, actor="bob")
+    [again] = discard(ledger, Selection(ids=(letter_id,)), actor="bob", reason="again")
     assert isinstance(again.problem, InvalidState)
     with pytest.raises(ValueError, match="reason"):
-        deadletters.discard(ledger, Selection(ids=(other,)), actor="ada", reason=" ")
+        discard(ledger, Selection(ids=(other,)), actor="ada", reason=" ")
 
 
 def test_a_filter_is_discarded_in_batches(ledger: Database) -> None:
-    new = many(ledger, replays.BATCH + 1)
-    verdicts = deadletters.discard(ledger, Selection(kind="ledger.note"), actor="ada", reason="old")
+    new = many(ledger, BATCH + 1)
+    verdicts = discard(ledger, Selection(kind="ledger.note"), actor="ada", reason="old")
     assert [verdict.id for verdict in verdicts] == new
     assert ids(ledger) == []
     assert [(entry.act, entry.count) for entry in audit.find(ledger)] == [("discard", len(new))]
@@ -200,8 +201,8 @@ def test_a_discarded_job_can_be_retried_all_the_same_even_one_that_was_never_rea
     read = die(ledger, Note())
     unread = bury(ledger, stock_envelope("ledger.login", {"user": "ada"}, queue="celery"), "no_handler")
     for letter_id in (read, unread):
-        deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
-        queries.retry(ledger, letter_id, actor="bob")
+        discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
+        retry(ledger, letter_id, actor="bob")
         assert row_of(ledger, letter_id).state == State.SCHEDULED
         assert [act.act for act in deadletters.show(ledger, letter_id).decisions] == ["retry", "discard"]
     assert json.loads(row_of(ledger, unread).payload)["user"] == "ada"

@@ -25,12 +25,15 @@ from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.queries import dead_letters as deadletters
 from penstock.ledger.queries import jobs as queries
 from penstock.ledger.queries.dead_letters import Selection
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.transitions import abandoned
 from penstock.ledger.transitions import replay as replays
+from penstock.ledger.transitions.bury import bury_message
+from penstock.ledger.transitions.cancel import request_cancel
+from penstock.ledger.transitions.replay import discard, retry
+from penstock.ledger.transitions.replay.plan import BATCH
 from penstock.schemas import Outcome, State
 from penstock.schemas.wire.codec import Envelope
 
@@ -53,7 +56,7 @@ def test_dead_letters_with_the_same_error_are_a_group(ledger: Database) -> None:
         other[1]
     ]
     assert len(deadletters.groups(ledger, limit=2)) == 2
-    deadletters.replay(ledger, Selection(group=first.fingerprint), actor="ada")
+    replays.replay(ledger, Selection(group=first.fingerprint), actor="ada")
     assert {dead_letter.newest_id for dead_letter in deadletters.groups(ledger)} == {other[1], elsewhere}
 
 
@@ -86,7 +89,7 @@ def test_messages_that_could_not_be_read_are_grouped_by_the_reason(ledger: Datab
     for number in range(2):
         bury(ledger, stock_envelope("who.knows", {"a": number}, queue="celery"), "unknown_kind")
     bury(ledger, stock_envelope("ledger.login", {}, queue="notes"), "invalid_payload")
-    deadletters.add(ledger, Envelope("notes", "normal", {}, b"x"), b"x", "undecodable", "no JSON: column 7")
+    bury_message(ledger, Envelope("notes", "normal", {}, b"x"), b"x", "undecodable", "no JSON: column 7")
     largest, *others = deadletters.groups(ledger)
     assert (largest.count, largest.reason, len(others)) == (2, "unknown_kind", 2)
 
@@ -108,7 +111,7 @@ def test_dead_letters_are_chosen_by_key_tenant_time_and_error(ledger: Database) 
 def test_a_filter_replays_what_it_chooses_and_nothing_else(ledger: Database) -> None:
     chosen = [die(ledger, Note(), tenant="acme") for _ in range(3)]
     left = die(ledger, Note(), tenant="else")
-    verdicts = deadletters.replay(ledger, Selection(tenant="acme"), actor="ada")
+    verdicts = replays.replay(ledger, Selection(tenant="acme"), actor="ada")
     assert [(verdict.id, verdict.queue, verdict.problem) for verdict in verdicts] == [
         (job_id, "notes", None) for job_id in chosen
     ]
@@ -126,8 +129,8 @@ def test_a_filter_replays_what_it_chooses_and_nothing_else(ledger: Database) -> 
 def test_replaying_nothing_leaves_no_line_in_the_audit_log(ledger: Database) -> None:
     letter_id = die(ledger, Note())
     for nothing in (Selection(kind="no.such"), Selection(ids=()), Selection(ids=(), kind="ledger.note")):
-        assert deadletters.replay(ledger, nothing, actor="ada") == []
-        assert deadletters.discard(ledger, nothing, actor="ada", reason="x") == []
+        assert replays.replay(ledger, nothing, actor="ada") == []
+        assert discard(ledger, nothing, actor="ada", reason="x") == []
     assert ids(ledger) == [letter_id]
     [verdict] = replay(ledger, "none")
     assert isinstance(verdict.problem, JobNotFound)
@@ -135,8 +138,8 @@ def test_replaying_nothing_leaves_no_line_in_the_audit_log(ledger: Database) -> 
 
 
 def test_replays_go_in_batches_oldest_first_and_leave_a_line_in_the_audit_log(ledger: Database) -> None:
-    new = many(ledger, 2 * replays.BATCH + 7)
-    verdicts = deadletters.replay(ledger, Selection(kind="ledger.note"), actor="ada", limit=len(new) - 1)
+    new = many(ledger, 2 * BATCH + 7)
+    verdicts = replays.replay(ledger, Selection(kind="ledger.note"), actor="ada", limit=len(new) - 1)
     assert [verdict.id for verdict in verdicts] == new[:-1]
     assert ids(ledger) == new[-1:]
     counted = queries.counts(ledger, (State.SCHEDULED, State.DEAD))
@@ -147,7 +150,7 @@ def test_replays_go_in_batches_oldest_first_and_leave_a_line_in_the_audit_log(le
 
 
 def test_throttled_jobs_become_due_one_after_the_other(ledger: Database) -> None:
-    new = many(ledger, replays.BATCH + 3)
+    new = many(ledger, BATCH + 3)
     request = sa.update(jobs).where(jobs.c.id == new[1]).values(state=State.CANCELLED)
     ledger.write(lambda connection: connection.execute(request))
     before = datetime.now(UTC) - timedelta(seconds=1)
@@ -163,18 +166,18 @@ def test_throttled_jobs_become_due_one_after_the_other(ledger: Database) -> None
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(ledger: Database) -> None:
     fine, cancelled = die(ledger, Note()), die(ledger, Note())
     change(ledger, cancelled, state=State.CANCELLED)
-    bytes_only = deadletters.add(ledger, Envelope("notes", "normal", {}, b"x"), b"x", "undecodable", "no JSON")
+    bytes_only = bury_message(ledger, Envelope("notes", "normal", {}, b"x"), b"x", "undecodable", "no JSON")
     strange = bury(ledger, stock_envelope("who.knows", {}, queue="celery"), "unknown_kind")
     before = everything(ledger)
-    planned = deadletters.replay(ledger, Selection(), actor="ada", per_second=1, dry_run=True)
-    deadletters.discard(ledger, Selection(), actor="ada", reason="old", dry_run=True)
+    planned = replays.replay(ledger, Selection(), actor="ada", per_second=1, dry_run=True)
+    discard(ledger, Selection(), actor="ada", reason="old", dry_run=True)
     assert everything(ledger) == before
     plans = {verdict.id: (verdict.due_at is None, str(verdict.problem or "")) for verdict in planned}
     assert plans[fine] == (False, "")
     assert "is cancelled" in plans[cancelled][1]
-    assert "no message" in plans[bytes_only][1]
+    assert "not a message" in plans[bytes_only][1]
     assert "--import" in plans[strange][1]
-    verdicts = deadletters.replay(ledger, Selection(), actor="ada", per_second=1)
+    verdicts = replays.replay(ledger, Selection(), actor="ada", per_second=1)
     assert [(verdict.id, str(verdict.problem)) for verdict in verdicts] == [
         (verdict.id, str(verdict.problem)) for verdict in planned
     ]
@@ -182,8 +185,8 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(ledger: Database) -
 
 def test_a_decided_dead_letter_is_open_again_when_its_job_dies_again(ledger: Database) -> None:
     letter_id = die(ledger, Note())
-    deadletters.discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
-    queries.retry(ledger, letter_id, actor="ada")
+    discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
+    retry(ledger, letter_id, actor="ada")
     end(ledger, claimed(ledger, message(Note(), id=letter_id, fence=1)), Outcome.DEAD, error="no", reason="failed")
     assert ids(ledger) == [letter_id]
     assert len(deadletters.show(ledger, letter_id).decisions) == 2
@@ -191,7 +194,7 @@ def test_a_decided_dead_letter_is_open_again_when_its_job_dies_again(ledger: Dat
 
 def test_a_dead_letter_whose_job_is_no_longer_dead_is_not_replayed(ledger: Database) -> None:
     retried = die(ledger, Note())
-    queries.retry(ledger, retried, actor="ada")
+    retry(ledger, retried, actor="ada")
     assert request_cancel(ledger, retried) == State.CANCELLED
     gone = die(ledger, Note())
     ledger.write(lambda connection: connection.execute(sa.delete(jobs).where(jobs.c.id == gone)))
@@ -202,8 +205,8 @@ def test_a_dead_letter_whose_job_is_no_longer_dead_is_not_replayed(ledger: Datab
 
 
 def test_concurrent_replays_replay_each_dead_letter_once(ledger: Database, ledger_url: str) -> None:
-    new = many(ledger, replays.BATCH + 20)
-    results: list[list[deadletters.Verdict]] = []
+    new = many(ledger, BATCH + 20)
+    results: list[list[replays.ReplayResult]] = []
     errors: list[BaseException] = []
     ready = threading.Barrier(2)
 
@@ -212,7 +215,7 @@ def test_concurrent_replays_replay_each_dead_letter_once(ledger: Database, ledge
         try:
             ready.wait(60)
             chosen = Selection(ids=tuple(reversed(new) if reverse else new))
-            results.append(deadletters.replay(database, chosen, actor=actor))
+            results.append(replays.replay(database, chosen, actor=actor))
         except BaseException as error:
             errors.append(error)
         finally:
@@ -233,9 +236,9 @@ def test_replays_and_discards_need_an_actor(ledger: Database) -> None:
     letter_id = die(ledger, Note())
     before = everything(ledger)
     for act in (
-        lambda: deadletters.replay_one(ledger, letter_id, actor=""),
-        lambda: deadletters.discard(ledger, Selection(), actor=" ", reason="x"),
-        lambda: queries.retry(ledger, letter_id, actor=""),
+        lambda: replays.replay_one(ledger, letter_id, actor=""),
+        lambda: discard(ledger, Selection(), actor=" ", reason="x"),
+        lambda: retry(ledger, letter_id, actor=""),
     ):
         with pytest.raises(ValueError, match="actor"):
             act()

@@ -7,7 +7,8 @@ import pytest
 from penstock.config.errors import JobFailed
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.queries.dead_letters import Selection
-from penstock.ledger.rows.dead_letters import Frame, last_own_frame
+from penstock.ledger.rows.fingerprints import Frame, last_own_frame
+from penstock.ledger.transitions import replay as replays
 from penstock.schemas import Job, RetryPolicy, Sensitive, State
 from penstock.workers import handles
 from penstock.workers.engines.inline import Inline
@@ -53,7 +54,7 @@ def test_a_job_with_an_edited_payload_ends_under_the_handle_that_its_producer_ha
         [attempt] = dead_letters.show(penstock.database, other.id).attempts
         assert last_own_frame(attempt.traceback) == Frame("ledger/test_replays_end_to_end.py", "_quotient")
         chosen = Selection(group=largest.fingerprint)
-        dead_letters.replay(penstock.database, chosen, actor="ada", edit={"token": "right"})
+        replays.replay(penstock.database, chosen, actor="ada", edit={"token": "right"})
         penstock.drain()
         assert [handle.result(timeout=60) for handle in handles_of] == ["hello ada", "hello bob"]
         status = handles_of[0].status()

@@ -20,10 +20,10 @@ from support.ledgers import (
     start_worker,
 )
 
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions import lost as resending
+from penstock.ledger.transitions.cancel import request_cancel
 from penstock.ledger.transitions.claim import Claim
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, Outcome, State

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from support.ledgers import Note, attempts_of, change, claimed, message, row_of
 
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.retention.pruning import delete_jobs
 from penstock.ledger.rows import limit_waits as waits
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, limit_waits
+from penstock.ledger.transitions.cancel import request_cancel
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.producers.senders.memory import MemoryBroker

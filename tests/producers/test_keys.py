@@ -21,13 +21,12 @@ from support.ledgers import (
 from support.unique_jobs import Light, Plain, Reject, Replace
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
-from penstock.ledger.queries.jobs import retry
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
 from penstock.ledger.transitions import due
-from penstock.ledger.transitions.cancel import cancel_key
+from penstock.ledger.transitions.cancel import cancel_key, request_cancel
 from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
+from penstock.ledger.transitions.replay import retry
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Outcome, State

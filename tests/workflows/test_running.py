@@ -12,6 +12,7 @@ from support.workflows import jobs as acme
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.ledger.queries import dead_letters
+from penstock.ledger.transitions import replay as replays
 from penstock.ledger.workflows import commands
 from penstock.producers import JobHandle
 from penstock.workers.engines.inline import Inline
@@ -182,7 +183,7 @@ def test_replaying_the_dead_letter_of_a_step_resumes_the_workflow(penstock: Inli
     letter = next(
         dead_letter for dead_letter in letters if dead_letter.kind == "wf.report" and dead_letter.replayed_at is None
     )
-    dead_letters.replay(penstock.database, dead_letters.Selection((letter.id,)), actor="ada")
+    replays.replay(penstock.database, dead_letters.Selection((letter.id,)), actor="ada")
     until(lambda: handle.status().state == "succeeded")
     assert states(penstock, handle)["tell"] == "succeeded"
 
@@ -193,7 +194,7 @@ def test_the_dead_letter_of_a_workflow_can_be_replayed(penstock: Inline) -> None
     assert ended(handle).state == "dead"
     acme.broken.clear()
     acme.done.clear()
-    dead_letters.replay(penstock.database, dead_letters.Selection((handle.id,)), actor="ada")
+    replays.replay(penstock.database, dead_letters.Selection((handle.id,)), actor="ada")
     until(lambda: handle.status().state == "succeeded")
     assert acme.done == ["mail 3 rows https://reports/north"]
 

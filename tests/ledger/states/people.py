@@ -8,9 +8,9 @@ from ledger.states.model import act, pick
 from ledger.states.world import World
 
 from penstock.config.errors import InvalidState
-from penstock.ledger.queries import jobs as queries
-from penstock.ledger.queries.status import request_cancel
 from penstock.ledger.transitions import replay as replays
+from penstock.ledger.transitions.cancel import request_cancel
+from penstock.ledger.transitions.replay import retry
 from penstock.schemas import State
 from penstock.schemas.jobs.unique_policy import UNENDED
 from penstock.schemas.states import FINAL
@@ -57,13 +57,13 @@ class People(World):
         job = pick([job for job in self.model.values() if job.state in FINAL], number)
         if job.unread:
             with pytest.raises(InvalidState):
-                queries.retry(self.ledger, job.id, actor="ada")
+                retry(self.ledger, job.id, actor="ada")
             return
         if replay and job.state == State.DEAD:
-            [verdict] = replays.replay(self.ledger, [job.id], actor="ada")
+            [verdict] = replays.replay_ids(self.ledger, [job.id], actor="ada")
             assert verdict.problem is None
         else:
-            queries.retry(self.ledger, job.id, actor="ada", force=True)
+            retry(self.ledger, job.id, actor="ada", force=True)
         job.wait(due=True)
         job.failures = job.crashes = 0
         job.cancel_requested = job.letter = job.named = False

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 
 from penstock.config.errors import JobFailed, KindError, WaitTimeout
 from penstock.config.settings import Settings
-from penstock.ledger.queries.status import cancel
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.transitions.cancel import cancel_in
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
@@ -150,7 +150,7 @@ class _Firing:
                 continue
             one_waits = unfinished
             if unfinished and self._overlap == "replace":
-                cancel(connection, database, str(self._last))
+                cancel_in(connection, database, str(self._last))
             [answer] = enter(connection, database, [self._rule.envelope(_now(), time)], _now())
             self._last = answer.job_id
             _send(connection, [answer.job_id])

@@ -211,7 +211,7 @@ class Producer(_Base):
         Raises:
             InvalidState: none of them waits for its time, or it would expire before; JobNotFound: there is none.
         """
-        from penstock.ledger.transitions.cancel import reschedule_key
+        from penstock.ledger.transitions.reschedule import reschedule_key
 
         return reschedule_key(self._ledger.open(), key, moment(run_at, delay), kind=kind, tenant=tenant)
 
@@ -383,7 +383,7 @@ class AsyncProducer(_Base):
         """See `Producer.reschedule`."""
         import asyncio
 
-        from penstock.ledger.transitions.cancel import reschedule_key
+        from penstock.ledger.transitions.reschedule import reschedule_key
 
         time = moment(run_at, delay)
         database = await asyncio.to_thread(self._ledger.open)

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from penstock.ledger.members import roster
 from penstock.ledger.members.roster import Member, Roster
 from penstock.ledger.queries.scope import EVERYTHING, UNREAD, Scope
-from penstock.ledger.queries.status import UNSEEN
 from penstock.ledger.rows import limit_waits
+from penstock.ledger.rows.jobs import UNSEEN
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, dead_letters, jobs, outbox, unique_keys

@@ -163,7 +163,7 @@ class JobHandle:
         Raises:
             InvalidState: it has ended already.
         """
-        from penstock.ledger.queries.status import request_cancel
+        from penstock.ledger.transitions.cancel import request_cancel
 
         return request_cancel(self._ledger.open(), self.id, kind=self.kind or None)
 
@@ -176,11 +176,10 @@ class JobHandle:
         Raises:
             InvalidState: it does not wait for its time, or would expire before; JobNotFound: it is not recorded.
         """
-        from penstock.ledger.transitions.cancel import reschedule
+        from penstock.ledger.transitions.reschedule import reschedule
         from penstock.producers.enqueue.options import moment
 
-        database, due_at = self._ledger.open(), moment(run_at, delay)
-        database.write(lambda connection: reschedule(connection, database, self.id, due_at))
+        reschedule(self._ledger.open(), self.id, moment(run_at, delay))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.kind} {self.id}>"

@@ -97,6 +97,30 @@ def sign_off(database: Database, name: str) -> None:
     database.write(lambda connection: connection.execute(statement))
 
 
+def record_worker_exit(database: Database, pid: int, status: str, peak_memory_bytes: int | None) -> None:
+    """Record how a process of this host ended. Does nothing if it was not a worker, or had stopped in order.
+
+    Arguments:
+        status: such as `SIGKILL` or `exit code 1`.
+        peak_memory_bytes: None: keep the figure of its last heartbeat.
+    """
+    # Pids are reused: the worker that started last is meant.
+    process = sa.and_(workers.c.pid == pid, workers.c.host == socket.gethostname())
+    latest = sa.select(workers.c.name, workers.c.stopped_at, workers.c.ended).where(process)
+    latest = latest.order_by(workers.c.started_at.desc()).limit(1)
+
+    def record_exit(connection: sa.Connection) -> None:
+        row = connection.execute(latest).first()
+        if row is None or row.stopped_at is not None or row.ended is not None:
+            return
+        change: dict[str, Any] = {"ended": status[:32]}
+        if peak_memory_bytes is not None:
+            change["peak_memory_bytes"] = peak_memory_bytes
+        connection.execute(sa.update(workers).where(workers.c.name == row.name).values(**change))
+
+    database.write(record_exit)
+
+
 def known_kinds(database: Database) -> dict[str, str]:
     """Kind to queue, of every worker on record."""
 

@@ -1,4 +1,4 @@
-"""What people ask the ledger: lists of jobs, one job with its attempts, counts; and trying an ended job again."""
+"""Jobs on record: lists, one job with its attempts, counts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.config.errors import InvalidState, JobNotFound
-from penstock.ledger.rows import audit
+from penstock.config.errors import JobNotFound
 from penstock.ledger.rows.attempts import history
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import dead_letters, jobs
-from penstock.ledger.transitions import replay
+from penstock.ledger.sql.tables import jobs
 from penstock.schemas.states import WAITING, State
 
 LISTED = (
@@ -89,32 +87,3 @@ def counts(database: Database, states: Sequence[State]) -> dict[str, dict[str, i
     ):
         counted.setdefault(queue, {})[state] = number
     return counted
-
-
-def retry(database: Database, job_id: str, *, actor: str, force: bool = False) -> None:
-    """Try an ended job again, now; its dead letter counts as replayed.
-
-    Arguments:
-        actor: who, for the audit log.
-        force: also one that succeeded.
-
-    Raises:
-        JobNotFound: it is not recorded. InvalidState: it has not ended, or succeeded and `force` is not given.
-    """
-    unread = sa.and_(dead_letters.c.id == job_id, dead_letters.c.replayed_at.is_(None), dead_letters.c.raw.is_not(None))
-    if database.read(lambda connection: connection.execute(sa.select(dead_letters.c.id).where(unread)).first()):
-        # Its message was never read, so it must be read first.
-        [verdict] = replay.replay(database, [job_id], actor=actor, act="retry", subject_kind="job", discarded_too=True)
-        if verdict.problem is not None:
-            raise verdict.problem
-        return
-    states = [State.DEAD, State.DISCARDED, State.CANCELLED, *([State.SUCCEEDED] if force else [])]
-
-    def write(connection: sa.Connection) -> None:
-        state = connection.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
-        if state == State.SUCCEEDED and not force:
-            raise InvalidState(f"job {job_id} succeeded; run it once more only on purpose, with --force")
-        was = replay.revive(connection, database, job_id, states)
-        audit.write(connection, actor=actor, act="retry", subject=job_id, detail={"was": was})
-
-    database.write(write)

@@ -1,27 +1,20 @@
-"""What the ledger says of a job, and asking it to cancel one: for handles, the gateway and the command line."""
+"""Status of one job: for handles, the gateway and the command line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.queries.results import StoredResult
-from penstock.ledger.rows import steps
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
-from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import WAITING, State
 from penstock.schemas.storage import Storage
-from penstock.schemas.wire.ids import made_at
-
-UNSEEN = "null"
-"""The payload of a job that was cancelled before its message was seen by any worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,65 +109,3 @@ def read_status(
         recorded=None if row.result is None else json.loads(row.result),
         stored=None if row.result_ref is None else StoredResult(row.result_ref, open_storage),
     )
-
-
-def request_cancel(database: Database, job_id: str, *, kind: str | None = None) -> State:
-    """Cancel a job: at once while it waits, through its worker while it runs. Returns its state now.
-
-    A job the ledger has not seen yet waits in the broker; a cancelled row is written, which the worker that gets it
-    will find. That needs its `kind`.
-
-    Raises:
-        InvalidState: it has ended, or its kind has `track=False` and the broker has it; JobNotFound: it is not
-            recorded and no kind was given.
-    """
-    return database.write(lambda connection: cancel(connection, database, job_id, kind=kind))
-
-
-def cancel(
-    connection: sa.Connection, database: Database, job_id: str, *, kind: str | None = None, tenant: str | None = None
-) -> State:
-    """`request_cancel` in a transaction of the caller's.
-
-    Arguments:
-        tenant: like the kind, of a job that is not recorded yet.
-    """
-    select = sa.select(jobs.c.state).where(jobs.c.id == job_id)
-    state = connection.execute(database.locked(select)).scalar()
-    now = datetime.now(UTC)
-    if state is None:
-        if kind is None:
-            raise JobNotFound(f"job {job_id} is not recorded; if it still waits in the broker, name its kind")
-        if (known := registry.find(kind)) is not None and not known.track:
-            raise InvalidState(
-                f"job {job_id} is not recorded: {kind} has track=False, so its workers do not ask the ledger"
-            )
-        connection.execute(sa.insert(jobs).values(**_unseen(job_id, kind, tenant, now)))
-        return State.CANCELLED
-    if State(state).final:
-        raise InvalidState(f"job {job_id} is {state} already and cannot be cancelled")
-    if state == State.RUNNING:
-        change: dict[str, Any] = {"cancel_requested": True}
-    else:
-        change = {"state": State.CANCELLED, "finished_at": now, "due_at": None}
-    connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**change))
-    if state != State.RUNNING:
-        steps.stopped(connection, database, [job_id])
-    return State(change.get("state", state))
-
-
-def _unseen(job_id: str, kind: str, tenant: str | None, now: datetime) -> dict[str, Any]:
-    known = registry.find(kind)
-    return {
-        "id": job_id,
-        "kind": kind,
-        "queue": known.queue if known else "",
-        "priority": known.priority if known else "normal",
-        "delivery": known.delivery if known else "at_least_once",
-        "version": known.version if known else 1,
-        "payload": UNSEEN,
-        "tenant": tenant,
-        "state": State.CANCELLED,
-        "enqueued_at": made_at(job_id) or now,
-        "finished_at": now,
-    }

@@ -17,9 +17,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.queries.status import UNSEEN
 from penstock.ledger.retention.pruning import STORED_BY, delete_jobs, delete_results, may_have_stored
 from penstock.ledger.rows import audit
+from penstock.ledger.rows.ended import announce_ends
+from penstock.ledger.rows.jobs import UNSEEN
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import (
     attempts,
@@ -181,6 +182,7 @@ def _erase(
         if stay:
             mine = sa.update(jobs).where(database.among(jobs.c.id, [row.id for row in stay]))
             connection.execute(mine.values(**_EMPTY, finished_at=now))
+            announce_ends(connection, database, [row.id for row in stay])
         gone = [row.id for row in left if not _stays(row, now)]
         delete_jobs(connection, database, gone)
         counts.update({"jobs": len(gone), "tombstones": len(stay)})

@@ -1,101 +1,89 @@
-"""Fingerprints of errors: two dead letters with the same one died of the same thing, as far as can be told.
+"""The row of a dead letter: the one place that spells it out.
 
-Only what becomes a dead letter has its fingerprint made.
+There are two sorts. The dead letter of a *job* says why the job in the ledger is dead. An *unread* one keeps the
+headers and bytes of a message that never became a job here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from typing import NamedTuple
+import json
+from datetime import datetime
+from typing import Any
+
+from penstock.ledger.rows.fingerprints import crash_fingerprint, fingerprint
+from penstock.ledger.rows.jobs import Row
+from penstock.ledger.rows.text import storable
 
 
-class Frame(NamedTuple):
-    """Where in the code an error came from, without what changes from one deployment to the next."""
-
-    file: str
-    """With its folder."""
-    function: str
-
-
-_TYPE = re.compile(r"([A-Za-z_][\w.]*)(?::\s|$)")
-
-_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
-_DAY = r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,?\s+)?"
-_CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:[.,]\d+)?)?"
-_ZONE = r"(?:\s?(?:Z|UTC|GMT|[+-]\d\d:?\d\d))?"
-_PLACEHOLDERS = [
-    # In this order: what stands in quotes is one thing, and a number is also part of all that comes before it.
-    ("<text>", re.compile(r"""(?<!\w)[bBuUrR]{0,2}(['"`]).*?(?:\1(?!\w)|\Z)|[“«„].*?[”»“]""", re.DOTALL)),
-    ("<address>", re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s>)\]}]+|[^\s<>(),;:=]+@[^\s<>(),;:]+", re.IGNORECASE)),
-    ("<time>", re.compile(rf"\b\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK}{_ZONE})?(?!\w)")),
-    ("<time>", re.compile(rf"\b{_DAY}\d{{1,2}} {_MONTH} \d{{4}}(?: {_CLOCK}{_ZONE})?(?!\w)")),
-    ("<time>", re.compile(rf"\b{_DAY}{_MONTH}\s+\d{{1,2}}(?: {_CLOCK}{_ZONE})?(?:,? \d{{4}})?(?!\w)")),
-    ("<time>", re.compile(rf"(?<![\w:.]){_CLOCK}{_ZONE}(?![\w:])")),
-    (
-        "<address>",
-        re.compile(r"(?<![\w:])(?=[0-9a-f:]*\d)(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])", re.IGNORECASE),
-    ),
-    # UUIDs, hex, numbers, names of hosts with a number: every word with a digit in it, and such words joined.
-    ("<id>", re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b|\b0x[0-9a-f]+\b", re.IGNORECASE)),
-    ("<number>", re.compile(r"[+-]?(?<![\w.,:])\d+(?:[.,:]\d+)*(?:e[+-]?\d+)?(?![\w-])", re.IGNORECASE)),
-    ("<id>", re.compile(r"(?<![\w-])(?=[\w-]*\d)[\w-]*(?:[.,:][\w-]*\d[\w-]*)*")),
-]
-_REPEATED = re.compile(r"(<(?:text|address|time|id|number)>)(?:(?:,\s*|\s+)\1)+")
-
-_LONGEST = 2000
-"""An attempt's error is cut here too."""
-
-_FRAME = re.compile(r'^[ \t|+-]*File "([^"\n]*)", line \d+, in (.+?)\s*$', re.MULTILINE)
-_LIBRARY = re.compile(r"(?:^|/)(?:site|dist)-packages/")
-_STANDARD = re.compile(r"(?:^|/)(?:lib(?:64)?/python\d[\d.]*t?/(?!(?:site|dist)-packages/)|Lib/(?!site-packages/))|^<")
-_INTERNAL = re.compile(
-    r"(?:^|/)penstock/(?:config|schemas|ledger|producers|workers/(?:brokers|dispatcher|engines|executor|handlers))/"
-)
-_DIGITS = re.compile(r"\d+")
-
-
-def fingerprint(kind: str | None, error: str, traceback: str | None = None) -> str:
-    """16 hexadecimal digits, made of kind, type of the error, normalised message and the last frame of one's own.
+def of_job(
+    job_id: str,
+    kind: str,
+    queue: str,
+    *,
+    reason: str,
+    detail: str,
+    created_at: datetime,
+    error: str | None = None,
+    traceback: str | None = None,
+) -> Row:
+    """Dead letter of a job that is in the ledger.
 
     Arguments:
-        error: `Type: message`, as an attempt's error is recorded; or the reason and the detail of what never ran.
-        traceback: as Python prints it.
+        reason: `failed`, `permanent`, `in_doubt`, `crashed`, `delivery_limit` and so on.
+        detail: for people: the error, and why it is the end.
+        error: `Type: message` of the last attempt, from which the fingerprint is made; None: from the detail.
     """
-    error = error.strip()
-    typed = _TYPE.match(error)
-    name, message = (typed[1], error[typed.end() :]) if typed else ("", error)
-    frame = last_own_frame(traceback) if traceback else None
-    parts = (kind or "", name, normalised(message), *(frame or ("", "")))
-    return hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()[:16]
+    if reason == "crashed":
+        grouped = crash_fingerprint(kind)
+    else:
+        grouped = fingerprint(kind, error if error is not None else detail, traceback)
+    return _row(job_id, kind, queue, reason, detail, grouped, created_at)
 
 
-def crash_fingerprint(kind: str) -> str:
-    """Of what died with its workers: no error was raised, and what is said of hosts and signals is of one crash."""
-    return fingerprint(kind, "crashed")
+def unread(
+    dead_letter_id: str,
+    headers: dict[str, Any],
+    queue: str,
+    raw: bytes,
+    *,
+    reason: str,
+    detail: str,
+    created_at: datetime,
+) -> Row:
+    """Dead letter of a message that could not be read.
 
-
-def normalised(message: str) -> str:
-    """The message with what differs from job to job replaced: `<text>` for what is quoted, `<address>`, `<time>`,
-    `<id>`, `<number>`; several of one sort in a row are one."""
-    message = message[:_LONGEST]
-    for placeholder, pattern in _PLACEHOLDERS:
-        message = pattern.sub(placeholder, message)
-    return _REPEATED.sub(r"\1", " ".join(message.split()))
-
-
-def last_own_frame(traceback: str) -> Frame | None:
-    """The last frame in code that is neither Python's, nor an installed package's, nor Penstock's machinery.
-
-    Where no frame is one's own, as when the application is itself installed as a package, the last one of a package
-    counts, else the last one. None: there is no frame.
+    Arguments:
+        headers: as they came; empty if there were none.
+        raw: the body; the whole bytes if there were no headers.
     """
-    frames = [(file.replace("\\", "/"), function) for file, function in _FRAME.findall(traceback)]
-    foreign = [one for one in frames if not _STANDARD.search(one[0]) and not _INTERNAL.search(one[0])]
-    own = [one for one in foreign if not _LIBRARY.search(one[0])]
-    for found in (own, foreign, frames):
-        if found:
-            file, function = found[-1]
-            # Of the folders above, the name may be that of a release, of a container's layer or of a machine.
-            return Frame(_DIGITS.sub("0", "/".join(file.split("/")[-2:])), function)
-    return None
+    kind = storable(headers.get("task"), 128)
+    row = _row(
+        dead_letter_id,
+        kind,
+        storable(queue, 128) or "",
+        reason,
+        storable(detail, 4000) or "",
+        fingerprint(kind, f"{reason}: {detail}"),
+        created_at,
+    )
+    # AMQP tables also hold times and bytes.
+    row.update(headers=json.dumps(headers, default=str) if headers else None, raw=raw)
+    return row
+
+
+def _row(
+    dead_letter_id: str, kind: str | None, queue: str, reason: str, detail: str, grouped: str, created_at: datetime
+) -> Row:
+    return {
+        "id": dead_letter_id,
+        "kind": kind,
+        "queue": queue,
+        "reason": reason,
+        "detail": detail,
+        "fingerprint": grouped,
+        "headers": None,
+        "raw": None,
+        "created_at": created_at,
+        "replayed_at": None,
+        "discarded_at": None,
+    }

@@ -22,10 +22,13 @@ from penstock.ledger.sql.tables import jobs
 from penstock.schemas.jobs.job import NAME
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, registry
 from penstock.schemas.states import WAITING, State
-from penstock.schemas.wire.codec import Envelope, open_body, parse_time, read_body
+from penstock.schemas.wire.codec import Envelope, Message, body_of, open_body, parse_time, read_body
 from penstock.schemas.wire.ids import made_at
 
 Row = dict[str, Any]
+
+UNSEEN = "null"
+"""Payload of a job that was cancelled before a worker saw its message."""
 
 RESERVED = timedelta(seconds=15)
 """How long there is for sending what was reserved. Longer than a broker's timeout, so that a slow one is no race."""
@@ -157,3 +160,41 @@ def _check(row: Row) -> None:
     for name in ("due_at", "enqueued_at", "expires_at"):
         if row[name] is not None:
             row[name].astimezone(UTC)  # year 1 or 9999 with an offset overflows
+
+
+def message_row(message: Message, started_at: datetime) -> Row:
+    """What a job's row takes from its message: the columns that are not null from its first claim on, except state,
+    worker, fence and attempt."""
+    job = message.job
+    embed = message.embed
+    return {
+        "id": message.id,
+        "kind": message.kind.name,
+        "queue": message.queue,
+        "priority": message.priority,
+        "delivery": message.kind.delivery,
+        "version": message.kind.version,
+        "payload": job.__pydantic_serializer__.to_json(job, by_alias=True).decode(),
+        "embed": None if embed is None else json.dumps(embed),
+        "key": message.key,
+        "tenant": message.tenant,
+        "traceparent": message.traceparent,
+        "enqueued_at": message.sent_at or started_at,
+        "expires_at": message.expires_at,
+        "started_at": started_at,
+        "failures": 0,
+        "crashes": 0,
+        "cancel_requested": False,
+    }
+
+
+def body_of_row(row: Any) -> bytes:
+    """The body of a waiting row's message. The payload goes as it was kept: its kind may be unknown here."""
+    payload: bytes = row.payload.encode()
+    if row.embed is None:
+        return body_of(payload)
+    if ARGS not in row.embed:
+        return body_of(payload, row.embed.encode())
+    embed = json.loads(row.embed)
+    args = json.dumps(embed.pop(ARGS, []))
+    return b"[" + args.encode() + b"," + payload + b"," + json.dumps(embed).encode() + b"]"

@@ -1,6 +1,6 @@
-"""Telling the dispatcher that jobs of workflows have ended: with the outcome, in its transaction.
+"""Steps of workflows whose jobs have ended: their rows say when the dispatcher looks at them next.
 
-A step's row says when the dispatcher looks at it next. Where a job ends unheard, it looks all the same, only later.
+The dispatcher looks at every step now and then, too, so that a job whose end was missed only costs time.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import sqlalchemy as sa
 
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import steps
+from penstock.ledger.sql.tables import steps, workflows
 
 MARK = "penstock_workflow"
 """In the `embed` of a step's job: the id of its workflow."""
 
 
-def ended(connection: sa.Connection, database: Database, job_ids: Sequence[str]) -> None:
-    """Let the dispatcher look at the steps whose jobs these are, at once."""
+def wake_steps_of(connection: sa.Connection, database: Database, job_ids: Sequence[str]) -> None:
+    """Let the dispatcher look at once at the steps that these jobs belong to."""
     if job_ids:
-        mine = database.among(steps.c.job_id, job_ids)
-        connection.execute(sa.update(steps).where(mine).values(due_at=from_now()))
+        where = database.among(steps.c.job_id, job_ids)
+        connection.execute(sa.update(steps).where(where).values(due_at=from_now()))
 
 
-def stopped(connection: sa.Connection, database: Database, job_ids: Sequence[str]) -> None:
-    """The same of jobs that somebody stopped, which may be workflows themselves."""
-    if job_ids:
-        ended(connection, database, job_ids)
-        mine = sa.and_(database.among(steps.c.workflow_id, job_ids), steps.c.number == 0)
-        connection.execute(sa.update(steps).where(mine).values(due_at=from_now()))
+def wake_workflows(connection: sa.Connection, database: Database, workflow_ids: Sequence[str]) -> None:
+    """Let the dispatcher look at once at those of these jobs that are workflows under way."""
+    if workflow_ids:
+        under_way = sa.select(workflows.c.id).where(
+            database.among(workflows.c.id, workflow_ids), workflows.c.finished_at.is_(None)
+        )
+        where = sa.and_(steps.c.workflow_id.in_(under_way), steps.c.number == 0)
+        connection.execute(sa.update(steps).where(where).values(due_at=from_now()))

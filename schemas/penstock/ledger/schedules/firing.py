@@ -17,12 +17,12 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from penstock.config.errors import InvalidState, JobNotFound
-from penstock.ledger.queries.status import cancel
 from penstock.ledger.schedules.rows import WAITS, due_at
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
+from penstock.ledger.transitions.cancel import cancel_in
 from penstock.ledger.transitions.enqueue import enter as enter_jobs
 from penstock.schemas.schedules.times import MOST_AT_ONCE
 from penstock.schemas.states import FINAL, State
@@ -176,7 +176,7 @@ def _plan(
         times = times[-1:]
         if plan.unfinished:
             with suppress(InvalidState, JobNotFound):  # it has ended
-                cancel(connection, database, str(plan.last_job_id))
+                cancel_in(connection, database, str(plan.last_job_id))
     for time in times:
         plan.last_at = time
         if plan.unfinished and overlap == "skip":

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import sqlalchemy as sa
 
-from penstock.ledger.queries import dead_letters as deadletters
-from penstock.ledger.rows import steps
-from penstock.ledger.rows.crashes import Crashes, crashed_attempt
-from penstock.ledger.rows.dead_letters import crash_fingerprint, fingerprint
+from penstock.ledger.rows.attempts import Crashes
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import attempts, dead_letters, jobs, workers
+from penstock.ledger.sql.tables import jobs, workers
+from penstock.ledger.transitions.bury import bury_crashed, bury_message
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import Envelope, is_id
 
@@ -47,7 +44,7 @@ def bury_abandoned(database: Database, limit: int = 500, *, patience: timedelta 
         deaths = Crashes(connection)
         for row in rows:
             error = f"{deaths.describe(row)}, and delivery is at_most_once"
-            _bury(connection, database, row, "crashed", error)
+            bury_crashed(connection, database, row, "crashed", error)
         return [row.id for row in rows]
 
     return database.write(write)
@@ -73,11 +70,11 @@ def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str
         def write(connection: sa.Connection) -> None:
             left = sa.select(jobs).where(jobs.c.id == envelope.id, jobs.c.state == State.RUNNING)
             for row in connection.execute(database.locked(left.where(~_is_held()))):
-                _bury(connection, database, row, "delivery_limit", detail)
+                bury_crashed(connection, database, row, "delivery_limit", detail)
 
         database.write(write)
     elif state is None or state == State.QUEUED:
-        deadletters.add(database, envelope, raw, "delivery_limit", detail)
+        bury_message(database, envelope, raw, "delivery_limit", detail)
     return True
 
 
@@ -85,27 +82,3 @@ def _is_held(patience: timedelta = _NONE) -> sa.ColumnElement[bool]:
     """Whether a job's worker lives, or its lease has ended no longer ago than this."""
     alive = sa.and_(workers.c.lease_until > from_now(-patience), workers.c.stopped_at.is_(None))
     return sa.exists().where(workers.c.name == jobs.c.worker, alive)
-
-
-def _bury(connection: sa.Connection, database: Database, row: Any, reason: str, error: str) -> None:
-    now = datetime.now(UTC)
-    change = {"state": State.DEAD, "finished_at": now, "error": error, "worker": None, "fence": row.fence + 1}
-    connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(crashes=row.crashes + 1, **change))
-    steps.stopped(connection, database, [row.id])
-    connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, error)])
-    letter = {
-        "id": row.id,
-        "kind": row.kind,
-        "queue": row.queue,
-        "reason": reason,
-        "detail": error,
-        "fingerprint": (
-            crash_fingerprint(row.kind) if reason == "crashed" else fingerprint(row.kind, f"{reason}: {error}")
-        ),
-        "headers": None,
-        "raw": None,
-        "created_at": now,
-        "replayed_at": None,
-        "discarded_at": None,
-    }
-    connection.execute(database.upsert(dead_letters), [letter])

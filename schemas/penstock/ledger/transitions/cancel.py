@@ -1,79 +1,161 @@
-"""Cancelling and rescheduling jobs, by id or by what they are about: their key."""
+"""Cancelling jobs, by id or by key, wherever they are."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
-from penstock.ledger.rows import steps
+from penstock.ledger.rows import audit
+from penstock.ledger.rows.ended import announce_ends, final_columns
+from penstock.ledger.rows.jobs import UNSEEN
+from penstock.ledger.rows.keys import exact, kind_name, select_by_key, selection_detail
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import cancelled_keys, jobs
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.unique_policy import REPLACEABLE, UNENDED
-from penstock.schemas.states import WAITING, State
+from penstock.schemas.states import State
+from penstock.schemas.wire.ids import made_at
 
 _BATCH = 500
 Seen = tuple[str, str, str, str | None, datetime | None]
-"""Id, kind, key, tenant and enqueueing of a job."""
+"""Id, kind, key, tenant and time of enqueueing of a job."""
+
+
+def request_cancel(
+    database: Database, job_id: str, *, kind: str | None = None, tenant: str | None = None, actor: str | None = None
+) -> State:
+    """Cancel a job: at once while it waits, through its worker while it runs. Returns its state now.
+
+    A job that the ledger has not seen yet waits in the broker. A cancelled row is written for it, which the worker that
+    gets it will find. That needs its `kind`.
+
+    Arguments:
+        kind, tenant: of a job that is not recorded yet.
+        actor: for the audit log; None: a program cancels its own job, which is not audited.
+
+    Raises:
+        InvalidState: it has ended, or its kind has `track=False` and the broker has it; JobNotFound: it is not
+            recorded and no kind was given.
+    """
+
+    def cancel_and_audit(connection: sa.Connection) -> State:
+        state = cancel_in(connection, database, job_id, kind=kind, tenant=tenant)
+        if actor is not None:
+            audit.write(connection, actor=actor, act="cancel", subject=job_id)
+        return state
+
+    return database.write(cancel_and_audit)
+
+
+def cancel_in(
+    connection: sa.Connection, database: Database, job_id: str, *, kind: str | None = None, tenant: str | None = None
+) -> State:
+    """`request_cancel` in a transaction of the caller's, without the audit log."""
+    select = sa.select(jobs.c.state).where(jobs.c.id == job_id)
+    state = connection.execute(database.locked(select)).scalar()
+    now = datetime.now(UTC)
+    if state is None:
+        if kind is None:
+            raise JobNotFound(f"job {job_id} is not recorded; if it still waits in the broker, name its kind")
+        if (known := registry.find(kind)) is not None and not known.track:
+            raise InvalidState(
+                f"job {job_id} is not recorded: {kind} has track=False, so its workers do not ask the ledger"
+            )
+        connection.execute(sa.insert(jobs).values(**_unseen_row(job_id, kind, tenant, now)))
+        return State.CANCELLED
+    if State(state).final:
+        raise InvalidState(f"job {job_id} is {state} already and cannot be cancelled")
+    return State.CANCELLED if cancel_waiting(connection, database, [job_id], now) else ask_to_cancel(connection, job_id)
+
+
+def cancel_waiting(
+    connection: sa.Connection,
+    database: Database,
+    ids: Sequence[str],
+    now: datetime,
+    states: frozenset[State] = REPLACEABLE,
+    **columns: Any,
+) -> int:
+    """End those of these jobs that are in one of the states. Returns how many.
+
+    Arguments:
+        columns: others to set, such as the error.
+    """
+    if not ids:
+        return 0
+    where = sa.and_(database.among(jobs.c.id, ids), jobs.c.state.in_(sorted(states)))
+    change = final_columns(State.CANCELLED, now, **columns)
+    count = connection.execute(sa.update(jobs).where(where).values(**change)).rowcount
+    if count:
+        announce_ends(connection, database, ids)
+    return count
+
+
+def ask_to_cancel(connection: sa.Connection, job_id: str) -> State:
+    """Ask the worker of a running job to cancel it."""
+    connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
+    return State.RUNNING
+
+
+def cancel_all(connection: sa.Connection, database: Database, ids: Sequence[str], now: datetime) -> None:
+    """Cancel these jobs: those that wait at once, those that run through their workers."""
+    if ids:
+        cancel_waiting(connection, database, ids, now)
+        where = sa.and_(database.among(jobs.c.id, ids), jobs.c.state == State.RUNNING)
+        connection.execute(sa.update(jobs).where(where).values(cancel_requested=True))
 
 
 def cancel_key(
-    database: Database,
-    key: str,
-    *,
-    kind: str | None = None,
-    tenant: str | None = None,
-    also: Callable[[sa.Connection, list[str]], object] | None = None,
+    database: Database, key: str, *, kind: str | None = None, tenant: str | None = None, actor: str | None = None
 ) -> list[str]:
     """See `Producer.cancel`.
 
     Arguments:
-        also: called in each of its transactions, with the ids of that one; in the first there are none.
+        actor: for the audit log, which has one line for the whole act; None: not audited.
     """
     now = datetime.now(UTC)
-    kind = kind and _name(kind)
-    # Entered first: whoever records a job of this key later looks here afterwards (`cancel_unseen`), so that of a job
-    # that is recorded meanwhile either this sees the row or that the entry.
+    kind = kind and kind_name(kind)
+    # Inserted first: whatever records a job of this key later looks here afterwards (`cancel_unseen`). So for a job
+    # that is recorded meanwhile, either this sees the row or that sees the entry.
     entry = {"id": _entry_id(key, kind, tenant), "key": key, "kind": kind, "tenant": tenant, "cancelled_at": now}
+    detail = selection_detail(key, kind, tenant)
+    line = None if actor is None else audit.Entry(database, actor=actor, act="cancel", detail=detail)
 
-    def forbid(connection: sa.Connection) -> None:
+    def forbid(connection: sa.Connection) -> str | None:
         connection.execute(database.upsert(cancelled_keys), [entry])
-        if also is not None:
-            also(connection, [])
+        # Audited even where no job is found: it holds for jobs that the ledger has not seen.
+        return actor and audit.write(connection, actor=actor, act="cancel", count=0, detail=detail)
 
-    database.write(forbid)
+    line_id = database.write(forbid)
+    if line is not None:
+        line.line = line_id
     cancelled: list[str] = []
     last = ""
 
-    def write(connection: sa.Connection) -> tuple[list[str], str]:
-        select = _of_key(key, kind, tenant).where(jobs.c.id > last, jobs.c.state.in_(sorted(UNENDED))).limit(_BATCH)
-        found = connection.execute(database.locked(select)).all()
-        rows = _exactly(found, key, tenant)
-        _cancel(connection, database, [row.id for row in rows if row.state != State.RUNNING], now)
-        running = [row.id for row in rows if row.state == State.RUNNING]
-        if running:
-            asked = sa.update(jobs).where(database.among(jobs.c.id, running))
-            connection.execute(asked.values(cancel_requested=True))
-        ids = [row.id for row in rows]
-        if ids and also is not None:
-            also(connection, ids)
-        return ids, found[-1].id if len(found) == _BATCH else ""
+    def cancel_batch(connection: sa.Connection) -> tuple[list[str], str]:
+        select = select_by_key(key, kind, tenant).where(jobs.c.id > last, jobs.c.state.in_(sorted(UNENDED)))
+        rows = connection.execute(database.locked(select.limit(_BATCH))).all()
+        ids = [row.id for row in exact(rows, key, tenant)]
+        cancel_all(connection, database, ids, now)
+        if line is not None:
+            line.write(connection, ids)
+        return ids, rows[-1].id if len(rows) == _BATCH else ""
 
     while True:
-        ids, last = database.write(write)
+        ids, last = database.write(cancel_batch)
         cancelled += ids
         if not last:
             return cancelled
 
 
 def cancel_unseen(database: Database, seen: Sequence[Seen], *, claimed: bool = False) -> set[str]:
-    """Cancel those of jobs just recorded whose key was cancelled before anybody saw them. Returns their ids.
+    """Cancel those of jobs just recorded whose key was cancelled before the ledger saw them. Returns their ids.
 
     Call it after the record is committed, and before one of them is run.
 
@@ -85,108 +167,39 @@ def cancel_unseen(database: Database, seen: Sequence[Seen], *, claimed: bool = F
     now = datetime.now(UTC)
     if gone:
         states = UNENDED if claimed else REPLACEABLE
-        database.write(lambda connection: _cancel(connection, database, sorted(gone), now, states))
+        database.write(lambda connection: cancel_waiting(connection, database, sorted(gone), now, states))
     return gone
 
 
 def cancelled_before(connection: sa.Connection, database: Database, seen: Sequence[Seen]) -> set[str]:
-    """Ids of those whose key was cancelled until now, after they were enqueued."""
-    select = sa.select(cancelled_keys).where(database.among(cancelled_keys.c.key, sorted({one[2] for one in seen})))
+    """Ids of those jobs whose key was cancelled until now, after they were enqueued."""
+    keys = sorted({key for _, _, key, _, _ in seen})
+    select = sa.select(cancelled_keys).where(database.among(cancelled_keys.c.key, keys))
     entries = {row.id: row.cancelled_at for row in connection.execute(select)}
     gone = set()
     for job_id, kind, key, tenant, sent_at in seen if entries else ():
-        which = {_entry_id(key, k, t) for k in (None, _name(kind)) for t in (None, tenant)}
-        if any(sent_at is not None and sent_at <= entries[one] for one in which & entries.keys()):
+        names = {_entry_id(key, k, t) for k in (None, kind_name(kind)) for t in (None, tenant)}
+        if any(sent_at is not None and sent_at <= entries[name] for name in names & entries.keys()):
             gone.add(job_id)
     return gone
-
-
-def _cancel(
-    connection: sa.Connection,
-    database: Database,
-    ids: Sequence[str],
-    now: datetime,
-    states: frozenset[State] = REPLACEABLE,
-) -> None:
-    if ids:
-        mine = sa.and_(database.among(jobs.c.id, ids), jobs.c.state.in_(sorted(states)))
-        change = {"state": State.CANCELLED, "finished_at": now, "due_at": None}
-        connection.execute(sa.update(jobs).where(mine).values(**change))
-        steps.stopped(connection, database, ids)
-
-
-def reschedule(connection: sa.Connection, database: Database, job_id: str, due_at: datetime) -> None:
-    """Move the due time of a job that waits for it in the ledger, in a transaction of the caller's.
-
-    Raises:
-        InvalidState: it does not wait for its time, or would expire before; JobNotFound: it is not recorded.
-    """
-    select = sa.select(jobs.c.id, jobs.c.state, jobs.c.expires_at).where(jobs.c.id == job_id)
-    row = connection.execute(database.locked(select)).first()
-    if row is None:
-        raise JobNotFound(f"job {job_id} is not recorded; one that waits in the broker has no due time")
-    _move(connection, row, due_at)
-
-
-def reschedule_key(
-    database: Database, key: str, due_at: datetime, *, kind: str | None = None, tenant: str | None = None
-) -> list[str]:
-    """See `Producer.reschedule`."""
-    return database.write(
-        lambda connection: reschedule_all(connection, database, key, due_at, kind=kind, tenant=tenant)
-    )
-
-
-def reschedule_all(
-    connection: sa.Connection,
-    database: Database,
-    key: str,
-    due_at: datetime,
-    *,
-    kind: str | None = None,
-    tenant: str | None = None,
-) -> list[str]:
-    """`reschedule_key` in a transaction of the caller's."""
-    select = _of_key(key, kind and _name(kind), tenant).where(jobs.c.state.in_(sorted(UNENDED)))
-    rows = _exactly(connection.execute(database.locked(select)).all(), key, tenant)
-    if not rows:
-        raise JobNotFound(f"no job with the key {key!r} waits or runs")
-    waiting = [row for row in rows if row.state in WAITING]
-    for row in waiting or rows[:1]:
-        _move(connection, row, due_at)
-    return [row.id for row in waiting]
-
-
-def _move(connection: sa.Connection, row: Any, due_at: datetime) -> None:
-    if row.state not in WAITING:
-        raise InvalidState(f"job {row.id} is {row.state}; only one that waits for its time can be rescheduled")
-    if row.expires_at is not None and row.expires_at <= due_at:
-        raise InvalidState(f"job {row.id} expires at {row.expires_at.isoformat()}, before {due_at.isoformat()}")
-    # The fence rises, so that a copy which a dispatcher may be sending at this moment is refused: by two, as one that
-    # does not know the kind sends it with 1 at least.
-    change = {"due_at": due_at, "fence": jobs.c.fence + 2}
-    connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**change))
-
-
-def _of_key(key: str, kind: str | None, tenant: str | None) -> sa.Select[Any]:
-    select = sa.select(jobs.c.id, jobs.c.kind, jobs.c.state, jobs.c.key, jobs.c.tenant, jobs.c.expires_at)
-    select = select.where(jobs.c.key == key).order_by(jobs.c.id)
-    if kind is not None:
-        known = registry.find(kind)
-        select = select.where(jobs.c.kind.in_([kind, *(known.aliases if known else ())]))
-    return select if tenant is None else select.where(jobs.c.tenant == tenant)
-
-
-def _exactly(rows: Sequence[Any], key: str, tenant: str | None) -> list[Any]:
-    """MariaDB holds "A" and "a" for equal."""
-    return [row for row in rows if row.key == key and tenant in (None, row.tenant)]
 
 
 def _entry_id(key: str, kind: str | None, tenant: str | None) -> str:
     return hashlib.sha256(json.dumps([key, kind, tenant]).encode()).hexdigest()
 
 
-def _name(kind: str) -> str:
-    """An alias's kind."""
+def _unseen_row(job_id: str, kind: str, tenant: str | None, now: datetime) -> dict[str, Any]:
     known = registry.find(kind)
-    return kind if known is None else known.name
+    return {
+        "id": job_id,
+        "kind": kind,
+        "queue": known.queue if known else "",
+        "priority": known.priority if known else "normal",
+        "delivery": known.delivery if known else "at_least_once",
+        "version": known.version if known else 1,
+        "payload": UNSEEN,
+        "tenant": tenant,
+        "state": State.CANCELLED,
+        "enqueued_at": made_at(job_id) or now,
+        "finished_at": now,
+    }

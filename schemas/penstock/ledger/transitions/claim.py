@@ -13,8 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows.crashes import Crashes, crashed_attempt
-from penstock.ledger.rows.envelopes import Row, message_row
+from penstock.ledger.rows.attempts import Crashes, crashed_attempt
+from penstock.ledger.rows.ended import announce_ends, final_columns
+from penstock.ledger.rows.jobs import Row, message_row
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, jobs, workers
@@ -180,10 +181,10 @@ def _claim(
 def _refuse(one: Wanted, row: Any, leases: dict[str, datetime], worker: str, now: datetime) -> Refusal | None:
     """The rules that make a second delivery of one job harmless."""
     message = one.message
-    if row.state == State.CANCELLED or (row.cancel_requested and row.state != State.RUNNING):
-        return Refusal(message, "cancelled")
     if row.state in FINAL:
-        return Refusal(message, "ended")
+        return Refusal(message, "cancelled" if row.state == State.CANCELLED else "ended")
+    if row.cancel_requested and row.state != State.RUNNING:
+        return Refusal(message, "cancelled")
     if message.fence < row.fence and (row.state in WAITING or (row.state == State.QUEUED and row.worker is None)):
         # A copy of an earlier sending. The one that counts carries the fence of now; it may even be here before the
         # dispatcher's "sent" is committed, so the state alone does not tell. One that a worker gave back, and which
@@ -241,8 +242,9 @@ def _claimed_row(given: Claim, worker: str) -> Row:
 
 
 def _end_cancelled(connection: sa.Connection, database: Database, row: Any, now: datetime, deaths: Crashes) -> None:
-    change = {"state": State.CANCELLED, "finished_at": now, "fence": row.fence + 1, "crashes": row.crashes + 1}
-    connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**change, cancel_requested=False))
+    change = final_columns(State.CANCELLED, now, fence=row.fence + 1, crashes=row.crashes + 1, cancel_requested=False)
+    connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**change))
+    announce_ends(connection, database, [row.id])
     connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, deaths.describe(row))])
 
 

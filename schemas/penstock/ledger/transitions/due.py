@@ -17,8 +17,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows.envelopes import body_of_row
-from penstock.ledger.rows.jobs import RESERVED, Row, mark_sent, reserved
+from penstock.ledger.rows.ended import final_columns
+from penstock.ledger.rows.jobs import RESERVED, Row, body_of_row, mark_sent, reserved
 from penstock.ledger.rows.jobs import waiting as waiting
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
@@ -50,8 +50,8 @@ def keep(database: Database, rows: Sequence[Row]) -> None:
     def write(connection: sa.Connection) -> None:
         # What is overdue is sent by whichever dispatcher sees it first, so it must not wait for a moment.
         gone = cancelled_before(connection, database, about) if about else ()
-        ended = {"state": State.CANCELLED, "finished_at": datetime.now(UTC), "due_at": None}
-        kept = [{**row, **ended} if row["id"] in gone else row for row in rows]
+        cancelled = final_columns(State.CANCELLED, datetime.now(UTC))
+        kept = [{**row, **cancelled} if row["id"] in gone else row for row in rows]
         connection.execute(database.insert_ignore(jobs), kept)
 
     if rows:

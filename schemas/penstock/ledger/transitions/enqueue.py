@@ -14,10 +14,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows import steps
+from penstock.ledger.rows.ended import final_columns
 from penstock.ledger.rows.jobs import Row, waiting, waiting_row
+from penstock.ledger.rows.keys import kind_name
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, unique_keys
+from penstock.ledger.transitions.cancel import cancel_waiting
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.jobs.unique_policy import UNENDED, Unique
 from penstock.schemas.states import State
@@ -149,7 +151,7 @@ class Admissions:
             rows.setdefault(
                 key_id(envelope.kind, header.get("tenant"), header["key"]),
                 {
-                    "kind": _name(envelope.kind),
+                    "kind": kind_name(envelope.kind),
                     "key": header["key"],
                     "tenant": header.get("tenant"),
                     "job_id": envelope.id,
@@ -237,7 +239,7 @@ class Admissions:
     def _replace(self, job_id: str, holder: _Known, by: str) -> None:
         error = f"replaced by job {by}"
         if job_id in self.new:  # of the same batch
-            self.new[job_id].update(state=State.CANCELLED, finished_at=self._now, due_at=None, error=error)
+            self.new[job_id].update(final_columns(State.CANCELLED, self._now, error=error))
         else:
             self.replaced[job_id] = _Known(holder.state, holder.queue, holder.due_at, holder.fence)
             self._errors[job_id] = error
@@ -246,9 +248,7 @@ class Admissions:
 
     def _write(self, connection: sa.Connection, database: Database) -> None:
         for job_id, error in self._errors.items():
-            change = {"state": State.CANCELLED, "finished_at": self._now, "due_at": None, "error": error}
-            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**change))
-        steps.stopped(connection, database, list(self._errors))
+            cancel_waiting(connection, database, [job_id], self._now, error=error)
         for job_id, row in self._moved.items():
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(row))
         if self.new:
@@ -275,10 +275,4 @@ _TAKE = (
 
 def key_id(kind: str, tenant: str | None, key: str) -> str:
     """The id of a key's row."""
-    return hashlib.sha256(f"{_name(kind)}\n{'' if tenant is None else 't' + tenant}\n{key}".encode()).hexdigest()
-
-
-def _name(kind: str) -> str:
-    """An alias's kind."""
-    known = registry.find(kind)
-    return kind if known is None else known.name
+    return hashlib.sha256(f"{kind_name(kind)}\n{'' if tenant is None else 't' + tenant}\n{key}".encode()).hexdigest()

@@ -16,7 +16,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows.crashes import crashed_attempt
+from penstock.ledger.rows.attempts import crashed_attempt
+from penstock.ledger.rows.ended import announce_ends, final_columns
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, jobs, workers
@@ -103,10 +104,12 @@ def put_back_begun(database: Database, silence: timedelta, lane: Lane, limit: in
         raised = {"worker": None, "fence": jobs.c.fence + 1, "crashes": jobs.c.crashes + 1}
         again = {"state": State.SCHEDULED, "due_at": from_now()}
         # Its worker was to stop it, and nobody is to begin it again.
-        ended = {"state": State.CANCELLED, "due_at": None, "finished_at": now, "cancel_requested": False}
+        ended = final_columns(State.CANCELLED, now, cancel_requested=False)
         for cancelled, change in ((False, again), (True, ended)):
             if ids := [row.id for row in rows if row.cancel_requested == cancelled]:
                 connection.execute(sa.update(jobs).where(database.among(jobs.c.id, ids)).values(**change, **raised))
+                if cancelled:
+                    announce_ends(connection, database, ids)
         if rows:
             connection.execute(
                 database.insert_ignore(attempts), [crashed_attempt(row, now, _lost(row)) for row in rows]

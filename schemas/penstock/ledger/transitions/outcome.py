@@ -10,15 +10,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows import dead_letters as dead_letter
 from penstock.ledger.rows import limit_waits, steps
-from penstock.ledger.rows.dead_letters import crash_fingerprint, fingerprint
-from penstock.ledger.rows.envelopes import Row, message_row
+from penstock.ledger.rows.ended import announce_ends
+from penstock.ledger.rows.jobs import Row, message_row
 from penstock.ledger.sql.clock import seconds_from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import UtcDateTime, attempts, dead_letters, jobs
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.enqueue import enter
-from penstock.schemas.states import FINAL, WAITING, Outcome, State
+from penstock.schemas.states import WAITING, Outcome, State
 from penstock.schemas.wire.codec import Envelope
 
 log = logging.getLogger("penstock.executor")
@@ -113,13 +114,12 @@ def write_outcomes(
     )
     if rows := [_attempt_row(outcome, worker) for outcome in accepted if _is_told_of(outcome)]:
         database.execute_many(connection, database.insert_ignore(attempts), rows)
-    if dead := [_dead_row(outcome) for outcome in accepted if outcome.state == State.DEAD]:
+    if dead := [_dead_letter(outcome) for outcome in accepted if outcome.state == State.DEAD]:
         connection.execute(database.upsert(dead_letters), dead)
-    # Only a step's job has a mark beside its fields.
-    if of_steps := [
-        one.claim.message for one in accepted if one.claim.message.embed is not None and one.state in FINAL
-    ]:
-        steps.ended(connection, database, [one.id for one in of_steps if one.embed and steps.MARK in one.embed])
+    # Only a step's job has a mark in its embed. One that seems to go on has ended, too, if it was asked to cancel.
+    marked = [outcome.claim.message for outcome in accepted if outcome.claim.message.embed is not None]
+    if of_steps := [message.id for message in marked if message.embed and steps.MARK in message.embed]:
+        announce_ends(connection, database, of_steps)
     if outgoing := [envelope for outcome in accepted for envelope in outcome.outgoing]:
         # Last, so that a job which has just ended here does not hold the key of the next one.
         for envelope, answer in zip(outgoing, enter(connection, database, outgoing, datetime.now(UTC)), strict=True):
@@ -280,22 +280,15 @@ def _wait_row(outcome: AttemptOutcome) -> Row:
     }
 
 
-def _dead_row(outcome: AttemptOutcome) -> Row:
+def _dead_letter(outcome: AttemptOutcome) -> Row:
     message = outcome.claim.message
-    return {
-        "id": message.id,
-        "kind": message.kind.name,
-        "queue": message.queue,
-        "reason": outcome.reason or "failed",
-        "detail": outcome.detail or outcome.error or "",
-        "fingerprint": (
-            crash_fingerprint(message.kind.name)
-            if outcome.reason == "crashed"
-            else fingerprint(message.kind.name, outcome.error or outcome.detail or "", outcome.traceback)
-        ),
-        "headers": None,
-        "raw": None,
-        "created_at": outcome.finished_at,
-        "replayed_at": None,
-        "discarded_at": None,
-    }
+    return dead_letter.of_job(
+        message.id,
+        message.kind.name,
+        message.queue,
+        reason=outcome.reason or "failed",
+        detail=outcome.detail or outcome.error or "",
+        error=outcome.error or outcome.detail or "",
+        traceback=outcome.traceback,
+        created_at=outcome.finished_at,
+    )

@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows import steps as notes
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
+from penstock.ledger.transitions.cancel import cancel_all
 from penstock.ledger.workflows.read import graph_of
-from penstock.schemas.jobs.unique_policy import REPLACEABLE
-from penstock.schemas.states import FINAL, State
+from penstock.schemas.states import FINAL
 from penstock.schemas.workflows import StepState, WorkflowState
 
 _STOPPABLE = (WorkflowState.RUNNING, WorkflowState.FAILING)
@@ -43,7 +42,7 @@ def cancel_workflows(connection: sa.Connection, database: Database, ids: Sequenc
         if sent:
             select = sa.select(workflows.c.id).where(database.among(workflows.c.id, sent)).order_by(workflows.c.id)
             inner = list(connection.scalars(select))
-            _cancel_jobs(connection, database, sorted(set(sent) - set(inner)))
+            cancel_all(connection, database, sorted(set(sent) - set(inner)), datetime.now(UTC))
         connection.execute(
             sa.update(steps)
             .where(database.among(steps.c.workflow_id, ids), steps.c.number == 0)
@@ -67,14 +66,5 @@ def finish_without_definition(connection: sa.Connection, database: Database, wor
     connection.execute(sa.update(steps).where(steps.c.workflow_id == workflow_id).values(due_at=None))
     change = {"state": WorkflowState.CANCELLED, "finished_at": now, "error": None}
     connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(**change))
-    _cancel_jobs(connection, database, [workflow_id])
+    cancel_all(connection, database, [workflow_id], now)
     return True
-
-
-def _cancel_jobs(connection: sa.Connection, database: Database, ids: Sequence[str]) -> None:
-    mine = database.among(jobs.c.id, ids)
-    change = {"state": State.CANCELLED, "finished_at": datetime.now(UTC), "due_at": None}
-    waiting = sa.and_(mine, jobs.c.state.in_(sorted(REPLACEABLE)))
-    connection.execute(sa.update(jobs).where(waiting).values(**change))
-    connection.execute(sa.update(jobs).where(mine, jobs.c.state == State.RUNNING).values(cancel_requested=True))
-    notes.ended(connection, database, ids)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows import steps as wakeups
-from penstock.ledger.rows.dead_letters import fingerprint
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import dead_letters, jobs, steps, workflows
+from penstock.ledger.sql.tables import steps, workflows
 from penstock.ledger.workflows.read import STEP_COLUMNS
 from penstock.ledger.workflows.rows import StepRow, fresh_row
-from penstock.schemas.states import State
 from penstock.schemas.workflows import StepState, WorkflowState
 
 _KEY = sa.and_(
@@ -46,11 +43,6 @@ _UPDATE_WORKFLOW = (
     sa.update(workflows)
     .where(workflows.c.id == sa.bindparam("b_id"))
     .values(_bound(workflows, ("state", "ends_as", "finished_at", "error")))
-)
-_SUCCEED_JOB = (
-    sa.update(jobs)
-    .where(jobs.c.id == sa.bindparam("b_id"))
-    .values(state=State.SUCCEEDED, due_at=None, error=None, **_bound(jobs, ("finished_at", "result", "result_ref")))
 )
 
 
@@ -148,57 +140,3 @@ def fail_unreadable(connection: sa.Connection, workflow_id: str, error: str) -> 
     change = {"state": WorkflowState.FAILED, "finished_at": datetime.now(UTC), "error": error[:2000]}
     connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(**change))
     connection.execute(sa.update(steps).where(steps.c.workflow_id == workflow_id).values(due_at=None))
-
-
-def succeed_own_jobs(
-    connection: sa.Connection, database: Database, results: Mapping[str, tuple[str | None, str | None]]
-) -> None:
-    """End the own jobs of workflows that succeeded.
-
-    Arguments:
-        results: id of the workflow → `result` and `result_ref`.
-    """
-    if results:
-        now = datetime.now(UTC)
-        rows = [
-            {"b_id": workflow_id, "b_finished_at": now, "b_result": result, "b_result_ref": result_ref}
-            for workflow_id, (result, result_ref) in results.items()
-        ]
-        database.execute_many(connection, _SUCCEED_JOB, rows)
-
-
-def cancel_own_job(connection: sa.Connection, workflow_id: str) -> None:
-    """End the own job of a workflow that was cancelled."""
-    _end_own_job(connection, workflow_id, State.CANCELLED, None, datetime.now(UTC))
-
-
-def bury_own_job(
-    connection: sa.Connection, database: Database, workflow_id: str, kind: str, queue: str, error: str | None
-) -> None:
-    """End the own job of a workflow that failed: it is a dead letter."""
-    now = datetime.now(UTC)
-    dead_letter = {
-        "id": workflow_id,
-        "kind": kind,
-        "queue": queue,
-        "reason": "failed",
-        "detail": error or "",
-        "fingerprint": fingerprint(kind, error or ""),
-        "headers": None,
-        "raw": None,
-        "created_at": now,
-        "replayed_at": None,
-        "discarded_at": None,
-    }
-    connection.execute(database.upsert(dead_letters), [dead_letter])
-    _end_own_job(connection, workflow_id, State.DEAD, error, now)
-
-
-def _end_own_job(connection: sa.Connection, workflow_id: str, state: State, error: str | None, now: datetime) -> None:
-    change = {"state": state, "finished_at": now, "due_at": None, "error": error}
-    connection.execute(sa.update(jobs).where(jobs.c.id == workflow_id).values(**change))
-
-
-def wake_outer_workflows(connection: sa.Connection, database: Database, workflow_ids: Sequence[str]) -> None:
-    """Let the dispatcher look at the steps whose jobs these workflows are."""
-    wakeups.ended(connection, database, workflow_ids)

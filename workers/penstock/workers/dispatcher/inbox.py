@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penstock.config.errors import LedgerUnavailable, UndecodableMessage
-from penstock.ledger.queries import dead_letters
-from penstock.ledger.rows.envelopes import Row
+from penstock.ledger.rows.jobs import Row
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.abandoned import bury_dropped
+from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.due import keep, waiting
 from penstock.workers.brokers import Consumer, Delivery
 from penstock.workers.dispatcher.poller import Poller, log
@@ -96,7 +96,7 @@ class Inbox(Poller):
         keep(self._database, rows)
         for delivery, cause in undecodable:
             log.error("message %r is a dead letter: %s", delivery.envelope.id, cause)
-            dead_letters.add(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
+            bury_message(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
 
     def _bury(self, dropped: list[Delivery]) -> None:
         for number, delivery in enumerate(dropped):

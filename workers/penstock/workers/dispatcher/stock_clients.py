@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from penstock.config.errors import UndecodableMessage
 from penstock.config.settings import Settings
 from penstock.ledger.members import heartbeats
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.due import keep, waiting
 from penstock.producers.senders import scheme
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
@@ -53,7 +53,7 @@ class StockClients(Poller):
             return self._route(envelope)
         except UndecodableMessage as error:
             log.error("message %r of queue %s is a dead letter: %s", envelope.id, envelope.queue, error)
-            dead_letters.add(self._database, envelope, raw, error.reason, error.detail)
+            bury_message(self._database, envelope, raw, error.reason, error.detail)
             return None
 
     def _route(self, envelope: Envelope) -> Envelope | None:

@@ -8,8 +8,8 @@ import logging
 from datetime import UTC, datetime
 
 from penstock.config.errors import UndecodableMessage
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.transitions import due
+from penstock.ledger.transitions.bury import bury_message
 from penstock.schemas.jobs.kind import PRIORITIES
 from penstock.schemas.wire.codec import Message, decode, is_due
 from penstock.workers.brokers.consumer import Delivery
@@ -84,7 +84,7 @@ class Admission:
         envelope = delivery.envelope
         log.error("message %s on queue %s is a dead letter: %s: %s", envelope.id, envelope.queue, reason, detail)
         database = self._runtime.database
-        await self._runtime.io.ledger(lambda: dead_letters.add(database, envelope, delivery.raw, reason, detail))
+        await self._runtime.io.ledger(lambda: bury_message(database, envelope, delivery.raw, reason, detail))
         await self._drop(delivery)
 
     async def refuse(self, entry: InFlight, reason: str, detail: str) -> None:

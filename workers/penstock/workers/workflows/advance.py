@@ -21,6 +21,7 @@ from penstock.ledger.rows.jobs import RESERVED
 from penstock.ledger.rows.steps import MARK
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions import workflow_end
 from penstock.ledger.transitions.enqueue import enter as insert_jobs
 from penstock.ledger.transitions.revive import revive_all
 from penstock.ledger.workflows import cancel, read, record
@@ -287,12 +288,14 @@ class WorkflowBatch:
         ending = [run for run in runs if run.finished and run.own_state in WAITING]
         succeeded = [run for run in ending if run.state == WorkflowState.SUCCEEDED]
         if succeeded:
-            record.succeed_own_jobs(self._connection, self._database, self._results.of_workflows(succeeded))
+            workflow_end.succeed_own_jobs(self._connection, self._database, self._results.of_workflows(succeeded))
         for run in ending:
             if run.state == WorkflowState.CANCELLED:
-                record.cancel_own_job(self._connection, run.id)
+                workflow_end.cancel_own_job(self._connection, run.id)
             elif run.state == WorkflowState.FAILED:
                 queue = self._own_jobs[run.id].queue
-                record.bury_own_job(self._connection, self._database, run.id, run.definition.kind, queue, run.error)
+                workflow_end.bury_own_job(
+                    self._connection, self._database, run.id, run.definition.kind, queue, run.error
+                )
         inner = [run.id for run in ending if self._own_jobs[run.id].embed is not None]
-        record.wake_outer_workflows(self._connection, self._database, inner)
+        workflow_end.wake_outer_workflows(self._connection, self._database, inner)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from penstock.config.errors import InvalidJob, JobNotFound
 from penstock.ledger.queries import dead_letters
-from penstock.ledger.queries.dead_letters import Verdict
+from penstock.ledger.transitions import replay as replays
 from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
 from penstock.producers.gateway.models.dead_letters import (
     AttemptView,
@@ -95,8 +95,8 @@ async def replay(request: Request, caller: Authenticated, deps: Here) -> Respons
     wanted = await read_model(request, Replay, "replay of dead letters")
     limit = _limit(deps, wanted)
 
-    def decide() -> list[Verdict]:
-        return dead_letters.replay(
+    def decide() -> list[replays.ReplayResult]:
+        return replays.replay(
             deps.database,
             wanted.selection(caller.scope),
             actor=caller.name,
@@ -130,8 +130,8 @@ async def discard(request: Request, caller: Authenticated, deps: Here) -> Respon
     wanted = await read_model(request, Discard, "discarding of dead letters")
     limit = _limit(deps, wanted)
 
-    def decide() -> list[Verdict]:
-        return dead_letters.discard(
+    def decide() -> list[replays.ReplayResult]:
+        return replays.discard(
             deps.database,
             wanted.selection(caller.scope),
             actor=caller.name,
@@ -161,7 +161,7 @@ def _limit(deps: Deps, choice: Choice) -> int:
     return choice.limit or most
 
 
-def _result(verdict: Verdict) -> dict[str, Any]:
+def _result(verdict: replays.ReplayResult) -> dict[str, Any]:
     problem = None
     if isinstance(verdict.problem, JobNotFound):
         problem = dead_letter_not_found().body()

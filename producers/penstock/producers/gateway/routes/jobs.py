@@ -10,9 +10,9 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from penstock.config.errors import InvalidState, StorageError
-from penstock.ledger.queries import jobs as recorded_jobs
 from penstock.ledger.queries.status import JobStatus
-from penstock.ledger.transitions import revive
+from penstock.ledger.transitions.cancel import request_cancel
+from penstock.ledger.transitions.replay import retry
 from penstock.producers.gateway.auth.callers import Caller
 from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
 from penstock.producers.gateway.problems import job_not_found
@@ -82,7 +82,7 @@ async def cancel_job(
     if not seen and kind is None:
         raise InvalidState(f"job {id} waits in the broker, where no worker has seen it; name its kind")
     unseen = {} if seen else {"kind": find_kind(kind or "").name, "tenant": caller.tenant(tenant)}
-    state = await asyncio.to_thread(revive.cancel, deps.database, id, actor=caller.name, **unseen)
+    state = await asyncio.to_thread(request_cancel, deps.database, id, actor=caller.name, **unseen)
     return StateView(id=id, state=state)
 
 
@@ -92,7 +92,7 @@ async def retry_job(id: JobId, caller: Authenticated, deps: Here) -> StateView:
     status = await visible(deps, caller, id)
     if status.enqueued_at is None:
         raise InvalidState(f"job {id} has not ended")
-    await asyncio.to_thread(recorded_jobs.retry, deps.database, id, actor=caller.name)
+    await asyncio.to_thread(retry, deps.database, id, actor=caller.name)
     return StateView(id=id, state=State.SCHEDULED)
 
 

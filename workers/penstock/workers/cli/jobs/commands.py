@@ -89,12 +89,12 @@ def retry(
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
 ) -> None:
     """Try ended jobs again, now."""
-    from penstock.ledger.queries import jobs
+    from penstock.ledger.transitions.replay import retry as retry_job
 
     discover(imports or ())
 
     def act(database: Database, job_id: str) -> str:
-        jobs.retry(database, job_id, actor=actor, force=force)
+        retry_job(database, job_id, actor=actor, force=force)
         return "scheduled"
 
     for_each(ids, act)
@@ -116,20 +116,20 @@ def cancel(
 
     With --key, those that the broker has and no worker has seen are cancelled when a worker gets them.
     """
-    from penstock.ledger.transitions import audited
+    from penstock.ledger.transitions.cancel import cancel_key, request_cancel
 
     _check_chosen(ids, key, tenant)
     discover(imports or ())
 
     def act(database: Database, job_id: str) -> str:
-        state = audited.cancel(database, job_id, actor=actor, kind=kind)
+        state = request_cancel(database, job_id, actor=actor, kind=kind)
         return "is asked to stop" if state == State.RUNNING else str(state)
 
     if key is None:
         for_each(ids or (), act)
         return
     with open_ledger() as database:
-        cancelled = audited.cancel_key(database, key, actor=actor, kind=kind, tenant=tenant)
+        cancelled = cancel_key(database, key, actor=actor, kind=kind, tenant=tenant)
     _print_done(cancelled, "cancelled or asked to stop")
 
 
@@ -148,7 +148,7 @@ def reschedule(
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
     """Let jobs that wait for their time in the ledger run at another: delayed ones, snoozed ones and retries."""
-    from penstock.ledger.transitions import audited
+    from penstock.ledger.transitions import reschedule as move
 
     _check_chosen(ids, key, tenant or kind)
     if (at is None) == (after is None):
@@ -157,14 +157,14 @@ def reschedule(
     discover(imports or ())
 
     def act(database: Database, job_id: str) -> str:
-        audited.reschedule(database, job_id, due_at, actor=actor)
+        move.reschedule(database, job_id, due_at, actor=actor)
         return f"is due at {due_at.isoformat()}"
 
     if key is None:
         for_each(ids or (), act)
         return
     with open_ledger() as database:
-        moved = audited.reschedule_key(database, key, due_at, actor=actor, kind=kind, tenant=tenant)
+        moved = move.reschedule_key(database, key, due_at, actor=actor, kind=kind, tenant=tenant)
     _print_done(moved, f"due at {due_at.isoformat()}")
 
 

@@ -18,7 +18,8 @@ from penstock.workers.cli.common.session import open_ledger
 from penstock.workers.handlers.discovery import discover
 
 if TYPE_CHECKING:
-    from penstock.ledger.queries.dead_letters import Selection, Verdict
+    from penstock.ledger.queries.dead_letters import Selection
+    from penstock.ledger.transitions.replay import ReplayResult
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -168,6 +169,7 @@ def replay(
 ) -> None:
     """Let dead letters be tried again: their jobs are due now, with failures and crashes forgotten."""
     from penstock.ledger.queries import dead_letters
+    from penstock.ledger.transitions.replay import replay as replay_letters
 
     selection = dead_letters.Selection(
         tuple(ids) if ids else None, None, reason, kind, queue, group, key, tenant, since, until, error
@@ -176,7 +178,7 @@ def replay(
     fields = _fields(edit)
     discover(imports or ())
     with open_ledger() as database:
-        verdicts = dead_letters.replay(
+        verdicts = replay_letters(
             database, selection, actor=actor, edit=fields, per_second=throttle, dry_run=dry_run, limit=limit
         )
     _print_verdicts(verdicts, "replayed", named=bool(ids), dry_run=dry_run, as_json=as_json)
@@ -204,6 +206,7 @@ def discard(
 ) -> None:
     """Close dead letters: nothing is to be done about them. They stay on record, and their jobs dead."""
     from penstock.ledger.queries import dead_letters
+    from penstock.ledger.transitions.replay import discard as discard_letters
 
     if not why.strip():
         raise typer.BadParameter("say why", param_hint="--reason")
@@ -212,7 +215,7 @@ def discard(
     )
     _check_chosen(selection, everything)
     with open_ledger() as database:
-        verdicts = dead_letters.discard(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
+        verdicts = discard_letters(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
     _print_verdicts(verdicts, "discarded", named=bool(ids), dry_run=dry_run, as_json=as_json)
 
 
@@ -234,7 +237,7 @@ def _fields(edit: str | None) -> dict[str, Any] | None:
     return fields
 
 
-def _print_verdicts(verdicts: list[Verdict], what: str, *, named: bool, dry_run: bool, as_json: bool) -> None:
+def _print_verdicts(verdicts: list[ReplayResult], what: str, *, named: bool, dry_run: bool, as_json: bool) -> None:
     """What became of each: all of them where they were named or nothing was done, else those that were refused.
 
     Raises:

@@ -20,8 +20,8 @@ from penstock.config.errors import PenstockError, QueueFull
 from penstock.config.settings import Settings, redact_url
 from penstock.ledger.outbox.batch import OutboxBatch, OutboxEntry, raw_envelope
 from penstock.ledger.outbox.store import OutboxStore
-from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.senders import Sender, open_sender_from
 from penstock.workers.dispatcher.outbox.notifications import Notifications
 from penstock.workers.dispatcher.poller import Poller, log
@@ -104,7 +104,7 @@ class OutboxRelay(Poller):
         self._limit = min(self._limit * 2, BATCH)
         for envelope, cause in batch.undecodable:
             log.error("job %s of the outbox is a dead letter: %s", envelope.id, cause)
-            dead_letters.add(self._ledger, envelope, envelope.body, cause.reason, cause.detail)
+            bury_message(self._ledger, envelope, envelope.body, cause.reason, cause.detail)
         cancelled = self._store.cancel_unseen(batch)
         self._send(batch, batch.to_send(cancelled))
         return batch.more
@@ -139,5 +139,5 @@ class OutboxRelay(Poller):
         reason = f"{type(error).__name__}: {text}"
         log.error("job %s of the outbox is a dead letter: %s", row.id, reason)
         envelope = raw_envelope(row)
-        dead_letters.add(self._ledger, envelope, envelope.body, "undecodable", reason)
+        bury_message(self._ledger, envelope, envelope.body, "undecodable", reason)
         self._store.delete(row)

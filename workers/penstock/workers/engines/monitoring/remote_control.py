@@ -16,7 +16,8 @@ from typing import Any
 
 from penstock.config.errors import InvalidState, JobNotFound, LedgerUnavailable
 from penstock.config.settings import redact_url
-from penstock.ledger.queries.status import read_status, request_cancel
+from penstock.ledger.queries.status import read_status
+from penstock.ledger.transitions.cancel import request_cancel
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import Message
 from penstock.workers.engines.monitoring import kombu_connection

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.errors import PenstockError
-from penstock.ledger.rows.crashes import in_mebibytes
+from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.transitions.outcome import FenceLost
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.kind import registry

@@ -16,6 +16,7 @@ from penstock.config.errors import PenstockError
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings
+from penstock.ledger.transitions import replay as replays
 from penstock.producers.enqueue.producer import Producer
 from penstock.producers.handles.handles import JobHandle
 from penstock.schemas.builtin.reports import BuildReport
@@ -76,7 +77,7 @@ class Acts:
         self._stage.mailbox.refused.clear()
         replayed_at = datetime.now(UTC)
         try:
-            dead_letters.replay_one(self._database, self._refused.id, actor="penstock demo")
+            replays.replay_one(self._database, self._refused.id, actor="penstock demo")
         except PenstockError as error:
             return [Row("replayed mail", "", "", None, LETTERS, str(error))]
         changed = self._stage.api.change(CHANGED)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from penstock.config.settings import redact_url
-from penstock.ledger.rows.crashes import note_death
+from penstock.ledger.members.heartbeats import record_worker_exit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.senders import open_sender_from
@@ -34,7 +34,7 @@ def running(
     """
     database = Database(layout.settings.database_url)
     grace = layout.settings.grace_seconds + STOP_MARGIN_SECONDS
-    died = partial(note_death, database)
+    died = partial(record_worker_exit, database)
     supervisor = Supervisor(layout.logs, lock=lock, grace_seconds=grace, say=say, died=died)
     try:
         if layout.redis_port is not None:

@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from penstock.config.errors import InvalidJob, InvalidState, UndecodableMessage
-from penstock.ledger.rows.envelopes import body_of_row
-from penstock.ledger.rows.jobs import Row
+from penstock.ledger.rows.jobs import Row, body_of_row
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.kind import Kind, registry
 from penstock.schemas.wire.codec import EMBED, HEADER, Envelope, body_of, explain, read_body, unique_key

@@ -1,0 +1,32 @@
+"""The end of a job: the one place that every transition to a final state goes through.
+
+- Its *workflow* hears of it: the dispatcher looks at once at the step that the job belongs to, and at the workflow
+  that the job itself is.
+- Its *key* and its turn at a *limit* are free with the state alone: `enqueue` asks for the state of the job that holds
+  a key, and a row of `limit_waits` counts only while its job waits untouched.
+- Those who *wait* for it read its row. A worker also publishes a change notification for them, after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.rows import steps
+from penstock.ledger.rows.jobs import Row
+from penstock.ledger.sql.database import Database
+from penstock.schemas.states import State
+
+
+def final_columns(state: State, now: datetime, **columns: Any) -> Row:
+    """Columns of a job that ends in this state."""
+    return {"state": state, "finished_at": now, "due_at": None, **columns}
+
+
+def announce_ends(connection: sa.Connection, database: Database, job_ids: Sequence[str]) -> None:
+    """Announce that these jobs have ended. To be called in the transaction that ends them, whatever ends them."""
+    steps.wake_steps_of(connection, database, job_ids)
+    steps.wake_workflows(connection, database, job_ids)
