@@ -24,7 +24,7 @@ from penstock.ledger.sql.tables import firings, jobs, schedules
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.senders import open_sender
 from penstock.schemas import Job
-from penstock.schemas.schedules.times import offset
+from penstock.schemas.schedules.times import jitter_offset
 from penstock.workers.dispatcher.due_jobs import DueJobs
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.dispatcher.schedules.service import Schedules
@@ -94,7 +94,8 @@ def _minute(plan: Plan, database: Database, count: int, jitter: timedelta) -> tu
             service.join(30)
     fired = database.read(lambda connection: connection.execute(sa.select(firings)).all())
     late = [
-        (sender.sent[one.job_id] - (one.fire_at + offset(one.schedule, jitter)).timestamp()) * 1000 for one in fired
+        (sender.sent[one.job_id] - (one.fire_at + jitter_offset(one.schedule, jitter)).timestamp()) * 1000
+        for one in fired
     ]
     cuts = quantiles(late, n=100)
     return cuts[49], cuts[98]

@@ -10,7 +10,7 @@ from penstock.config.errors import ConfigError, KindError
 from penstock.config.sections.schedules import ScheduleSettings, WrongSchedule, duration_text, read_entry
 from penstock.schemas import Job, registry, scheduled
 from penstock.schemas.schedules.decorator import declarations
-from penstock.schemas.schedules.times import Times, offset
+from penstock.schemas.schedules.times import Times, jitter_offset
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -130,11 +130,11 @@ def test_a_long_absence_is_not_walked_through_time_by_time() -> None:
 
 def test_jitter_is_the_same_for_a_schedule_each_time_and_another_for_another() -> None:
     jitter = timedelta(minutes=10)
-    offsets = [offset(f"s{number}", jitter) for number in range(1000)]
-    assert offsets == [offset(f"s{number}", jitter) for number in range(1000)]
+    offsets = [jitter_offset(f"s{number}", jitter) for number in range(1000)]
+    assert offsets == [jitter_offset(f"s{number}", jitter) for number in range(1000)]
     assert all(timedelta() <= offset < jitter for offset in offsets)
     assert sum(offset < jitter / 2 for offset in offsets) == pytest.approx(500, abs=100)
-    assert offset("s", timedelta()) == timedelta()
+    assert jitter_offset("s", timedelta()) == timedelta()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from penstock.config.sections.events import EventRule, WebhookSettings
 from penstock.config.settings import load_settings
 from penstock.schemas import Job, registry
 from penstock.schemas.events.cloudevents import Event
-from penstock.schemas.events.rules import check, jobs_of
+from penstock.schemas.events.rules import check_rules, jobs_of
 from penstock.schemas.events.signatures import sign, verify_standard
-from penstock.schemas.events.webhooks import read, s3
+from penstock.schemas.events.webhooks import read_webhook, s3
 
 NOW = 1_614_265_330
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -75,7 +75,9 @@ def test_a_random_signature_is_refused(headers: dict[str, str], body: bytes) -> 
 
 def webhook(scheme: Any, headers: dict[str, str], body: bytes, **options: Any) -> list[Event]:
     settings = WebhookSettings(scheme=scheme, secret="secret")
-    return read("shop", settings, ["secret"], headers, body, now=NOW, storage_url="s3://photos/in?region=x", **options)
+    return read_webhook(
+        "shop", settings, ["secret"], headers, body, now=NOW, storage_url="s3://photos/in?region=x", **options
+    )
 
 
 def hexdigest(body: bytes) -> str:
@@ -193,7 +195,7 @@ def test_a_rule_that_nothing_could_satisfy_is_refused_with_its_line(tmp_path: Pa
     )
     settings = load_settings(file)
     with pytest.raises(ConfigError) as raised:
-        check(settings.events, settings.file)
+        check_rules(settings.events, settings.file)
     lines = str(raised.value).splitlines()
     assert f"{file}:3: events.a.kind: no imported module defines kind 'rules.nowhere'" in lines[0]
     assert f"{file}:7: events.b.fields: kind rules.ship has no field 'ordre'" in lines

@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     for module in BUILTIN:
         importlib.import_module(module)
-    rules.check(settings.events, settings.file)
+    rules.check_rules(settings.events, settings.file)
     webhooks.check_secrets(settings)
 
     @asynccontextmanager

@@ -91,7 +91,7 @@ def _entry(row: Any, until: datetime) -> OutboxEntry:
     try:
         headers = json.loads(row.headers)
         if not isinstance(headers, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
     except ValueError as error:
         raise UndecodableMessage("undecodable", f"the headers {row.headers[:1000]!r}: {error}") from error
     envelope = Envelope(row.queue, row.priority, headers, bytes(row.body))

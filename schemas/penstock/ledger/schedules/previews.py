@@ -1,4 +1,4 @@
-"""What a schedule's next times look like on the clocks of its zone, with the days on which those change."""
+"""Previews of a schedule's next times on the clock of its zone, with the changes of that clock."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from penstock.schemas.schedules.times import Times
 _YEAR, _NEAR = timedelta(days=370), timedelta(hours=4)
 _REACHES = (_NEAR, timedelta(days=8), _YEAR)
 _MOST = 4
-"""Times shown on either side of a change of the clock."""
+"""The most times on either side of a change of the clock."""
 
 
 def preview_times(times: Times, zone: ZoneInfo, after: datetime, count: int) -> list[dict[str, Any]]:
-    """The next times: `at` as the zone's clock shows it, `utc`, and `clock`: what that has done since the one before.
+    """The next times: `at` on the zone's clock, `utc`, and `clock`, its changes since the time before.
 
     Arguments:
         after: aware.
@@ -27,10 +27,10 @@ def preview_times(times: Times, zone: ZoneInfo, after: datetime, count: int) -> 
 
 
 def around_clock_changes(times: Times, zone: ZoneInfo, after: datetime, count: int = 2) -> list[dict[str, Any]]:
-    """The times on either side of the next changes of the clock within a year: those of some hours, or the nearest."""
+    """The times before and after the next changes of the clock within a year: those of a few hours, or the nearest."""
     rows: list[dict[str, Any]] = []
     for change, _ in islice(clock_changes(zone, after, after + _YEAR), count):
-        before = next((found for reach in _REACHES if (found := _between(times, change - reach, change))), [])
+        before = next(filter(None, (_between(times, change - reach, change) for reach in _REACHES)), [])
         near = [time for time in before if change - time <= _NEAR]
         then = list(islice(times.after(change - _INSTANT), _MOST))
         close = [time for time in then if time - change <= _NEAR]
@@ -68,7 +68,7 @@ def _change(at: datetime, by: timedelta, zone: ZoneInfo) -> str:
 
 
 def _fold(time: datetime, zone: ZoneInfo) -> str | None:
-    """Which of two equal times of the clock it is."""
+    """Says which of the two it is, for a time that the clock shows twice; else None."""
     wall = time.astimezone(zone).replace(tzinfo=None)
     both = [wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
     if both[0] >= both[1]:

@@ -14,7 +14,7 @@ from penstock.config.errors import ConfigError, UndecodableMessage
 from penstock.config.sections.schedules import ScheduleEntry, ScheduleSettings, WrongSchedule, read_entry
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.kind import Kind, registry
-from penstock.schemas.schedules.times import Times, offset
+from penstock.schemas.schedules.times import Times, jitter_offset
 from penstock.schemas.wire.codec import Envelope, encode, explain
 
 Source = Literal["file", "code", "made"]
@@ -72,7 +72,9 @@ def check_schedule(
     def refused(keys: Sequence[str], why: str, times: Times | None = None) -> Schedule:
         return Schedule(name, settings, rule, times, None, f"{where(keys)}: {why}", late, source, module)
 
-    settings, late = (entry, offset(name, entry.jitter)) if isinstance(entry, ScheduleSettings) else (None, timedelta())
+    settings, late = (
+        (entry, jitter_offset(name, entry.jitter)) if isinstance(entry, ScheduleSettings) else (None, timedelta())
+    )
     rule = _rule(entry)
     if not is_name(name):
         return refused((), f"a name has 1 to {_LONGEST_NAME} printable characters")

@@ -1,1 +1,1 @@
-"""Events and webhooks as they come in and go out, with their signatures and rules."""
+"""Events and webhooks, incoming and outgoing, with their signatures and rules."""

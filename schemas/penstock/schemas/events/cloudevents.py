@@ -52,11 +52,11 @@ def _timestamp(value: object) -> object:
 
 
 class Event(BaseModel):
-    """Something that happened. `source` and `id` together name it: one that comes again is the same.
+    """Something that happened. `source` and `id` together name it: an event with both again is the same event.
 
     Attributes:
-        extensions: attributes beside those of the standard, such as `traceparent`.
-        data: JSON values, text, or bytes where it is said to be neither; None where there is none.
+        extensions: attributes that are not in the standard, such as `traceparent`.
+        data: JSON values, text, or bytes where the content type is neither; None: no data.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,41 +81,41 @@ class Event(BaseModel):
         return {**known, "extensions": {name: value for name, value in values.items() if name not in known}}
 
     def document(self) -> dict[str, Any]:
-        """As one JSON object, extensions beside the attributes of the standard: what rules pick from."""
+        """The event as one JSON object, with the extensions next to the standard attributes; rules pick from it."""
         time = None if self.time is None else self.time.isoformat()
         return {**self.extensions, **self.model_dump(exclude={"extensions", "time"}), "time": time}
 
 
 def parse(headers: Mapping[str, str], body: bytes) -> list[Event | InvalidEvent]:
-    """The events of a request; of a batch each is read by itself, and may be an error instead.
+    """Request → events. In a batch, each event is read by itself, and may be an error instead.
 
     Arguments:
         headers: by their lower-case names.
 
     Raises:
-        InvalidEvent: it holds no events, or a single one that is wrong; names the attribute.
+        InvalidEvent: the request holds no events, or a single one that is wrong; names the attribute.
     """
-    said = headers.get("content-type", "")
-    content_type = _media_type(said)
+    header = headers.get("content-type", "")
+    content_type = _media_type(header)
     if content_type.startswith("application/cloudevents"):
         if content_type not in (STRUCTURED, BATCH):
             raise InvalidEvent("content-type", f"{content_type} is not understood; send {STRUCTURED} or {BATCH}")
         document = _json(body, "the body")
         if content_type == STRUCTURED:
-            return [read(document)]
-        if not isinstance(document, list) or not all(isinstance(one, dict) for one in document):
+            return [read_event(document)]
+        if not isinstance(document, list) or not all(isinstance(item, dict) for item in document):
             raise InvalidEvent("the body", "a batch is a JSON array of objects")
-        return [_read_one(one) for one in document]
+        return [_event_or_error(item) for item in document]
     if f"{_PREFIX}specversion" in headers:
-        return [_validated(dict(_binary(headers, said, content_type, body)))]
+        return [_validated(dict(_binary(headers, header, content_type, body)))]
     raise InvalidEvent("content-type", f"neither {STRUCTURED} nor {BATCH}, and no header ce-specversion")
 
 
-def read(document: Any) -> Event:
-    """An event in its JSON format.
+def read_event(document: Any) -> Event:
+    """JSON format → event.
 
     Raises:
-        InvalidEvent: it is none; names the attribute.
+        InvalidEvent: it is not an event; names the attribute.
     """
     if not isinstance(document, dict):
         raise InvalidEvent("the body", "an event is a JSON object")
@@ -132,14 +132,14 @@ def read(document: Any) -> Event:
     return _validated(values)
 
 
-def _read_one(document: Any) -> Event | InvalidEvent:
+def _event_or_error(document: Any) -> Event | InvalidEvent:
     try:
-        return read(document)
+        return read_event(document)
     except InvalidEvent as error:
         return error
 
 
-def _binary(headers: Mapping[str, str], said: str, content_type: str, body: bytes) -> Iterator[tuple[str, Any]]:
+def _binary(headers: Mapping[str, str], header: str, content_type: str, body: bytes) -> Iterator[tuple[str, Any]]:
     for name, value in headers.items():
         if name.startswith(_PREFIX):
             name = name.removeprefix(_PREFIX)
@@ -149,8 +149,8 @@ def _binary(headers: Mapping[str, str], said: str, content_type: str, body: byte
                 yield name, unquote(value.strip('"'), errors="strict")
             except UnicodeDecodeError:
                 raise InvalidEvent(name, "what is percent-encoded in its header is not UTF-8") from None
-    if said:
-        yield "datacontenttype", said
+    if header:
+        yield "datacontenttype", header
     if body:
         yield "data", _data(body, content_type)
 
@@ -178,17 +178,17 @@ def _validated(values: dict[str, Any]) -> Event:
         raise InvalidEvent(path[0] if path else "the body", item["msg"].removeprefix("Value error, ")) from None
 
 
-def _json(text: bytes, what: str) -> Any:
+def _json(text: bytes, attribute: str) -> Any:
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise InvalidEvent(what, f"not JSON: {error}") from None
+        raise InvalidEvent(attribute, f"not JSON: {error}") from None
 
 
-def _media_type(said: str) -> str:
+def _media_type(header: str) -> str:
     message = Message()
-    message["content-type"] = said
+    message["content-type"] = header
     charset = message.get_param("charset", "utf-8")
     if not isinstance(charset, str) or charset.lower() not in ("utf-8", "us-ascii"):
         raise InvalidEvent("content-type", f"charset {charset} is not understood; send UTF-8")
-    return message.get_content_type() if said else ""
+    return message.get_content_type() if header else ""

@@ -1,4 +1,4 @@
-"""Turning events into jobs, as `[events.NAME]` says."""
+"""Rules that turn events into jobs: `[events.NAME]`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from penstock.schemas.wire.codec import explain
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A job that a rule made of an event."""
+class RuleJob:
+    """A job that a rule makes of an event."""
 
     rule: str
     job: Job
 
 
-def check(rules: Mapping[str, EventRule], file: Path | None, registry: Registry = default_registry) -> None:
-    """Refuse rules that no event could satisfy. Call it when all kinds are imported.
+def check_rules(rules: Mapping[str, EventRule], file: Path | None, registry: Registry = default_registry) -> None:
+    """Refuse rules that no event could satisfy. All kinds must be imported before.
 
     Arguments:
-        file: the penstock.toml they are from, to name the line.
+        file: the penstock.toml of the rules, to name the line.
 
     Raises:
-        ConfigError: a rule's kind is not known, or does not have its fields; a line for each.
+        ConfigError: a rule's kind is not known, or does not have its fields; a line for each fault.
     """
     faults: list[tuple[str, str, str]] = []
     for name, rule in rules.items():
@@ -45,28 +45,27 @@ def check(rules: Mapping[str, EventRule], file: Path | None, registry: Registry 
             faults.append((name, "kind", f"no imported module defines kind {rule.kind!r}; import it with --import"))
             continue
         fields = {info.alias or field: info for field, info in kind.job.model_fields.items()}
-        for part, given in (("fields", rule.fields or {}), ("values", rule.values)):
-            for field in given.keys() - fields.keys():
+        for part, names in (("fields", rule.fields or {}), ("values", rule.values)):
+            for field in names.keys() - fields.keys():
                 faults.append((name, part, f"kind {rule.kind} has no field {field!r}"))
         if rule.fields is not None:
-            missing = [
-                one for one, info in fields.items() if info.is_required() and one not in rule.fields | rule.values
-            ]
+            covered = rule.fields | rule.values
+            missing = [field for field, info in fields.items() if info.is_required() and field not in covered]
             if missing:
                 faults.append((name, "fields", f"kind {rule.kind} needs {', '.join(missing)} too"))
     if faults:
-        read = TomlFile.empty() if file is None else TomlFile.read(file)
-        lines = [f"{read.where(['events', name, part])}: events.{name}.{part}: {why}" for name, part, why in faults]
+        toml = TomlFile.empty() if file is None else TomlFile.read(file)
+        lines = [f"{toml.where(['events', name, part])}: events.{name}.{part}: {why}" for name, part, why in faults]
         raise ConfigError("\n".join(lines))
 
 
-def jobs_of(event: Event, rules: Mapping[str, EventRule], registry: Registry = default_registry) -> list[Made]:
-    """The jobs that an event becomes; none where no rule fits.
+def jobs_of(event: Event, rules: Mapping[str, EventRule], registry: Registry = default_registry) -> list[RuleJob]:
+    """Event → its jobs, one for each rule that fits.
 
     Raises:
-        InvalidEvent: a rule fits, and what it picks does not make its job.
+        InvalidEvent: a rule fits, and the picked fields do not make its job.
     """
-    return [_make(event, name, rule, registry) for name, rule in rules.items() if _fits(event, rule)]
+    return [_job_of(event, name, rule, registry) for name, rule in rules.items() if _fits(event, rule)]
 
 
 def _fits(event: Event, rule: EventRule) -> bool:
@@ -80,18 +79,20 @@ def _fits(event: Event, rule: EventRule) -> bool:
     )
 
 
-def _make(event: Event, name: str, rule: EventRule, registry: Registry) -> Made:
+def _job_of(event: Event, name: str, rule: EventRule, registry: Registry) -> RuleJob:
     if rule.fields is None:
         if not isinstance(event.data, dict | None):
-            raise InvalidEvent("data", f"rule {name} takes its members as fields of {rule.kind}, and it is no object")
+            raise InvalidEvent(
+                "data", f"rule {name} takes its members as fields of {rule.kind}, and it is not an object"
+            )
         picked = event.data or {}
     else:
         document = event.document()
-        found = {field: find(document, path) for field, path in rule.fields.items()}
-        picked = {field: value for field, value in found.items() if value is not None}
+        values = {field: find(document, path) for field, path in rule.fields.items()}
+        picked = {field: value for field, value in values.items() if value is not None}
     try:
-        # As JSON, in which a strict field takes what has no type of its own there, such as a date.
+        # As JSON: there a strict field also takes a value without a JSON type of its own, such as a date.
         payload = to_json({**picked, **rule.values}, bytes_mode="base64")
-        return Made(name, registry[rule.kind].job.model_validate_json(payload))
+        return RuleJob(name, registry[rule.kind].job.model_validate_json(payload))
     except ValidationError as error:
         raise InvalidEvent("data", f"rule {name} cannot make a {rule.kind} of it: {explain(error)}") from None

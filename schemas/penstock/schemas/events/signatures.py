@@ -22,7 +22,7 @@ Headers = Mapping[str, str]
 
 
 def sign(secret: str, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of Standard Webhooks.
+    """Sign a webhook: the headers of Standard Webhooks.
 
     Arguments:
         secret: `whsec_` and base64, or any other text, which is then the key itself.
@@ -31,36 +31,37 @@ def sign(secret: str, id: str, timestamp: int, body: bytes) -> dict[str, str]:
     Raises:
         ValueError: what follows `whsec_` is not base64.
     """
-    made = _standard(secret, id, str(timestamp), body)
-    return {ID: id, TIMESTAMP: str(timestamp), SIGNATURE: f"v1,{base64.b64encode(made).decode()}"}
+    signature = _standard(secret, id, str(timestamp), body)
+    return {ID: id, TIMESTAMP: str(timestamp), SIGNATURE: f"v1,{base64.b64encode(signature).decode()}"}
 
 
 def verify_standard(headers: Headers, body: bytes, secrets: Iterable[str], *, now: float, tolerance: float) -> str:
-    """Returns the webhook's id.
+    """Verify a signature of Standard Webhooks. Returns the webhook's id.
 
     Raises:
         WrongSignature: it is not signed with one of the secrets, or its time is further from `now` than the tolerance.
     """
     id, timestamp = _header(headers, ID), _header(headers, TIMESTAMP)
-    given = [_bytes(one.removeprefix("v1,")) for one in _header(headers, SIGNATURE).split() if one.startswith("v1,")]
-    _check(given, [_standard(secret, id, timestamp, body) for secret in secrets])
+    parts = _header(headers, SIGNATURE).split()
+    signatures = [_bytes(part.removeprefix("v1,")) for part in parts if part.startswith("v1,")]
+    _check(signatures, [_standard(secret, id, timestamp, body) for secret in secrets])
     _check_time(timestamp, now, tolerance)
     return id
 
 
 def verify_github(headers: Headers, body: bytes, secrets: Iterable[str]) -> None:
-    """`X-Hub-Signature-256`, which says nothing about when. Raises WrongSignature."""
+    """Verify `X-Hub-Signature-256`, which signs no time. Raises WrongSignature."""
     text = _header(headers, "x-hub-signature-256")
-    given = _hex(text.removeprefix("sha256=")) if text.startswith("sha256=") else b""
-    _check([given], [_hmac(secret.encode(), body) for secret in secrets])
+    signature = _hex(text.removeprefix("sha256=")) if text.startswith("sha256=") else b""
+    _check([signature], [_hmac(secret.encode(), body) for secret in secrets])
 
 
 def verify_stripe(headers: Headers, body: bytes, secrets: Iterable[str], *, now: float, tolerance: float) -> None:
-    """`Stripe-Signature: t=…,v1=…`, or several `v1`. Raises WrongSignature, as `verify_standard`."""
+    """Verify `Stripe-Signature: t=…,v1=…`, or with several `v1`. Raises WrongSignature, as `verify_standard`."""
     timestamp = stripe_time(headers)
-    given = [_hex(value) for name, value in _stripe_parts(headers) if name == "v1"]
+    signatures = [_hex(value) for name, value in _stripe_parts(headers) if name == "v1"]
     signed = timestamp.encode() + b"." + body
-    _check(given, [_hmac(secret.encode(), signed) for secret in secrets])
+    _check(signatures, [_hmac(secret.encode(), signed) for secret in secrets])
     _check_time(timestamp, now, tolerance)
 
 
@@ -70,11 +71,11 @@ def stripe_time(headers: Headers) -> str:
 
 
 def verify_bearer(headers: Headers, secrets: Iterable[str]) -> None:
-    """`Authorization: Bearer …`, or the secret alone, as MinIO sends it. Raises WrongSignature."""
+    """Verify `Authorization: Bearer …`, or the secret alone, as MinIO sends it. Raises WrongSignature."""
     text = _header(headers, "authorization")
     scheme, _, rest = text.partition(" ")
-    given = rest.strip() if scheme.lower() == "bearer" else text
-    _check([given.encode()], [secret.encode() for secret in secrets])
+    token = rest.strip() if scheme.lower() == "bearer" else text
+    _check([token.encode()], [secret.encode() for secret in secrets])
 
 
 def _stripe_parts(headers: Headers) -> list[tuple[str, str]]:
@@ -91,16 +92,16 @@ def _hmac(key: bytes, message: bytes) -> bytes:
     return hmac.digest(key, message, hashlib.sha256)
 
 
-def _check(given: Iterable[bytes], right: list[bytes]) -> None:
-    # All are compared, so that the time it takes tells nothing.
-    if not any([hmac.compare_digest(one, other) for one in given for other in right]):  # noqa: C419
-        raise WrongSignature("the signature is not one of who knows the secret")
+def _check(signatures: Iterable[bytes], expected: list[bytes]) -> None:
+    # All pairs are compared, so that the duration gives nothing away.
+    if not any([hmac.compare_digest(signature, other) for signature in signatures for other in expected]):  # noqa: C419
+        raise WrongSignature("the signature was not made with this secret")
 
 
 def _check_time(text: str, now: float, tolerance: float) -> None:
-    # Only what is signed is looked at: a number.
+    # Only digits are accepted: the exact text is signed.
     if not text.isascii() or not text.isdecimal() or len(text) > 12:
-        raise WrongSignature("the time of the signature is no number of seconds since 1970")
+        raise WrongSignature("the time of the signature is not a number of seconds since 1970")
     if abs(now - int(text)) > tolerance:
         raise WrongSignature(f"the signature was made {abs(now - int(text)):.0f} s from now, over {tolerance:g} s")
 

@@ -1,4 +1,4 @@
-"""What the bodies of webhooks say, as events: Standard Webhooks, GitHub, Stripe, and the notifications of S3."""
+"""Incoming webhooks as events: Standard Webhooks, GitHub, Stripe, and the notifications of S3."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penstock.schemas.events.cloudevents import Event
 from penstock.schemas.wire.codec import explain
 
 
-def read(
+def read_webhook(
     name: str,
     settings: WebhookSettings,
     secrets: list[str],
@@ -28,7 +28,7 @@ def read(
     now: float,
     storage_url: str,
 ) -> list[Event]:
-    """The events of a request, once it is known who sent it. Their source is `/webhooks/NAME`, except S3's.
+    """Request → events, once its sender is verified. Their source is `/webhooks/NAME`, except for S3.
 
     Arguments:
         headers: by their lower-case names.
@@ -36,8 +36,8 @@ def read(
         storage_url: the setting of that name; see `s3`.
 
     Raises:
-        WrongSignature: it is not from who it is said to be from, or is too old.
-        InvalidEvent: the body is not what this sender sends.
+        WrongSignature: the request is not from this sender, or is too old.
+        InvalidEvent: the body does not have the sender's format.
     """
     source = f"/webhooks/{name}"
     digest = hashlib.sha256(body).hexdigest()
@@ -51,7 +51,7 @@ def read(
         case "github":
             signatures.verify_github(headers, body, secrets)
             data = _object(body)
-            # The id that GitHub sends is not signed: who has an old request could send it again under another.
+            # The id that GitHub sends is not signed: an attacker could replay an old request under another id.
             more = {"delivery": headers["x-github-delivery"]} if "x-github-delivery" in headers else {}
             return [_event(id=digest, source=source, type=_github_type(headers, data), data=data, **more)]
         case "stripe":
@@ -66,29 +66,29 @@ def read(
             return [_event(id=data.get("id", digest), source=source, type=data.get("type", name), data=data)]
 
 
-def message(settings: WebhookSettings, headers: Mapping[str, str], body: bytes) -> str | None:
-    """A hash that a request shares with its replays only: of what is signed, so that nobody who lacks the secret can
-    change it. A sender that tries again signs anew, with another time. None: the scheme signs nothing.
+def signed_content(settings: WebhookSettings, headers: Mapping[str, str], body: bytes) -> str | None:
+    """Hash of the signed content, which a request shares with its replays only. None: the scheme signs nothing.
 
-    GitHub signs no time, and its number of the delivery, which stays in a redelivery, stands beside the signature.
+    It cannot be changed without the secret. A sender that tries again makes a new signature, with another time. GitHub
+    signs no time; its delivery number, which a redelivery keeps, is not signed either.
 
     Arguments:
-        headers, body: of a request that `read` has believed.
+        headers, body: of a request that `read_webhook` has accepted.
     """
     match settings.scheme:
         case "standard":
-            said = f"{headers[signatures.ID]}.{headers[signatures.TIMESTAMP]}"
+            prefix = f"{headers[signatures.ID]}.{headers[signatures.TIMESTAMP]}"
         case "github":
-            said = headers.get("x-github-delivery", "")
+            prefix = headers.get("x-github-delivery", "")
         case "stripe":
-            said = signatures.stripe_time(headers)
+            prefix = signatures.stripe_time(headers)
         case "bearer":
             return None
-    return hashlib.sha256(said.encode() + b"." + body).hexdigest()
+    return hashlib.sha256(prefix.encode() + b"." + body).hexdigest()
 
 
 def s3(document: Mapping[str, Any], storage_url: str) -> Iterator[Event]:
-    """The events of a notification of S3, or of a store that speaks like it; of a test none.
+    """Notification of S3, or of a compatible store → events; a test notification has none.
 
     Type, source and subject are those of CloudEvents' adapter for S3: `com.amazonaws.s3.ObjectCreated:Put`,
     `aws:s3.REGION.BUCKET` (of other stores `minio:s3.…`) and the object's key. `data` has `bucket`, `key`, `size`,
@@ -96,12 +96,12 @@ def s3(document: Mapping[str, Any], storage_url: str) -> Iterator[Event]:
     https://github.com/cloudevents/spec/blob/main/cloudevents/adapters/aws-s3.md
 
     Raises:
-        InvalidEvent: it is none.
+        InvalidEvent: it is not a notification of S3.
     """
     storage = urlsplit(storage_url)
     records = document.get("Records", [])
     if not isinstance(records, list):
-        raise InvalidEvent("Records", "no list")
+        raise InvalidEvent("Records", "not a list")
     for number, record in enumerate(records):
         try:
             bucket, entry = record["s3"]["bucket"]["name"], record["s3"]["object"]
@@ -110,18 +110,18 @@ def s3(document: Mapping[str, Any], storage_url: str) -> Iterator[Event]:
             time = record["eventTime"]
             service = record["eventSource"]
         except (LookupError, TypeError) as error:
-            raise InvalidEvent(f"Records.{number}", f"no notification of S3: {error!r}") from None
-        told = record.get("responseElements") or {}
-        request = told.get("x-amz-request-id", "") if isinstance(told, Mapping) else ""
+            raise InvalidEvent(f"Records.{number}", f"not a notification of S3: {error!r}") from None
+        elements = record.get("responseElements") or {}
+        request = elements.get("x-amz-request-id", "") if isinstance(elements, Mapping) else ""
         data = {"bucket": bucket, "key": key, "size": entry.get("size"), "etag": entry.get("eTag")}
         data["version_id"] = entry.get("versionId")
         prefix = storage.path.strip("/") + "/" if storage.path.strip("/") else ""
         if storage.scheme == "s3" and storage.netloc == bucket and key.startswith(prefix):
             data["storage_key"] = key.removeprefix(prefix)
-        # A notification may come twice; the sequencer tells one change of an object from the next.
-        said = (name, bucket, key, entry.get("versionId"), entry.get("sequencer") or request or time)
+        # A notification may come twice; the sequencer is different for each change of an object.
+        identity = (name, bucket, key, entry.get("versionId"), entry.get("sequencer") or request or time)
         yield _event(
-            id=hashlib.sha256(repr(said).encode()).hexdigest(),
+            id=hashlib.sha256(repr(identity).encode()).hexdigest(),
             source=f"{service}.{record.get('awsRegion') or 'none'}.{bucket}",
             type=f"com.amazonaws.s3.{name}",
             subject=key,
@@ -144,7 +144,7 @@ def _object(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidEvent("the body", f"not JSON: {error}; have it sent as application/json") from None
     if not isinstance(document, dict):
-        raise InvalidEvent("the body", "no JSON object")
+        raise InvalidEvent("the body", "not a JSON object")
     return document
 
 

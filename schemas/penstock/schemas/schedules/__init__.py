@@ -1,1 +1,1 @@
-"""Schedules as they are declared: rules, cron, calendars, and the times that follow from them."""
+"""Schedules as they are declared: cron rules, calendars, and the times that follow."""

@@ -1,4 +1,4 @@
-"""Business days: which days are closed, and what becomes of times that fall on one."""
+"""Business days: the closed days of a calendar, and what happens to times on them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Walls = Callable[[datetime], Iterator[datetime]]
 _DAY = timedelta(days=1)
 _YEARS = 50
 _LONGEST = 60
-"""Days in a row that may be closed."""
+"""The most days in a row that may be closed."""
 
 
-class Days:
-    """The business days of a calendar: no weekend there, and no holiday.
+class BusinessDays:
+    """The business days of a calendar: all but weekends and holidays.
 
     Arguments:
-        name: a country as `DE`, a part of one as `DE-BY` (ISO 3166), or a market as `NYSE`, `ECB`.
+        name: a country such as `DE`, a part of one such as `DE-BY` (ISO 3166), or a market such as `NYSE` or `ECB`.
 
     Raises:
         ConfigError: there is no such calendar.
@@ -36,7 +36,7 @@ class Days:
         return bool(self._holidays.is_working_day(day))
 
     def nearest(self, day: date, step: timedelta) -> date:
-        """The day itself if it is open, else the first open one in that direction."""
+        """The day itself if it is open, else the next open day in that direction."""
         for _ in range(_LONGEST):
             if self.is_open(day):
                 return day
@@ -61,28 +61,29 @@ def _holidays(name: str) -> Any:
         raise ConfigError(f"unknown calendar {name!r}; {hint}") from None
 
 
-def moved(walls: Walls, after: datetime, days: Days, closed: Closed) -> Iterator[datetime]:
-    """What `walls` gives after a time, with what falls on a closed day left out, or moved with its time of day.
+def move_closed(walls: Walls, after: datetime, days: BusinessDays, closed: Closed) -> Iterator[datetime]:
+    """The times of `walls` after a time, ascending. A time on a closed day is left out, or moved to an open day at the
+    same time of day.
 
-    Rising. With `before` and `after` it may begin earlier than asked.
+    With `before` and `after`, the first times may be earlier than `after`.
     """
     if closed == "skip":
         yield from _open(walls, after, days)
         return
     step = -_DAY if closed == "before" else _DAY
-    # What is moved to this day may come from any of the closed days before it.
+    # A time that is moved to this day may come from any of the closed days before it.
     start = days.nearest(after.date(), -_DAY)
     target, times = start, set[time]()
     for wall in walls(datetime.combine(start, time()) - timedelta(seconds=1)):
         day = days.nearest(wall.date(), step)
         if day != target:
-            yield from (datetime.combine(target, one) for one in sorted(times))
+            yield from (datetime.combine(target, time_of_day) for time_of_day in sorted(times))
             target, times = day, set()
         times.add(wall.time())
-    yield from (datetime.combine(target, one) for one in sorted(times))
+    yield from (datetime.combine(target, time_of_day) for time_of_day in sorted(times))
 
 
-def _open(walls: Walls, after: datetime, days: Days) -> Iterator[datetime]:
+def _open(walls: Walls, after: datetime, days: BusinessDays) -> Iterator[datetime]:
     last = after.year + _YEARS
     while True:
         for wall in walls(after):

@@ -1,12 +1,13 @@
-"""When a cron rule fires, in its time zone.
+"""The times of a cron rule, in its time zone.
 
-Five fields, or six with seconds first; names (`MON`, `JAN`), steps, ranges, lists, `L`, `LW`, `5L` and `MON#2` are
-understood, as CronSim documents, and `@daily` and the like. On the days the clock changes it is as in Debian's cron:
+A rule has five fields, or six with seconds first. It may have names (`MON`, `JAN`), steps, ranges, lists, `L`, `LW`,
+`5L` and `MON#2`, as CronSim documents, and `@daily` and the like. On days when the clock changes, it works as Debian's
+cron:
 
 - A time that the clock skips fires once, at the first minute after the gap. A rule for every hour (`30 * * * *`) misses
-  nothing by a gap of whole hours, so it goes on as ever.
+  nothing in a gap of whole hours, so nothing changes for it.
 - A time that comes twice fires the first time, if the rule is for a fixed time: minute and hour do not begin with `*`.
-  Any other rule (`*/10 * * * *`, `0 * * * *`) goes by elapsed time: it fires in both of two equal hours.
+  Any other rule (`*/10 * * * *`, `0 * * * *`) follows elapsed time: it fires in both of two equal hours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from penstock.config.errors import ConfigError
-from penstock.schemas.schedules.calendars import Closed, Days, moved
+from penstock.schemas.schedules.calendars import BusinessDays, Closed, move_closed
 
 _NAMED = {
     "@yearly": "0 0 1 1 *",
@@ -34,17 +35,17 @@ _EVERY_HOUR = set(range(24))
 
 
 class Cron:
-    """One rule, read.
+    """A cron rule, parsed.
 
     Arguments:
-        days: which days are business days; None: all.
-        closed: what becomes of a time on a day that is none: see `calendars.moved`.
+        days: the business days; None: all days.
+        closed: what happens to a time on any other day: see `calendars.move_closed`.
 
     Raises:
         ConfigError: the rule is wrong, or never fires.
     """
 
-    def __init__(self, rule: str, zone: ZoneInfo, days: Days | None = None, closed: Closed = "skip") -> None:
+    def __init__(self, rule: str, zone: ZoneInfo, days: BusinessDays | None = None, closed: Closed = "skip") -> None:
         try:
             from cronsim import CronSim, CronSimError
         except ModuleNotFoundError as error:
@@ -55,7 +56,7 @@ class Cron:
         if fields.startswith("@"):
             raise ConfigError(f"cron {rule!r}: there are {', '.join(_NAMED)}")
         try:
-            # Naive, so that it goes by the wall clock alone: the days when that changes are handled here.
+            # Naive, so that it follows the wall clock alone; changes of the clock are handled here.
             self._sim: Any = CronSim(fields, datetime(2000, 1, 1))  # noqa: DTZ001
         except CronSimError as error:
             raise ConfigError(f"cron {rule!r}: {str(error).lower()}; see `minute hour day month weekday`") from None
@@ -67,24 +68,24 @@ class Cron:
             raise ConfigError(f"cron {rule!r}: it never fires" + (" on a business day" if days is not None else ""))
 
     def after(self, after: datetime) -> Iterator[datetime]:
-        """The times, in UTC and rising, at which it fires after an aware time."""
+        """The times after an aware time at which the rule fires, in UTC, ascending."""
         last = after.astimezone(UTC)
-        for time in self._instants(self._walls(self._first_wall(last))):
+        for time in self._instants(self._walls(self._search_start(last))):
             if time > last:
                 last = time
                 yield time
 
-    def _first_wall(self, after: datetime) -> datetime:
-        """From where on to look: what the wall clock says then, or less if it is about to go back."""
+    def _search_start(self, after: datetime) -> datetime:
+        """Local time to start searching at; earlier if the clock is about to be set back."""
         local = after.astimezone(self._zone)
         back = _offset(local) - _offset((after + _DAY).astimezone(self._zone))
         return local.replace(tzinfo=None) - max(back, timedelta())
 
     def _walls(self, after: datetime) -> Iterator[datetime]:
-        """The wall-clock times after one, rising. Ends if there is none for 50 years."""
+        """Local times after a local time, ascending. Ends if there is none for 50 years."""
         if self._days is None:
             return self._plain(after)
-        return moved(self._plain, after, self._days, self._closed)
+        return move_closed(self._plain, after, self._days, self._closed)
 
     def _plain(self, after: datetime) -> Iterator[datetime]:
         sim = copy(self._sim)
@@ -93,7 +94,7 @@ class Cron:
         return times
 
     def _instants(self, walls: Iterator[datetime]) -> Iterator[datetime]:
-        again: list[datetime] = []  # what comes a second time, after all that comes the first time
+        again: list[datetime] = []  # second occurrences; they follow after all the first ones
         for wall in walls:
             first, second = _both(wall, self._zone)
             if second > first and not self._is_fixed:
@@ -110,8 +111,11 @@ class Cron:
 
 
 def _both(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """When the clock shows this: the same twice on most days, the later one second where it shows it twice. Where it
-    never does, the first is the later one."""
+    """Both instants at which the clock shows this local time, in UTC.
+
+    They are mostly the same. Where the clock shows the time twice, the second is later; where it never does, the first
+    is later.
+    """
     return wall.replace(tzinfo=zone).astimezone(UTC), wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
 
 
@@ -128,13 +132,12 @@ def _offset(local: datetime) -> timedelta:
 
 
 def localized(wall: datetime, zone: ZoneInfo) -> datetime:
-    """An aware time as it is; one without an offset as the clock of the zone: the first where it comes twice, after the
-    gap where it never comes."""
+    """Time → UTC. A naive time is one on the zone's clock: the first of two, or after the gap that skips it."""
     return wall.astimezone(UTC) if wall.tzinfo is not None else _after_gap(wall, zone)
 
 
 def clock_changes(zone: ZoneInfo, after: datetime, until: datetime) -> Iterator[tuple[datetime, timedelta]]:
-    """When (UTC, to the minute) the zone's clock changes between two aware times, and by how much."""
+    """Changes of the zone's clock between two aware times: when (UTC, to the minute) and by how much."""
     day = after.astimezone(UTC)
     while day < until:
         low, high = day, min(day + _DAY, until)

@@ -8,17 +8,17 @@ from datetime import UTC, datetime, timedelta
 from itertools import count, islice, takewhile
 
 from penstock.config.sections.schedules import TOLERANCE, ScheduleSettings
-from penstock.schemas.schedules.calendars import Days
+from penstock.schemas.schedules.calendars import BusinessDays
 from penstock.schemas.schedules.cron import Cron, localized
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MOST_AT_ONCE = 500
-"""Missed times made up for in one round; the rest follow in the next."""
+"""Missed times that one round makes jobs for; the rest follow in the next rounds."""
 _REACHES = (timedelta(minutes=2), timedelta(hours=2), timedelta(days=2), timedelta(days=64))
 
 
 class Times:
-    """When a schedule fires.
+    """The times at which a schedule fires.
 
     Raises:
         ConfigError: its cron rule is wrong or never fires, or there is no such calendar.
@@ -30,13 +30,13 @@ class Times:
         self._following: tuple[datetime, datetime | None] = (EPOCH, None)
         zone = settings.zone
         if settings.cron is not None:
-            days = None if settings.calendar is None else Days(settings.calendar)
+            days = None if settings.calendar is None else BusinessDays(settings.calendar)
             self._cron = Cron(settings.cron, zone, days, settings.closed or "skip")
         if settings.every is not None:
             self._anchor = EPOCH if settings.anchor is None else localized(settings.anchor, zone)
 
     def after(self, after: datetime) -> Iterator[datetime]:
-        """The times, in UTC and rising, after an aware time. They may end."""
+        """The times after an aware time, in UTC, ascending. They may end."""
         settings, after = self._settings, after.astimezone(UTC)
         if self._cron is not None:
             return self._cron.after(after)
@@ -47,7 +47,7 @@ class Times:
         return self._steps(settings.every, after)
 
     def _steps(self, every: timedelta, after: datetime) -> Iterator[datetime]:
-        # Counted from the anchor each time: nothing adds up.
+        # Counted from the anchor each time, so that no error adds up.
         for number in count((after - self._anchor) // every + 1):
             try:
                 yield self._anchor + number * every
@@ -55,17 +55,17 @@ class Times:
                 return
 
     def next(self, after: datetime) -> datetime | None:
-        """The first of `after`; the last answer is kept, so that it may be asked for ahead of time."""
-        asked, answer = self._following
-        if asked != after:
-            answer = next(self.after(after), None)
-            self._following = (after, answer)
-        return answer
+        """The first time of `after`. The last result is cached, so that a caller can compute it ahead of time."""
+        start, following = self._following
+        if start != after:
+            following = next(self.after(after), None)
+            self._following = (after, following)
+        return following
 
     def choose(self, first: datetime, now: datetime) -> tuple[list[datetime], datetime | None]:
-        """Which of the times that have come, from `first` on, make a job, and the next time to look at.
+        """The times from `first` until now that make a job, and the next time.
 
-        A time is *missed* when it is over a minute late, or the next one has come too.
+        A time is *missed* when it is over a minute late, or when the next time has come too.
         """
         settings = self._settings
         following = self.next(first)
@@ -80,27 +80,27 @@ class Times:
         return [newest] if self._is_wanted(newest, now) else [], self.next(newest)
 
     def _is_wanted(self, newest: datetime, now: datetime) -> bool:
-        """Whether a time makes a job for itself, and for those missed before it."""
+        """Whether a time makes a job, for itself and for the times missed before it."""
         late, settings = now - newest, self._settings
         if late <= TOLERANCE:
             return True
         return settings.misfire != "skip" and (settings.catch_up is None or late <= settings.catch_up)
 
     def _newest(self, first: datetime, now: datetime) -> datetime:
-        """The latest time until now. Looked for from near to far: a year away does not mean a million steps."""
+        """The latest time until now. The search goes from near to far, so that a year does not take a million steps."""
         for reach in _REACHES:
             if now - reach > first and (times := self.until(now - reach, now)):
                 return times[-1]
         return [first, *self.until(first, now)][-1]
 
     def until(self, after: datetime, until: datetime, most: int | None = None) -> list[datetime]:
-        """The times after one and until another, at most so many."""
+        """The times after `after` and up to `until`, at most `most`."""
         return list(takewhile(lambda time: time <= until, islice(self.after(after), most)))
 
 
-def offset(name: str, jitter: timedelta) -> timedelta:
-    """By how much later than its times a schedule fires: the same each time and everywhere, to the millisecond."""
+def jitter_offset(name: str, jitter: timedelta) -> timedelta:
+    """The delay of a schedule's firings: the same each time and on every machine, to the millisecond."""
     if not jitter:
         return timedelta()
-    drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return timedelta(milliseconds=int(jitter / timedelta(milliseconds=1) * drawn))
+    fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return timedelta(milliseconds=int(jitter / timedelta(milliseconds=1) * fraction))

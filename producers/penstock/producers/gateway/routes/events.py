@@ -19,7 +19,7 @@ from penstock.producers.gateway.requests.bodies import JSON, read_json
 from penstock.producers.traces import traced
 from penstock.schemas.events import cloudevents, webhooks
 from penstock.schemas.events.cloudevents import Event
-from penstock.schemas.events.rules import Made, jobs_of
+from penstock.schemas.events.rules import RuleJob, jobs_of
 
 router = APIRouter(tags=["events"])
 
@@ -145,7 +145,7 @@ async def take(event: Event, caller: Caller, deps: Deps) -> EventAnswer:
 
 
 async def _send(
-    event: Event, made: Sequence[Made], ids: Sequence[str], options: dict[str, Any], deps: Deps
+    event: Event, made: Sequence[RuleJob], ids: Sequence[str], options: dict[str, Any], deps: Deps
 ) -> list[EventJob]:
     parent = event.extensions.get("traceparent")
     with traced(parent if isinstance(parent, str) else None):

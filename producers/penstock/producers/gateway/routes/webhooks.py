@@ -43,7 +43,7 @@ async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Reque
     )
     body = await request.body()
     try:
-        events = webhooks.read(
+        events = webhooks.read_webhook(
             name,
             settings,
             settings.secrets(name),
@@ -58,9 +58,9 @@ async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Reque
     except InvalidEvent as error:
         raise refused(error) from None
     deps.count(caller, max(len(events), 1))
-    if (message := webhooks.message(settings, request.headers, body)) is None:
+    if (content := webhooks.signed_content(settings, request.headers, body)) is None:
         return respond([await take(event, caller, deps) for event in events])
-    return respond(await _take_once(message, events, caller, deps))
+    return respond(await _take_once(content, events, caller, deps))
 
 
 async def _take_once(message: str, events: Sequence[Event], caller: Caller, deps: Deps) -> list[EventAnswer]:
