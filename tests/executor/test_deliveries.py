@@ -134,13 +134,13 @@ def test_a_job_that_outlasts_the_grace_goes_back_without_a_lost_attempt(bench: B
 def test_a_job_that_crashes_its_worker_too_often_is_quarantined(bench: Bench) -> None:
     """Three workers die under it: each claims it and is never heard of again."""
     handle = bench.producer.enqueue(Seen(name="poison"))
-    from penstock.ledger.transitions.claim import Wanted, claim
+    from penstock.ledger.transitions.claim import ClaimRequest, claim
     from penstock.schemas.wire.codec import decode
 
     consumer = MemoryConsumer(bench.broker, ["ex"])
     for crash in range(3):
         [delivery] = consumer.fetch(1, 1)
-        wanted = Wanted(decode(delivery.envelope), delivery.deliveries > 1, 3)
+        wanted = ClaimRequest(decode(delivery.envelope), delivery.deliveries > 1, 3)
         [claimed] = claim(bench.database, [wanted], worker=f"dead-{crash}")
         assert claimed.crashes == crash  # type: ignore[union-attr]
         consumer.die()

@@ -20,7 +20,7 @@ from support.ledgers import (
 from penstock.ledger.members import heartbeats
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.cancel import request_cancel
-from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, Refusal, claim
 from penstock.schemas import Outcome, State
 
 DEAD = timedelta(seconds=-1)
@@ -45,7 +45,7 @@ def test_answers_have_the_order_of_the_requests(ledger: Database) -> None:
     end(ledger, claimed(ledger, old), Outcome.SUCCEEDED)
     new = [message(Note(text=str(number))) for number in range(5)]
     requests = [new[0], old, *new[1:], new[0]]
-    answers = claim(ledger, [Wanted(request, False, 3) for request in requests], worker="w1")
+    answers = claim(ledger, [ClaimRequest(request, False, 3) for request in requests], worker="w1")
     assert [answer.message.id for answer in answers] == [request.id for request in requests]
     assert [getattr(answer, "reason", "") for answer in answers] == ["", "ended", "", "", "", "", "duplicate"]
 
@@ -129,9 +129,11 @@ def test_leases_are_right_whatever_the_clocks_of_workers_show(
             held, left = message(Pay(amount=5)), message(Pay(amount=6))
             claimed(ledger, held, worker=holder)
             claimed(ledger, left, worker=gone)
-            [copy] = claim(ledger, [Wanted(held, False, 3)], worker="w2", now=now)
+            [copy] = claim(ledger, [ClaimRequest(held, False, 3)], worker="w2", now=now)
             assert refusal(copy) == "duplicate"
-            again, claims = claim(ledger, [Wanted(held, True, 3), Wanted(left, True, 3)], worker="w2", now=now)
+            again, claims = claim(
+                ledger, [ClaimRequest(held, True, 3), ClaimRequest(left, True, 3)], worker="w2", now=now
+            )
             assert refusal(again) == "held"
             assert isinstance(again, Refusal)
             assert again.until is not None

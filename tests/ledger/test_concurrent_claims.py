@@ -5,7 +5,7 @@ import threading
 from support.ledgers import Note, message, start_worker
 
 from penstock.ledger.sql.database import Database
-from penstock.ledger.transitions.claim import Claim, Wanted, claim
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, claim
 
 
 def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> None:
@@ -20,7 +20,7 @@ def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> N
         try:
             start.wait()
             for at in range(0, len(order), 20):
-                batch = [Wanted(request, False, 3) for request in order[at : at + 20]]
+                batch = [ClaimRequest(request, False, 3) for request in order[at : at + 20]]
                 answers = claim(database, batch, worker=worker)
                 claims[worker] += [answer.message.id for answer in answers if isinstance(answer, Claim)]
         except Exception as error:

@@ -15,7 +15,7 @@ from support.servers.proxy import Proxy
 from penstock.config.errors import LedgerUnavailable
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
-from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, Refusal, claim
 from penstock.ledger.transitions.outcome import record
 from penstock.schemas import Job, Outcome, State
 from penstock.workers.executor.attempt.session import POOL_SIZE, Sessions
@@ -75,7 +75,7 @@ def test_a_claim_whose_answer_was_lost_is_given_when_asked_again(
 ) -> None:
     start_worker(ledger, "w1")
     sent = message(job)
-    wanted = [Wanted(sent, False, max_crashes=1)]
+    wanted = [ClaimRequest(sent, False, max_crashes=1)]
     cut_at_commit(lambda: claim(distant, wanted, worker="w1"))
     assert row_of(ledger, sent.id).state == State.RUNNING
     [other] = claim(ledger, wanted, worker="w2", asked_before=True)
@@ -94,7 +94,7 @@ def test_an_outcome_whose_answer_was_lost_is_recorded_once(
 ) -> None:
     start_worker(ledger, "w1")
     sent = message(Note())
-    [claims] = claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
+    [claims] = claim(ledger, [ClaimRequest(sent, False, max_crashes=3)], worker="w1")
     assert isinstance(claims, Claim)
     ended = attempt_outcome(claims, Outcome.RETRY)
     cut_at_commit(lambda: record(distant, [ended], worker="w1"))
@@ -107,7 +107,7 @@ def test_transactions_that_lock_the_same_rows_in_opposite_orders_both_commit(led
     """The database ends one of the two; it is run again."""
     start_worker(ledger, "w1")
     sent = [message(Note()) for _ in range(2)]
-    claim(ledger, [Wanted(job, False, max_crashes=3) for job in sent], worker="w1")
+    claim(ledger, [ClaimRequest(job, False, max_crashes=3) for job in sent], worker="w1")
     both_hold_one = threading.Barrier(2)
     tries: list[str] = []
 
@@ -143,7 +143,7 @@ def test_handlers_that_hold_many_sessions_leave_the_ledger_its_connections(ledge
         session.execute(sa.text("SELECT 1"))
     start_worker(ledger, "w1")
     sent = message(Note())
-    [claims] = claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
+    [claims] = claim(ledger, [ClaimRequest(sent, False, max_crashes=3)], worker="w1")
     assert isinstance(claims, Claim)
     for session in held:
         session.close()
@@ -155,7 +155,7 @@ def test_a_transaction_that_cannot_be_serialised_is_run_again(ledger: Database) 
     # MariaDB waits in place of refusing.
     start_worker(ledger, "w1")
     sent = message(Note())
-    claim(ledger, [Wanted(sent, False, max_crashes=3)], worker="w1")
+    claim(ledger, [ClaimRequest(sent, False, max_crashes=3)], worker="w1")
     add = sa.update(jobs).where(jobs.c.id == sent.id).values(failures=jobs.c.failures + 1)
     tries: list[int] = []
 

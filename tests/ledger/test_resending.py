@@ -130,8 +130,8 @@ def test_the_job_of_a_dead_worker_is_put_back_as_a_crash(ledger: Database, job: 
     [lost, held] = sent(ledger, job, job)
     late = claimed(ledger, lost, worker="dead")
     claimed(ledger, held, worker="alive")
-    assert resending.put_back_begun(ledger, 2 * MINUTE, LANE) == 0, "not silent for so long"
-    assert resending.put_back_begun(ledger, MINUTE / 2, LANE) == 1
+    assert resending.put_back_running(ledger, 2 * MINUTE, LANE) == 0, "not silent for so long"
+    assert resending.put_back_running(ledger, MINUTE / 2, LANE) == 1
     row = row_of(ledger, lost.id)
     assert (row.state, row.crashes) == (State.SCHEDULED, 1)
     assert [attempt.outcome for attempt in attempts_of(ledger, lost.id)] == [Outcome.CRASHED]
@@ -144,7 +144,7 @@ def test_a_job_that_a_dead_worker_should_cancel_is_cancelled(ledger: Database) -
     [lost] = sent(ledger, Note())
     claimed(ledger, lost, worker="dead")
     assert request_cancel(ledger, lost.id) == State.RUNNING
-    assert resending.put_back_begun(ledger, timedelta(), LANE) == 1
+    assert resending.put_back_running(ledger, timedelta(), LANE) == 1
     row = row_of(ledger, lost.id)
     assert (row.state, row.due_at, row.cancel_requested) == (State.CANCELLED, None, False)
     assert [attempt.outcome for attempt in attempts_of(ledger, lost.id)] == [Outcome.CRASHED]
@@ -155,7 +155,7 @@ def test_an_at_most_once_job_is_not_put_back_once_it_began(ledger: Database) -> 
     [lost] = sent(ledger, Ring(number="1"))
     change(ledger, lost.id, delivery="at_least_once")  # the guess of a dispatcher that does not know the kind
     claimed(ledger, lost, worker="dead")
-    assert resending.put_back_begun(ledger, timedelta(), LANE) == 0
+    assert resending.put_back_running(ledger, timedelta(), LANE) == 0
 
 
 def test_lanes_are_suspect_that_a_living_worker_consumes_and_that_miss_jobs(ledger: Database) -> None:

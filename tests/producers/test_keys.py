@@ -25,7 +25,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions.cancel import cancel_key, request_cancel
-from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, Refusal, asks_of_keys, claim, without_cancelled
 from penstock.ledger.transitions.replay import retry
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.senders.memory import MemoryBroker
@@ -38,7 +38,7 @@ HOUR = timedelta(hours=1)
 
 def deliver(ledger: Database, sender: MemoryBroker, number: int) -> Claim | Refusal:
     """What a worker makes of a message that was sent, as the executor asks."""
-    answers = claim(ledger, [Wanted(decode(sender.sent[number]), False, 3)], worker="w1")
+    answers = claim(ledger, [ClaimRequest(decode(sender.sent[number]), False, 3)], worker="w1")
     if asks_of_keys(answers):
         answers = without_cancelled(ledger, answers)
     return answers[0]

@@ -16,7 +16,7 @@ from penstock.ledger.rows.attempts import history
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs, metadata
 from penstock.ledger.sql.upgrade import upgrade
-from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, claim
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, Refusal, claim
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.schemas import Job, Outcome, Sensitive, State
 from penstock.schemas.wire.codec import Envelope, Message, decode, encode
@@ -88,7 +88,7 @@ def message(job: Job, **options: Any) -> Message:
 
 
 def claim_one(database: Database, sent: Message, *, worker: str = "w1", again: bool = False) -> Claim | Refusal:
-    [answer] = claim(database, [Wanted(sent, again, max_crashes=3)], worker=worker)
+    [answer] = claim(database, [ClaimRequest(sent, again, max_crashes=3)], worker=worker)
     return answer
 
 

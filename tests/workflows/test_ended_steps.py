@@ -18,7 +18,7 @@ from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.cancel import request_cancel
 from penstock.ledger.transitions.claim import Refusal
 from penstock.ledger.transitions.due import envelope_of
-from penstock.ledger.transitions.lost import put_back_begun
+from penstock.ledger.transitions.lost import put_back_running
 from penstock.ledger.workflows.read import due_workflows
 from penstock.schemas import Outcome, State
 from penstock.schemas.wire.codec import decode
@@ -55,7 +55,7 @@ def cancel_before_it_is_redelivered(ledger: Database, row: Any) -> None:
 def cancel_before_the_broker_loses_it(ledger: Database, row: Any) -> None:
     run_under_a_dead_worker(ledger, row)
     assert request_cancel(ledger, row.id) == State.RUNNING
-    assert put_back_begun(ledger, timedelta(), (row.queue, row.priority)) == 1
+    assert put_back_running(ledger, timedelta(), (row.queue, row.priority)) == 1
 
 
 def succeed(ledger: Database, row: Any) -> None:

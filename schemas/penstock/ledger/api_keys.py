@@ -113,10 +113,10 @@ def revoke(database: Database, key_id: str) -> ApiKey:
     """
 
     def write(connection: sa.Connection) -> Any:
-        mine = api_keys.c.id == key_id
-        unrevoked = sa.update(api_keys).where(mine, api_keys.c.revoked_at.is_(None))
+        where = api_keys.c.id == key_id
+        unrevoked = sa.update(api_keys).where(where, api_keys.c.revoked_at.is_(None))
         connection.execute(unrevoked.values(revoked_at=datetime.now(UTC)))
-        return connection.execute(sa.select(api_keys).where(mine)).first()
+        return connection.execute(sa.select(api_keys).where(where)).first()
 
     row = database.write(write)
     if row is None:
@@ -126,8 +126,8 @@ def revoke(database: Database, key_id: str) -> ApiKey:
 
 def id_of(text: str) -> str | None:
     """The id in a key; None: it has not the form of one."""
-    found = _FORM.fullmatch(text)
-    return None if found is None else found[1]
+    rows = _FORM.fullmatch(text)
+    return None if rows is None else rows[1]
 
 
 def _key(row: Any) -> ApiKey:

@@ -56,7 +56,7 @@ def begin(
     Raises:
         FenceLost: the claim was lost. LedgerUnavailable. Nothing was written then.
     """
-    mine, now = effect_id(job_id, key), at or datetime.now(UTC)
+    where, now = effect_id(job_id, key), at or datetime.now(UTC)
 
     def write(connection: sa.Connection) -> Found | None:
         # The lock on the job's row lets no other worker claim the job before this is written.
@@ -65,13 +65,13 @@ def begin(
         if row is None or row.state != State.RUNNING or row.fence != fence:
             raise FenceLost(f"another worker has claimed job {job_id}")
         begun = {"fence": fence, "begun_at": now}
-        found = connection.execute(sa.select(effects).where(effects.c.id == mine)).first()
-        if found is None:
-            connection.execute(sa.insert(effects).values(id=mine, job_id=job_id, key=key, **begun))
-        elif found.done_at is None and (again or (found.fence == fence and found.begun_at == now)):
-            connection.execute(sa.update(effects).where(effects.c.id == mine).values(**begun))
+        rows = connection.execute(sa.select(effects).where(effects.c.id == where)).first()
+        if rows is None:
+            connection.execute(sa.insert(effects).values(id=where, job_id=job_id, key=key, **begun))
+        elif rows.done_at is None and (again or (rows.fence == fence and rows.begun_at == now)):
+            connection.execute(sa.update(effects).where(effects.c.id == where).values(**begun))
         else:
-            return Found(found.begun_at, found.done_at is not None, found.result)
+            return Found(rows.begun_at, rows.done_at is not None, rows.result)
         return None
 
     return database.write(write)
@@ -83,11 +83,11 @@ def confirm(database: Database, job_id: str, fence: int, key: str, result: str |
     Raises:
         LedgerUnavailable: nothing was written.
     """
-    mine, now = effect_id(job_id, key), datetime.now(UTC)
+    where, now = effect_id(job_id, key), datetime.now(UTC)
     done = {"done_at": now, "result": result}
-    update = sa.update(effects).where(effects.c.id == mine, effects.c.done_at.is_(None)).values(**done)
+    update = sa.update(effects).where(effects.c.id == where, effects.c.done_at.is_(None)).values(**done)
     # Who took the job over may have withdrawn its own call of it; ours happened all the same.
-    row = {"id": mine, "job_id": job_id, "key": key, "fence": fence, "begun_at": now, **done}
+    row = {"id": where, "job_id": job_id, "key": key, "fence": fence, "begun_at": now, **done}
 
     def write(connection: sa.Connection) -> None:
         if connection.execute(update).rowcount == 0:
@@ -124,19 +124,19 @@ def decide(database: Database, job_id: str, key: str, *, happened: bool, result:
     def write(connection: sa.Connection) -> None:
         running = sa.select(jobs.c.state).where(jobs.c.id == job_id)
         state = connection.execute(database.locked(running)).scalar()
-        found = connection.execute(sa.select(effects).where(effects.c.id == effect_id(job_id, key))).first()
-        if found is None:
+        rows = connection.execute(sa.select(effects).where(effects.c.id == effect_id(job_id, key))).first()
+        if rows is None:
             raise InvalidState(f"job {job_id} has begun no effect {key!r}")
-        if found.done_at is not None:
-            raise InvalidState(f"effect {key!r} of job {job_id} is confirmed since {found.done_at.isoformat()}")
+        if rows.done_at is not None:
+            raise InvalidState(f"effect {key!r} of job {job_id} is confirmed since {rows.done_at.isoformat()}")
         if state == State.RUNNING:
             raise InvalidState(f"job {job_id} is running; decide about effect {key!r} when it has ended")
-        mine = effects.c.id == found.id
+        where = effects.c.id == rows.id
         if happened:
             values = {"done_at": datetime.now(UTC), "result": result}
-            connection.execute(sa.update(effects).where(mine).values(**values))
+            connection.execute(sa.update(effects).where(where).values(**values))
         else:
-            connection.execute(sa.delete(effects).where(mine))
+            connection.execute(sa.delete(effects).where(where))
         act = "confirm effect" if happened else "forget effect"
         audit.write(connection, actor=actor, act=act, subject=job_id, detail={"key": key})
 

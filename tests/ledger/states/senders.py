@@ -190,7 +190,7 @@ class Senders(Workers):
             job.wait(due=True)
         begun = [job for job in self._abandoned() if job.delivery != "at_most_once"]
         lanes = [("notes", "normal"), ("uniq", "normal")]
-        assert sum(resending.put_back_begun(self.ledger, timedelta(), lane) for lane in lanes) == len(begun)
+        assert sum(resending.put_back_running(self.ledger, timedelta(), lane) for lane in lanes) == len(begun)
         for job in begun:
             job.fence, job.crashes = job.fence + 1, job.crashes + 1
             job.named = False

@@ -11,7 +11,7 @@ from ledger.states.world import MAX_CRASHES, World
 from support.ledgers import start_worker
 
 from penstock.ledger import effects
-from penstock.ledger.transitions.claim import Claim, Wanted, asks_of_keys, claim, without_cancelled
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, asks_of_keys, claim, without_cancelled
 from penstock.ledger.transitions.outcome import FenceLost
 from penstock.schemas import Outcome, State
 from penstock.schemas.states import FINAL, WAITING
@@ -45,7 +45,7 @@ class Workers(World):
                     self.broker.copies.remove(copy)
                 return
         expected = self._expected_answer(job, copy, message.fence)
-        answers = claim(self.ledger, [Wanted(message, copy.deliveries > 1, MAX_CRASHES)], worker=worker)
+        answers = claim(self.ledger, [ClaimRequest(message, copy.deliveries > 1, MAX_CRASHES)], worker=worker)
         if job.state is None and job.key is not None and key_is_cancelled_meanwhile:
             assert self.producer.cancel(key=job.key) is not None
             self._model_cancel_key(job.key, but=job)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
-from penstock.ledger.transitions.claim import Claim, Wanted, claim
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, claim
 from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
@@ -61,7 +61,7 @@ def waiting(ledger: Database) -> list[Any]:
 def run(ledger: Database, rows: list[Any], worker: str, results: Callable[[Any], Any], **how: Any) -> int:
     """Claim these jobs and record their ends, as a worker does. Returns how many it was given."""
     messages = [decode(envelope_of(row)) for row in rows]
-    claims = claim(ledger, [Wanted(message, False, 3) for message in messages], worker=worker)
+    claims = claim(ledger, [ClaimRequest(message, False, 3) for message in messages], worker=worker)
     ends = [_outcome(granted, results, **how) for granted in claims if isinstance(granted, Claim)]
     return sum(record(ledger, ends, worker=worker)) if ends else 0
 

@@ -64,7 +64,7 @@ class Entrance:
         self._until = self._now + RESERVED
         pairs = zip(self._envelopes, self._policies, strict=True)
         asked = [(envelope, policy) for envelope, policy in pairs if policy is not None]
-        self._made = Admissions.of(connection, self._database, asked, self._now, self._until)
+        self._made = Admissions.admit(connection, self._database, asked, self._now, self._until)
         for number, (envelope, answer) in enumerate(zip(self._envelopes, self.answers, strict=True)):
             if answer.refused:
                 error = DuplicateJob(envelope.kind, ours(envelope)["key"], answer.job_id)

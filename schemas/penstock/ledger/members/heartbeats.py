@@ -82,10 +82,10 @@ def beat(
         if progress:
             rows = [_progress_row(name, job_id, latest) for job_id, latest in progress.items()]
             connection.execute(_PROGRESS, rows)
-        asked = sa.select(jobs.c.id).where(
+        requested = sa.select(jobs.c.id).where(
             jobs.c.state == State.RUNNING, jobs.c.worker == name, jobs.c.cancel_requested
         )
-        return set(connection.scalars(asked))
+        return set(connection.scalars(requested))
 
     return database.write(write)
 

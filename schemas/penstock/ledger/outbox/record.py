@@ -41,7 +41,7 @@ def record_jobs(connection: sa.Connection, ledger: Database, batch: OutboxBatch)
         if entry.policy is not None and entry.envelope.id not in cancelled
     ]
     if requests:
-        admissions = Admissions.of(connection, ledger, requests, batch.now, batch.until)
+        admissions = Admissions.admit(connection, ledger, requests, batch.now, batch.until)
         batch.unique = [job_id for job_id, row in admissions.new.items() if row["due_at"] == batch.until]
         for (envelope, _), admission in zip(requests, admissions.answers, strict=True):
             if not admission.created and admission.job_id != envelope.id:

@@ -61,14 +61,14 @@ class Scope:
 
         Rows that are outside of the bounds may pass: see `may_match`, and `includes_dead_letter` about aliases.
         """
-        found: list[sa.ColumnElement[bool]] = []
+        rows: list[sa.ColumnElement[bool]] = []
         if self.kinds is not None:
-            found.append(sa.or_(may_match(dead_letters.c.kind, self.kinds), dead_letters.c.raw.is_not(None)))
+            rows.append(sa.or_(may_match(dead_letters.c.kind, self.kinds), dead_letters.c.raw.is_not(None)))
         if self.queues is not None:
-            found.append(may_match(dead_letters.c.queue, self.queues))
+            rows.append(may_match(dead_letters.c.queue, self.queues))
         if self.tenants is not None:
-            found.append(jobs.c.tenant.in_(self.tenants))
-        return found
+            rows.append(jobs.c.tenant.in_(self.tenants))
+        return rows
 
 
 EVERYTHING = Scope()

@@ -180,8 +180,8 @@ def _erase(
             counts[name] += connection.execute(part).rowcount
         stay = [row for row in left if _stays(row, now)]
         if stay:
-            mine = sa.update(jobs).where(database.among(jobs.c.id, [row.id for row in stay]))
-            connection.execute(mine.values(**_EMPTY, finished_at=now))
+            where = sa.update(jobs).where(database.among(jobs.c.id, [row.id for row in stay]))
+            connection.execute(where.values(**_EMPTY, finished_at=now))
             announce_ends(connection, database, [row.id for row in stay])
         gone = [row.id for row in left if not _stays(row, now)]
         delete_jobs(connection, database, gone)
@@ -258,20 +258,20 @@ def _outboxed(database: Database, where: Mapping[str, str], done: Erasure, line:
 
 
 def _is_meant_there(row: Any, where: Mapping[str, str]) -> bool:
-    said = {"id": row.id, "key": row.key}
+    text = {"id": row.id, "key": row.key}
     if "tenant" in where:
         try:
-            said["tenant"] = json.loads(row.headers)[HEADER].get("tenant")
+            text["tenant"] = json.loads(row.headers)[HEADER].get("tenant")
         except (ValueError, LookupError, TypeError, AttributeError):
             return False  # headers that nobody can read name none
-    return all(said[name] == value for name, value in where.items())
+    return all(text[name] == value for name, value in where.items())
 
 
 def _is_meant(row: Any, where: Mapping[str, str]) -> bool:
     headers = json.loads(row.headers)
     ours = headers.get(HEADER)
-    said = {**(ours if isinstance(ours, dict) else {}), "id": headers.get("id")}
-    return all(said.get(name) == value or (name == "id" and row.id == value) for name, value in where.items())
+    text = {**(ours if isinstance(ours, dict) else {}), "id": headers.get("id")}
+    return all(text.get(name) == value or (name == "id" and row.id == value) for name, value in where.items())
 
 
 def _keys(database: Database, where: Mapping[str, str], done: Erasure, *, dry_run: bool = False) -> None:
@@ -307,5 +307,5 @@ def _read(database: Database, select: sa.Select[Any]) -> Sequence[Any]:
 
 
 def _delete(database: Database, key: sa.Column[Any], ids: Sequence[str]) -> None:
-    mine = sa.delete(key.table).where(database.among(key, ids))
-    database.write(lambda connection: connection.execute(mine))
+    where = sa.delete(key.table).where(database.among(key, ids))
+    database.write(lambda connection: connection.execute(where))

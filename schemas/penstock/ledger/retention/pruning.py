@@ -118,8 +118,8 @@ class Pruning:
 
     def _unheld(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Without the jobs of workflows that are still on record: a later step, or a retry, needs their results."""
-        mine = self._database.among(steps.c.job_id, [row.id for row in rows])
-        held = {row.job_id for row in self._read(sa.select(steps.c.job_id).where(mine))} if rows else set()
+        where = self._database.among(steps.c.job_id, [row.id for row in rows])
+        held = {row.job_id for row in self._read(sa.select(steps.c.job_id).where(where))} if rows else set()
         return [row for row in rows if row.id not in held]
 
     def _delete_jobs(self, rows: Sequence[Any]) -> Counts:
@@ -130,8 +130,8 @@ class Pruning:
             return Counter()
 
         def write(connection: sa.Connection) -> Counts:
-            mine = self._database.among(jobs.c.id, list(seen))
-            select = sa.select(jobs.c.id, jobs.c.state, jobs.c.finished_at).where(mine)
+            where = self._database.among(jobs.c.id, list(seen))
+            select = sa.select(jobs.c.id, jobs.c.state, jobs.c.finished_at).where(where)
             found = connection.execute(self._database.locked(select, skip=True))
             same = [row for row in found if seen[row.id] == (row.state, row.finished_at)]
             delete_jobs(connection, self._database, [row.id for row in same])
@@ -205,8 +205,8 @@ class Pruning:
             if gone and not self._dry_run:
 
                 def write(connection: sa.Connection, gone: dict[str, str] = gone) -> None:
-                    mine = self._database.among(key.id, list(gone))
-                    held = connection.execute(self._database.locked(sa.select(key.id, key.job_id).where(mine)))
+                    where = self._database.among(key.id, list(gone))
+                    held = connection.execute(self._database.locked(sa.select(key.id, key.job_id).where(where)))
                     ids = [row.id for row in held if gone[row.id] == row.job_id]
                     connection.execute(sa.delete(unique_keys).where(self._database.among(key.id, ids)))
 

@@ -1,7 +1,7 @@
-"""The attempts of jobs, as people see them.
+"""Attempts of jobs, as people see them.
 
-What almost every job comes to, an attempt that succeeds, is not written a second time: the job's own row says all of it
-until the job is tried again.
+An attempt that succeeds, as almost every one does, is not written a second time: the job's own row has all of it until
+the job is tried again.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ history = sa.union_all(sa.select(attempts), _SUCCESSES).subquery("history")
 
 
 def keep_success(connection: sa.Connection, job_id: str) -> None:
-    """Enter the attempt of a job that succeeded, whose row is about to change."""
+    """Insert the attempt of a job that succeeded and whose row is about to change."""
     connection.execute(sa.insert(attempts).from_select(list(attempts.c), _SUCCESSES.where(jobs.c.id == job_id)))
 
 
 def crashed_attempt(row: Any, now: datetime, error: str) -> dict[str, Any]:
-    """The attempt that a dead worker left behind, to be entered among the others.
+    """Row of the attempt that a dead worker left behind.
 
     Arguments:
         row: the job's, as that worker had claimed it.
@@ -54,29 +54,29 @@ def crashed_attempt(row: Any, now: datetime, error: str) -> dict[str, Any]:
     }
 
 
-class Crashes:
-    """Describes the crashes of jobs, each worker looked up once."""
+class CrashReports:
+    """Describes crashes of jobs. Looks each worker up once."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
         self._workers: dict[str, Any] = {}
 
     def describe(self, job: Any) -> str:
-        """What became of the worker that had a job.
+        """Crash of the worker that had a job, in one line.
 
         Arguments:
             job: a row with `worker` and `started_at` of the attempt.
         """
-        said = f"worker {job.worker} died or fell silent while it ran this"
+        text = f"worker {job.worker} died or fell silent while it ran this"
         row = self._worker(job.worker) if job.worker else None
         if row is None or (job.started_at is not None and row.started_at > job.started_at):
-            return said  # started anew under its name: the row is of another process
+            return text  # started again under its name: the row is of another process
         facts = [f"host {row.host}, pid {row.pid}"]
         if row.stopped_at is None:
             facts.append(f"ended with {row.ended}" if row.ended else "how it ended is not known")
         if row.peak_memory_bytes is not None:
             facts.append(f"peak memory {in_mebibytes(row.peak_memory_bytes)}")
-        return f"{said} ({'; '.join(facts)})"
+        return f"{text} ({'; '.join(facts)})"
 
     def _worker(self, name: str) -> Any:
         if name not in self._workers:

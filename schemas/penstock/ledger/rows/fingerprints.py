@@ -93,9 +93,9 @@ def last_own_frame(traceback: str) -> Frame | None:
     frames = [(file.replace("\\", "/"), function) for file, function in _FRAME.findall(traceback)]
     foreign = [one for one in frames if not _STANDARD.search(one[0]) and not _INTERNAL.search(one[0])]
     own = [one for one in foreign if not _LIBRARY.search(one[0])]
-    for found in (own, foreign, frames):
-        if found:
-            file, function = found[-1]
+    for rows in (own, foreign, frames):
+        if rows:
+            file, function = rows[-1]
             # Of the folders above, the name may be that of a release, of a container's layer or of a machine.
             return Frame(_DIGITS.sub("0", "/".join(file.split("/")[-2:])), function)
     return None

@@ -118,8 +118,8 @@ def mark_sent(connection: sa.Connection, database: Database, ids: Sequence[str],
     """
     # Before the sending, not after it: a broker wiped in between has lost what was sent before that.
     sent_at = from_now(timedelta(seconds=began - time.monotonic()))
-    mine = reserved(database, ids, until)
-    connection.execute(sa.update(jobs).where(mine).values(state=State.QUEUED, due_at=sent_at))
+    where = reserved(database, ids, until)
+    connection.execute(sa.update(jobs).where(where).values(state=State.QUEUED, due_at=sent_at))
 
 
 def reserved(database: Database, ids: Sequence[str], until: datetime) -> sa.ColumnElement[bool]:

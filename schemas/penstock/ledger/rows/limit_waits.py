@@ -82,8 +82,8 @@ def wake(database: Database, turn: Turn) -> None:
 
     def write(connection: sa.Connection) -> None:
         if turn.job_ids:
-            mine = sa.exists().where(_UNTOUCHED)
-            due = sa.update(jobs).where(database.among(jobs.c.id, turn.job_ids), mine)
+            where = sa.exists().where(_UNTOUCHED)
+            due = sa.update(jobs).where(database.among(jobs.c.id, turn.job_ids), where)
             connection.execute(due.values(due_at=from_now()))
         # Of those gone none comes back to what its row says; at most it has entered a new one, which is looked for.
         over = database.among(waits.c.job_id, turn.job_ids + turn.gone)
@@ -101,8 +101,8 @@ def waiting(connection: sa.Connection, job_id: str, most: int) -> tuple[str, int
         waits.c.enqueued_at < row.enqueued_at,
         sa.and_(waits.c.enqueued_at == row.enqueued_at, waits.c.job_id < row.job_id),
     )
-    found = sa.select(waits.c.job_id).join(jobs, _UNTOUCHED).where(waits.c.slot == row.slot, older).limit(most)
-    before = sa.select(sa.func.count()).select_from(found.subquery())
+    rows = sa.select(waits.c.job_id).join(jobs, _UNTOUCHED).where(waits.c.slot == row.slot, older).limit(most)
+    before = sa.select(sa.func.count()).select_from(rows.subquery())
     return row.slot, connection.execute(before).scalar_one()
 
 

@@ -1,4 +1,4 @@
-"""What a dead worker left and no broker brings again: jobs acknowledged before they ran, or delivered too often."""
+"""Jobs that a dead worker left and no broker delivers again: acknowledged before they ran, or delivered too often."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows.attempts import Crashes
+from penstock.ledger.rows.attempts import CrashReports
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, workers
@@ -23,8 +23,8 @@ def bury_abandoned(database: Database, limit: int = 500, *, patience: timedelta 
     Their fence rises, so a worker that was only stopped for a while writes nothing afterwards.
 
     Arguments:
-        patience: how much longer than its lease a worker may be silent. Nobody waits for these jobs, and a handler that
-            holds the interpreter for long keeps its living worker from renewing the lease.
+        patience: how much longer than its lease a worker may be silent. There is no hurry, and a handler that holds
+            the interpreter for long keeps its living worker from renewing the lease.
     """
     abandoned = (
         sa.select(jobs)
@@ -39,15 +39,15 @@ def bury_abandoned(database: Database, limit: int = 500, *, patience: timedelta 
     if not database.read(lambda connection: connection.execute(abandoned).first()):
         return []
 
-    def write(connection: sa.Connection) -> list[str]:
+    def bury_all(connection: sa.Connection) -> list[str]:
         rows = connection.execute(database.locked(abandoned, skip=True)).all()
-        deaths = Crashes(connection)
+        crash_reports = CrashReports(connection)
         for row in rows:
-            error = f"{deaths.describe(row)}, and delivery is at_most_once"
+            error = f"{crash_reports.describe(row)}, and delivery is at_most_once"
             bury_crashed(connection, database, row, "crashed", error)
         return [row.id for row in rows]
 
-    return database.write(write)
+    return database.write(bury_all)
 
 
 def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str) -> bool:
@@ -56,23 +56,23 @@ def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str
     Nothing is recorded of a copy, whose job has ended or waits in the ledger.
     """
 
-    def look(connection: sa.Connection) -> tuple[str | None, bool]:
+    def read_state(connection: sa.Connection) -> tuple[str | None, bool]:
         select = sa.select(jobs.c.state, _is_held()).where(jobs.c.id == envelope.id)
         row = connection.execute(select).first()
         return (row[0], bool(row[1])) if row is not None else (None, False)
 
-    # An id that no job can have is not even asked for: PostgreSQL refuses a NUL in it.
-    state, held = database.read(look) if is_id(envelope.headers.get("id")) else (None, False)
+    # An id that no job can have is not looked up: PostgreSQL refuses a NUL in it.
+    state, held = database.read(read_state) if is_id(envelope.headers.get("id")) else (None, False)
     if state == State.RUNNING and held:
         return False
     if state == State.RUNNING:
 
-        def write(connection: sa.Connection) -> None:
+        def bury_running(connection: sa.Connection) -> None:
             left = sa.select(jobs).where(jobs.c.id == envelope.id, jobs.c.state == State.RUNNING)
             for row in connection.execute(database.locked(left.where(~_is_held()))):
                 bury_crashed(connection, database, row, "delivery_limit", detail)
 
-        database.write(write)
+        database.write(bury_running)
     elif state is None or state == State.QUEUED:
         bury_message(database, envelope, raw, "delivery_limit", detail)
     return True

@@ -1,7 +1,7 @@
-"""The right to run a job, given for a batch in one transaction. `transitions.outcome` takes it back, with the outcome.
+"""Claiming: a worker gets the right to run jobs, a batch in one transaction. `outcome` ends that right.
 
-A claim raises the job's fence. Whoever writes an outcome names the fence it was given, so a worker that lost its
-claim, because it was stopped for longer than its lease, writes nothing.
+A claim raises the job's fence. An outcome carries the fence of its claim, so a worker that lost its claim, because it
+was suspended for longer than its lease, writes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows.attempts import Crashes, crashed_attempt
+from penstock.ledger.rows.attempts import CrashReports, crashed_attempt
 from penstock.ledger.rows.ended import announce_ends, final_columns
 from penstock.ledger.rows.jobs import Row, message_row
 from penstock.ledger.sql.clock import from_now
@@ -30,11 +30,11 @@ _READ = sa.select(
 
 
 @dataclass(slots=True)
-class Wanted:
-    """A message that asks to be claimed.
+class ClaimRequest:
+    """A message whose job a worker wants to claim.
 
     Attributes:
-        redelivered: the broker has handed it out before, so whoever had it may be dead.
+        redelivered: the broker has handed it out before, so the worker that had it may be dead.
     """
 
     message: Message
@@ -69,7 +69,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Refusal:
-    """Why a message is not run: acknowledge it, unless it is `held`.
+    """Refused claim: acknowledge the message, unless it is `held`.
 
     Attributes:
         reason: `ended`, `duplicate`, `cancelled` or `held`, which means that another live worker may still run it.
@@ -83,52 +83,53 @@ class Refusal:
 
 def claim(
     database: Database,
-    wanted: Sequence[Wanted],
+    requests: Sequence[ClaimRequest],
     *,
     worker: str,
     now: datetime | None = None,
     asked_before: bool = False,
 ) -> list[Claim | Refusal]:
-    """Claim a batch for a worker, in one transaction. The answers stand in the order of the questions.
+    """Claim a batch for a worker, in one transaction. The answers are in the order of the requests.
 
     Arguments:
-        asked_before: the worker asked, and got no answer: what it seems to run was claimed by that.
+        asked_before: the worker asked, and got no answer. A job that it seems to run was claimed by that request.
 
     Raises:
-        LedgerUnavailable: ask again. Where the connection was lost at the commit, it may be done.
+        LedgerUnavailable: ask again. If the connection was lost at the commit, the claim may be done.
     """
     now = now or datetime.now(UTC)
-    return database.write(lambda connection: _claim(connection, database, wanted, worker, now, asked_before))
+    return database.write(lambda connection: _claim(connection, database, requests, worker, now, asked_before))
 
 
 def asks_of_keys(answers: Sequence[Claim | Refusal]) -> bool:
     """Whether `without_cancelled` has anything to look for."""
-    return any(isinstance(one, Claim) and one.unseen and one.message.key is not None for one in answers)
+    return any(isinstance(answer, Claim) and answer.unseen and answer.message.key is not None for answer in answers)
 
 
 def without_cancelled(database: Database, answers: Sequence[Claim | Refusal]) -> list[Claim | Refusal]:
-    """The answers of `claim`, with refusals for jobs whose key was cancelled before anybody saw them.
+    """The answers of `claim`, with refusals for jobs whose key was cancelled before the ledger saw them.
 
-    Asked when the claims are committed: whoever cancels a key meanwhile then finds the running job, or this finds that.
+    To be called when the claims are committed: either a cancellation meanwhile finds the running job, or this finds the
+    cancellation.
 
     Raises:
         LedgerUnavailable: ask again with the same answers.
     """
-    unseen = [one.message for one in answers if isinstance(one, Claim) and one.unseen]
-    asked = [(one.id, one.kind.name, one.key, one.tenant, one.sent_at) for one in unseen if one.key is not None]
-    cancelled = cancel_unseen(database, asked, claimed=True)
-    return [Refusal(one.message, "cancelled") if one.message.id in cancelled else one for one in answers]
+    unseen = [answer.message for answer in answers if isinstance(answer, Claim) and answer.unseen]
+    keyed = [(sent.id, sent.kind.name, sent.key, sent.tenant, sent.sent_at) for sent in unseen if sent.key is not None]
+    cancelled = cancel_unseen(database, keyed, claimed=True)
+    return [Refusal(answer.message, "cancelled") if answer.message.id in cancelled else answer for answer in answers]
 
 
 def _claim(
     connection: sa.Connection,
     database: Database,
-    wanted: Sequence[Wanted],
+    requests: Sequence[ClaimRequest],
     worker: str,
     now: datetime,
     asked_before: bool,
 ) -> list[Claim | Refusal]:
-    ids = list({one.message.id for one in wanted})
+    ids = list({request.message.id for request in requests})
     rows: dict[str, Any] = {row.id: row for row in database.rows_of(connection, _READ, jobs.c.id, ids)}
     holders = {row.worker for row in rows.values() if row.state == State.RUNNING and row.worker != worker}
     leases = _leases(connection, holders, now) if holders else {}
@@ -136,39 +137,39 @@ def _claim(
     inserts: list[Row] = []
     updates: list[Row] = []
     crashed: list[Row] = []
-    deaths = Crashes(connection)
-    taken: set[str] = set()
-    for one in wanted:
-        message = one.message
+    crash_reports = CrashReports(connection)
+    claimed_ids: set[str] = set()
+    for request in requests:
+        message = request.message
         row = rows.get(message.id)
-        if message.id in taken:
+        if message.id in claimed_ids:
             answers.append(Refusal(message, "duplicate"))
             continue
         if row is None:
-            taken.add(message.id)
-            given = Claim(message, 1, message.attempt, message.attempt - 1, 0, now, unseen=True)
-            inserts.append(_new_row(given, worker))
-            answers.append(given)
+            claimed_ids.add(message.id)
+            granted = Claim(message, 1, message.attempt, message.attempt - 1, 0, now, unseen=True)
+            inserts.append(_new_row(granted, worker))
+            answers.append(granted)
             continue
         unanswered = asked_before and row.state == State.RUNNING and row.worker == worker
-        if not unanswered and (refusal := _refuse(one, row, leases, worker, now)):
+        if not unanswered and (refusal := _refuse(request, row, leases, worker, now)):
             answers.append(refusal)
             continue
-        taken.add(message.id)
+        claimed_ids.add(message.id)
         if row.cancel_requested:
-            # Its worker died before it was told. Nobody is to begin it again.
-            _end_cancelled(connection, database, row, now, deaths)
+            # Its worker died before it was notified. The job must not start again.
+            _end_cancelled(connection, database, row, now, crash_reports)
             answers.append(Refusal(message, "cancelled"))
             continue
         crashes = row.crashes
         if row.state == State.RUNNING and not unanswered:
             crashes += 1
-            crashed.append(crashed_attempt(row, now, deaths.describe(row)))
-        given = Claim(message, row.fence + 1, row.failures + 1, row.failures, crashes, now, unseen=unanswered)
-        given.quarantine = crashes >= one.max_crashes
-        given.crash = crashed[-1]["error"] if crashes > row.crashes else None
-        updates.append(_claimed_row(given, worker))
-        answers.append(given)
+            crashed.append(crashed_attempt(row, now, crash_reports.describe(row)))
+        granted = Claim(message, row.fence + 1, row.failures + 1, row.failures, crashes, now, unseen=unanswered)
+        granted.quarantine = crashes >= request.max_crashes
+        granted.crash = crashed[-1]["error"] if crashes > row.crashes else None
+        updates.append(_claimed_row(granted, worker))
+        answers.append(granted)
     if inserts:
         database.execute_many(connection, database.insert(jobs), inserts)
     if updates:
@@ -178,27 +179,27 @@ def _claim(
     return answers
 
 
-def _refuse(one: Wanted, row: Any, leases: dict[str, datetime], worker: str, now: datetime) -> Refusal | None:
-    """The rules that make a second delivery of one job harmless."""
-    message = one.message
+def _refuse(request: ClaimRequest, row: Any, leases: dict[str, datetime], worker: str, now: datetime) -> Refusal | None:
+    """Rules that make a second delivery of a job harmless."""
+    message = request.message
     if row.state in FINAL:
         return Refusal(message, "cancelled" if row.state == State.CANCELLED else "ended")
     if row.cancel_requested and row.state != State.RUNNING:
         return Refusal(message, "cancelled")
     if message.fence < row.fence and (row.state in WAITING or (row.state == State.QUEUED and row.worker is None)):
-        # A copy of an earlier sending. The one that counts carries the fence of now; it may even be here before the
-        # dispatcher's "sent" is committed, so the state alone does not tell. One that a worker gave back, and which
-        # keeps its name, goes on under the fence with which it was sent.
+        # A copy of an earlier sending. The valid one carries the current fence. It may even arrive before the
+        # dispatcher's "sent" is committed, so the state alone does not decide. A job that a worker released keeps that
+        # worker's name, and goes on under the fence with which it was sent.
         return Refusal(message, "duplicate")
     if row.state == State.RUNNING and message.kind.delivery == "at_most_once":
-        # It may have run: one that was acknowledged comes again where the acknowledgement was lost. The dispatcher
-        # makes it a dead letter once its worker's lease has ended.
+        # It may have run: a message comes again if its acknowledgement was lost. The dispatcher buries the job once its
+        # worker's lease has ended.
         return Refusal(message, "duplicate")
     if row.state == State.RUNNING:
         own = row.worker == worker
         lease = leases.get(row.worker)
         alive = own or (lease is not None and lease > now)
-        if alive and not one.redelivered:
+        if alive and not request.redelivered:
             return Refusal(message, "duplicate")  # the live worker, this one too, still holds the original delivery
         if alive and not own and message.kind.delivery == "once":
             return Refusal(message, "held", until=lease)
@@ -215,37 +216,39 @@ _CLAIMED = (
         attempt=sa.bindparam("b_attempt"),
         crashes=sa.bindparam("b_crashes"),
         started_at=sa.bindparam("b_started_at"),
-        delivery=sa.bindparam("b_delivery"),  # a dispatcher that does not know the kind has guessed
+        delivery=sa.bindparam("b_delivery"),  # a dispatcher that does not know the kind guessed it
         finished_at=None,
         due_at=None,
     )
 )
 
 
-def _new_row(given: Claim, worker: str) -> Row:
+def _new_row(granted: Claim, worker: str) -> Row:
     # Only what is not null: each further column would be bound for every row.
-    row = message_row(given.message, given.started_at)
-    row.update(state=State.RUNNING, worker=worker, fence=1, attempt=given.attempt, failures=given.failures)
+    row = message_row(granted.message, granted.started_at)
+    row.update(state=State.RUNNING, worker=worker, fence=1, attempt=granted.attempt, failures=granted.failures)
     return row
 
 
-def _claimed_row(given: Claim, worker: str) -> Row:
+def _claimed_row(granted: Claim, worker: str) -> Row:
     return {
-        "b_id": given.message.id,
+        "b_id": granted.message.id,
         "b_worker": worker,
-        "b_fence": given.fence,
-        "b_attempt": given.attempt,
-        "b_crashes": given.crashes,
-        "b_started_at": given.started_at,
-        "b_delivery": given.message.kind.delivery,
+        "b_fence": granted.fence,
+        "b_attempt": granted.attempt,
+        "b_crashes": granted.crashes,
+        "b_started_at": granted.started_at,
+        "b_delivery": granted.message.kind.delivery,
     }
 
 
-def _end_cancelled(connection: sa.Connection, database: Database, row: Any, now: datetime, deaths: Crashes) -> None:
+def _end_cancelled(
+    connection: sa.Connection, database: Database, row: Any, now: datetime, crash_reports: CrashReports
+) -> None:
     change = final_columns(State.CANCELLED, now, fence=row.fence + 1, crashes=row.crashes + 1, cancel_requested=False)
     connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**change))
     announce_ends(connection, database, [row.id])
-    connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, deaths.describe(row))])
+    connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, crash_reports.describe(row))])
 
 
 def _leases(connection: sa.Connection, names: set[str | None], now: datetime) -> dict[str, datetime]:

@@ -1,9 +1,9 @@
-"""What waits for its time: delayed jobs, retries and rescued ones, kept in the ledger until they are due.
+"""Jobs that wait for their time: delayed ones, retries and those put back, kept in the ledger until they are due.
 
-Due jobs are taken by several dispatchers at once in three short steps, so that no lock is held while the broker is
-spoken to: *reserve* (the due time moves a little ahead, rows that another dispatcher holds are skipped), send, *mark*.
-A dispatcher that dies in between leaves rows that are due again when the reservation ends; what it had sent already
-goes out twice under one id, attempt and fence, which the claim absorbs.
+Several dispatchers send due jobs at once, in three short steps, so that no lock is held during the sending: *reserve*
+(the due time moves a little ahead; rows that another dispatcher holds are skipped), send, *mark*. A dispatcher that
+dies in between leaves rows that are due again when the reservation ends. A job that it had sent already goes out twice
+under one id, attempt and fence, which the claim absorbs.
 
 A row that is marked as sent keeps in `due_at` when that was, on the database's clock: `resending` looks for those that
 the broker has lost.
@@ -47,33 +47,35 @@ def keep(database: Database, rows: Sequence[Row]) -> None:
     names = ("id", "kind", "key", "tenant", "enqueued_at")
     about: list[Any] = [tuple(row[name] for name in names) for row in rows if row["key"] is not None]
 
-    def write(connection: sa.Connection) -> None:
-        # What is overdue is sent by whichever dispatcher sees it first, so it must not wait for a moment.
+    def insert_waiting(connection: sa.Connection) -> None:
+        # The first dispatcher that sees an overdue job sends it, so a cancelled one must not wait even for a moment.
         gone = cancelled_before(connection, database, about) if about else ()
         cancelled = final_columns(State.CANCELLED, datetime.now(UTC))
         kept = [{**row, **cancelled} if row["id"] in gone else row for row in rows]
         connection.execute(database.insert_ignore(jobs), kept)
 
     if rows:
-        database.write(write)
-        # Who cancels a key meanwhile may not have seen these. A crash in between brings the messages again, and this
-        # with them.
+        database.write(insert_waiting)
+        # A cancellation of a key meanwhile may not have seen these. A crash in between brings the messages again, and
+        # this check with them.
         if about:
             cancel_unseen(database, about)
 
 
-def due(connection: sa.Connection, database: Database, now: datetime, limit: int, but: Iterable[str] = ()) -> list[Any]:
+def due(
+    connection: sa.Connection, database: Database, now: datetime, limit: int, exclude: Iterable[str] = ()
+) -> list[Any]:
     """Rows whose time has come, the longest overdue first, locked against other dispatchers.
 
     Arguments:
         limit: of each state, scheduled and retrying, so that a flood of one does not starve the other.
-        but: queues to leave out.
+        exclude: queues to leave out.
     """
     rows: list[Any] = []
     for state in sorted(WAITING):
         select = _due(state, now)
-        if but:
-            select = select.where(jobs.c.queue.not_in(list(but)))
+        if exclude:
+            select = select.where(jobs.c.queue.not_in(list(exclude)))
         rows += connection.execute(database.locked(select.limit(limit), skip=True)).all()
     return sorted(rows, key=lambda row: row.due_at)
 
@@ -99,34 +101,34 @@ def envelope_of(row: Any) -> Envelope:
     )
 
 
-def reserve(database: Database, limit: int, but: Iterable[str]) -> tuple[list[Any], datetime]:
+def reserve(database: Database, limit: int, exclude: Iterable[str]) -> tuple[list[Any], datetime]:
     """Due rows, and until when they are this dispatcher's."""
-    now, found = database.read(_look)
+    now, any_due = database.read(_peek)
     until = now + RESERVED
-    if not found:
+    if not any_due:
         return [], until  # looking takes no lock; on SQLite, polling would otherwise fight workers for the only one
 
-    def write(connection: sa.Connection) -> list[Any]:
-        rows = due(connection, database, now, limit, but)
+    def move_ahead(connection: sa.Connection) -> list[Any]:
+        rows = due(connection, database, now, limit, exclude)
         if rows:
             ids = [row.id for row in rows]
             connection.execute(sa.update(jobs).where(database.among(jobs.c.id, ids)).values(due_at=until))
         return rows
 
-    return database.write(write), until
+    return database.write(move_ahead), until
 
 
-def _look(connection: sa.Connection) -> tuple[datetime, bool]:
+def _peek(connection: sa.Connection) -> tuple[datetime, bool]:
     """The time, and whether anything is due by it."""
-    # The database's clock, as that of retries; ahead by what SQLite's leaves out.
+    # The database's clock, as for retries; ahead by the fraction that SQLite's clock leaves out.
     now = connection.execute(sa.select(from_now(timedelta(milliseconds=1)))).scalar_one()
     firsts = [_due(state, now).with_only_columns(jobs.c.id).limit(1) for state in WAITING]
     return now, any(connection.execute(first).first() for first in firsts)
 
 
 def _due(state: State, now: datetime) -> sa.Select[Any]:
-    """One state a query, and in its order even where that matters to nobody: so the index on (state, due_at) is read
-    from the front and the LIMIT ends that early, whatever a planner believes about the rest of the table."""
+    """Query for one state, in the order of the index on (state, due_at): the LIMIT then ends the scan early, whatever a
+    planner believes about the rest of the table."""
     return sa.select(*_READ).where(jobs.c.state == state, jobs.c.due_at <= now).order_by(jobs.c.due_at)
 
 
@@ -134,13 +136,13 @@ def mark_as_sent(database: Database, rows: Sequence[Any], until: datetime, began
     kept = [row.id for row in rows if _is_kept(row)]
     gone = [row.id for row in rows if not _is_kept(row)]
 
-    def write(connection: sa.Connection) -> None:
+    def mark(connection: sa.Connection) -> None:
         if kept:
             mark_sent(connection, database, kept, until, began)
         if gone:
             connection.execute(sa.delete(jobs).where(reserved(database, gone, until)))
 
-    database.write(write)
+    database.write(mark)
 
 
 def _is_kept(row: Any) -> bool:
@@ -151,9 +153,9 @@ def _is_kept(row: Any) -> bool:
 
 
 def release(database: Database, rows: Sequence[Any], until: datetime) -> None:
-    def write(connection: sa.Connection) -> None:
+    def restore_due_times(connection: sa.Connection) -> None:
         for row in rows:
-            mine = reserved(database, [row.id], until)
-            connection.execute(sa.update(jobs).where(mine).values(due_at=row.due_at))
+            where = reserved(database, [row.id], until)
+            connection.execute(sa.update(jobs).where(where).values(due_at=row.due_at))
 
-    database.write(write)
+    database.write(restore_due_times)

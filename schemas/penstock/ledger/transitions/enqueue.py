@@ -1,6 +1,6 @@
-"""Unique jobs: who holds a key is decided in the ledger, in the transaction that enters the job.
+"""Inserting jobs, and admission of unique ones: the ledger decides which job holds a key, in the same transaction.
 
-Whoever enters a unique job locks the row of its key, so of any number at once one is first. Nothing gives a key back:
+The insertion of a unique job locks the row of its key, so one of any number at once is first. Nothing releases a key:
 the state of the job that took it last says whether it still holds it, so no worker and no outcome knows of keys.
 """
 
@@ -28,11 +28,11 @@ from penstock.schemas.wire.codec import HEADER, Envelope
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What became of a job that asks for its key.
+    """Answer to a job that asks for its key.
 
     Attributes:
-        job_id, queue: of the job that stands for it from now on: its own, or the one that holds the key.
-        created: whether a job of its own was entered.
+        job_id, queue: of the job that counts from now on: its own, or the one that holds the key.
+        created: whether a job of its own was inserted.
         refused: the policy is `reject`, and `job_id` holds the key.
     """
 
@@ -49,20 +49,21 @@ def enter(
     now: datetime,
     reserved: datetime | None = None,
 ) -> list[Admission]:
-    """Enter jobs in a transaction of the caller's, for the dispatcher to send; each unique one if its key allows it.
+    """Insert jobs in a transaction of the caller's, for the dispatcher to send; each unique one if its key allows it.
 
-    One without a key, as a stock client sends it, is not asked for any.
+    A unique kind's job without a key, as an unmodified Celery client sends it, is inserted without a check.
 
     Arguments:
-        reserved: until when those that are not unique are kept for the caller, who sends them after the transaction.
+        reserved: end of the reservation of those that are not unique, for a caller that sends them after the
+            transaction.
     """
     envelopes = list(envelopes)
-    asked = [(envelope, policy) for envelope in envelopes if (policy := _policy(envelope)) is not None]
+    requested = [(envelope, policy) for envelope in envelopes if (policy := _policy(envelope)) is not None]
     rows = [waiting_row(envelope, reserved) for envelope in envelopes if _policy(envelope) is None]
     if rows:
         database.execute_many(connection, database.insert_ignore(jobs), rows)
     entered = (Admission(row["id"], row["queue"], True) for row in rows)
-    admitted = iter(Admissions.of(connection, database, asked, now, now).answers if asked else ())
+    admitted = iter(Admissions.admit(connection, database, requested, now, now).answers if requested else ())
     return [next(entered if _policy(envelope) is None else admitted) for envelope in envelopes]
 
 
@@ -72,17 +73,17 @@ def _policy(envelope: Envelope) -> Unique | None:
 
 
 def ours(envelope: Envelope) -> dict[str, Any]:
-    """Our header; empty where there is none."""
+    """Our header; empty if there is none."""
     header = envelope.headers.get(HEADER)
     return header if isinstance(header, dict) else {}
 
 
 @dataclass(slots=True)
 class Key:
-    """The row of a key, and what it becomes.
+    """Row of a key, and its new values.
 
     Attributes:
-        before: its job as it was found; None: nobody had it.
+        before: id of the job that held it before; None: no job did.
     """
 
     job_id: str
@@ -100,11 +101,11 @@ class _Known:
 
 
 class Admissions:
-    """Decides about the keys of a batch in one transaction, in the order they ask.
+    """Decides about the keys of a batch in one transaction, in the order of the requests.
 
     Attributes:
-        answers: one for each that asked.
-        new: rows of the jobs that were entered, by id.
+        answers: an answer for each request.
+        new: rows of the jobs that were inserted, by id.
         replaced: jobs that were cancelled for another one, as they were.
         keys: by the id of their row.
     """
@@ -121,32 +122,34 @@ class Admissions:
         self._now, self._due_at = now, due_at
 
     @classmethod
-    def of(
+    def admit(
         cls,
         connection: sa.Connection,
         database: Database,
-        asked: Sequence[tuple[Envelope, Unique]],
+        requested: Sequence[tuple[Envelope, Unique]],
         now: datetime,
         due_at: datetime,
     ) -> Admissions:
-        """Decide, and write it.
+        """Decide, and write the decisions.
 
         Arguments:
-            due_at: of the new jobs that have no time of their own.
+            due_at: for the new jobs that have no time of their own.
 
         Raises:
             UndecodableMessage: an envelope cannot be kept.
         """
         deciding = cls(now, due_at)
-        deciding._rows = {envelope.id: waiting(envelope) for envelope, _ in asked}  # first: it checks them
-        deciding._lock(connection, database, asked)
-        deciding.answers = [deciding._decide(envelope, policy) for envelope, policy in asked]
+        deciding._rows = {envelope.id: waiting(envelope) for envelope, _ in requested}  # first: it checks them
+        deciding._lock(connection, database, requested)
+        deciding.answers = [deciding._decide(envelope, policy) for envelope, policy in requested]
         deciding._write(connection, database)
         return deciding
 
-    def _lock(self, connection: sa.Connection, database: Database, asked: Sequence[tuple[Envelope, Unique]]) -> None:
+    def _lock(
+        self, connection: sa.Connection, database: Database, requested: Sequence[tuple[Envelope, Unique]]
+    ) -> None:
         rows: dict[str, Row] = {}
-        for envelope, _ in asked:
+        for envelope, _ in requested:
             header = ours(envelope)
             rows.setdefault(
                 key_id(envelope.kind, header.get("tenant"), header["key"]),
@@ -159,20 +162,21 @@ class Admissions:
                     "due_at": None,
                 },
             )
-        # An upsert that changes nothing locks a row that is there. In order, so that two batches cannot wait for each
-        # other; MySQL's INSERT IGNORE would take a shared lock first, and two that raise it do.
-        entries = [{"id": one, **rows[one]} for one in sorted(rows)]
+        # An upsert that changes nothing locks an existing row. It runs in order, so that two batches cannot wait for
+        # each other. MySQL's INSERT IGNORE would take a shared lock first, and two transactions upgrading it would
+        # deadlock.
+        entries = [{"id": id, **rows[id]} for id in sorted(rows)]
         connection.execute(database.upsert(unique_keys, keep=("job_id", "held_until", "due_at")), entries)
-        found = connection.execute(sa.select(unique_keys).where(database.among(unique_keys.c.id, list(rows)))).all()
-        ids = sorted({row.job_id for row in found} | {envelope.id for envelope, _ in asked})
+        key_rows = connection.execute(sa.select(unique_keys).where(database.among(unique_keys.c.id, list(rows)))).all()
+        ids = sorted({row.job_id for row in key_rows} | {envelope.id for envelope, _ in requested})
         select = sa.select(jobs.c.id, jobs.c.state, jobs.c.queue, jobs.c.due_at, jobs.c.fence)
         select = select.where(database.among(jobs.c.id, ids)).order_by(jobs.c.id)
-        if any(policy.policy in ("replace", "debounce") for _, policy in asked):
+        if any(policy.policy in ("replace", "debounce") for _, policy in requested):
             select = database.locked(select)
         self._known = {
             row.id: _Known(row.state, row.queue, row.due_at, row.fence) for row in connection.execute(select)
         }
-        for row in found:
+        for row in key_rows:
             fresh = row.job_id == rows[row.id]["job_id"] and row.job_id not in self._known
             self.keys[row.id] = Key(row.job_id, row.held_until, row.due_at, None if fresh else row.job_id)
 
@@ -180,13 +184,13 @@ class Admissions:
         header = ours(envelope)
         key = self.keys[key_id(envelope.kind, header.get("tenant"), header["key"])]
         if (own := self._known.get(envelope.id)) is not None:
-            return Admission(envelope.id, own.queue, False)  # a call that is repeated with the id it gave
+            return Admission(envelope.id, own.queue, False)  # a call repeated with the same id
         if self._is_held(key, envelope.id, policy):
             holder = self._known.get(key.job_id)
             queue = holder.queue if holder is not None else envelope.queue
             if policy.policy in ("reject", "existing"):
                 return Admission(key.job_id, queue, False, refused=policy.policy == "reject")
-            assert holder is not None  # a job that is not there is not waiting
+            assert holder is not None  # a missing holder cannot be in a waiting state
             if policy.quiet is not None and self._is_untouched(key, holder):
                 return self._move(envelope, policy, key, holder)
             self._replace(key.job_id, holder, envelope.id)
@@ -194,18 +198,18 @@ class Admissions:
 
     def _is_held(self, key: Key, asking: str, policy: Unique) -> bool:
         if key.job_id == asking:
-            return False  # nobody had it
+            return False  # no job had it
         holder = self._known.get(key.job_id)
         in_time = key.held_until is not None and key.held_until > self._now
-        if holder is None:  # not on record any more, so it ended long ago; only a long period outlives that
+        if holder is None:  # not on record any more: it ended long ago, and only a long period outlives that
             return policy.hold is not None and in_time and State.SUCCEEDED in policy.states
         if holder.state not in policy.states:
             return False
-        # The job of a key without a period was enqueued when its kind had none yet.
+        # No held_until: enqueued before its kind got unique_for.
         return policy.hold is None or in_time or (key.held_until is None and holder.state in UNENDED)
 
     def _is_untouched(self, key: Key, holder: _Known) -> bool:
-        """Whether a debounced job waits as it was put off. Else a dispatcher may be sending it, or a retry waits."""
+        """Whether a debounced job waits as it was put off. If not, a dispatcher may be sending it, or a retry waits."""
         return (
             holder.state == State.SCHEDULED and key.due_at == holder.due_at and (holder.due_at or self._now) > self._now
         )
@@ -225,7 +229,7 @@ class Admissions:
     def _move(self, envelope: Envelope, policy: Unique, key: Key, holder: _Known) -> Admission:
         assert policy.quiet is not None
         due_at = self._now + policy.quiet
-        # The fence rises: should a copy have been sent after all, it is refused.
+        # The fence rises, so that a copy that was sent after all is refused.
         fence = holder.fence if key.job_id in self.new else holder.fence + 2
         row = {**self._rows[envelope.id], "id": key.job_id, "due_at": due_at, "fence": fence}
         if key.job_id in self.new:
@@ -254,8 +258,8 @@ class Admissions:
         if self.new:
             database.execute_many(connection, database.insert(jobs), list(self.new.values()))
         changed = [
-            {"b_id": one, "b_job_id": key.job_id, "b_held_until": key.held_until, "b_due_at": key.due_at}
-            for one, key in self.keys.items()
+            {"b_id": id, "b_job_id": key.job_id, "b_held_until": key.held_until, "b_due_at": key.due_at}
+            for id, key in self.keys.items()
             if key.job_id in self.new or key.job_id in self._moved
         ]
         if changed:
@@ -274,5 +278,5 @@ _TAKE = (
 
 
 def key_id(kind: str, tenant: str | None, key: str) -> str:
-    """The id of a key's row."""
+    """Id of a key's row."""
     return hashlib.sha256(f"{kind_name(kind)}\n{'' if tenant is None else 't' + tenant}\n{key}".encode()).hexdigest()

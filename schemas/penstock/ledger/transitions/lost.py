@@ -28,9 +28,9 @@ Lane = tuple[str, str]
 
 BATCH = 500
 PATIENT_LEASES = 2
-"""How many leases after its sending a job is first missed."""
+"""Leases after its sending from which on a job is missed."""
 SILENT_LEASES = 4
-"""How many more leases than one a worker is silent before what it ran counts as lost, or dead."""
+"""Leases, beyond its own, for which a worker is silent before its jobs count as lost, or dead."""
 
 
 def clock(database: Database) -> datetime:
@@ -43,28 +43,30 @@ def suspects(database: Database, patience: timedelta, silence: timedelta) -> set
     """Lanes with jobs that were sent longer ago than `patience` and have not begun, or whose worker has been silent for
     longer than `silence` after its lease.
 
-    Only lanes of queues that a worker on record consumes now: where there is none nobody misses a job, and what others
-    run, such as a stock Celery worker, is not recorded here and would never stop being missed.
+    Only lanes of queues that a worker on record consumes now: without one no job is missed, and jobs that others run,
+    such as an unmodified Celery worker, are not recorded here and would never stop being missed.
     """
 
-    def read(connection: sa.Connection) -> tuple[set[Lane], list[str]]:
+    def read_lanes(connection: sa.Connection) -> tuple[set[Lane], list[str]]:
         alive = sa.select(workers.c.queues).where(workers.c.lease_until > from_now(), workers.c.stopped_at.is_(None))
         consumed = list(connection.scalars(alive))
         if not consumed:
             return set(), []
         lane = sa.select(jobs.c.queue, jobs.c.priority).distinct()
         queued = lane.where(jobs.c.state == State.QUEUED, jobs.c.due_at <= before)
-        begun = lane.where(*_abandoned(silence))
-        return {(row.queue, row.priority) for select in (queued, begun) for row in connection.execute(select)}, consumed
+        running = lane.where(*_abandoned(silence))
+        return {
+            (row.queue, row.priority) for select in (queued, running) for row in connection.execute(select)
+        }, consumed
 
     before = clock(database) - patience
-    lanes, consumed = database.read(read)
+    lanes, consumed = database.read(read_lanes)
     live = {queue for queues in consumed for queue in json.loads(queues)}
     return {lane for lane in lanes if lane[0] in live}
 
 
 def put_back(database: Database, before: datetime, lane: Lane | None = None, limit: int = BATCH) -> int:
-    """Let queued jobs wait again that were sent earlier than this, the longest ago first. Returns how many.
+    """Put back queued jobs that were sent before this time, the longest ago first. Returns how many.
 
     Arguments:
         lane: only those of this one.
@@ -77,33 +79,33 @@ def put_back(database: Database, before: datetime, lane: Lane | None = None, lim
     if database.read(lambda connection: connection.execute(select.limit(1)).first()) is None:
         return 0
 
-    def write(connection: sa.Connection) -> int:
+    def schedule_again(connection: sa.Connection) -> int:
         ids = list(connection.scalars(database.locked(select, skip=True)))
         if ids:
             rows = sa.update(jobs).where(database.among(jobs.c.id, ids))
             connection.execute(rows.values(state=State.SCHEDULED, due_at=from_now()))
         return len(ids)
 
-    return database.write(write)
+    return database.write(schedule_again)
 
 
-def put_back_begun(database: Database, silence: timedelta, lane: Lane, limit: int = BATCH) -> int:
-    """The same for jobs of a lane that had begun, under a worker that has been silent for so long after its lease.
+def put_back_running(database: Database, silence: timedelta, lane: Lane, limit: int = BATCH) -> int:
+    """Put back running jobs of a lane whose worker has been silent for so long after its lease.
 
-    It counts as a crash, and the fence rises: the worker, should it only have slept, writes nothing afterwards. A job
-    that was to be cancelled ends as that instead.
+    That counts as a crash, and the fence rises: should the worker only have been suspended, it writes nothing
+    afterwards. A job that was asked to cancel ends as cancelled instead.
     """
     lost = (*_abandoned(silence), jobs.c.queue == lane[0], jobs.c.priority == lane[1])
     select = sa.select(jobs).where(*lost).order_by(jobs.c.id).limit(limit)
     if database.read(lambda connection: connection.execute(select.limit(1)).first()) is None:
         return 0
 
-    def write(connection: sa.Connection) -> int:
+    def end_crashed_attempts(connection: sa.Connection) -> int:
         rows = connection.execute(database.locked(select, skip=True)).all()
         now = datetime.now(UTC)
         raised = {"worker": None, "fence": jobs.c.fence + 1, "crashes": jobs.c.crashes + 1}
         again = {"state": State.SCHEDULED, "due_at": from_now()}
-        # Its worker was to stop it, and nobody is to begin it again.
+        # Its worker was asked to stop it, and it must not start again.
         ended = final_columns(State.CANCELLED, now, cancel_requested=False)
         for cancelled, change in ((False, again), (True, ended)):
             if ids := [row.id for row in rows if row.cancel_requested == cancelled]:
@@ -116,11 +118,11 @@ def put_back_begun(database: Database, silence: timedelta, lane: Lane, limit: in
             )
         return len(rows)
 
-    return database.write(write)
+    return database.write(end_crashed_attempts)
 
 
 def _abandoned(silence: timedelta) -> tuple[sa.ColumnElement[bool], ...]:
-    # What may never be repeated is left to the rescue, which makes a dead letter of it.
+    # A job that may never be repeated is left to `abandoned`, which buries it.
     heard = sa.exists().where(
         workers.c.name == jobs.c.worker, workers.c.lease_until > from_now(-silence), workers.c.stopped_at.is_(None)
     )

@@ -1,4 +1,4 @@
-"""How claimed attempts ended, written for a batch in one transaction under the fences of their claims."""
+"""Outcomes of claimed attempts, written for a batch in one transaction under the fences of their claims."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("penstock.executor")
 
 @dataclass(slots=True)
 class AttemptOutcome:
-    """How a claimed attempt ended, to be recorded."""
+    """Outcome of a claimed attempt, to be recorded."""
 
     claim: Claim
     name: Outcome
@@ -36,26 +36,26 @@ class AttemptOutcome:
     error: str | None = None
     traceback: str | None = None
     reason: str | None = None
-    """Why it is dead: `failed`, `permanent`, `in_doubt` or `crashed`."""
+    """Reason why the job is dead: `failed`, `permanent`, `in_doubt` or `crashed`."""
     detail: str | None = None
-    """`error`, and why that means the end."""
+    """`error`, and the reason why it is the end."""
     due_at: datetime | None = None
-    """Of one that goes on, by this machine's clock; what counts is its `delay`, if it has one."""
+    """If the job goes on: when it is due, by this machine's clock. Its `delay` counts instead, if it has one."""
     delay: timedelta | None = None
-    """From the moment of the record, by the clock of the database."""
+    """From the time of the record, by the clock of the database."""
     result: str | None = None
     result_ref: str | None = None
-    """Where the result was stored, which then stays out of the row."""
+    """Key of the result in the storage; the row then leaves it out."""
     outgoing: list[Envelope] = field(default_factory=list)
     progress: tuple[int, int | None, str | None] | None = None
     waits_for: str | None = None
-    """The slot of a limit that holds it back: it has not run, and this is no attempt."""
+    """Slot of a limit that holds the job back: it has not run, and this does not count as an attempt."""
     recorded: bool | None = None
-    """Of one that is known before its record: whether it was kept (with `ctx.session`), or the fence was lost."""
+    """If known before the record: whether it was kept (with `ctx.session`), or the fence was lost."""
 
     @property
     def needs_record(self) -> bool:
-        """Of a kind with `track=False` only what went wrong or goes on is kept."""
+        """Whether it must be recorded. A kind with `track=False` keeps only outcomes that are not a success."""
         return self.claim.tracked or bool(self.outgoing) or self.name not in (Outcome.SUCCEEDED, Outcome.INTERRUPTED)
 
 
@@ -64,7 +64,7 @@ class FenceLost(Exception):
 
 
 def record(database: Database, outcomes: Sequence[AttemptOutcome], *, worker: str) -> list[bool]:
-    """Write the outcomes of a batch in one transaction. False marks those whose fence was lost: nothing written.
+    """Write the outcomes of a batch in one transaction. False marks those whose fence was lost: they are not written.
 
     Raises:
         LedgerUnavailable: nothing was written; try again with the same outcomes.
@@ -86,8 +86,8 @@ def write_outcomes(
     """`record` inside a transaction of the caller's.
 
     Arguments:
-        hopeful: take every fence for held, and raise FenceLost, for the caller to roll back, where one is not. That
-            saves looking first, and losing a fence is rare.
+        hopeful: assume that every fence is held, and raise FenceLost, for the caller to roll back, if one is not. That
+            saves a look first, and losing a fence is rare.
     """
     kept = [True] * len(outcomes) if hopeful else _kept(connection, database, outcomes)
     accepted = [outcome for outcome, keep in zip(outcomes, kept, strict=True) if keep]
@@ -106,13 +106,17 @@ def write_outcomes(
         if fresh := [row for row in new if fences.get(row["id"], 0) < row["fence"]]:
             connection.execute(database.upsert(jobs, keep=("enqueued_at",)), fresh)
             written = {row["id"] for row in fresh}
-            late = [_delay_row(one) for one in accepted if one.delay is not None and one.claim.message.id in written]
+            late = [
+                _delay_row(outcome)
+                for outcome in accepted
+                if outcome.delay is not None and outcome.claim.message.id in written
+            ]
             if late:
                 database.execute_many(connection, _DELAYED, late)
     limit_waits.enter(
         connection, database, [_wait_row(outcome) for outcome in accepted if outcome.waits_for is not None]
     )
-    if rows := [_attempt_row(outcome, worker) for outcome in accepted if _is_told_of(outcome)]:
+    if rows := [_attempt_row(outcome, worker) for outcome in accepted if _has_attempt_row(outcome)]:
         database.execute_many(connection, database.insert_ignore(attempts), rows)
     if dead := [_dead_letter(outcome) for outcome in accepted if outcome.state == State.DEAD]:
         connection.execute(database.upsert(dead_letters), dead)
@@ -121,7 +125,7 @@ def write_outcomes(
     if of_steps := [message.id for message in marked if message.embed and steps.MARK in message.embed]:
         announce_ends(connection, database, of_steps)
     if outgoing := [envelope for outcome in accepted for envelope in outcome.outgoing]:
-        # Last, so that a job which has just ended here does not hold the key of the next one.
+        # Last, so that a job that has just ended here does not hold the key of the next one.
         for envelope, answer in zip(outgoing, enter(connection, database, outgoing, datetime.now(UTC)), strict=True):
             if not answer.created:
                 log.info("job %s is not sent: job %s stands for its key", envelope.id, answer.job_id)
@@ -167,8 +171,8 @@ _ENDED = (
     sa.update(jobs)
     .where(_CLAIMED)
     .values(
-        # Who asked to cancel it meant all of its attempts. MySQL sets columns in the table's order, this one before the
-        # flag that it reads.
+        # A request to cancel means all attempts of the job. MySQL sets columns in the table's order: this one before
+        # the flag that it reads.
         state=sa.case((sa.and_(jobs.c.cancel_requested, _GOES_ON), State.CANCELLED), else_=_ENDS_AS),
         attempt=sa.bindparam("b_attempt"),
         failures=sa.bindparam("b_failures"),
@@ -188,20 +192,20 @@ _ENDED = (
 _DELAYED = sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(due_at=seconds_from_now("b_delay"))
 
 
-def _is_told_of(outcome: AttemptOutcome) -> bool:
+def _has_attempt_row(outcome: AttemptOutcome) -> bool:
     return outcome.name != Outcome.SUCCEEDED and outcome.waits_for is None
 
 
 def _is_plain(outcome: AttemptOutcome) -> bool:
-    """What almost every job comes to; its row changes in few columns."""
+    """Whether it is a plain success, as almost every outcome is. Its row changes in few columns."""
     return outcome.name == Outcome.SUCCEEDED and outcome.progress is None and outcome.result_ref is None
 
 
 def _succeeded_row(outcome: AttemptOutcome) -> Row:
-    given = outcome.claim
+    claim = outcome.claim
     return {
-        "b_id": given.message.id,
-        "b_fence": given.fence,
+        "b_id": claim.message.id,
+        "b_fence": claim.fence,
         "b_finished_at": outcome.finished_at,
         "b_result": outcome.result,
     }
@@ -213,14 +217,14 @@ def _failures_after(outcome: AttemptOutcome) -> int:
 
 
 def _outcome_row(outcome: AttemptOutcome) -> Row:
-    given = outcome.claim
+    claim = outcome.claim
     done, total, note = outcome.progress or (None, None, None)
     unfinished = outcome.name in (Outcome.INTERRUPTED, Outcome.SNOOZED)
     return {
-        "b_id": given.message.id,
-        "b_fence": given.fence,
+        "b_id": claim.message.id,
+        "b_fence": claim.fence,
         "b_state": outcome.state,
-        "b_attempt": given.attempt - 1 if unfinished else given.attempt,
+        "b_attempt": claim.attempt - 1 if unfinished else claim.attempt,
         "b_failures": _failures_after(outcome),
         "b_finished_at": outcome.finished_at,
         "b_due_at": outcome.finished_at if outcome.state == State.QUEUED else outcome.due_at,  # as when it was sent
@@ -240,13 +244,13 @@ def _delay_row(outcome: AttemptOutcome) -> Row:
 
 
 def _untracked_row(outcome: AttemptOutcome, worker: str) -> Row:
-    given = outcome.claim
-    row = message_row(given.message, given.started_at)
+    claim = outcome.claim
+    row = message_row(claim.message, claim.started_at)
     row.update(
         state=outcome.state,
         worker=worker,
-        fence=given.fence + 1,
-        attempt=given.attempt,
+        fence=claim.fence + 1,
+        attempt=claim.attempt,
         failures=_failures_after(outcome),
         finished_at=outcome.finished_at,
         due_at=outcome.due_at,
@@ -256,13 +260,13 @@ def _untracked_row(outcome: AttemptOutcome, worker: str) -> Row:
 
 
 def _attempt_row(outcome: AttemptOutcome, worker: str) -> Row:
-    given = outcome.claim
+    claim = outcome.claim
     return {
-        "job_id": given.message.id,
-        "fence": given.fence,
-        "number": given.attempt,
+        "job_id": claim.message.id,
+        "fence": claim.fence,
+        "number": claim.attempt,
         "worker": worker,
-        "started_at": given.started_at,
+        "started_at": claim.started_at,
         "finished_at": outcome.finished_at,
         "outcome": outcome.name,
         "error": outcome.error,

@@ -82,7 +82,7 @@ class LostJobs(Poller):
         batch = lost.BATCH
         while batch >= lost.BATCH and not self.stopping.is_set():
             silence = max(age + patience, self._silence)
-            count += (batch := lost.put_back_begun(self._database, silence, lane))
+            count += (batch := lost.put_back_running(self._database, silence, lane))
         if count:
             self._patiences[lane] = (min(2 * patience, _LONGEST_PATIENCE), time.monotonic())
             log.warning("queue %s, priority %s: the broker has lost jobs; %d are sent again", *lane, count)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sized
 from datetime import UTC, datetime
 
 from penstock.config.errors import LedgerUnavailable
-from penstock.ledger.transitions.claim import Claim, Refusal, Wanted, asks_of_keys, claim, without_cancelled
+from penstock.ledger.transitions.claim import Claim, ClaimRequest, Refusal, asks_of_keys, claim, without_cancelled
 from penstock.schemas.wire.codec import Message
 from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.admission import Admission
@@ -74,7 +74,8 @@ class Claiming:
     async def _claim(self, batch: list[InFlight], asked_before: bool = False) -> None:
         database, io = self._runtime.database, self._runtime.io
         requests = [
-            Wanted(entry.message, entry.delivery.deliveries > 1, self._max_crashes(entry.message)) for entry in batch
+            ClaimRequest(entry.message, entry.delivery.deliveries > 1, self._max_crashes(entry.message))
+            for entry in batch
         ]
 
         def claim_jobs() -> list[Claim | Refusal]:
