@@ -34,7 +34,7 @@ class StepState(StrEnum):
     RUNNING = "running"
     """Its job is sent, or waits for a retry."""
     WAITING = "waiting"
-    """It waits for a signal or a time."""
+    """The step waits for a signal or a time."""
     SUCCEEDED = "succeeded"
     SKIPPED = "skipped"
     """There was nothing to do: its method returned None, its job was discarded, or a step that it needs was skipped."""

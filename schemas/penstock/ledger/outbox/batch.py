@@ -19,10 +19,10 @@ from penstock.schemas.wire.codec import Envelope
 
 @dataclass(slots=True)
 class OutboxEntry:
-    """One row, decoded.
+    """A row, decoded.
 
     Attributes:
-        policy: how the job's key is asked for; None: it needs no key.
+        policy: of the job's unique key; None: the job needs no key.
         row: the job's row in the ledger; None: it goes to the broker alone.
     """
 

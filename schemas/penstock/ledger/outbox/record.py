@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from penstock.ledger.outbox.batch import OutboxBatch
+from penstock.ledger.rows.ended import final_columns
 from penstock.ledger.rows.jobs import Row, release_reserved, reserved
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
@@ -28,7 +29,7 @@ def record_jobs(connection: sa.Connection, ledger: Database, batch: OutboxBatch)
         is_cancelled = entry.envelope.id in cancelled
         if entry.row is not None and (entry.policy is None or is_cancelled):
             if is_cancelled:
-                entry.row |= {"state": State.CANCELLED, "finished_at": datetime.now(UTC), "due_at": None}
+                entry.row |= final_columns(State.CANCELLED, datetime.now(UTC))
             rows.append(entry.row)
     if rows:
         new = ledger.execute_many(connection, ledger.insert_ignore(jobs), rows)
@@ -55,8 +56,8 @@ def _reserve_again(connection: sa.Connection, ledger: Database, batch: OutboxBat
     an id twice.
     """
     untouched = (jobs.c.state == State.SCHEDULED, jobs.c.fence == 0, jobs.c.failures == 0, jobs.c.due_at <= batch.until)
-    known = sa.update(jobs).where(ledger.among(jobs.c.id, batch.plain), *untouched)
-    connection.execute(known.values(due_at=batch.until))
+    reserve = sa.update(jobs).where(ledger.among(jobs.c.id, batch.plain), *untouched)
+    connection.execute(reserve.values(due_at=batch.until))
     select = sa.select(jobs.c.id).where(reserved(ledger, batch.plain, batch.until))
     return list(connection.execute(select).scalars())
 

@@ -1,1 +1,1 @@
-"""Schedules on record: rules, commands, previews, firing."""
+"""Schedules on record: rules, rows, declarations, commands, previews and firing."""

@@ -32,10 +32,10 @@ MOST_BACKFILLED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class BackfilledTime:
-    """One time of a backfill.
+    """A time of a backfill.
 
     Attributes:
-        job_id: the job that was made for it; None if none was.
+        job_id: the job that was made for it; None: there is none.
         skipped: why no job was made: `fired` (it has its job already), `unique` (`job_id` holds the key).
     """
 

@@ -28,7 +28,7 @@ _SAMPLE = datetime(2026, 1, 5, 12, 34, 56, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One schedule.
+    """A checked schedule.
 
     Attributes:
         settings: as they were written; None if they are refused.

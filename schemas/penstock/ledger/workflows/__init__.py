@@ -1,1 +1,2 @@
-"""What people do with workflows, whoever asks for it: `orders`. None of it runs a method of theirs."""
+"""Workflows on record: commands, and the reads and writes of a dispatcher that advances them. None of it runs a step's
+method."""

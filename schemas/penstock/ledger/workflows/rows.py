@@ -9,7 +9,7 @@ from typing import Any
 from penstock.schemas.workflows import StepState
 
 PARKED = timedelta(days=36_500)
-"""How far ahead the job of a running workflow is due: by itself, never."""
+"""Delay after which the job of a running workflow is due. It never runs by itself: the end of the workflow ends it."""
 
 
 @dataclass(slots=True)

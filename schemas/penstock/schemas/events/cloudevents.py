@@ -77,8 +77,8 @@ class Event(BaseModel):
     def _gather_extensions(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or "extensions" in values:
             return values
-        known = {name: value for name, value in values.items() if name in cls.model_fields}
-        return {**known, "extensions": {name: value for name, value in values.items() if name not in known}}
+        standard = {name: value for name, value in values.items() if name in cls.model_fields}
+        return {**standard, "extensions": {name: value for name, value in values.items() if name not in standard}}
 
     def document(self) -> dict[str, Any]:
         """The event as one JSON object, with the extensions next to the standard attributes; rules pick from it."""

@@ -18,8 +18,7 @@ _SLOTS = 100
 _MOST = 500
 """Jobs of one slot that are woken in one round."""
 _SEARCH_SECONDS = 5.0
-"""How often the ledger is searched for waiting jobs: Redis may have lost them, or was down when they were to be noted
-there."""
+"""Pause between two searches of the ledger for waiting jobs: Redis may have lost them, or missed them while down."""
 
 
 class Limits(Poller):
@@ -45,10 +44,10 @@ class Limits(Poller):
         if time.monotonic() >= self._search_at:
             self._store.expect(limit_waits.slots(self._database))
             self._search_at = time.monotonic() + _SEARCH_SECONDS
-        found = self._store.take(_SLOTS)
-        if sum(map(self._wake, found)):
+        slots = self._store.take(_SLOTS)
+        if sum(map(self._wake, slots)):
             send_due(self._database, self._sender)
-        return len(found) == _SLOTS
+        return len(slots) == _SLOTS
 
     def close(self) -> None:
         self._sender.close()

@@ -36,7 +36,7 @@ from penstock.workers.workflows.results import StepResults
 from penstock.workers.workflows.run import RECHECK_AFTER, STEP_STATES, JobEnd, Run
 
 _MOST_RESERVED = 20_000
-"""Of more jobs than these the sending would hold up other workflows."""
+"""More jobs than these are not reserved: the caller would hold up other workflows while it sends them."""
 _SOON = timedelta(milliseconds=200)
 _RECHECK_BORROWED_AFTER = timedelta(seconds=2)
 """After which a step is looked at again whose unique job is another one's: its end does not wake the step."""

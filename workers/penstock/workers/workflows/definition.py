@@ -271,13 +271,15 @@ def _inputs(label: str, function: Callable[..., Any], hints: dict[str, Any], ste
             raise KindError(f"{label}: {source!r}, which it takes, is not a step; there are {_list(steps)}")
         if parameter.name not in hints:
             raise KindError(f"{label}: annotate parameter {parameter.name!r} with the type of the result it takes")
-        wanted = hints[parameter.name]
-        optional = wanted is Any or wanted is NoneType or (is_union(wanted) and NoneType in get_args(wanted))
+        annotation = hints[parameter.name]
+        optional = (
+            annotation is Any or annotation is NoneType or (is_union(annotation) and NoneType in get_args(annotation))
+        )
         try:
-            adapter: TypeAdapter[Any] = TypeAdapter(list[wanted] if each else wanted)  # type: ignore[valid-type]
+            adapter: TypeAdapter[Any] = TypeAdapter(list[annotation] if each else annotation)  # type: ignore[valid-type]
         except Exception as error:  # pydantic raises many exception types here
             raise KindError(f"{label}: parameter {parameter.name!r} is of no type that JSON has: {error}") from error
-        inputs[parameter.name] = StepInput(source, wanted, path, each, optional and not each, adapter)
+        inputs[parameter.name] = StepInput(source, annotation, path, each, optional and not each, adapter)
     return inputs
 
 

@@ -270,7 +270,7 @@ class Run:
 
 
 def _call(job: Job, step: Step, results: Mapping[str, str | None]) -> Any:
-    """What the step's method returns, checked; a list where the step fans out."""
+    """Call the step's method, and check what it returns: a list where the step fans out."""
     arguments = {name: _value(name, input, results[input.step]) for name, input in step.inputs.items()}
     over = next((name for name, input in step.inputs.items() if input.each), None)
     if over is not None:

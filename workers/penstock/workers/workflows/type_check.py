@@ -1,6 +1,6 @@
-"""Whether one step's result can be another's parameter, as far as their types tell before anything runs.
+"""Type check of a workflow: whether the result of a step fits the parameter of another, before anything runs.
 
-Results travel as JSON. Where the types do not tell, they fit: the value is checked when it is there.
+Results travel as JSON. Where the types are not enough to decide, they fit: the value is checked when it exists.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ _SHAPES: dict[Any, str] = {str: "text", bytes: "text", int: "integer", float: "n
 _WIDER = {("integer", "number")}
 
 
-def fits(result: Any, wanted: Any) -> bool:
-    """Whether a result of one type is a value of another."""
-    result, wanted = _bare(result), _bare(wanted)
-    if result is wanted or Any in (result, wanted) or wanted is object:
+def fits(result: Any, parameter: Any) -> bool:
+    """Whether a result of the first type is a value of the second."""
+    result, parameter = _bare(result), _bare(parameter)
+    if result is parameter or Any in (result, parameter) or parameter is object:
         return True
     if is_union(result):
-        return all(fits(one, wanted) for one in get_args(result))
-    if is_union(wanted):
-        return any(fits(result, one) for one in get_args(wanted))
-    shape, other = _shape(result), _shape(wanted)
+        return all(fits(member, parameter) for member in get_args(result))
+    if is_union(parameter):
+        return any(fits(result, member) for member in get_args(parameter))
+    shape, other = _shape(result), _shape(parameter)
     if shape is None or other is None:
         return True
     if shape == other == "array":
-        return fits(_item(result), _item(wanted))
+        return fits(_item(result), _item(parameter))
     if shape == other == "object":
-        return _has_fields_of(result, wanted)
+        return _has_fields_of(result, parameter)
     return shape == other or (shape, other) in _WIDER
 
 
@@ -41,7 +41,7 @@ def is_union(annotation: Any) -> bool:
 
 
 def named(annotation: Any) -> str:
-    """A type as people write it."""
+    """Type → its name as people write it."""
     if isinstance(annotation, type) and not get_args(annotation):
         return "None" if annotation is type(None) else annotation.__qualname__
     return str(annotation).replace("typing.", "")
@@ -54,7 +54,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _shape(annotation: Any) -> str | None:
-    """What it is in JSON; None where that is not known."""
+    """Type → its kind in JSON; None: it is not known."""
     kind = get_origin(annotation) or annotation
     if kind is None or kind is type(None):
         return "null"
@@ -68,19 +68,19 @@ def _shape(annotation: Any) -> str | None:
 
 
 def _item(annotation: Any) -> Any:
-    return next((one for one in get_args(annotation) if one is not Ellipsis), Any)
+    return next((item for item in get_args(annotation) if item is not Ellipsis), Any)
 
 
-def _has_fields_of(result: Any, wanted: Any) -> bool:
-    """Whether each field that is needed is there, of a type that fits."""
-    has, needs = _fields(result), _fields(wanted)
+def _has_fields_of(result: Any, parameter: Any) -> bool:
+    """Whether the result has each required field, with a type that fits."""
+    has, needs = _fields(result), _fields(parameter)
     if has is None or needs is None:
         return True  # a dict holds anything
     return all(fits(has[name][0], type_) if name in has else not required for name, (type_, required) in needs.items())
 
 
 def _fields(annotation: Any) -> dict[str, tuple[Any, bool]] | None:
-    """Type of each field, and whether it must be given; None for what has no fields that are known."""
+    """Map each field to (type, required), or None if the type has no known fields."""
     if not isinstance(annotation, type):
         return None
     if issubclass(annotation, BaseModel):
@@ -98,8 +98,8 @@ def _fields(annotation: Any) -> dict[str, tuple[Any, bool]] | None:
         if dataclasses.is_dataclass(annotation):
             hints, missing = get_type_hints(annotation), dataclasses.MISSING
             return {
-                one.name: (hints[one.name], one.default is missing and one.default_factory is missing)
-                for one in dataclasses.fields(annotation)
+                field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
+                for field in dataclasses.fields(annotation)
             }
     except NameError:  # an annotation that cannot be resolved from here
         return None

@@ -52,7 +52,7 @@ class Schedules(Poller):
         self._checked = 0.0
         self._cache: dict[tuple[str, str], Schedule] = {}
         self._broken = 0
-        """How many schedules in the cache cannot be fired here."""
+        """Number of schedules in the cache that cannot be fired here."""
         self._prepared = (EPOCH, "")
         """The last due time, and name, up to which schedules have been read."""
 
