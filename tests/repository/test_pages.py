@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -97,14 +99,19 @@ def commands(text: str) -> list[str]:
     return [re.split(r"\s{2,}#|\s#\s|\s\[|\s2>", line.replace("\n", " "))[0] for line in shown + named]
 
 
-@pytest.mark.parametrize("path", PAGES, ids=page)
-def test_commands_and_their_options_exist(path: Path) -> None:
+@cache
+def command_line() -> Any:
     from typer.main import get_command
 
     from penstock.workers.cli import app
 
+    return get_command(app)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_commands_and_their_options_exist(path: Path) -> None:
     for line in commands(path.read_text()):
-        command, words = get_command(app), line.split()
+        command, words = command_line(), line.split()
         while hasattr(command, "get_command") and words and not words[0].startswith("-"):
             child = command.get_command(None, words[0])
             assert child is not None, f"penstock {line}: no {words[0]!r}"
