@@ -121,6 +121,20 @@ def test_commands_and_their_options_exist(path: Path) -> None:
         assert used <= known | {"--help"}, f"penstock {line}: no {sorted(used - known)}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_sections_of_penstock_toml_are_valid(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from penstock.config.settings import load_settings
+
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for block in re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE):
+        toml = re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
+        if toml.startswith("["):
+            for name in re.findall(r"\$\{(\w+)\}", toml):
+                monkeypatch.setenv(name, "long enough for a secret")
+            (tmp_path / "penstock.toml").write_text(toml)
+            load_settings(tmp_path / "penstock.toml")
+
+
 def files_named(text: str) -> set[str]:
     folders = "|".join((*PACKAGES, "tests", "benchmarks", "infra", "docs", "examples"))
     return set(re.findall(rf"`((?:{folders})/[\w./-]*)`", text))
