@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway, for the kinds that are imported by now and the built-in ones.
 
     Arguments:
-        settings: None: as `penstock.toml` and the environment say.
+        settings: None: those of `penstock.toml` and the environment.
 
     Raises:
         ConfigError: a setting is wrong, such as a rule for events whose kind is not imported, or the ledger's driver is
@@ -64,15 +64,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     webhooks.check_secrets(settings)
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.deps = Deps(settings)
         yield
         await app.state.deps.close()
 
-    # FastAPI's own pages load scripts of others, and its document is open to all.
+    # FastAPI's own pages load third-party scripts, and its document is open to all.
     app = FastAPI(
         title="Penstock",
-        lifespan=life,
+        lifespan=lifespan,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -82,11 +82,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
 
-    written = cache(lambda: openapi.write(app))
+    text = cache(lambda: openapi.document_text(app))
 
     @app.get("/openapi.json", include_in_schema=False)
     async def describe(_caller: Authenticated) -> Response:
-        return Response(written(), media_type="application/json")
+        return Response(text(), media_type="application/json")
 
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     problems.add_handlers(app)

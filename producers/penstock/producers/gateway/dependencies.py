@@ -1,4 +1,4 @@
-"""What all routes of a gateway share, and how they get at it: `services` and `authenticated` are dependencies."""
+"""Dependencies of the routes: what all of them share (`Here`), and the caller (`Authenticated`)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class Deps:
     """Open for as long as the app runs.
 
     Attributes:
-        database: the ledger's; its calls block, so they belong into threads.
+        database: the ledger's; its calls block, so they run in threads.
         secret: signs ids and tokens.
-        closing: set when the gateway is to stop; who streams ends then.
-        streams: jobs that clients follow now.
+        positions, limits: asked to explain a job; they block, too.
+        closing: set when the gateway is to stop, which ends the streams.
+        streams: number of jobs that clients follow now.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,7 +62,7 @@ class Deps:
         self.streams = 0
 
     def end_streams(self) -> None:
-        """From any thread, or a signal's handler; also when all has ended."""
+        """End all streams; from any thread or a signal handler, also after the gateway has stopped."""
         with suppress(RuntimeError):  # its loop is closed
             self._loop.call_soon_threadsafe(self.closing.set)
 
@@ -75,23 +76,23 @@ class Deps:
         self.database.close()
 
     def count(self, caller: Caller, weight: int = 1) -> None:
-        """Raises Problem (429) if the caller asks for more than it may."""
+        """Count a request against the caller's rate. Raises Problem (429) if it is over its limit."""
         per_second = caller.requests_per_second or self.settings.gateway.requests_per_second
         if per_second is not None:
             self.rate_limiter.acquire(caller.id, per_second, weight)
 
 
 async def services(connection: HTTPConnection) -> Deps:
-    """A coroutine, as FastAPI would take a thread for a function."""
-    found: Deps = connection.app.state.deps
-    return found
+    """The shared dependencies. A coroutine, because FastAPI would run a function in a thread."""
+    deps: Deps = connection.app.state.deps
+    return deps
 
 
 async def authenticated(connection: HTTPConnection) -> Caller:
-    """Who calls, counted.
+    """The caller, whose request is counted.
 
     Raises:
-        Problem: (401) nobody we know; (429) it asks for too much.
+        Problem: (401) the credential is not valid; (429) it is over its rate.
     """
     deps = await services(connection)
     caller = await deps.callers.authenticate(connection.headers.get("authorization"))

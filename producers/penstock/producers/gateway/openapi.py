@@ -22,7 +22,7 @@ DESCRIPTION = (
 )
 _REFERENCE = "#/components/schemas/"
 _OPEN = ("/health", "/ready", "/metrics", "/v1/webhooks/{name}")
-"""Paths that ask for no key."""
+"""Paths that need no key."""
 
 _PROBLEM = {
     "type": "object",
@@ -56,7 +56,7 @@ _KEY_HEADER = {
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The document of an app, made anew: kinds may have been imported since."""
+    """The document of an app as it is now: kinds may have been imported since the last one."""
     made = get_openapi(
         title="Penstock", version=version("penstock"), description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
     )
@@ -84,12 +84,12 @@ def _operation(kind: Kind, schemas: dict[str, Any]) -> dict[str, Any]:
     name = component(kind)
     try:
         fields = kind.job.model_json_schema(by_alias=True, ref_template=f"{_REFERENCE}{name}.{{model}}")
-    except Exception:  # pydantic has many for types that JSON Schema has no words for
+    except Exception:  # pydantic raises many exception types for what JSON Schema cannot express
         fields = {"type": "object"}
     for model, definition in fields.pop("$defs", {}).items():
         schemas[f"{name}.{model}"] = definition
     schemas[name] = fields
-    json_body = {"content": {JSON: {"schema": {"$ref": _REFERENCE + "Accepted"}}}}
+    answer = {"content": {JSON: {"schema": {"$ref": _REFERENCE + "Accepted"}}}}
     return {
         "operationId": f"submit.{name}",
         "tags": ["jobs"],
@@ -101,8 +101,8 @@ def _operation(kind: Kind, schemas: dict[str, Any]) -> dict[str, Any]:
             "content": {JSON: {"schema": {"$ref": _REFERENCE + name}}},
         },
         "responses": {
-            "202": {"description": "The broker has the job.", **json_body},
-            "200": {"description": "An earlier job stands for this unique one.", **json_body},
+            "202": {"description": "The broker has the job.", **answer},
+            "200": {"description": "An earlier job takes the place of this unique one.", **answer},
         },
     }
 
@@ -118,7 +118,7 @@ def _placed(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Every operation may be refused, and most ask for a key."""
+    """Add what all operations have: they may be refused, and most need a key."""
     operation["responses"].pop("422", None)
     operation["responses"]["default"] = {
         "description": "A problem.",
@@ -128,6 +128,6 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         operation["security"] = [{"bearer": []}]
 
 
-def write(app: FastAPI) -> str:
+def document_text(app: FastAPI) -> str:
     """The document as text."""
     return json.dumps(document(app), indent=2, ensure_ascii=False)

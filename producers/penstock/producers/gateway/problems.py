@@ -37,7 +37,7 @@ MEDIA_TYPE = "application/problem+json"
 _TYPES = "urn:penstock:problem:"
 _AGAIN = {"Retry-After": "5"}
 _RENAMED = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""By RFC 9110; Python before 3.13 has the older names."""
+"""The names of RFC 9110; Python before 3.13 has older ones."""
 
 
 class Problem(HTTPException):
@@ -46,8 +46,8 @@ class Problem(HTTPException):
     Arguments:
         name: of the kind of problem, in kebab-case; the last part of its `type`.
         detail: what is wrong with this request, and what to do.
-        errors: one for each wrong part: `detail`, and `pointer` (a JSON Pointer into the body), `parameter` (of the
-            query or path) or `header`.
+        errors: an entry for each wrong part: `detail`, and `pointer` (a JSON Pointer into the body), `parameter` (of
+            the query or path) or `header`.
         members: further members of the problem.
     """
 
@@ -65,39 +65,40 @@ class Problem(HTTPException):
         self.name, self.errors, self.members = name, errors, members
 
     def body(self) -> dict[str, Any]:
-        said = {
+        body = {
             "type": _TYPES + self.name,
             "title": _phrase(self.status_code),
             "status": self.status_code,
             "detail": self.detail,
         }
-        return said | ({"errors": list(self.errors)} if self.errors else {}) | self.members
+        return body | ({"errors": list(self.errors)} if self.errors else {}) | self.members
 
     def response(self) -> Response:
         return Response(to_json(self.body()), self.status_code, self.headers, MEDIA_TYPE)
 
 
 def invalid_body(error: ValidationError, what: str, *, under: Sequence[str | int] = ()) -> Problem:
-    """The problem of a body that is no JSON (400), or does not fit (422).
+    """Problem for a body that is not JSON (400) or fails validation (422).
 
     Arguments:
-        what: the body was to be.
-        under: where in the body what was validated stands.
+        what: the body should have been, such as `schedule`.
+        under: path in the body of the part that was validated.
     """
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    if any(item["type"] == "json_invalid" for item in found):
-        return invalid_json(found[0]["msg"])
-    errors = [{"pointer": pointer([*under, *item["loc"]]), "detail": item["msg"]} for item in found]
-    return Problem(422, "invalid-fields", f"the body is no {what}; see errors", errors=errors)
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(item["type"] == "json_invalid" for item in details):
+        return invalid_json(details[0]["msg"])
+    errors = [{"pointer": pointer([*under, *item["loc"]]), "detail": _reason(item)} for item in details]
+    return Problem(422, "invalid-fields", f"the body is not a valid {what}; see errors", errors=errors)
 
 
 def invalid_json(why: str) -> Problem:
-    return Problem(400, "invalid-json", f"the body cannot be read: {why}", errors=[{"pointer": "#", "detail": why}])
+    why = why.removeprefix("Invalid JSON: ")
+    return Problem(400, "invalid-json", f"the body is not JSON: {why}", errors=[{"pointer": "#", "detail": why}])
 
 
-def wrong_parameters(found: Iterable[ErrorDetails | Mapping[str, Any]]) -> Problem:
-    """The problem of query parameters that do not fit."""
-    errors = [{"parameter": ".".join(map(str, item["loc"])), "detail": str(item["msg"])} for item in found]
+def wrong_parameters(details: Iterable[ErrorDetails | Mapping[str, Any]]) -> Problem:
+    """Problem for query parameters that fail validation."""
+    errors = [{"parameter": ".".join(map(str, item["loc"])), "detail": _reason(item)} for item in details]
     return Problem(422, "invalid-parameters", "a query parameter is wrong; see errors", errors=errors)
 
 
@@ -107,7 +108,7 @@ def pointer(path: Iterable[str | int]) -> str:
 
 
 def problem_of(error: PenstockError) -> Problem:
-    """An error of ours as a client may see it. What names hosts or settings of ours is logged instead."""
+    """The problem that a client sees for one of our errors. One that names our hosts or settings is only logged."""
     match error:
         case PayloadTooLarge():
             detail = f"the job is {error.size} bytes, over the limit of {error.limit}"
@@ -174,7 +175,7 @@ def _phrase(status: int) -> str:
 
 
 async def _answer(connection: Request | WebSocket, error: Exception) -> Response:
-    """To a WebSocket that was not accepted yet, too."""
+    """Answer an HTTP request, or a WebSocket that was not accepted yet."""
     return _problem(connection, error).response()
 
 
@@ -198,16 +199,21 @@ def _problem(connection: HTTPConnection, error: Exception) -> Problem:
 
 
 def _request_problem(error: RequestValidationError) -> Problem:
-    """What FastAPI found wrong, of routes that declare their parts."""
-    found = error.errors()
-    if any(item["type"] == "json_invalid" for item in found):
-        return invalid_json(found[0]["msg"])
+    """Problem for a FastAPI RequestValidationError."""
+    details = error.errors()
+    if any(item["type"] == "json_invalid" for item in details):
+        return invalid_json(details[0]["msg"])
     errors = []
-    for item in found:
-        place, *path = item["loc"]
-        if place == "body":
+    for item in details:
+        part, *path = item["loc"]
+        if part == "body":
             where = {"pointer": pointer(path)}
         else:
-            where = {"header" if place == "header" else "parameter": ".".join(map(str, path))}
-        errors.append({**where, "detail": str(item["msg"])})
-    return Problem(422, "invalid-request", "a part of the request does not fit; see errors", errors=errors)
+            where = {"header" if part == "header" else "parameter": ".".join(map(str, path))}
+        errors.append({**where, "detail": _reason(item)})
+    return Problem(422, "invalid-request", "a part of the request is not valid; see errors", errors=errors)
+
+
+def _reason(item: ErrorDetails | Mapping[str, Any]) -> str:
+    """The message of a pydantic error, without the name of its type."""
+    return str(item["msg"]).removeprefix("Value error, ")

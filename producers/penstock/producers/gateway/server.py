@@ -1,4 +1,4 @@
-"""Serving the gateway: `penstock gateway`."""
+"""The gateway's server: `penstock gateway`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_gateway(settings: Settings, *, address: str = "127.0.0.1", port: int = 8
     Raises:
         ConfigError: a setting is wrong.
     """
-    # What is wrong with the settings is told here in a line, and not by uvicorn as a failure of the app.
+    # Wrong settings are reported here in a line; uvicorn would report a failure of the app.
     Database(settings.database_url).close()
     Producer.from_settings(settings).close()
     server = Server(create_app(settings), address=address, port=port)
@@ -32,7 +32,7 @@ def run_gateway(settings: Settings, *, address: str = "127.0.0.1", port: int = 8
 
 
 class Server(uvicorn.Server):
-    """Stops in order: streams end at once, what else is under way has some seconds."""
+    """Stops in order: streams end at once, other requests have some seconds to finish."""
 
     def __init__(self, app: FastAPI, *, address: str, port: int) -> None:
         config = uvicorn.Config(
@@ -48,9 +48,9 @@ class Server(uvicorn.Server):
         self._app = app
 
     def stop(self) -> None:
-        """From any thread, or a signal's handler."""
-        if (services := getattr(self._app.state, "deps", None)) is not None:
-            services.end_streams()
+        """Stop the server; from any thread or a signal handler."""
+        if (deps := getattr(self._app.state, "deps", None)) is not None:
+            deps.end_streams()
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -47,7 +47,7 @@ def write_openapi(
 ) -> None:
     """Write the OpenAPI document, with an operation for each kind: for the generators of clients."""
     discover(imports or ())
-    text = _load("openapi").write(_load("app").create_app(open_settings()))
+    text = _load("openapi").document_text(_load("app").create_app(open_settings()))
     if output is None:
         typer.echo(text)
     else:

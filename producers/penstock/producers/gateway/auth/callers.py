@@ -1,4 +1,4 @@
-"""Who calls the gateway, and what it may do."""
+"""Callers of the gateway, and the jobs that each may send and see."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from penstock.producers.gateway.problems import Problem
 from penstock.schemas.jobs.kind import Kind
 
 CACHE_SECONDS = 5.0
-"""How long a gateway believes what it read of a key: so long a revoked one may still be used."""
+"""How long a gateway uses a key without reading it again, and so how long a revoked key may still be used."""
 _MOST_CACHED = 10_000
 _SCOPES = ("kinds", "queues", "tenants")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks.
+    """The sender of a request.
 
     Attributes:
         id: does not change from one request to the next.
         name: for the audit log.
-        kinds, queues: patterns of what it may send and see, such as `invoice.*`; None: all.
-        tenants: whose jobs it may send and see; None: everybody's, and nobody's.
-        requests_per_second: None: as the settings say.
+        kinds, queues: patterns of those it may send to and see, such as `invoice.*`; None: all.
+        tenants: whose jobs it may send and see; None: those of all tenants, and jobs without one.
+        requests_per_second: its own limit; None: the one of the settings.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Caller:
         return matches_any(kind, self.kinds) and matches_any(queue, self.queues)
 
     def may_see(self, kind: str | None, queue: str | None, tenant: str | None) -> bool:
-        """Whether jobs of this kind, queue and tenant are for it."""
+        """Whether it may see jobs of this kind, queue and tenant."""
         return self.scope.includes(kind, queue, tenant)
 
     @property
@@ -61,16 +61,16 @@ class Caller:
         if not matches_any(queue or kind.queue, self.queues):
             raise Problem(403, "queue-not-allowed", f"this key is not for queue {queue or kind.queue}")
 
-    def tenant(self, asked: str | None) -> str | None:
+    def tenant(self, requested: str | None) -> str | None:
         """On whose behalf a job is sent: the one it asks for, or the only one it may act for.
 
         Raises:
             Problem: (403) it may not act for that one; (422) it may act for several, and names none.
         """
-        if self.tenants is None or asked in self.tenants:
-            return asked
-        if asked is not None or not self.tenants:
-            detail = f"this key is not for tenant {asked}" if asked else "this key is for no tenant's jobs"
+        if self.tenants is None or requested in self.tenants:
+            return requested
+        if requested is not None or not self.tenants:
+            detail = f"this key is not for tenant {requested}" if requested else "this key is for no tenant's jobs"
             raise Problem(403, "tenant-not-allowed", detail)
         if len(self.tenants) > 1:
             errors = [{"parameter": "tenant", "detail": f"one of {', '.join(self.tenants)} is needed"}]
@@ -79,7 +79,7 @@ class Caller:
 
 
 class Callers:
-    """Tells who calls by the header `Authorization: Bearer …`, an API key or a JWT."""
+    """Authenticates requests by the header `Authorization: Bearer …`, an API key or a JWT."""
 
     def __init__(self, database: Database, jwt_verifier: JwtVerifier | None) -> None:
         self._database, self._jwts = database, jwt_verifier
@@ -87,7 +87,7 @@ class Callers:
         self._cache: OrderedDict[str, tuple[float, Caller | None, ApiKey | None]] = OrderedDict()
 
     async def authenticate(self, authorization: str | None) -> Caller:
-        """Raises Problem: (401) nobody we know; (403) a token without our claim."""
+        """Raises Problem: (401) the credential is not valid; (403) a token without our claim."""
         scheme, _, credential = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not credential:
             detail = "send the header Authorization: Bearer, with an API key" + (" or a token" if self._jwts else "")
@@ -95,8 +95,8 @@ class Callers:
         if credential.startswith(api_keys.START):
             return await self._authenticate_key(credential)
         if self._jwts is None:
-            raise Problem(401, "unauthenticated", "this is no API key of this gateway's", headers=CHALLENGE)
-        return self._caller_from_claims(await self._jwts.read(credential))
+            raise Problem(401, "unauthenticated", "this is not an API key of this gateway", headers=CHALLENGE)
+        return self._caller_from_claims(await self._jwts.verify(credential))
 
     async def _authenticate_key(self, text: str) -> Caller:
         read_at, caller, key = self._cache.get(text, (0.0, None, None))

@@ -1,7 +1,7 @@
-"""Ids of jobs that tell who sent them.
+"""Ids of jobs that show who sent them.
 
-Until a worker has seen a job, no record says whose it is. So the last digits of the ids that the gateway makes are a
-keyed hash of the rest and the caller: of a job that is not on record, only who sent it learns anything.
+Until a worker has seen a job, there is no record of its owner. So the last digits of the ids that the gateway makes are
+a keyed hash of the rest and the caller: only the sender of a job that is not on record learns anything about it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hmac
 from penstock.schemas.wire.ids import new_id
 
 _DIGITS = 6
-"""Of the hash, in hexadecimal. 50 random bits are left beside the milliseconds, so two ids do not meet."""
+"""Hexadecimal digits of the hash. 50 random bits remain next to the milliseconds, so two ids do not collide."""
 
 
 class JobIds:
@@ -24,7 +24,7 @@ class JobIds:
         self._key = secret.encode()
 
     def new(self, caller_id: str) -> str:
-        """A UUIDv7."""
+        """A new UUIDv7 for this caller."""
         head = new_id()[:-_DIGITS]
         return head + self._proof(head, caller_id)
 

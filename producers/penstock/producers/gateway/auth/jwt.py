@@ -17,20 +17,20 @@ _TIMEOUT_SECONDS = 5.0
 
 
 class JwtVerifier:
-    """Checks tokens. The provider's keys are kept for five minutes, and fetched anew for an unknown one."""
+    """Checks tokens. The provider's keys are kept for five minutes, and fetched again for an unknown one."""
 
     def __init__(self, settings: JwtSettings) -> None:
         self._settings, self.claim = settings, settings.claim
         self._keys = jwt.PyJWKClient(settings.jwks_url, timeout=_TIMEOUT_SECONDS)
 
-    async def read(self, token: str) -> dict[str, Any]:
+    async def verify(self, token: str) -> dict[str, Any]:
         """The claims of a token.
 
         Raises:
-            Problem: (401) it is forged, expired, or for somebody else; (503) the provider's keys cannot be fetched.
+            Problem: (401) it is forged, expired, or for another audience; (503) the provider's keys cannot be fetched.
         """
         try:
-            return await asyncio.to_thread(self._read, token)
+            return await asyncio.to_thread(self._decode, token)
         except jwt.PyJWKClientConnectionError as error:
             log.warning("the keys at %s cannot be fetched: %s", self._settings.jwks_url, error)
             detail = "the identity provider's keys cannot be fetched; try again later"
@@ -38,7 +38,7 @@ class JwtVerifier:
         except jwt.PyJWTError as error:
             raise Problem(401, "invalid-token", f"the token is refused: {error}", headers=CHALLENGE) from error
 
-    def _read(self, token: str) -> dict[str, Any]:
+    def _decode(self, token: str) -> dict[str, Any]:
         settings = self._settings
         key = self._keys.get_signing_key_from_jwt(token)
         return jwt.decode(

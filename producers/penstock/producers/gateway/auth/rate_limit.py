@@ -1,4 +1,4 @@
-"""How much a caller may ask for: a token bucket each, in this process."""
+"""Rate limits of callers: a token bucket each, in this process."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections import OrderedDict
 from penstock.producers.gateway.problems import Problem
 
 _MOST = 10_000
-"""Callers remembered; the one that was silent for longest is forgotten first, and may begin anew."""
+"""Callers remembered; the one that was silent for longest is forgotten first, and starts with a full bucket."""
 
 
 class RateLimiter:
     """Counts requests by caller. Each may save up one second's worth."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # left, as of when
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (tokens left, timestamp)
 
     def acquire(self, caller_id: str, per_second: float, count: int = 1) -> None:
         """Count a request.
 
         Arguments:
-            count: what it weighs. One that weighs more than is left is let through and paid for afterwards.
+            count: its weight. A request that weighs more than is left is let through and paid for afterwards.
 
         Raises:
-            Problem: (429) with the time after which to come again.
+            Problem: (429) with the time after which to try again.
         """
         now = time.monotonic()
         most = max(per_second, 1.0)

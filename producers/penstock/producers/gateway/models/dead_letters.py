@@ -138,7 +138,7 @@ class GroupList(BaseModel):
 
 
 class Choice(BaseModel):
-    """Which dead letters: exactly one of `ids`, `filter` and `all`."""
+    """The dead letters to decide about: exactly one of `ids`, `filter` and `all`."""
 
     model_config = ConfigDict(extra="forbid")
 

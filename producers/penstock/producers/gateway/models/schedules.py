@@ -102,10 +102,10 @@ class TimeList(BaseModel):
 
 
 class RunView(BaseModel):
-    """One time of a schedule, and what became of its job."""
+    """A time of a schedule, and the state of its job."""
 
     fire_at: datetime
-    cause: Annotated[str, Field(description="`time`; or `run` or `backfill`, by somebody.")]
+    cause: Annotated[str, Field(description="`time`; or `run` or `backfill`, by a person.")]
     fired_at: datetime
     skipped: Annotated[str | None, Field(description="Why no job was made.")]
     job_id: str | None
@@ -128,9 +128,7 @@ class Backfill(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     begin: Time = Field(alias="from")
-    end: Annotated[Time | None, Field(description="Which is not taken itself; now if not given.")] = Field(
-        default=None, alias="to"
-    )
+    end: Annotated[Time | None, Field(description="Exclusive; now if not given.")] = Field(default=None, alias="to")
     dry_run: StrictBool = Field(default=False, description="Say which times would make a job, and make none.")
 
 

@@ -1,4 +1,4 @@
-"""Workflows as clients see and steer them."""
+"""Workflows as clients see and control them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WorkflowList(BaseModel):
 
 
 class StepView(BaseModel):
-    """What a step needs and makes, and where it is."""
+    """A step: what it needs, what it makes, and its state."""
 
     name: str
     needs: list[str] = []
@@ -67,18 +67,18 @@ class WorkflowView(_Seen):
 
 
 class Retry(BaseModel):
-    """From where on, and with what. Nothing given: from what failed."""
+    """Where to start again, and with which input; by default at what failed."""
 
     model_config = ConfigDict(extra="forbid")
 
-    from_step: Annotated[str | None, Field(description="Begin this step and all that follow it anew.")] = Field(
+    from_step: Annotated[str | None, Field(description="Start this step and all that follow it again.")] = Field(
         default=None, alias="from", max_length=127
     )
     everything: StrictBool = Field(
         default=False, alias="all", description="Begin all over, with the definition of now."
     )
     input: Annotated[
-        dict[str, Any], Field(description="Fields of its input to set, for the steps that begin anew.")
+        dict[str, Any], Field(description="Fields of its input to set, for the steps that start again.")
     ] = {}
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class BodyLimits:
-    """ASGI middleware: whoever reads a body gets a `Problem` for one that is too large (413) or too slow (408)."""
+    """ASGI middleware: reading a body raises a `Problem` if it is too large (413) or too slow (408)."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_seconds: float) -> None:
         self._app, self._max_bytes, self._timeout_seconds = app, max_bytes, timeout_seconds
@@ -34,7 +34,7 @@ class BodyLimits:
 
         async def limited() -> Event:
             nonlocal read, whole
-            if whole:  # from here on it only tells that the client has gone
+            if whole:  # further events only report that the client has gone
                 return await receive()
             if not read and (announced := _announced(scope)) and announced > self._max_bytes:
                 raise self._too_large()
@@ -65,18 +65,18 @@ def _announced(scope: Scope) -> int:
 
 
 async def read_json(request: Request) -> bytes:
-    """The body, where it is said to be JSON in UTF-8; it is not parsed. An empty one counts as `{}`.
+    """The body of a request whose type is JSON in UTF-8, not parsed. An empty one counts as `{}`.
 
     Raises:
-        Problem: (415) it is said to be something else; (413, 408) see `BodyLimits`.
+        Problem: (415) its type is another one; (413, 408) see `BodyLimits`.
     """
-    said = request.headers.get("content-type")
-    if said not in (None, JSON):
-        _check_type(said)
+    content_type = request.headers.get("content-type")
+    if content_type not in (None, JSON):
+        _check_type(content_type)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem(415, "wrong-encoding", "the body must not be compressed")
     body = await request.body()
-    if b"NaN" in body or b"Infinity" in body:  # no JSON, though Python writes it and pydantic reads it
+    if b"NaN" in body or b"Infinity" in body:  # not JSON, though Python writes it and pydantic reads it
         try:
             from_json(body, allow_inf_nan=False)
         except ValueError as error:
@@ -85,7 +85,7 @@ async def read_json(request: Request) -> bytes:
 
 
 async def read_model(request: Request, model: type[_Model], what: str) -> _Model:
-    """The body as one of these, which it is to be; see `read_json`, `invalid`."""
+    """The body as this model. Raises Problem: see `read_json` and `invalid_body`."""
     body = await read_json(request)
     try:
         return model.model_validate_json(body)
@@ -94,15 +94,15 @@ async def read_model(request: Request, model: type[_Model], what: str) -> _Model
 
 
 def json_body(schema: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
-    """For OpenAPI: what a route that reads its body by itself takes."""
+    """The body of a route that reads it by itself, for OpenAPI."""
     return {"requestBody": {"required": required, "content": {JSON: {"schema": schema}}}}
 
 
-def _check_type(said: str | None) -> None:
+def _check_type(content_type: str | None) -> None:
     message = Message()
-    message["Content-Type"] = said or ""
-    found = message.get_content_type()
-    if not (found == JSON or (found.startswith("application/") and found.endswith("+json"))):
+    message["Content-Type"] = content_type or ""
+    media_type = message.get_content_type()
+    if not (media_type == JSON or (media_type.startswith("application/") and media_type.endswith("+json"))):
         raise Problem(
             415,
             "wrong-type",

@@ -1,4 +1,4 @@
-"""What may be said of a job beside its fields: the options of `Producer.enqueue`, as clients write them."""
+"""Options of a job in addition to its fields: those of `Producer.enqueue`, as clients write them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLEAN = r"^[^\x00-\x1f\x7f]+$"
 
 
 def check_reachable(time: datetime) -> datetime:
-    """Raises ValueError for a time that no clock or database will see."""
+    """The time, if clocks and databases will reach it. Raises ValueError."""
     if not datetime(1970, 1, 2, tzinfo=UTC) <= time <= datetime.now(UTC) + timedelta(seconds=_LONGEST):
         raise ValueError("it must lie between 1970 and a hundred years from now")
     return time
@@ -52,8 +52,8 @@ class Options(BaseModel):
     unique_for: Annotated[MoreSeconds | None, Field(description="How long it holds its key.")] = None
     debounce: Annotated[MoreSeconds | None, Field(description="The quiet period of that policy.")] = None
 
-    def given(self) -> dict[str, Any]:
-        """Those that were given, as `enqueue` takes them."""
+    def as_enqueue_options(self) -> dict[str, Any]:
+        """The options that were set, as arguments of `enqueue`."""
         set_ = self.model_fields_set & OPTIONS
         return {name: value for name in set_ if (value := getattr(self, name)) is not None}
 
@@ -63,7 +63,7 @@ _NONE = Options()
 
 
 def read_options(request: Request) -> Options:
-    """Options out of a request's query.
+    """Options in a request's query.
 
     Raises:
         Problem: (422) one is wrong or unknown.
@@ -79,10 +79,10 @@ def read_options(request: Request) -> Options:
 def parameters() -> list[dict[str, Any]]:
     """The options as OpenAPI describes query parameters."""
     described = cast(dict[str, dict[str, Any]], Options.model_json_schema()["properties"])
-    found = []
+    described_parameters = []
     for name, schema in described.items():
-        # A parameter that is not given is left out; there is no null in a query.
+        # A parameter without a value is left out; a query has no null.
         choices = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]
         bare = choices[0] if len(choices) == 1 else {"anyOf": choices}
-        found.append({"name": name, "in": "query", "description": schema["description"], "schema": bare})
-    return found
+        described_parameters.append({"name": name, "in": "query", "description": schema["description"], "schema": bare})
+    return described_parameters

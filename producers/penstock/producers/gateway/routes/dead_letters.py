@@ -41,16 +41,16 @@ async def list_dead_letters(query: Annotated[ListQuery, Query()], caller: Authen
     """The dead letters that wait for a decision, the newest first."""
     selection = query.selection(caller.scope)
 
-    def find() -> DeadLetterList:
+    def find_page() -> DeadLetterList:
         rows = dead_letters.find(deps.database, selection, before=query.before, limit=query.limit)
         return DeadLetterList(
             dead_letters=[DeadLetterSummary.model_validate(row, from_attributes=True) for row in rows]
         )
 
     try:
-        return await asyncio.to_thread(find)
+        return await asyncio.to_thread(find_page)
     except JobNotFound:
-        errors = [{"parameter": "before", "detail": "there is no such dead letter; begin again without it"}]
+        errors = [{"parameter": "before", "detail": "there is no such dead letter; start again without it"}]
         raise Problem(422, "invalid-parameters", "a query parameter is wrong; see errors", errors=errors) from None
 
 
@@ -65,7 +65,7 @@ async def list_groups(query: Annotated[GroupQuery, Query()], caller: Authenticat
 
 @router.get("/v1/deadletters/{id}", operation_id="getDeadLetter")
 async def get_dead_letter(id: JobId, caller: Authenticated, deps: Here) -> DeadLetterView:
-    """One dead letter with its payload and attempts."""
+    """A dead letter with its payload and attempts."""
 
     try:
         shown = await asyncio.to_thread(dead_letters.show, deps.database, id, scope=caller.scope)
@@ -127,7 +127,7 @@ async def replay(request: Request, caller: Authenticated, deps: Here) -> Respons
 )
 async def discard(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Close dead letters: nothing is to be done about them. They stay on record, and their jobs dead."""
-    wanted = await read_model(request, Discard, "discarding of dead letters")
+    wanted = await read_model(request, Discard, "discard of dead letters")
     limit = _limit(deps, wanted)
 
     def decide() -> list[replays.ReplayResult]:
@@ -152,7 +152,7 @@ _SHOWN = ("id", "kind", "queue", "reason", "detail", "fingerprint", "created_at"
 
 
 def _limit(deps: Deps, choice: Choice) -> int:
-    """How many dead letters to decide about. Raises Problem (422): more were asked for than a request may name."""
+    """The most dead letters to decide about. Raises Problem (422): a request may not name as many."""
     most = deps.settings.gateway.max_batch
     if choice.ids is not None and len(choice.ids) > most:
         raise _wrong_field("ids", f"at most {most} ids")

@@ -35,11 +35,11 @@ class EventJob(BaseModel):
     rule: str
     id: str
     kind: str
-    created: Annotated[bool, Field(description="False where an earlier job stands for the unique one.")]
+    created: Annotated[bool, Field(description="False where an earlier job takes the place of the unique one.")]
 
 
 class EventAnswer(BaseModel):
-    """What became of one event; of one that no rule fits `jobs` is empty."""
+    """The result for an event; `jobs` is empty if no rule fits it."""
 
     status: int
     jobs: list[EventJob] = []
@@ -47,7 +47,7 @@ class EventAnswer(BaseModel):
 
 
 class EventsAnswer(BaseModel):
-    """What became of each, in the order of the request."""
+    """The result for each event, in the order of the request."""
 
     accepted: int
     refused: int
@@ -75,12 +75,12 @@ class EventsAnswer(BaseModel):
 async def send_events(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Take CloudEvents, one or a batch. Rules of penstock.toml turn them into jobs. An event that comes again, by its
     source and id, makes no further job."""
-    found = await _read(request, deps)
+    events = await _read(request, deps)
     most = deps.settings.gateway.max_batch
-    if len(found) > most:
+    if len(events) > most:
         raise Problem(422, "invalid-fields", f"a batch holds up to {most} events")
-    deps.count(caller, max(len(found) - 1, 0))
-    answers = [await _answer(one, number, caller, deps) for number, one in enumerate(found)]
+    deps.count(caller, max(len(events) - 1, 0))
+    answers = [await _answer(event, caller, deps) for event in events]
     return respond(answers)
 
 
@@ -97,45 +97,47 @@ async def _read(request: Request, deps: Deps) -> Sequence[Event | InvalidEvent]:
         raise refused(InvalidEvent("the body", f"not JSON: {error}")) from None
 
 
-async def _answer(one: Event | InvalidEvent, number: int, caller: Caller, deps: Deps) -> EventAnswer:
+async def _answer(event: Event | InvalidEvent, caller: Caller, deps: Deps) -> EventAnswer:
     try:
-        if isinstance(one, InvalidEvent):
-            raise refused(one)
-        return await take(one, caller, deps)
+        if isinstance(event, InvalidEvent):
+            raise refused(event)
+        return await accept_event(event, caller, deps)
     except Problem as problem:
         if problem.status_code >= 500:
-            raise  # it is not the event's fault, and all may come again
+            raise  # not the event's fault: the whole request may be repeated
         deps.metrics.refused.labels(problem.name).inc()
         return EventAnswer(status=problem.status_code, problem=problem.body())
 
 
-async def take(event: Event, caller: Caller, deps: Deps) -> EventAnswer:
+async def accept_event(event: Event, caller: Caller, deps: Deps) -> EventAnswer:
     """Send the jobs that the rules make of an event, if it was not taken before.
 
     Raises:
-        Problem: the event does not make the job of a rule that fits; the caller may not send it; or nobody can now,
-            and the event may come again.
+        Problem: the event does not make the job of a rule that fits; the caller may not send it; or it cannot be sent
+            now, and the event may come again.
     """
     try:
-        made = jobs_of(event, deps.settings.events)
+        matches = jobs_of(event, deps.settings.events)
     except InvalidEvent as error:
         raise refused(error) from None
-    if not made:
+    if not matches:
         return EventAnswer(status=202)
-    for one in made:
-        caller.check_use(one.job.kind(), None)
+    for match in matches:
+        caller.check_use(match.job.kind(), None)
     tenant = event.extensions.get("tenant")
     options: dict[str, Any] = {}
-    if (found := caller.tenant(tenant if isinstance(tenant, str) else None)) is not None:
-        options["tenant"] = found
-    # The rules are part of what was asked: those that are new to an old event make their jobs.
-    said = "\n".join([event.source, event.id, *(one.rule for one in made)])
-    key = hashlib.sha256(said.encode()).hexdigest()
-    keyed = await deps.idempotency_keys.start(caller.id, key, [b"event"], [deps.job_ids.new(caller.id) for _ in made])
+    if (allowed := caller.tenant(tenant if isinstance(tenant, str) else None)) is not None:
+        options["tenant"] = allowed
+    # The key includes the rules, so a rule added later still fires for an event seen before.
+    identity = "\n".join([event.source, event.id, *(match.rule for match in matches)])
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    keyed = await deps.idempotency_keys.start(
+        caller.id, key, [b"event"], [deps.job_ids.new(caller.id) for _ in matches]
+    )
     if keyed.answer is not None:
         return EventAnswer.model_validate_json(keyed.answer[1])
     try:
-        jobs = await _send(event, made, keyed.job_ids, options, deps)
+        jobs = await _send(event, matches, keyed.job_ids, options, deps)
     except BaseException:
         await deps.idempotency_keys.abort(keyed)
         raise
@@ -145,34 +147,34 @@ async def take(event: Event, caller: Caller, deps: Deps) -> EventAnswer:
 
 
 async def _send(
-    event: Event, made: Sequence[RuleJob], ids: Sequence[str], options: dict[str, Any], deps: Deps
+    event: Event, matches: Sequence[RuleJob], ids: Sequence[str], options: dict[str, Any], deps: Deps
 ) -> list[EventJob]:
     parent = event.extensions.get("traceparent")
     with traced(parent if isinstance(parent, str) else None):
-        items = [(one.job, {**options, "id": id}) for one, id in zip(made, ids, strict=True)]
+        items = [(match.job, {**options, "id": id}) for match, id in zip(matches, ids, strict=True)]
         answers = await deps.producer.enqueue_each(items)
     jobs = []
-    for one, sent in zip(made, answers, strict=True):
+    for match, sent in zip(matches, answers, strict=True):
         if isinstance(sent, DuplicateJob):
-            jobs.append(EventJob(rule=one.rule, id=sent.existing_id, kind=sent.kind, created=False))
+            jobs.append(EventJob(rule=match.rule, id=sent.existing_id, kind=sent.kind, created=False))
         elif isinstance(sent, PenstockError):
             raise problem_of(sent)
         else:
             deps.metrics.jobs.labels(sent.kind).inc()
-            jobs.append(EventJob(rule=one.rule, id=sent.id, kind=sent.kind, created=sent.created))
+            jobs.append(EventJob(rule=match.rule, id=sent.id, kind=sent.kind, created=sent.created))
     return jobs
 
 
 def refused(error: InvalidEvent) -> Problem:
     errors = [{"attribute": error.attribute, "detail": error.detail}]
     status = 415 if error.attribute == "content-type" else 422
-    return Problem(status, "invalid-event", f"no event that can be taken: {error}", errors=errors)
+    return Problem(status, "invalid-event", f"the event is not valid: {error}", errors=errors)
 
 
 def respond(answers: Sequence[EventAnswer]) -> Response:
-    """Of a single event its own status; of several 202, or 207 where some were refused."""
-    bad = [one for one in answers if one.problem is not None]
+    """The answer: for a single event with its own status; for several 202, or 207 if some were refused."""
+    bad = [answer for answer in answers if answer.problem is not None]
     if len(answers) == 1 and bad:
         return Response(to_json(bad[0].problem), bad[0].status, None, "application/problem+json")
-    made = EventsAnswer(accepted=len(answers) - len(bad), refused=len(bad), events=list(answers))
-    return Response(made.model_dump_json(exclude_none=True), 207 if bad else 202, None, JSON)
+    batch = EventsAnswer(accepted=len(answers) - len(bad), refused=len(bad), events=list(answers))
+    return Response(batch.model_dump_json(exclude_none=True), 207 if bad else 202, None, JSON)

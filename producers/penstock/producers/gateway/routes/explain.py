@@ -21,12 +21,12 @@ router = APIRouter(tags=["jobs"])
 async def explain_job(id: JobId, caller: Authenticated, deps: Here) -> ExplanationView:
     """Why the job isn't running, or what became of it, and what to do about it.
 
-    A key that is bound to kinds, queues or tenants is told of no job, queue or host outside of its bounds.
+    To a key that is bound to kinds, queues or tenants, no job, queue or host outside of its bounds is named.
     """
 
     is_own = is_sender(deps, caller, id)
 
-    def find() -> Explanation:
+    def explain_it() -> Explanation:
         return explain(
             deps.database,
             id,
@@ -39,7 +39,7 @@ async def explain_job(id: JobId, caller: Authenticated, deps: Here) -> Explanati
         )
 
     try:
-        explanation = await asyncio.to_thread(find)
+        explanation = await asyncio.to_thread(explain_it)
     except JobNotFound:
         raise job_not_found() from None
     is_known = explanation.state is not None or not explanation.facts.keys().isdisjoint({"kind", "queue"})

@@ -1,4 +1,4 @@
-"""Whether the gateway lives, whether it can work, and what it counted. For probes: without a key."""
+"""Liveness, readiness and metrics. For probes: they need no key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Health(BaseModel):
 
 @router.get("/health", operation_id="health")
 async def health() -> Health:
-    """The process answers. It says nothing about what it depends on."""
+    """The process answers; its dependencies are not checked."""
     return Health()
 
 
@@ -31,7 +31,7 @@ async def health() -> Health:
 async def ready(deps: Here) -> Health:
     """Broker and ledger answer."""
     await deps.producer.ping()
-    select = sa.select(api_keys.c.id).limit(1)  # a table, as they may not be there yet
+    select = sa.select(api_keys.c.id).limit(1)  # query a table: migrations may not have run
     await asyncio.to_thread(deps.database.read, lambda connection: connection.execute(select).first())
     return Health()
 
@@ -44,5 +44,5 @@ async def ready(deps: Here) -> Health:
 )
 async def metrics(deps: Here) -> Response:
     """For Prometheus."""
-    text = await asyncio.to_thread(generate_latest, deps.metrics.registry)  # it looks into the outboxes
+    text = await asyncio.to_thread(generate_latest, deps.metrics.registry)  # blocking: it queries the outboxes
     return Response(text, media_type=CONTENT_TYPE_LATEST)

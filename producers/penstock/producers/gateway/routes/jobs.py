@@ -1,4 +1,4 @@
-"""One job: its status, cancelling it, trying it again."""
+"""A job over HTTP: its status, cancelling it, trying it again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class JobView(BaseModel):
     kind: Annotated[str | None, Field(description="None until a worker has seen it, as is the queue.")] = None
     queue: str | None = None
     state: State
-    attempt: Annotated[int, Field(description="Number of the last one begun; 0 before the first.")] = 0
+    attempt: Annotated[int, Field(description="Number of the last one that started; 0 before the first.")] = 0
     failures: int = 0
     crashes: int = 0
     key: str | None = None
@@ -133,7 +133,7 @@ _SHOWN = tuple(name for name in JobView.model_fields if name not in ("result", "
 
 
 def _is_over(deps: Deps, job_id: str) -> bool:
-    """Whether a job that is not on record was, and was pruned: it is older than what the ledger keeps for certain."""
-    made, keep = made_at(job_id), deps.settings.retention
-    kept = [one for one in (keep.succeeded, keep.discarded, keep.cancelled) if one is not None]
-    return made is not None and bool(kept) and made < datetime.now(UTC) - min(kept)
+    """Whether a job that is not on record may have been pruned: it is older than the shortest retention."""
+    created_at, retention = made_at(job_id), deps.settings.retention
+    kept = [period for period in (retention.succeeded, retention.discarded, retention.cancelled) if period is not None]
+    return created_at is not None and bool(kept) and created_at < datetime.now(UTC) - min(kept)

@@ -1,4 +1,4 @@
-"""What can be sent: `GET /v1/kinds`."""
+"""Kinds that can be sent: `GET /v1/kinds`."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ async def list_kinds(caller: Authenticated) -> KindList:
 
 @router.get("/v1/kinds/{kind}", operation_id="getKind")
 async def get_kind(kind: Annotated[str, Path(max_length=127)], caller: Authenticated) -> KindView:
-    """One kind, also by a former name."""
-    found = find_kind(kind)
-    if not caller.is_allowed(found.name, found.queue):
-        raise Problem(403, "kind-not-allowed", f"this key is not for kind {found.name}")
-    return _view(found)
+    """A kind, also by a former name."""
+    defined = find_kind(kind)
+    if not caller.is_allowed(defined.name, defined.queue):
+        raise Problem(403, "kind-not-allowed", f"this key is not for kind {defined.name}")
+    return _view(defined)
 
 
 @cache  # a schema takes milliseconds to make

@@ -1,4 +1,4 @@
-"""Following a job: Server-Sent Events and a WebSocket.
+"""A job's course as Server-Sent Events and over a WebSocket.
 
 Both send `status` for each state or progress, and `end` for the last. With an API key or a JWT they carry the job as
 `GET /v1/jobs/{id}` does; with the token of a web backend, which a browser may hold, only state and progress.
@@ -27,19 +27,20 @@ from penstock.producers.tokens import read_progress_token
 router = APIRouter(tags=["jobs"])
 
 KEEP_ALIVE_SECONDS = 15.0
-"""Silence after which something is sent: proxies cut what is silent, and only by sending a server notices who left."""
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would gather the events
+"""Silence after which a comment is sent: proxies cut silent connections, and a server notices only by sending that a
+client has left."""
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
 
 Show = Callable[[JobStatus], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A job that somebody may follow.
+    """A job that a client may follow.
 
     Attributes:
         course: its statuses, until its end.
-        show: what of each to send, as JSON.
+        show: JSON of a status, as this client may see it.
     """
 
     course: AsyncIterator[JobStatus]
@@ -78,8 +79,8 @@ async def followed(
 async def events(request: Request, job: Annotated[Followed, Depends(followed)], deps: Here) -> Response:
     """Follow the job until its end, as Server-Sent Events."""
     if request.headers.get("last-event-id") == "end":
-        return Response(status_code=204)  # by which a browser stops asking
-    _check_room(deps)
+        return Response(status_code=204)  # which makes a browser stop reconnecting
+    _check_capacity(deps)
 
     async def frames() -> AsyncIterator[bytes]:
         yield b"retry: 3000\n\n"
@@ -97,7 +98,7 @@ async def events(request: Request, job: Annotated[Followed, Depends(followed)], 
 @router.websocket("/v1/jobs/{id}/ws")
 async def socket(websocket: WebSocket, job: Annotated[Followed, Depends(followed)], deps: Here) -> None:
     """Follow the job until its end: text messages `{"event": …, "job": …}`, then close code 1000."""
-    _check_room(deps)
+    _check_capacity(deps)
     await websocket.accept()
     sending = asyncio.create_task(_send(websocket, deps, job))
     leaving = asyncio.create_task(_wait_until_closed(websocket))
@@ -110,10 +111,10 @@ async def socket(websocket: WebSocket, job: Annotated[Followed, Depends(followed
 
 
 async def _send(websocket: WebSocket, deps: Deps, job: Followed) -> None:
-    code = 1001  # going away: come again
+    code = 1001  # 1001 Going Away: clients reconnect
     async with aclosing(_statuses(deps, job.course)) as course:
         async for status in course:
-            if status is not None:  # pings are the server's
+            if status is not None:  # the server sends the keep-alive pings
                 name = "end" if status.final else "status"
                 await websocket.send_text(f'{{"event":"{name}","job":{job.show(status)}}}')
                 code = 1000 if status.final else code
@@ -121,7 +122,7 @@ async def _send(websocket: WebSocket, deps: Deps, job: Followed) -> None:
 
 
 async def _wait_until_closed(websocket: WebSocket) -> None:
-    """Until the client leaves. What it says is of no interest."""
+    """Wait until the client leaves; its messages are ignored."""
     try:
         while True:
             await websocket.receive()
@@ -131,7 +132,7 @@ async def _wait_until_closed(websocket: WebSocket) -> None:
 
 async def _statuses(deps: Deps, watch: Any) -> AsyncGenerator[JobStatus | None]:
     """A job's statuses until its end, with None after a silence. Ends early when the gateway closes, or the ledger is
-    away: the client comes back by itself."""
+    unavailable: the client reconnects by itself."""
     with _counted(deps):
         closing = asyncio.create_task(deps.closing.wait())
         coming: asyncio.Task[JobStatus] | None = None
@@ -169,7 +170,7 @@ def _counted(deps: Deps) -> Iterator[None]:
         deps.metrics.streams.dec()
 
 
-def _check_room(deps: Deps) -> None:
+def _check_capacity(deps: Deps) -> None:
     if deps.streams >= deps.settings.gateway.max_streams:
         detail = "too many jobs are followed at this gateway; try again later"
         raise Problem(503, "too-many-streams", detail, headers={"Retry-After": "5"})

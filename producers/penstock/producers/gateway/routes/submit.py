@@ -1,4 +1,4 @@
-"""Taking jobs: `POST /v1/jobs/{kind}`, and `POST /v1/jobs` for many."""
+"""Submission of jobs: `POST /v1/jobs/{kind}`, and `POST /v1/jobs` for many."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Accepted(BaseModel):
     id: str
     kind: str
     queue: str
-    created: Annotated[bool, Field(description="False where an earlier job stands for the unique one that was sent.")]
+    created: Annotated[bool, Field(description="False where an earlier job takes the place of this unique one.")]
 
 
 class Item(Options):
-    """One job of many: its kind, its fields, and its options."""
+    """A job of a batch: its kind, its fields, and its options."""
 
     kind: str
     payload: dict[str, Any] = Field(
@@ -52,15 +52,15 @@ class Batch(BaseModel):
 
 
 class ItemAnswer(BaseModel):
-    """What became of one job of a batch: `job` where it was taken, else `problem`."""
+    """The result for a job of a batch: `job` if it was accepted, else `problem`."""
 
-    status: Annotated[int, Field(description="That a request for this job alone would have had.")]
+    status: Annotated[int, Field(description="As of a request for this job alone.")]
     job: Accepted | None = None
     problem: dict[str, Any] | None = None
 
 
 class BatchAnswer(BaseModel):
-    """What became of each, in the order of the request."""
+    """The result for each job, in the order of the request."""
 
     accepted: int
     refused: int
@@ -68,7 +68,7 @@ class BatchAnswer(BaseModel):
 
 
 class _Raw(BaseModel):
-    """The outside of a batch. Its items are looked at one by one, so that one wrong item spoils no other."""
+    """A batch whose items are validated one by one, so that a wrong item does not spoil the others."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -79,19 +79,18 @@ async def submit(request: Request) -> Response:
     """Check one job, send it, and answer when the broker has it."""
     request.scope["route"] = SUBMIT  # as FastAPI does, for metrics
     deps, caller = await services(request), await authenticated(request)
-    known = find_kind(request.path_params["kind"])
-    options = read_options(request)
-    given = _options_for(caller, known, options)
+    kind = find_kind(request.path_params["kind"])
+    enqueue_options = _options_for(caller, kind, read_options(request))
     body = await read_json(request)
     try:
-        job = known.job.model_validate_json(body)
+        job = kind.job.model_validate_json(body)
     except ValidationError as error:
-        raise invalid_body(error, known.name) from None
+        raise invalid_body(error, kind.name) from None
 
     async def send(ids: list[str]) -> tuple[int, bytes]:
         with traced(request.headers.get("traceparent")):
-            handle = await deps.producer.enqueue(job, id=ids[0], **given)
-        deps.metrics.jobs.labels(known.name).inc()
+            handle = await deps.producer.enqueue(job, id=ids[0], **enqueue_options)
+        deps.metrics.jobs.labels(kind.name).inc()
         return 202 if handle.created else 200, to_json(_accepted(handle))
 
     status, answer, again = await _send_once(request, caller, deps, 1, body, send)
@@ -99,7 +98,7 @@ async def submit(request: Request) -> Response:
     return Response(answer, status, headers, JSON)
 
 
-# Starlette's route: what FastAPI adds costs as much again as all that is done here. `openapi` describes it, by kind.
+# A route of Starlette: one of FastAPI would double the cost of a request. `openapi` describes it, by kind.
 SUBMIT = Route("/v1/jobs/{kind}", submit, methods=["POST"], include_in_schema=False)
 
 
@@ -126,14 +125,16 @@ async def submit_many(request: Request, caller: Authenticated, deps: Here) -> Re
 
     async def send(ids: list[str]) -> tuple[int, bytes]:
         sendable = [
-            (one[0], {**one[1], "id": id}) for one, id in zip(checked, ids, strict=True) if not isinstance(one, Problem)
+            (item[0], {**item[1], "id": id})
+            for item, id in zip(checked, ids, strict=True)
+            if not isinstance(item, Problem)
         ]
         with traced(request.headers.get("traceparent")):
             sent = iter(await deps.producer.enqueue_each(sendable))
-        answers = [_item_answer(one if isinstance(one, Problem) else next(sent), deps) for one in checked]
+        answers = [_item_answer(item if isinstance(item, Problem) else next(sent), deps) for item in checked]
         refused = sum(answer.job is None for answer in answers)
-        made = BatchAnswer(accepted=len(answers) - refused, refused=refused, jobs=answers)
-        return 207 if refused else 202, made.model_dump_json(exclude_none=True).encode()
+        batch = BatchAnswer(accepted=len(answers) - refused, refused=refused, jobs=answers)
+        return 207 if refused else 202, batch.model_dump_json(exclude_none=True).encode()
 
     status, answer, again = await _send_once(request, caller, deps, len(items), body, send)
     return Response(answer, status, again, JSON)
@@ -148,12 +149,12 @@ def find_kind(name: str) -> Kind:
 
 
 def _options_for(caller: Caller, kind: Kind, options: Options) -> dict[str, Any]:
-    """The options to send it with. Raises Problem: the caller may not."""
+    """The arguments of `enqueue` for this caller. Raises Problem (403): it may not send this."""
     caller.check_use(kind, options.queue)
-    given = options.given()
+    enqueue_options = options.as_enqueue_options()
     if (tenant := caller.tenant(options.tenant)) is not None:
-        given["tenant"] = tenant
-    return given
+        enqueue_options["tenant"] = tenant
+    return enqueue_options
 
 
 def _items(body: bytes, deps: Deps) -> list[Any]:
@@ -176,10 +177,10 @@ def _read_item(caller: Caller, item: Any, number: int) -> tuple[Job, dict[str, A
     except ValidationError as error:
         raise invalid_body(error, "job", under=("jobs", number)) from None
     kind = find_kind(read.kind)
-    given = _options_for(caller, kind, read)
+    enqueue_options = _options_for(caller, kind, read)
     try:
-        # As JSON, in which a strict field takes what has no type of its own there, such as a date.
-        return kind.job.model_validate_json(to_json(read.payload)), given
+        # As JSON: a strict field then accepts text for types that JSON does not have, such as a date.
+        return kind.job.model_validate_json(to_json(read.payload)), enqueue_options
     except ValidationError as error:
         raise invalid_body(error, kind.name, under=("jobs", number, "payload")) from None
 
@@ -195,15 +196,15 @@ async def _send_once(
     """Send, or with an `Idempotency-Key` that was used before answer as then. Returns status, body and headers.
 
     Arguments:
-        count: how many ids `send` is to be given.
+        count: how many ids `send` needs.
     """
     ids = [deps.job_ids.new(caller.id) for _ in range(count)]
     key = request.headers.get("idempotency-key")
     if key is None:
         return *await send(ids), {}
     url = request.url
-    asked = (url.path.encode(), url.query.encode(), body)
-    keyed = await deps.idempotency_keys.start(caller.id, key, asked, ids)
+    identity = (url.path.encode(), url.query.encode(), body)
+    keyed = await deps.idempotency_keys.start(caller.id, key, identity, ids)
     if keyed.answer is not None:
         return *keyed.answer, {"Idempotency-Replayed": "true"}
     try:

@@ -1,4 +1,4 @@
-"""Webhooks of others, which become events: `POST /v1/webhooks/NAME`. Their signature is what lets them in."""
+"""Incoming webhooks, which become events: `POST /v1/webhooks/NAME`. They are authenticated by their signature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock.config.settings import Settings
 from penstock.producers.gateway.auth.callers import Caller
 from penstock.producers.gateway.dependencies import Deps, Here
 from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.routes.events import EventAnswer, EventsAnswer, refused, respond, take
+from penstock.producers.gateway.routes.events import EventAnswer, EventsAnswer, accept_event, refused, respond
 from penstock.schemas.events import signatures, webhooks
 from penstock.schemas.events.cloudevents import Event
 
@@ -22,11 +22,11 @@ router = APIRouter(tags=["events"])
 
 
 def check_secrets(settings: Settings) -> None:
-    """Raises ConfigError: a webhook's secret is not there, or not what its scheme asks for."""
-    for name, one in settings.webhooks.items():
+    """Raises ConfigError: a webhook's secret is missing, or not as its scheme requires."""
+    for name, webhook in settings.webhooks.items():
         try:
-            for secret in one.secrets(name):
-                if one.scheme == "standard":
+            for secret in webhook.secrets(name):
+                if webhook.scheme == "standard":
                     signatures.sign(secret, "check", 0, b"")
         except ValueError:
             raise ConfigError(f"webhooks.{name}.secret: what follows whsec_ must be base64") from None
@@ -59,7 +59,7 @@ async def send_webhook(name: Annotated[str, Path(max_length=64)], request: Reque
         raise refused(error) from None
     deps.count(caller, max(len(events), 1))
     if (content := webhooks.signed_content(settings, request.headers, body)) is None:
-        return respond([await take(event, caller, deps) for event in events])
+        return respond([await accept_event(event, caller, deps) for event in events])
     return respond(await _take_once(content, events, caller, deps))
 
 
@@ -70,9 +70,9 @@ async def _take_once(message: str, events: Sequence[Event], caller: Caller, deps
         deps.metrics.refused.labels("replayed").inc()
         raise Problem(409, "replayed", "this very message was taken already; nothing was done now")
     try:
-        answers = [await take(event, caller, deps) for event in events]
+        answers = [await accept_event(event, caller, deps) for event in events]
     except BaseException:
-        await deps.idempotency_keys.release(keyed)  # what jobs it has made so far stand under its events
+        await deps.idempotency_keys.release(keyed)  # the jobs made so far are on record under their events
         raise
     await deps.idempotency_keys.complete(keyed, 202, b"")
     return answers

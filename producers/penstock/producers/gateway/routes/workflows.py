@@ -1,4 +1,4 @@
-"""Workflows over HTTP: `/v1/workflows`. What the command line does with them, for callers that may see their jobs.
+"""Workflows over HTTP: `/v1/workflows`. As `penstock workflows`, for callers that may see their jobs.
 
 To start one is to send its job.
 """
@@ -44,13 +44,13 @@ async def list_workflows(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> WorkflowList:
     """The workflows that this caller may see, the newest first."""
-    found = await asyncio.to_thread(_find, deps.database, caller, state, kind, before, limit)
-    return WorkflowList(workflows=[WorkflowSummary.model_validate(one, from_attributes=True) for one in found])
+    rows = await asyncio.to_thread(_find, deps.database, caller, state, kind, before, limit)
+    return WorkflowList(workflows=[WorkflowSummary.model_validate(row, from_attributes=True) for row in rows])
 
 
 @router.get("/v1/workflows/{id}", operation_id="getWorkflow", response_model_exclude_unset=True)
 async def get_workflow(id: JobId, caller: Authenticated, deps: Here) -> WorkflowView:
-    """One workflow with its steps. There is none before a worker has begun its job."""
+    """A workflow with its steps. It exists once a worker has started its job."""
     return _view(await _visible(deps, caller, id))
 
 
@@ -94,7 +94,7 @@ async def cancel_workflow(
 )
 async def retry_workflow(id: JobId, request: Request, caller: Authenticated, deps: Here) -> WorkflowView:
     """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
-    asked = await read_model(request, Retry, "retry of a workflow")
+    wanted = await read_model(request, Retry, "retry of a workflow")
     await _visible(deps, caller, id)
     with _refused("input of this workflow", "input"):
         await asyncio.to_thread(
@@ -102,9 +102,9 @@ async def retry_workflow(id: JobId, request: Request, caller: Authenticated, dep
             deps.database,
             id,
             actor=caller.name,
-            from_step=asked.from_step,
-            everything=asked.everything,
-            edit=asked.input,
+            from_step=wanted.from_step,
+            everything=wanted.everything,
+            edit=wanted.input,
         )
     return _view(await _visible(deps, caller, id))
 
@@ -145,10 +145,10 @@ def _view(shown: WorkflowDetails) -> WorkflowView:
 
 @contextmanager
 def _refused(what: str, *under: str) -> Iterator[None]:
-    """Tell what does not fit by where it stands in the body.
+    """Report what is not valid by its place in the body.
 
     Raises:
-        Problem: (422) it does not fit; (409) no module imported here says what would.
+        Problem: (422) it is not valid; (409) no module imported here defines its type.
     """
     try:
         yield
