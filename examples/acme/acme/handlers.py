@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 
 from acme.jobs import WriteInvoice
-from penstock.workers import Context, handles
-from penstock.workers.handlers.storage import Storage
+from penstock.workers import Context, Storage, handles
 
 
 @handles(WriteInvoice)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, registry, scoped_session
 
-from penstock.ledger.sql.tables import OUTBOX_TRIGGER, outbox
-from penstock.ledger.sql.tables import outbox_metadata as outbox_metadata
+from penstock.ledger.sql.tables import OUTBOX_TRIGGER, outbox, outbox_metadata
 from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
 from penstock.producers.outbox_rows import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
     SyncTarget = Session | scoped_session[Any] | sa.Connection
     AsyncTarget = AsyncSession | async_scoped_session[Any]
+
+__all__ = ["Outbox", "OutboxEntry", "create_outbox", "drop_outbox", "outbox_metadata"]
 
 
 class OutboxEntry:

@@ -16,6 +16,8 @@ from datetime import timedelta
 
 from penstock.config.errors import ConfigError, InvalidToken
 
+__all__ = ["progress_token", "read_progress_token"]
+
 LEAST_SECRET_BYTES = 16
 _LONGEST = 1024
 _PURPOSE = b"penstock.progress.v1:"

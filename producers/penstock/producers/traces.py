@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 
+__all__ = ["current_traceparent", "follow", "traced"]
+
 _FORM = re.compile(r"(?!ff)([0-9a-f]{2})(-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?")
 _of_request: ContextVar[str | None] = ContextVar("penstock_traceparent", default=None)
 

@@ -18,8 +18,9 @@ from starlette.requests import HTTPConnection
 
 from penstock.producers import AsyncProducer
 from penstock.producers.contrib import starlette
-from penstock.producers.contrib.starlette import State as State
-from penstock.producers.contrib.starlette import Traces as Traces
+from penstock.producers.contrib.starlette import State, Traces
+
+__all__ = ["Penstock", "ProducerDep", "State", "Traces"]
 
 
 class Penstock(starlette.Penstock):

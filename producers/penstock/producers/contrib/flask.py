@@ -15,6 +15,8 @@ from penstock.producers import Producer
 from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, TracesWsgi, frames, open_producer, ready
 from penstock.producers.tokens import progress_token, read_progress_token
 
+__all__ = ["Penstock"]
+
 
 class Penstock:
     """An extension; one may serve several applications, each with a producer of its own.

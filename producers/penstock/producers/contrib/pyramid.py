@@ -24,6 +24,8 @@ from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, frames, ope
 from penstock.producers.tokens import progress_token, read_progress_token
 from penstock.producers.traces import traced
 
+__all__ = ["events_path", "includeme"]
+
 
 def includeme(config: Configurator) -> None:
     """Raises ConfigError: a setting is wrong."""

@@ -26,6 +26,8 @@ from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, async_frame
 from penstock.producers.tokens import progress_token, read_progress_token
 from penstock.producers.traces import traced
 
+__all__ = ["Penstock", "State", "Traces", "producer_of"]
+
 
 class State(TypedDict):
     """What the lifespan adds to `request.state`."""

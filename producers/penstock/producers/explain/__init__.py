@@ -18,12 +18,11 @@ from penstock.ledger.queries.scope import EVERYTHING, Scope
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import unique_keys
-from penstock.producers.explain.case import Case
-from penstock.producers.explain.case import Explanation as Explanation
+from penstock.producers.explain.case import Case, Explanation
 from penstock.producers.explain.ended import explain_dead, explain_dead_letter, explain_ended
 from penstock.producers.explain.limited import explain_limited
 from penstock.producers.explain.outboxed import explain_outboxed
-from penstock.producers.explain.queue_position import QueuePositions
+from penstock.producers.explain.queue_position import QueuePositions, open_positions
 from penstock.producers.explain.queued import explain_queued
 from penstock.producers.explain.running import explain_running
 from penstock.producers.explain.unknown import explain_unknown
@@ -33,6 +32,8 @@ from penstock.producers.limits.store import LimitStore
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.unique_policy import UNENDED
 from penstock.schemas.states import State
+
+__all__ = ["LEASE", "Explanation", "QueuePositions", "explain", "explain_key", "open_positions"]
 
 LEASE = timedelta(seconds=15)
 
