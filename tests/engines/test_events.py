@@ -12,7 +12,7 @@ from running import Running
 from support.polling import until
 
 from penstock.schemas.wire.codec import decode, encode
-from penstock.workers.engines.monitoring.event_messages import fields_text
+from penstock.workers.engines.monitoring.event_messages import format_fields
 
 Event = dict[str, Any]
 
@@ -123,6 +123,6 @@ def test_task_events_can_be_turned_off_and_on(worker: Running, listener: Heard) 
 
 
 def test_fields_are_cut_to_what_is_shown() -> None:
-    text = fields_text(decode(encode(Break(note="long " * 1000))))
+    text = format_fields(decode(encode(Break(note="long " * 1000))))
     assert text.startswith("{'note': 'long long")
     assert len(text) <= 1024

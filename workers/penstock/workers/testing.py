@@ -87,8 +87,8 @@ class Runner:
                 if raising:
                     _check_handler(row)
                 run = run or _Run(self._settings, self._database)
-                if (one := run.attempt(row, raising)) is not None:
-                    yield one
+                if (ran := run.attempt(row, raising)) is not None:
+                    yield ran
             if (row := self._next(kinds, travelled_at)) is not None:
                 raise WaitTimeout(
                     f"drain() has run {limit} attempts and more are due, such as a {row.kind}; does a job enqueue "
@@ -137,7 +137,7 @@ class _Firing:
         self._last: str | None = None
 
     def fire(self, database: Database, reached: datetime, connection: sa.Connection) -> None:
-        """Enter the jobs of the times until then, as a dispatcher does that was away while the test travelled."""
+        """Enqueue the jobs of the times until then, as a dispatcher does after an outage during the travel."""
         if self._next is None or self._next > reached:
             return
         times, self._next = self._times.choose(self._next, reached)
@@ -157,7 +157,7 @@ class _Firing:
 
 
 class _Run:
-    """An executor, from the first job of a drain to its last. It is its observer too."""
+    """An executor, and its observer, from the first job of a drain to its last."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._database = database
@@ -177,7 +177,7 @@ class _Run:
         self._executor.drain(0)
 
     def attempt(self, row: Any, raising: bool) -> Ran | None:
-        """Run one attempt of a row's job; None: it is not run after all, since it was cancelled."""
+        """Run an attempt of a row's job. None: the job was not run, since it was cancelled."""
         self._raised = self._outcome = None
         self._refused = False
         envelope = envelope_of(row)
@@ -187,9 +187,9 @@ class _Run:
         self._executor.submit(consumer.fetch(1, 0.0))
         with self._broker.changed:
             self._broker.changed.wait_for(lambda: not consumer.unsettled)
-            self._broker.lanes.clear()  # of what was given back: its row says what becomes of it
+            self._broker.lanes.clear()  # of released deliveries: the row says what follows
         if self._outcome is not None:
-            if enqueued := [one.id for one in self._outcome.outgoing if one.queue != DISPATCHER_QUEUE]:
+            if enqueued := [envelope.id for envelope in self._outcome.outgoing if envelope.queue != DISPATCHER_QUEUE]:
                 self._database.write(functools.partial(_send, ids=enqueued))
             return self._ran(self._outcome, raising)
         if self._refused:
@@ -216,8 +216,8 @@ class _Run:
         raise error
 
     def _watched(self, handler: Handler) -> Handler:
-        """The handler, of which this learns what it raises: the ledger keeps only text. An isolated one runs in a
-        thread: what a test has patched or replaced, a child would not see."""
+        """The handler, with a note of its exception, since the ledger keeps only text. An isolated handler runs in a
+        thread: a child would not see what a test has patched or replaced."""
         function = handler.function
 
         @functools.wraps(function)
@@ -253,13 +253,13 @@ class _Run:
 
 
 def _send(connection: sa.Connection, ids: Sequence[str]) -> None:
-    """Enter that the broker has these, as a dispatcher would: what was enqueued for now shows no delay then."""
-    mine = sa.and_(jobs.c.id.in_(ids), jobs.c.state == State.SCHEDULED, jobs.c.due_at <= _now())
-    connection.execute(sa.update(jobs).where(mine).values(state=State.QUEUED, due_at=jobs.c.enqueued_at))
+    """Mark jobs as sent, as a dispatcher would: those enqueued for now show no delay then."""
+    due = sa.and_(jobs.c.id.in_(ids), jobs.c.state == State.SCHEDULED, jobs.c.due_at <= _now())
+    connection.execute(sa.update(jobs).where(due).values(state=State.QUEUED, due_at=jobs.c.enqueued_at))
 
 
 def _hand_over(connection: sa.Connection, row: Any) -> None:
-    """Enter that the broker has it. One that is not tracked leaves the ledger then, unless it has failed before."""
+    """Mark a job as sent. An untracked job leaves the ledger then, unless it has failed before."""
     if registry[row.kind].track or row.fence > 0 or row.failures > 0:
         connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(state=State.QUEUED, due_at=_now()))
     else:

@@ -11,7 +11,7 @@ from penstock.schemas.wire.codec import Envelope
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One envelope in the hands of a consumer.
+    """An envelope in the hands of a consumer.
 
     Attributes:
         envelope: the message. For bytes that are not a message at all, headers are empty and the body is `raw`.

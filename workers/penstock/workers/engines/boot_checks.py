@@ -1,4 +1,4 @@
-"""What a worker refuses to start with, so that it fails here and not in the middle of a job."""
+"""Boot checks: a worker refuses to start with handlers that could only fail later, in the middle of a job."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ log = logging.getLogger("penstock.worker")
 
 
 def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iterable[str]) -> None:
-    """Compare what is declared beside kinds with what the settings allow.
+    """Compare the declarations of kinds with the settings.
 
     Arguments:
-        queues: that the worker consumes; kinds of others are not its concern.
+        queues: consumed by the worker; kinds of other queues are not checked.
 
     Raises:
-        KindError: a line for each kind that cannot be kept as it is declared; names the handler's file and the setting.
+        KindError: a line for each kind whose declaration cannot hold; names the handler's file and the setting.
         ConfigError: there is no ledger.
     """
     served = set(queues)
-    mine = sorted((one for one in handlers if one.kind.queue in served), key=lambda one: one.kind.name)
+    checked = sorted(
+        (handler for handler in handlers if handler.kind.queue in served), key=lambda handler: handler.kind.name
+    )
     problems = []
     if settings.database_url.strip().lower() in ("", "none"):
-        problems += [_without_ledger(one) for one in mine if _needs_ledger(one)]
+        problems += [_without_ledger(handler) for handler in checked if _needs_ledger(handler)]
         if not problems:
             raise ConfigError("database_url is empty, and a worker keeps its record there; set PENSTOCK_DATABASE_URL")
     rules, store = Rules(settings), store_url(settings)
-    for one in mine:
-        problems += [_wrong_limit(one, rule, store) for rule in rules.of(one.kind, one.kind.queue)]
+    for handler in checked:
+        problems += [_wrong_limit(handler, rule, store) for rule in rules.of(handler.kind, handler.kind.queue)]
     problems = [problem for problem in problems if problem]
     if scheme(settings.broker_url) == "rabbitmq":
         limit = settings.rabbitmq_consumer_timeout_seconds
         unlimited = []
-        for one in mine:
-            if one.kind.delivery == "at_most_once":
+        for handler in checked:
+            if handler.kind.delivery == "at_most_once":
                 continue  # acknowledged before it runs
-            if one.kind.timeout is None:
-                unlimited.append(one.kind.name)
-            elif one.kind.timeout.total_seconds() >= limit:
-                problems.append(_too_long(one, limit))
+            if handler.kind.timeout is None:
+                unlimited.append(handler.kind.name)
+            elif handler.kind.timeout.total_seconds() >= limit:
+                problems.append(_too_long(handler, limit))
         if unlimited and not problems:
             log.warning(
                 "no timeout is declared for %s; RabbitMQ hands a job that runs longer than its consumer timeout "
@@ -63,15 +65,15 @@ def _needs_ledger(handler: Handler) -> bool:
 
 def _without_ledger(handler: Handler) -> str:
     kind = handler.kind
-    asked = f"unique={kind.unique.policy!r}" if kind.unique is not None else f"delivery={kind.delivery!r}"
+    option = f"unique={kind.unique.policy!r}" if kind.unique is not None else f"delivery={kind.delivery!r}"
     return (
-        f"{handler.source}: kind {kind.name!r} with {asked} needs the ledger, and database_url is empty; "
+        f"{handler.source}: kind {kind.name!r} with {option} needs the ledger, and database_url is empty; "
         "set PENSTOCK_DATABASE_URL"
     )
 
 
 def _wrong_limit(handler: Handler, rule: Rule, store: str | None) -> str:
-    """Why it cannot be kept; empty: it can."""
+    """The reason why a limit cannot hold for a kind; empty: it can."""
     kind, by = handler.kind, rule.limit.by
     named = f"{handler.source}: kind {kind.name!r} has limit {rule.name!r} ({rule.text})"
     if store is None:

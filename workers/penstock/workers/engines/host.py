@@ -1,4 +1,4 @@
-"""What both engines host: a worker, its events, its remote control, and its orderly end."""
+"""`Host`: a worker with its events, its remote control and its orderly end, for both engines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Host:
 
     Attributes:
         stopped: set when the worker has stopped, or was asked to before it started.
-        error: what kept it from starting or stopping in order.
+        error: raised by the worker's start or stop.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Host:
         self._on_stopping, self._on_stopped = on_stopping, on_stopped
         self._started = self._ended = False
         self._starting = threading.Lock()
-        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is safe in a signal handler
+        self._stop_requests: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is safe in a signal handler
         self._signals = 0
         threading.Thread(target=self._drain, name="penstock drain", daemon=True).start()
 
@@ -75,7 +75,7 @@ class Host:
             if self._started or self._ended:
                 return
             try:
-                _spare_the_collector()
+                _freeze_loaded_objects()
                 self.worker.start()
             except Exception as error:
                 self.error = error
@@ -85,7 +85,7 @@ class Host:
 
     def stop(self) -> None:
         """Begin to drain. Returns at once; wait for `stopped`."""
-        self._asked.put(None)
+        self._stop_requests.put(None)
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -103,11 +103,11 @@ class Host:
             self.stop()
         elif self._signals == 2:
             self.worker.executor.hurry()
-            for again in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(again, signal.SIG_DFL)
+            for default in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(default, signal.SIG_DFL)
 
     def _drain(self) -> None:
-        self._asked.get()
+        self._stop_requests.get()
         with self._starting:
             started, self._ended = self._started, True
         log.info("worker %s stops", self.worker.name)
@@ -129,9 +129,9 @@ class Host:
             self.events.stop()
 
 
-def _spare_the_collector() -> None:
-    """What is loaded by now stays, so the garbage collector need not walk all of it for every few hundred jobs; that
-    was a fifth of a short job's cost. For a process that is a worker and nothing else."""
+def _freeze_loaded_objects() -> None:
+    """Exempt all loaded objects from garbage collection: they stay, and to walk them for every few hundred jobs was a
+    fifth of a short job's cost. For a process that is a worker and nothing else."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 100)

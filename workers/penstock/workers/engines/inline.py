@@ -4,7 +4,7 @@
         handle = penstock.producer.enqueue(SendInvoice(...))
         assert handle.wait(5).state == "succeeded"
 
-No server is needed, and the way of a job is the same as everywhere: the executor over a real ledger.
+No server is needed, and a job goes the same way as on every engine: the executor over a real ledger.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Inline:
     """Everything in this process, from `start` to `stop` or for a `with` block.
 
     Arguments:
-        settings: of which broker_url is not used. None: the defaults, with a ledger that ends with the engine.
+        settings: without use of broker_url. None: the defaults, with a ledger that ends with the engine.
         queues: to consume; None: those of every kind imported by now.
         concurrency: attempts at a time.
     """
@@ -101,7 +101,7 @@ class Inline:
             self._folder.cleanup()
 
     def drain(self, timeout: float = 60.0) -> None:
-        """Wait until every job that was sent has ended, the delayed ones and retries too.
+        """Wait until every job that was sent has ended, delayed jobs and retries too.
 
         Raises:
             WaitTimeout: some have not, in `timeout` seconds.

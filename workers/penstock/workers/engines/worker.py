@@ -1,4 +1,4 @@
-"""A worker: everything one engine process needs, wired in one place. An engine hosts it and adds its own habits."""
+"""`Worker`: the parts of one engine process, put together in one place. An engine hosts it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Worker:
         self.intake = Intake(self.consumer, self.executor)
 
     def start(self) -> None:
-        """Enter the worker in the ledger and begin to fetch. Returns at once.
+        """Register the worker in the ledger and begin to fetch. Returns at once.
 
         Raises:
             LedgerUnavailable: the database cannot be reached or is not set up.

@@ -1,4 +1,4 @@
-"""Importing the modules that declare kinds, handlers, resources: of installed packages, and those named by hand."""
+"""Discovery: imports the modules that declare kinds, handlers and resources."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ImportFailed(ConfigError):
 
 
 def discover(modules: Iterable[str] = ()) -> None:
-    """Import every module announced in the entry points, then those named.
+    """Import every module that entry points announce, then `modules`.
 
-    The working directory is put first on `sys.path`, as `python -m` does: it is where people keep their handlers.
+    The working directory is put first on `sys.path`, as `python -m` does: people keep their handlers there.
 
     Raises:
         ImportFailed: one of them raises; the others are not tried.
@@ -51,7 +51,7 @@ def _announced() -> Iterable[EntryPoint]:
 
 
 def _trace(error: BaseException) -> str:
-    """Without the frames of importlib and of this file, which hide the line that matters."""
+    """The traceback without the frames of importlib and of this file, which hide the line that matters."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]

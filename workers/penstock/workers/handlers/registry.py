@@ -1,4 +1,4 @@
-"""`@handles`: which function runs the jobs of which kind."""
+"""`@handles`, and the registry of handlers by kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Mode = Literal["async", "thread", "child"]
 
 @dataclass(frozen=True)
 class Handler:
-    """A function and what its signature asks for.
+    """A function, and the parameters of its signature.
 
     Attributes:
         mode: `async` on the worker's loop, `thread`, or `child`, a process of its own.
@@ -73,7 +73,7 @@ class Handlers:
         return iter(self._by_kind.values())
 
     def check(self, registry: Registry = registry) -> None:
-        """Refuse, when a worker boots, what could only fail later.
+        """Refuse handlers that could only fail later, when a worker boots.
 
         Raises:
             KindError: no job class has a handler's kind, or it asks for something nothing provides; names its file.
@@ -93,7 +93,7 @@ class Handlers:
 
 
 handlers = Handlers()
-"""The handlers of this process: one enters when its module is imported."""
+"""The handlers of this process. Importing a handler's module adds it."""
 
 
 def handles(job: type[Job], *, isolate: bool = False, memory_bytes: int | None = None) -> Callable[[F], F]:

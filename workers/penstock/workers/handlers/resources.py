@@ -1,4 +1,4 @@
-"""Resources: what handlers need and a worker opens once, such as a mail connection.
+"""Resources: values that handlers need and a worker opens once, such as a mail connection.
 
 A provider is a generator that yields the open resource; it is found by the type it yields:
 
@@ -32,7 +32,7 @@ def provides(provider: P) -> P:
     """Register a generator function `(settings) -> Iterator[T]` or its async form as the provider of `T`.
 
     Raises:
-        KindError: it is no generator, or its return annotation does not say what it yields.
+        KindError: it is not a generator function, or its return annotation does not name the class that it yields.
     """
     if not (inspect.isgeneratorfunction(provider) or inspect.isasyncgenfunction(provider)):
         raise KindError(f"{provider.__qualname__}: a provider must be a generator function that yields the resource")

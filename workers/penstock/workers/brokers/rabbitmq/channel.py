@@ -43,7 +43,7 @@ class Channel:
         return Delivery(Envelope(queue, priority, headers, body), body, deliveries, (self, number), consumer)
 
     def ack(self, numbers: set[int]) -> None:
-        """One frame for all up to the first that is still being worked on, and one for each past it."""
+        """Acknowledge with one frame all up to the first unfinished message, and each past it with its own."""
         numbers = numbers & self.unsettled.keys()
         upto = 0
         while self.unsettled and (first := next(iter(self.unsettled))) in numbers:

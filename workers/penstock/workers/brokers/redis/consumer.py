@@ -215,7 +215,7 @@ class RedisConsumer:
     def _entries(self, command: bytes, before_reading: Callable[[], None] | None = None) -> list[Delivery]:
         [reply] = self._ask(command, 1, before_reading=before_reading)
         if isinstance(reply, Exception):
-            # The stream or its group is gone: Redis was flushed, or lost its data. A read that was blocked meanwhile
+            # The stream or its group is gone: Redis was flushed, or lost its data. A read that was blocked then
             # ends with "UNBLOCKED the stream key no longer exists".
             if "NOGROUP" not in str(reply) and not str(reply).startswith("UNBLOCKED"):
                 self._connections.fail(reply)

@@ -1,7 +1,7 @@
 """Keeps a worker's leases on Redis alive while one of its handlers holds the interpreter (the GIL).
 
 A regular expression that backtracks for minutes, or an extension that does not release it, stops every thread of the
-worker, the one that renews its leases too. Its jobs would be taken over, and run twice, though nobody died. So each
+worker, the one that renews its leases too. Its jobs would be taken over, and run twice, though no worker died. So each
 worker has a small second process (`lease_keeper_process`) that renews when the worker falls silent, as long as the
 worker runs: not when it is dead or suspended.
 """

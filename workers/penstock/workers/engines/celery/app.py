@@ -26,7 +26,7 @@ def make_app(settings: Settings) -> celery.Celery:
         broker_connection_timeout=kombu_connection.CONNECT_SECONDS,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # Never declared nor consumed: the dispatcher takes what stock clients put on "celery".
+        # Never declared nor consumed: the dispatcher takes what unmodified clients put on "celery".
         task_default_queue=f"{settings.prefix}.none",
         task_ignore_result=True,
         worker_prefetch_multiplier=1,
@@ -41,7 +41,7 @@ def make_app(settings: Settings) -> celery.Celery:
 
 
 def _task(kind: Kind, sender: Sender, max_bytes: int) -> celery.Task:
-    """A task named like the kind. Running it is the executor's; sending it through Celery's API goes our way."""
+    """A task named like the kind. The executor runs it; Celery's API sends it through our sender."""
 
     class KindTask(celery.Task):  # type: ignore[misc]  # celery has no types
         name = kind.name

@@ -26,7 +26,7 @@ log = logging.getLogger("penstock.flower")
 
 _SAVE_MILLISECONDS = 15_000
 _FORGET_SECONDS = 3600
-"""After which a worker that is gone is no longer listed: every start of one has a new name."""
+"""A worker that is gone is no longer listed after this: every start of a worker has a new name."""
 _NO_QUEUE = "none"
 """Flower asks for the application's default queue while it knows no worker."""
 _COLUMNS = "name,uuid,state,kwargs,runtime,retries,worker,received"
@@ -61,7 +61,7 @@ def serve(settings: Settings, *, address: str, port: int, basic_auth: str, folde
 
 
 class Depths:
-    """What Flower's broker page shows. Its own way is to look for Celery's lists, so it would show zeros."""
+    """Queue lengths for Flower's broker page. Flower itself looks for Celery's lists, and would show zeros."""
 
     def __init__(self, settings: Settings) -> None:
         self._always = {DISPATCHER_QUEUE, *settings.queues}
@@ -75,7 +75,7 @@ class Depths:
 
 
 def _set_options(address: str, port: int, basic_auth: str, folder: Path) -> None:
-    """Our defaults, then `FLOWER_…` of the environment, then what was asked for."""
+    """Set our defaults, then `FLOWER_…` of the environment, then the arguments."""
     _set(
         persistent=True,
         db=str(folder / "history"),

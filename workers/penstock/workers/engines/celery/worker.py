@@ -107,7 +107,7 @@ class HostStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class ExecutorPool(BasePool):  # type: ignore[misc]
-    """What Celery asks of a pool, answered by the executor. It is never given a task."""
+    """A pool for Celery, which the executor answers for. It never gets a task."""
 
     def on_start(self) -> None:
         signals.worker_process_init.send(sender=None)  # as Celery's solo pool does: this process runs the jobs
@@ -128,14 +128,14 @@ class ExecutorPool(BasePool):  # type: ignore[misc]
 
 
 def answer_remote_control(remote: Remote) -> None:
-    """Give Celery's commands our answers, where its own would speak of a task consumer that has nothing."""
+    """Replace Celery's answers to its commands, which would describe a task consumer that has nothing."""
     for name, command in remote.commands().items():
         if name not in _CELERYS_OWN:
             Panel.data[name] = lambda _state, _command=command, **arguments: _command(**arguments)
 
 
 def _leave_logging_alone(**_: Any) -> None:
-    """Celery sets up no logging where somebody listens to its `setup_logging` signal."""
+    """Do nothing: Celery sets up no logging if its `setup_logging` signal has a receiver."""
 
 
 class _Wakeup:

@@ -19,9 +19,9 @@ from penstock.workers.handlers.registry import handlers as default_handlers
 
 
 class PenstockBroker(dramatiq.Broker):
-    """Knows every kind with a handler as an actor, and sends what is enqueued on it our way.
+    """A Dramatiq broker that declares an actor for each handled kind and enqueues through Penstock's sender.
 
-    It starts with no middleware: retries, time and age limits are declared beside a kind and kept by the executor.
+    It starts without middleware: retries, time and age limits are declared by a kind and kept by the executor.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class PenstockBroker(dramatiq.Broker):
         self._sender: Sender | None = None
 
     def connect(self, settings: Settings) -> None:
-        """Say where to send. Connects when something is sent first."""
+        """Set the broker to send to. The connection is made with the first message."""
         self._settings = settings
         self._sender = open_sender_from(settings)
 
@@ -89,9 +89,9 @@ class PenstockBroker(dramatiq.Broker):
 
 def get_broker() -> PenstockBroker:
     """See `penstock.workers.engines.dramatiq.get_broker`."""
-    found = dramatiq.broker.global_broker
-    if isinstance(found, PenstockBroker):
-        return found
+    current = dramatiq.broker.global_broker
+    if isinstance(current, PenstockBroker):
+        return current
     broker = PenstockBroker()
     dramatiq.set_broker(broker)
     return broker

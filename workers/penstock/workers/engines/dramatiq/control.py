@@ -56,9 +56,9 @@ class Control:
                     log.warning("remote control is back")
                 pause = _FIRST_PAUSE
                 self._listen(connection)
-            except Exception as error:  # whatever a transport raises; a worker must not die of its remote control
+            except Exception as error:  # whatever a transport raises: a worker must not die of its remote control
                 if pause == _FIRST_PAUSE:
-                    log.warning("remote control is away: %s: %s", type(error).__name__, error)
+                    log.warning("remote control is unavailable: %s: %s", type(error).__name__, error)
                 self._stopping.wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             finally:

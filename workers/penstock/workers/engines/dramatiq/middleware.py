@@ -26,14 +26,14 @@ _HOOKS = (
 
 
 class MiddlewareObserver:
-    """An `Observer` that emits what some middleware listens to. Has no use where `hooks` is empty.
+    """An `Observer` that calls the hooks of middleware. Of no use if `hooks` is empty.
 
     Hooks run on the loop of the jobs and must be quick; they observe, so `SkipMessage` skips nothing. Messages carry
-    the job's fields with `***` for sensitive ones. A dead letter is a nack, everything else an ack; both hooks of it
-    come when the outcome is on record, and the broker hears of it in the same moment, in a batch.
+    the job's fields with `***` for sensitive ones. A dead letter is a nack, every other outcome an ack; both
+    hooks run when the outcome is on record, while the broker gets the acknowledgement in a batch.
 
     Attributes:
-        hooks: those that the middleware present at boot overrides.
+        hooks: the hooks that the middleware present at boot overrides.
     """
 
     def __init__(self, broker: dramatiq.Broker) -> None:
@@ -42,7 +42,7 @@ class MiddlewareObserver:
         self.hooks = {
             hook
             for hook in _HOOKS
-            if any(getattr(type(one), hook) is not getattr(Middleware, hook) for one in broker.middleware)
+            if any(getattr(type(middleware), hook) is not getattr(Middleware, hook) for middleware in broker.middleware)
         }
 
     def received(self, message: Message) -> None: ...
@@ -60,7 +60,7 @@ class MiddlewareObserver:
             proxy = dramatiq.MessageProxy(_message(message, outcome.claim.attempt))
             self._emit("after_skip_message", proxy)
         else:
-            self._emit("after_process_message", proxy, **_came_of(outcome))
+            self._emit("after_process_message", proxy, **_results(outcome))
         if outcome.name is Outcome.INTERRUPTED:
             return  # it goes back to its queue
         settle = "nack" if outcome.name is Outcome.DEAD else "ack"
@@ -72,9 +72,9 @@ class MiddlewareObserver:
     def _emit(self, hook: str, proxy: dramatiq.MessageProxy, **arguments: Any) -> None:
         if hook not in self.hooks:
             return
-        when, _, what = hook.partition("_")
+        when, _, event = hook.partition("_")
         try:
-            (self._broker.emit_before if when == "before" else self._broker.emit_after)(what, proxy, **arguments)
+            (self._broker.emit_before if when == "before" else self._broker.emit_after)(event, proxy, **arguments)
         except MiddlewareError as error:
             self._broker.logger.warning("%s raised %r, which has no effect here", hook, error)
 
@@ -92,7 +92,7 @@ def _message(message: Message, attempt: int) -> dramatiq.Message[Any]:
     )
 
 
-def _came_of(outcome: AttemptOutcome) -> dict[str, Any]:
+def _results(outcome: AttemptOutcome) -> dict[str, Any]:
     if outcome.name in (Outcome.RETRY, Outcome.DEAD):
         error = JobFailed(outcome.claim.message.id, str(outcome.state), outcome.error)
         return {"result": None, "exception": error}

@@ -50,7 +50,7 @@ def run_worker(settings: Settings, *, queues: Sequence[str], concurrency: int | 
 
 
 class HostingWorker(dramatiq.Worker):
-    """What middleware is given as the worker. Its threads are none; `host` has the worker that runs the jobs."""
+    """The worker that middleware gets. It has no threads: the worker of `host` runs the jobs."""
 
     def __init__(self, broker: PenstockBroker, host: Host) -> None:
         super().__init__(broker, queues=set(host.worker.queues), worker_threads=host.worker.executor.concurrency)
@@ -66,7 +66,7 @@ class HostingWorker(dramatiq.Worker):
         self.broker.emit_after("worker_boot", self)
 
     def before_shutdown(self) -> None:
-        with contextlib.suppress(MiddlewareError):  # nothing may keep the worker from its drain
+        with contextlib.suppress(MiddlewareError):  # nothing may prevent the drain
             self.broker.emit_before("worker_shutdown", self)
 
     def stop(self, timeout: int = 600_000) -> None:

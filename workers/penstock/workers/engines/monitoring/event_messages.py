@@ -1,8 +1,6 @@
-"""What Celery's monitors are told of a job, and in which words.
+"""Messages for Celery's monitors, from what happens to jobs:
 
-What happens to a job becomes, on the wire,
-
-| here | event | fields beside those of every event |
+| here | event | fields, next to those of every event |
 | --- | --- | --- |
 | received | `task-received` | name, args, kwargs (sensitive fields as `***`), retries, eta, expires, queue |
 | started | `task-started` | |
@@ -22,20 +20,20 @@ from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
 
 Fields = dict[str, Any]
-What = Literal["received", "started", "ended", "revoked"]
+EventName = Literal["received", "started", "ended", "revoked"]
 
 _TEXT = 1024
 _TRACEBACK = 4096
 
 
-def message_of(what: What, subject: Any) -> tuple[str, Fields]:
-    """The type of an event and the fields of its own.
+def message_of(event: EventName, subject: Any) -> tuple[str, Fields]:
+    """The type of an event's message, and the fields that are its own.
 
     Arguments:
         subject: the Message received, the Claim started, the AttemptOutcome, or the id of a job revoked while it
             waited.
     """
-    match what:
+    match event:
         case "received":
             return "task-received", _received(subject)
         case "started":
@@ -46,7 +44,7 @@ def message_of(what: What, subject: Any) -> tuple[str, Fields]:
             return _ended(subject)
 
 
-def fields_text(message: Message) -> str:
+def format_fields(message: Message) -> str:
     """The job's fields as text of at most about 1 KB, with `***` for sensitive ones."""
     return shorten(repr({name: _cut(value) for name, value in message.job.redacted().items()}))
 
@@ -56,7 +54,7 @@ def shorten(text: str, limit: int = _TEXT) -> str:
 
 
 def _cut(value: Any) -> Any:
-    """No more of a long value than can be shown."""
+    """The part of a long value that can be shown."""
     return value[:_TEXT] if isinstance(value, str | list) and len(value) > _TEXT else value
 
 
@@ -65,7 +63,7 @@ def _received(message: Message) -> Fields:
         "uuid": message.id,
         "name": message.kind.name,
         "args": "()",
-        "kwargs": fields_text(message),
+        "kwargs": format_fields(message),
         "root_id": message.id,
         "parent_id": None,
         "retries": message.attempt - 1,

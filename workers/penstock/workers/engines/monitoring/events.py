@@ -1,7 +1,7 @@
 """Celery's events, so that Flower and other monitors of Celery show the workers of both engines.
 
 The loop that runs jobs only appends to a buffer. A thread turns that into messages, sends them in batches, and drops
-the oldest when the broker is away for long.
+the oldest in a long outage of the broker.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.senders import scheme
 from penstock.schemas.wire.codec import Message
 from penstock.workers.engines.monitoring import kombu_connection
-from penstock.workers.engines.monitoring.event_messages import Fields, What, message_of
+from penstock.workers.engines.monitoring.event_messages import EventName, Fields, message_of
 
 log = logging.getLogger("penstock.events")
 
 BEAT_SECONDS = 2.0
 BUFFER = 20_000
-"""Events kept while the broker is away."""
+"""Events kept during an outage of the broker."""
 _BATCH = 100
 """Events in one message."""
 _BATCHES = 50
 _LINGER_SECONDS = 0.5
-"""Monitors see an event so much later. Each message takes the interpreter from the jobs for a millisecond."""
+"""The delay of an event, so that more go in one message: each takes the interpreter from the jobs for a millisecond."""
 _LONGEST_PAUSE = 10.0
 _TIMEOUT: dict[str, dict[str, Any]] = {"redis": {"socket_timeout": kombu_connection.CONNECT_SECONDS}, "rabbitmq": {}}
 
@@ -46,11 +46,11 @@ class Events:
     Arguments:
         hostname: the worker's name.
         active: how many jobs run now.
-        clock: with `forward()`, shared with what else speaks for this worker.
+        clock: with `forward()`, shared with the worker's remote control.
 
     Attributes:
         enabled: whether task events are sent; heartbeats always are.
-        started_counts: attempts begun so far, by kind.
+        started_counts: attempts started so far, by kind.
     """
 
     def __init__(self, url: str, *, hostname: str, active: Callable[[], int], clock: Any) -> None:
@@ -59,7 +59,7 @@ class Events:
         self.started_counts: Counter[str] = Counter()
         self.dropped = 0
         self._url, self._active = url, active
-        self._buffer: deque[tuple[What, Any, float]] = deque(maxlen=BUFFER)
+        self._buffer: deque[tuple[EventName, Any, float]] = deque(maxlen=BUFFER)
         self._unsent: list[Fields] = []
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -87,16 +87,16 @@ class Events:
         self._append("ended", outcome)
 
     def revoked(self, job_id: str) -> None:
-        """A job that waited was cancelled through this worker. Any thread."""
+        """Publish that a waiting job was cancelled through this worker. From any thread."""
         self._append("revoked", job_id)
 
-    def _append(self, what: What, subject: Any) -> None:
+    def _append(self, event: EventName, subject: Any) -> None:
         if not self.enabled:
             return
         buffer = self._buffer
         if len(buffer) == BUFFER:
             self.dropped += 1
-        buffer.append((what, subject, time.time()))
+        buffer.append((event, subject, time.time()))
         if not self._awake:
             self._awake = True
             self._wake.set()
@@ -104,11 +104,11 @@ class Events:
     # Any thread.
 
     def start(self) -> None:
-        """Say that the worker is online as soon as the broker is there. Returns at once."""
+        """Publish that the worker is online, as soon as the broker is there. Returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Send what is left and that the worker is offline, if the broker takes it without delay."""
+        """Send the rest, and that the worker is offline, if the broker takes it without delay."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(2 * kombu_connection.CONNECT_SECONDS)
@@ -139,12 +139,12 @@ class Events:
                     next_beat = time.monotonic() + BEAT_SECONDS
                 self._send()
                 pause = 0.2
-                self._say_dropped()
+                self._log_dropped()
             except Exception as error:  # whatever a transport raises: events must never harm the jobs
                 self._disconnect(error)
                 self._stopping.wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
-        self._say_goodbye()
+        self._publish_offline()
 
     def _connect(self) -> None:
         from kombu.entity import Exchange
@@ -172,12 +172,12 @@ class Events:
             except Exception:
                 log.debug("closing the connection for events failed", exc_info=True)
 
-    def _say_dropped(self) -> None:
+    def _log_dropped(self) -> None:
         if self.dropped:
             log.warning("%d events were dropped", self.dropped)
             self.dropped = 0
 
-    def _say_goodbye(self) -> None:
+    def _publish_offline(self) -> None:
         if self._producer is None:
             return
         try:
@@ -196,12 +196,12 @@ class Events:
                 return
             self._publish_raw("task.multi", self._unsent)
             self._unsent = []
-        self._wake.set()  # the rest after a look at the heartbeat
+        self._wake.set()  # for the rest, after the next heartbeat
 
-    def _make(self, what: What, subject: Any, at: float) -> None:
+    def _make(self, event: EventName, subject: Any, at: float) -> None:
         try:
-            event_type, fields = message_of(what, subject)
-        except Exception:  # fields that a job of the user's own cannot show; not a reason to connect anew
+            event_type, fields = message_of(event, subject)
+        except Exception:  # a user's job that cannot show its fields is not a reason to connect again
             log.exception("an event of a job could not be made")
         else:
             self._unsent.append(self._stamp(event_type, fields, at))
@@ -245,7 +245,7 @@ SOFTWARE: Fields = {"sw_ident": "penstock", "sw_ver": version("penstock"), "sw_s
 
 def _encoded(body: Any) -> bytes:
     try:
-        return to_json(body)  # in a fifth of the time that kombu's takes
+        return to_json(body)  # five times as fast as kombu's encoder
     except ValueError:  # a lone surrogate in the text of an error, which UTF-8 has no bytes for
         return json.dumps(body).encode()
 

@@ -1,4 +1,4 @@
-"""Connections through kombu, for what workers share with Celery's tools: events and remote control."""
+"""Connections through kombu, for events and remote control, which workers share with Celery's tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def kombu_url(url: str) -> str:
     if parts.scheme == "amqps":
         return tls_options(url)[0]
     if parts.scheme == "rediss" and "ssl_cert_reqs=" not in parts.query:
-        # Without, kombu believes any server.
+        # Without it, kombu does not verify the server.
         return parts._replace(query="&".join(filter(None, (parts.query, "ssl_cert_reqs=required")))).geturl()
     if parts.scheme != "unix":
         return url
@@ -38,7 +38,7 @@ def kombu_options(url: str) -> dict[str, Any]:
 
 
 def kombu_tls(url: str) -> dict[str, Any] | None:
-    """What kombu and Celery want to know of TLS beside the URL; for Redis the URL says it."""
+    """TLS options for kombu and Celery in addition to the URL; None for Redis, whose URL has them."""
     return tls_options(url)[1] or None if urlsplit(url).scheme == "amqps" else None  # type: ignore[return-value]
 
 

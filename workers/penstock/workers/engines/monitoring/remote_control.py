@@ -21,7 +21,7 @@ from penstock.ledger.transitions.cancel import request_cancel
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import Message
 from penstock.workers.engines.monitoring import kombu_connection
-from penstock.workers.engines.monitoring.event_messages import fields_text
+from penstock.workers.engines.monitoring.event_messages import format_fields
 from penstock.workers.engines.monitoring.events import Events
 from penstock.workers.engines.worker import Worker
 from penstock.workers.handlers.registry import Handler, handlers
@@ -31,7 +31,7 @@ log = logging.getLogger("penstock.remote")
 Answer = dict[str, Any]
 
 _UNSEEN_KIND = "unknown"
-"""Stands in the ledger for a job that was revoked by its id before any worker saw it."""
+"""The kind, in the ledger, of a job that was revoked by its id before any worker saw it."""
 _VERSIONS = ("penstock", "celery", "dramatiq", "kombu", "redis", "amqp", "sqlalchemy", "pydantic")
 
 
@@ -55,11 +55,11 @@ class Remote:
             *("revoke", "terminate", "shutdown", "pool_grow", "pool_shrink", "add_consumer", "cancel_consumer"),
             *("enable_events", "disable_events", "heartbeat", "rate_limit", "time_limit", "pool_restart", "autoscale"),
         ]
-        found: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
+        commands: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
         aliases = {"active": "active", "reserved": "reserved", "schedule": "scheduled", "revoked": "revoked"}
-        return found | {f"dump_{old}": found[new] for old, new in {**aliases, "tasks": "registered"}.items()}
+        return commands | {f"dump_{old}": commands[new] for old, new in {**aliases, "tasks": "registered"}.items()}
 
-    # What the worker is.
+    # Descriptions of the worker.
 
     def ping(self, **_: Any) -> Answer:
         return _ok("pong")
@@ -73,7 +73,7 @@ class Remote:
         return {"revoked": [], "clock": self.events.clock.forward()}
 
     def report(self, **_: Any) -> Answer:
-        lines = [f"{name}: {found}" for name in _VERSIONS if (found := _version(name))]
+        lines = [f"{name}: {number}" for name in _VERSIONS if (number := _version(name))]
         lines.append(f"python: {platform.python_version()} {platform.platform()}")
         lines += [f"{name}: {value}" for name, value in self.conf().items()]
         return _ok("\n" + "\n".join(lines) + "\n")
@@ -126,7 +126,7 @@ class Remote:
             dict(make(name, routing_key=name).as_dict(recurse=True)) for name in sorted(self.worker.consumer.queues)
         ]
 
-    # What it does.
+    # Its jobs.
 
     def active(self, safe: bool = False, **_: Any) -> list[Answer]:
         return [
@@ -138,22 +138,22 @@ class Remote:
         return [self._request(message) for message in self.worker.executor.waiting()]
 
     def scheduled(self, **_: Any) -> list[Answer]:
-        """None: what is not due waits in the ledger, never in a worker."""
+        """An empty list: jobs that are not due wait in the ledger, never in a worker."""
         return []
 
     def revoked(self, **_: Any) -> list[str]:
-        """None: the ledger knows which jobs are cancelled."""
+        """An empty list: the ledger has the cancelled jobs."""
         return []
 
     def query_task(self, ids: Any, **_: Any) -> Answer:
         wanted = set(_listed(ids))
-        found = {request["id"]: ("reserved", request) for request in self.reserved() if request["id"] in wanted}
-        return found | {request["id"]: ("active", request) for request in self.active() if request["id"] in wanted}
+        reserved = {request["id"]: ("reserved", request) for request in self.reserved() if request["id"] in wanted}
+        return reserved | {request["id"]: ("active", request) for request in self.active() if request["id"] in wanted}
 
-    # What it should do.
+    # Orders.
 
     def revoke(self, task_id: Any, terminate: bool = False, signal: str | None = None, **_: Any) -> Answer:
-        """Cancel jobs that wait; those that run only with `terminate`. The signal is of no account."""
+        """Cancel jobs that wait, and with `terminate` also jobs that run. The signal is ignored."""
         ids = _listed(task_id)
         try:
             for job_id in ids:
@@ -203,14 +203,14 @@ class Remote:
         return _ok(f"no longer consuming from {queue}")
 
     def enable_events(self, **_: Any) -> Answer:
-        said = "already enabled" if self.events.enabled else "enabled"
+        state = "already enabled" if self.events.enabled else "enabled"
         self.events.enabled = True
-        return _ok(f"task events {said}")
+        return _ok(f"task events {state}")
 
     def disable_events(self, **_: Any) -> Answer:
-        said = "disabled" if self.events.enabled else "already disabled"
+        state = "disabled" if self.events.enabled else "already disabled"
         self.events.enabled = False
-        return _ok(f"task events {said}")
+        return _ok(f"task events {state}")
 
     def heartbeat(self, **_: Any) -> None:
         self.events.beat()
@@ -219,10 +219,10 @@ class Remote:
         return _error("limits are declared in penstock.toml, not set on a worker")
 
     def time_limit(self, **_: Any) -> Answer:
-        return _error("a kind's timeout is declared beside its message, not set on a worker")
+        return _error("a kind's timeout is declared with its message, not set on a worker")
 
     def pool_restart(self, **_: Any) -> Answer:
-        return _error("there is no pool of processes to restart; stop the worker and start it anew")
+        return _error("there is no pool of processes to restart; stop the worker and start it again")
 
     def autoscale(self, **_: Any) -> Answer:
         return _error("a worker does not scale itself; use pool_grow, pool_shrink, or more workers")
@@ -232,7 +232,7 @@ class Remote:
             "id": message.id,
             "name": message.kind.name,
             "args": [],
-            "kwargs": message.job.redacted() if len(fields_text(message)) < 1000 else fields_text(message),
+            "kwargs": message.job.redacted() if len(format_fields(message)) < 1000 else format_fields(message),
             "type": message.kind.name,
             "hostname": self.worker.name,
             "time_start": started,
@@ -247,22 +247,22 @@ class Remote:
         }
 
 
-def _ok(said: str) -> Answer:
-    return {"ok": said}
+def _ok(text: str) -> Answer:
+    return {"ok": text}
 
 
-def _error(said: str) -> Answer:
-    return {"error": said}
+def _error(text: str) -> Answer:
+    return {"error": text}
 
 
 def _listed(ids: Any) -> list[str]:
-    return [ids] if isinstance(ids, str) else [str(one) for one in ids or ()]
+    return [ids] if isinstance(ids, str) else [str(job_id) for job_id in ids or ()]
 
 
 def _described(handler: Handler, items: Sequence[str]) -> str:
     kind = handler.kind
-    known = {"routing_key": kind.queue, "queue": kind.queue, "version": kind.version, "timeout": kind.timeout}
-    shown = [f"{name}={known[name]}" for name in items if known.get(name) is not None]
+    values = {"routing_key": kind.queue, "queue": kind.queue, "version": kind.version, "timeout": kind.timeout}
+    shown = [f"{name}={values[name]}" for name in items if values.get(name) is not None]
     return f"{kind.name} [{' '.join(shown)}]" if shown else kind.name
 
 

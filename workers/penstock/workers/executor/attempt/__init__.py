@@ -1,1 +1,1 @@
-"""One run of a job, and how it ends."""
+"""An attempt: a run of a job, from its context to its outcome."""

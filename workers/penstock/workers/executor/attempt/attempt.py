@@ -19,7 +19,7 @@ Stop = Literal["cancelled", "interrupted"]
 
 @dataclass(slots=True)
 class Attempt:
-    """One run of a claimed job.
+    """A run of a claimed job.
 
     Attributes:
         stop: why it is stopped; set before `task` is cancelled.

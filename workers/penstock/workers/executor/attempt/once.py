@@ -39,7 +39,7 @@ class Records(Protocol):
 
 
 class Once:
-    """One effect of a plain function's attempt. `ctx.once` makes it.
+    """An effect in a plain function's attempt. `ctx.once` makes it.
 
     Attributes:
         effect_id: the same for a job and key however often it is run: an idempotency key for the provider.
@@ -75,7 +75,7 @@ class Once:
 
 
 class AsyncOnce:
-    """One effect of a coroutine's attempt; see `Once`.
+    """An effect in a coroutine's attempt; see `Once`.
 
     Attributes:
         records, write: the effect's records, and how to wait for a write to them.
@@ -123,19 +123,19 @@ def _steps(
 ) -> Steps:
     """The steps of an effect, the same for coroutines and plain functions."""
     with context.running_once(key):
-        found = yield from _begin(records, key, False)
-        if found is not None and not found.done:
+        record = yield from _begin(records, key, False)
+        if record is not None and not record.done:
             if ask is None:
-                raise InDoubt(key, effect_id, found.begun_at)
+                raise InDoubt(key, effect_id, record.begun_at)
             answer = yield False, lambda: ask(effect_id)
             if answer is not None:
                 text, value = _as_json(key, answer)
                 yield True, lambda: records.confirm(key, text)
                 return value
             # Another worker may have taken the job over in the meantime, and even called the effect.
-            found = yield from _begin(records, key, True)
-        if found is not None:
-            return None if found.result is None else pydantic_core.from_json(found.result)
+            record = yield from _begin(records, key, True)
+        if record is not None:
+            return None if record.result is None else pydantic_core.from_json(record.result)
         try:
             result = yield False, lambda: effect(effect_id)
         except NotDone:
@@ -151,18 +151,18 @@ def _steps(
 
 
 def _begin(records: Records, key: str, again: bool) -> Steps:
-    begun, at = False, datetime.now(UTC)
+    started, at = False, datetime.now(UTC)
 
     def begin() -> table.Found | None:
-        nonlocal begun
-        found = records.begin(key, again, at)
-        begun = found is None
-        return found
+        nonlocal started
+        record = records.begin(key, again, at)
+        started = record is None
+        return record
 
     try:
         return (yield True, begin)
     except asyncio.CancelledError:
-        if begun:
+        if started:
             yield True, lambda: records.withdraw(key)  # it is not called any more
         raise
 

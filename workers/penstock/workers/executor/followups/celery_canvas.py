@@ -63,8 +63,8 @@ class _Signature:
     chain: list[Any]
     tasks: list[Any]
 
-    def arguments(self, given: list[Any]) -> list[Any]:
-        return self.args if self.immutable else [*given, *self.args]
+    def arguments(self, results: list[Any]) -> list[Any]:
+        return self.args if self.immutable else [*results, *self.args]
 
 
 class CeleryCanvas:
@@ -100,15 +100,15 @@ class CeleryCanvas:
             Permanent: the result is too large to be an argument.
         """
         embed = message.embed or {}
-        given = [None if result is None else json.loads(result)]
+        results = [None if result is None else json.loads(result)]
         try:
             envelopes = [
                 envelope
                 for signature in _list(embed.get("callbacks"))
-                for envelope in self._follow(message, signature, given, [])
+                for envelope in self._follow(message, signature, results, [])
             ]
             if chain := _list(embed.get("chain")):
-                envelopes += self._follow(message, chain[-1], given, chain[:-1])
+                envelopes += self._follow(message, chain[-1], results, chain[:-1])
         except UndecodableMessage as error:
             raise Permanent(f"what is to follow it cannot be sent: {error.detail}") from error
         return envelopes
@@ -151,7 +151,7 @@ class CeleryCanvas:
 
     # Making envelopes.
 
-    def _follow(self, message: Message, value: Any, given: list[Any], rest: list[Any]) -> Iterator[Envelope]:
+    def _follow(self, message: Message, value: Any, results: list[Any], rest: list[Any]) -> Iterator[Envelope]:
         """Arguments: rest: what follows it in turn, the next one last."""
         signature = _read(value)
         match signature.type:
@@ -159,20 +159,20 @@ class CeleryCanvas:
                 tasks = [_linked(task, errbacks=signature.errbacks) for task in signature.tasks]
                 if tasks:
                     tasks[-1] = _linked(tasks[-1], callbacks=signature.callbacks)
-                    given = signature.arguments(given)
+                    results = signature.arguments(results)
                 rest = [*rest, *signature.chain, *reversed(tasks)]
                 if rest:
-                    yield from self._follow(message, rest[-1], given, rest[:-1])
+                    yield from self._follow(message, rest[-1], results, rest[:-1])
             case "group":
                 for task in signature.tasks:
                     linked = _linked(task, errbacks=signature.errbacks)
-                    yield from self._follow(message, linked, signature.arguments(given), [])
+                    yield from self._follow(message, linked, signature.arguments(results), [])
             case _:
-                yield self._envelope(message, signature, given, rest)
+                yield self._envelope(message, signature, results, rest)
 
-    def _envelope(self, message: Message, signature: _Signature, given: list[Any], rest: list[Any]) -> Envelope:
+    def _envelope(self, message: Message, signature: _Signature, results: list[Any], rest: list[Any]) -> Envelope:
         kind = self._registry.find(signature.task)
-        args = signature.arguments(given)
+        args = signature.arguments(results)
         if kind is not None:
             _check_count(kind, args)
         inner = json.dumps([args, signature.kwargs])
@@ -292,7 +292,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _unsupported(what: str) -> UndecodableMessage:
+def _unsupported(feature: str) -> UndecodableMessage:
     return UndecodableMessage(
-        "unsupported", f"{what} is to follow it, which Penstock's workers do not do; it was not run"
+        "unsupported", f"{feature} is to follow it, which Penstock's workers do not do; it was not run"
     )

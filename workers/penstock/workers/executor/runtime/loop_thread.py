@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed: its callbacks cost less than asyncio's own."""
+    """A loop of uvloop if that is installed: its callbacks cost less than asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -21,7 +21,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 class LoopThread:
-    """Starts, is given work from other threads, and stops."""
+    """Runs a loop in its thread, and calls and coroutines of other threads on that loop."""
 
     def __init__(self, name: str) -> None:
         self._loop = new_event_loop()
@@ -37,10 +37,10 @@ class LoopThread:
     def call(self, function: Callable[[], T]) -> T:
         """Call on the loop and return what it returns."""
 
-        async def work() -> T:
+        async def call_on_loop() -> T:
             return function()
 
-        return self.run(work())
+        return self.run(call_on_loop())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and return its result. Not from the loop's own thread."""
@@ -60,7 +60,7 @@ class LoopThread:
 
 
 class Tasks:
-    """The tasks of a loop, kept alive until they end; one that fails is a fault of ours and is logged."""
+    """The tasks of a loop, kept alive until they end. A task that fails is a fault of ours and is logged."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -74,7 +74,7 @@ class Tasks:
         return task
 
     async def join(self) -> None:
-        """Wait for all of them."""
+        """Wait for all tasks."""
         await asyncio.gather(*self._tasks - {asyncio.current_task()}, return_exceptions=True)
 
     def _reap(self, task: asyncio.Task[Any]) -> None:
