@@ -28,17 +28,16 @@ from benchmarks.lines import (
     request,
     schedules,
     steps,
-    waiting,
     workflows,
 )
 from benchmarks.plan import Plan, say
-from benchmarks.running import Servers
+from benchmarks.session import Servers
 from benchmarks.tables import Table
 
 LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "drain-redis": drain.redis,
     "drain-rabbitmq": drain.rabbitmq,
-    "waiting": waiting.redis,
+    "waiting": drain.waiting,
     "enqueue-redis": enqueue.redis,
     "enqueue-rabbitmq": enqueue.rabbitmq,
     "latency": latency.redis,
@@ -93,13 +92,13 @@ def main() -> int:
                 servers, 1 if options.quick else options.runs, 1 / 3 if options.quick else 1.0, match=options.peer
             )
             for name in chosen:
-                made = LINES[name](plan)
-                for table in made if isinstance(made, list) else [made]:
+                result = LINES[name](plan)
+                for table in result if isinstance(result, list) else [result]:
                     tables.append(table)
                     print("\n" + "\n".join(table.lines()) + "\n", flush=True)
         finally:
             servers.stop()
-    result = {
+    record = {
         "began": began.isoformat(),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "load_before": load,
@@ -115,7 +114,7 @@ def main() -> int:
     }
     options.out.mkdir(exist_ok=True)
     path = options.out / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps(result, indent=1, default=str))
+    path.write_text(json.dumps(record, indent=1, default=str))
     say(f"load {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after; written to {path}")
     return 1 if plan.errors else 0
 

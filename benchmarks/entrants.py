@@ -1,5 +1,5 @@
-"""Who takes part, with which settings. The settings are what each one's own documentation recommends for many short
-jobs; where there was a choice, what was fastest here. `docs/benchmarks.md` says why."""
+"""The contestants and their settings: each as its own documentation recommends for many short jobs; where there was a
+choice, the fastest one here. `docs/benchmarks.md` explains them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NEWEST, REDIS5 = VENVS / "newest" / "bin", VENVS / "redis5" / "bin"
 
 @dataclass(frozen=True)
 class Entrant:
-    """One contestant with one setting.
+    """A contestant with one setting.
 
     Attributes:
-        app: its module in `benchmarks.apps`.
+        app: its module in `benchmarks`.
         bin: the `bin` folder of the environment it is installed in.
         worker: its worker's command, without that folder.
         jobs: how many no-op jobs one run drains: about three seconds' worth.
@@ -36,14 +36,14 @@ class Entrant:
 
     @property
     def is_ours(self) -> bool:
-        return self.app == "ours"
+        return self.app == "apps.ours"
 
 
 def ours(engine: str, *, ledger: str = "", task: str = "noop", concurrency: int = 100, jobs: int = 30_000) -> Entrant:
     name = f"Penstock {engine.title()}" + (f", ledger on {ledger}" if ledger else "")
     return Entrant(
         name,
-        "ours",
+        "apps.ours",
         OURS,
         (
             *f"penstock worker --engine {engine} --queues bench --concurrency {concurrency}".split(),
@@ -58,10 +58,10 @@ def celery(pool: str, concurrency: int, jobs: int = 4000) -> Entrant:
     label = {"solo": "solo", "prefork": f"prefork {concurrency}", "threads": f"{concurrency} threads"}[pool]
     return Entrant(
         f"Celery, {label}",
-        "celery_app",
+        "peers.celery_app",
         NEWEST,
         (
-            *f"celery -A benchmarks.apps.celery_app worker -P {pool} -c {concurrency} -l WARNING -Q bench".split(),
+            *f"celery -A benchmarks.peers.celery_app worker -P {pool} -c {concurrency} -l WARNING -Q bench".split(),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         ),
         jobs,
@@ -69,50 +69,50 @@ def celery(pool: str, concurrency: int, jobs: int = 4000) -> Entrant:
 
 
 def dramatiq(threads: int, jobs: int = 6000, *, confirms: bool = True) -> Entrant:
-    command = ("dramatiq", "benchmarks.apps.dramatiq_app", "-p", "1", "-t", str(threads), "--skip-logging")
+    command = ("dramatiq", "benchmarks.peers.dramatiq_app", "-p", "1", "-t", str(threads), "--skip-logging")
     environment = {"BENCH_CONFIRMS": "yes" if confirms else ""}
-    return Entrant(f"Dramatiq, {threads} threads", "dramatiq_app", NEWEST, command, jobs, environment)
+    return Entrant(f"Dramatiq, {threads} threads", "peers.dramatiq_app", NEWEST, command, jobs, environment)
 
 
 def taskiq(variant: str, tasks: int = 1000, jobs: int = 9000) -> Entrant:
-    command = ("taskiq", "worker", "benchmarks.apps.taskiq_app:broker", "--workers", "1", "--log-level", "WARNING")
+    command = ("taskiq", "worker", "benchmarks.peers.taskiq_app:broker", "--workers", "1", "--log-level", "WARNING")
     command += ("--max-async-tasks", str(tasks), "--max-prefetch", "100", "--no-parse")
-    return Entrant(f"Taskiq, {variant}", "taskiq_app", NEWEST, command, jobs, {"BENCH_VARIANT": variant})
+    return Entrant(f"Taskiq, {variant}", "peers.taskiq_app", NEWEST, command, jobs, {"BENCH_VARIANT": variant})
 
 
 def saq(concurrency: int, jobs: int = 5000) -> Entrant:
     environment = {"BENCH_CONCURRENCY": str(concurrency)}
-    command = ("saq", "benchmarks.apps.saq_app.settings", "--quiet")
-    return Entrant(f"SAQ, {concurrency} at a time", "saq_app", REDIS5, command, jobs, environment)
+    command = ("saq", "benchmarks.peers.saq_app.settings", "--quiet")
+    return Entrant(f"SAQ, {concurrency} at a time", "peers.saq_app", REDIS5, command, jobs, environment)
 
 
 def arq(concurrency: int, jobs: int = 4000) -> Entrant:
     environment = {"BENCH_CONCURRENCY": str(concurrency)}
-    command = ("arq", "--custom-log-dict", "benchmarks.apps.arq_app.quiet", "benchmarks.apps.arq_app.WorkerSettings")
-    return Entrant(f"arq, {concurrency} at a time", "arq_app", REDIS5, command, jobs, environment)
+    command = ("arq", "--custom-log-dict", "benchmarks.peers.arq_app.quiet", "benchmarks.peers.arq_app.WorkerSettings")
+    return Entrant(f"arq, {concurrency} at a time", "peers.arq_app", REDIS5, command, jobs, environment)
 
 
 def huey(threads: int, jobs: int = 6000) -> Entrant:
-    command = ("huey_consumer", "benchmarks.apps.huey_app.huey", "-k", "thread", "-w", str(threads), "-n", "-q")
-    return Entrant(f"Huey, {threads} threads", "huey_app", NEWEST, command, jobs)
+    command = ("huey_consumer", "benchmarks.peers.huey_app.huey", "-k", "thread", "-w", str(threads), "-n", "-q")
+    return Entrant(f"Huey, {threads} threads", "peers.huey_app", NEWEST, command, jobs)
 
 
 def streaq(concurrency: int, jobs: int = 4000) -> Entrant:
     environment = {"BENCH_CONCURRENCY": str(concurrency)}
-    command = ("streaq", "run", "benchmarks.apps.streaq_app:worker")
-    return Entrant(f"streaQ, {concurrency} at a time", "streaq_app", NEWEST, command, jobs, environment)
+    command = ("streaq", "run", "benchmarks.peers.streaq_app:worker")
+    return Entrant(f"streaQ, {concurrency} at a time", "peers.streaq_app", NEWEST, command, jobs, environment)
 
 
 def rq(jobs: int = 1000) -> Entrant:
-    command = ("python", "-m", "benchmarks.apps.rq_app")
-    return Entrant("RQ, SimpleWorker", "rq_app", NEWEST, command, jobs)
+    command = ("python", "-m", "benchmarks.peers.rq_app")
+    return Entrant("RQ, SimpleWorker", "peers.rq_app", NEWEST, command, jobs)
 
 
 def faststream(concurrency: int, jobs: int = 9000) -> Entrant:
     environment = {"BENCH_CONCURRENCY": str(concurrency)}
-    command = ("faststream", "run", "benchmarks.apps.faststream_app:app", "--log-level", "warning")
-    return Entrant(f"FastStream, prefetch {concurrency}", "faststream_app", NEWEST, command, jobs, environment)
+    command = ("faststream", "run", "benchmarks.peers.faststream_app:app", "--log-level", "warning")
+    return Entrant(f"FastStream, prefetch {concurrency}", "peers.faststream_app", NEWEST, command, jobs, environment)
 
 
-BARE = Entrant("redis-py XADD", "bare", OURS)
-BARE_HIREDIS = Entrant("redis-py XADD with hiredis", "bare", NEWEST)
+BARE = Entrant("redis-py XADD", "apps.bare", OURS)
+BARE_HIREDIS = Entrant("redis-py XADD with hiredis", "apps.bare", NEWEST)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from benchmarks.entrants import Entrant
-from benchmarks.running import BenchError, Servers
+from benchmarks.session import BenchError, Servers
 
 
 @dataclass
 class Plan:
-    """What all lines are given.
+    """The servers and options of a run, for all lines.
 
     Attributes:
         scale: by how much to shorten each run.
@@ -29,8 +29,8 @@ class Plan:
         return max(int(count * self.scale), least)
 
     def available(self, entrants: Iterable[Entrant]) -> list[Entrant]:
-        """Those who are installed and whose ledger is reachable."""
-        found = []
+        """The contestants that are installed and whose ledger is reachable."""
+        present = []
         for entrant in entrants:
             if entrant.environment.get("BENCH_LEDGER") == "PostgreSQL" and not self.servers.has_postgres:
                 continue
@@ -38,8 +38,8 @@ class Plan:
             if not entrant.is_ours and not any(word in entrant.name.lower() for word in words):
                 continue
             if (entrant.bin / "python").exists():
-                found.append(entrant)
-        return found
+                present.append(entrant)
+        return present
 
     def rounds_of(self, entrants: Iterable[Entrant], measure: Callable[[Entrant], None]) -> None:
         """Every contestant in turn, round after round. One that fails is out, and named."""

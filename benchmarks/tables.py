@@ -25,7 +25,7 @@ class Requirement:
 
 @dataclass
 class Table:
-    """One line of the benchmark.
+    """A line of the benchmark.
 
     Attributes:
         values: of each contestant, a value a round, in the order of the rounds.
@@ -58,25 +58,27 @@ class Table:
     def ratio(self, ours: str, other: str) -> float | None:
         """The median over the rounds of `ours / other`."""
         name = self.best_peer if other == BEST_PEER else other
-        mine, theirs = self.values.get(ours), self.values.get(name or "")
-        if not mine or not theirs:
+        own, theirs = self.values.get(ours), self.values.get(name or "")
+        if not own or not theirs:
             return None
-        return median(a / b for a, b in zip(mine, theirs, strict=False))
+        return median(a / b for a, b in zip(own, theirs, strict=False))
 
     def verdicts(self) -> list[dict[str, Any]]:
-        """What was asked for, what came out, and whether it is enough; without what could not be measured."""
-        found: list[dict[str, Any]] = []
-        for wanted in self.requirements:
-            if (ratio := self.ratio(wanted.ours, wanted.other)) is not None:
-                met = ratio >= wanted.ratio if self.more_is_better else ratio <= wanted.ratio
-                other = f"{self.best_peer}" if wanted.other == BEST_PEER else wanted.other
-                found.append({"ours": wanted.ours, "other": other, "wanted": wanted.ratio, "ratio": ratio, "met": met})
+        """For each requirement that could be measured: the wanted ratio, the measured one, and whether it is enough."""
+        verdicts: list[dict[str, Any]] = []
+        for requirement in self.requirements:
+            if (ratio := self.ratio(requirement.ours, requirement.other)) is not None:
+                met = ratio >= requirement.ratio if self.more_is_better else ratio <= requirement.ratio
+                other = f"{self.best_peer}" if requirement.other == BEST_PEER else requirement.other
+                verdicts.append(
+                    {"ours": requirement.ours, "other": other, "wanted": requirement.ratio, "ratio": ratio, "met": met}
+                )
         for name, limit in self.limits.items():
             if name in self.values:
                 value = median(self.values[name])
                 met = value >= limit if self.more_is_better else value <= limit
-                found.append({"ours": name, "other": "", "wanted": limit, "ratio": value, "met": met})
-        return found
+                verdicts.append({"ours": name, "other": "", "wanted": limit, "ratio": value, "met": met})
+        return verdicts
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -55,11 +55,11 @@ class Stamps:
 
     def read(self) -> list[tuple[int, int]]:
         """`(number, nanoseconds)` of every job, in the order of time."""
-        found = []
+        stamps = []
         for view in self._open().values():
             words = view[: _WORDS * _filled(view)].tolist()
-            found += list(zip(words[::2], words[1::2], strict=True))
-        return sorted(found, key=lambda stamp: stamp[1])
+            stamps += list(zip(words[::2], words[1::2], strict=True))
+        return sorted(stamps, key=lambda stamp: stamp[1])
 
     def _open(self) -> dict[str, Any]:
         for path in self.folder.glob("*.ticks"):

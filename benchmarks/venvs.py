@@ -1,5 +1,5 @@
 """The peers' environments. They cannot share ours: arq, SAQ and taskiq-redis ask for versions of redis that exclude
-each other. Made on first use, and made anew when the lists change."""
+each other. Made on first use, and made again when the lists change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepare() -> list[str]:
     VENVS.mkdir(exist_ok=True)
     (VENVS / ".gitignore").write_text("*\n")
     for name, wanted in LISTS.items():
-        folder, source = VENVS / name, ROOT / "benchmarks" / wanted
+        folder, source = VENVS / name, ROOT / "benchmarks" / "peers" / wanted
         done = folder / wanted
         if done.exists() and done.read_text() == source.read_text():
             continue
@@ -39,9 +39,9 @@ def prepare() -> list[str]:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """What is installed beside a Python, for the record."""
+    """The versions of the packages installed for a Python, for the record."""
     code = "import json; from importlib.metadata import distributions as d;"
     code += "print(json.dumps({x.metadata['Name']: x.version for x in d()}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    packages: dict[str, str] = json.loads(done.stdout)
+    return packages

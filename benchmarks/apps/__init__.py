@@ -1,5 +1,6 @@
-"""One module a contestant: its job, its handlers and how it sends. Each runs in the environment its packages are in.
+"""Our contestants, and the applications of the lines about web backends and workflows.
 
-A module has `enqueue(number, text)`, plain or async, and may have `many(messages)` and `connect()`. Its worker finds in
-it what that framework's command line wants. Every handler validates its two fields and then calls `tick`.
+A contestant's module has `enqueue(number, text)`, plain or async, and may have `many(messages)` and `connect()`. Its
+worker finds in it what that framework's command line wants. Every handler validates its two fields and then calls
+`tick`.
 """

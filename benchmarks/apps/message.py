@@ -1,4 +1,4 @@
-"""What all contestants share: the message, and where the servers are."""
+"""The message and the addresses of the servers, for all contestants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AMQP_URL = os.environ.get("BENCH_AMQP_URL", "")
 ON_RABBITMQ = os.environ.get("BENCH_BROKER") == "rabbitmq"
 BROKER_URL = AMQP_URL if ON_RABBITMQ else REDIS_URL
 TASK = os.environ.get("BENCH_TASK", "noop")
-"""Which job is sent: `noop`, or `sleep`, which waits for `SLEEP_SECONDS`."""
+"""The job that is sent: `noop`, or `sleep`, which waits for `SLEEP_SECONDS`."""
 CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "0"))
 SLEEP_SECONDS = 0.05
 

@@ -17,7 +17,7 @@ from statistics import quantiles
 import sqlalchemy as sa
 
 from benchmarks.plan import Plan, say
-from benchmarks.running import STALL_SECONDS, BenchError
+from benchmarks.session import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs

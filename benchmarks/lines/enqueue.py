@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import entrants as who
 from benchmarks.entrants import Entrant
 from benchmarks.plan import Plan
-from benchmarks.running import session
+from benchmarks.session import session
 from benchmarks.tables import BEST_PEER, Requirement, Table
 
 OURS = "Penstock"
@@ -53,7 +53,7 @@ def redis(plan: Plan) -> list[Table]:
 
 def rabbitmq(plan: Plan) -> list[Table]:
     single = Table("Enqueued one by one, RabbitMQ, each confirmed by the broker", "jobs/s")
-    single.notes.append("Celery does not wait for confirms unless told to; here it is told to, as Dramatiq is")
+    single.notes.append("Celery does not wait for confirms unless set to; here it is set to, as Dramatiq is")
     bulk = Table("Enqueued a thousand a call, RabbitMQ, confirmed; beside a loop that is not", "jobs/s")
     if plan.servers.amqp_url is None:
         single.notes.append("RabbitMQ is not reachable")

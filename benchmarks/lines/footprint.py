@@ -1,4 +1,4 @@
-"""What standing by costs: a worker's memory, and the import that every web backend pays."""
+"""The footprint: an idle worker's memory, and the import that every web backend pays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from benchmarks import entrants as who
 from benchmarks.entrants import Entrant
 from benchmarks.plan import Plan
-from benchmarks.running import session
+from benchmarks.session import session
 from benchmarks.tables import Requirement, Table
 
 _TIMED = "import time; begin = time.process_time(); {}; print(time.process_time() - begin)"

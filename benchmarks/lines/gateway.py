@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.entrants import OURS, ROOT
 from benchmarks.plan import Plan, say
-from benchmarks.running import STALL_SECONDS, BenchError
+from benchmarks.session import STALL_SECONDS, BenchError
 from benchmarks.tables import Requirement, Table
 from penstock.ledger import api_keys
 from penstock.ledger.sql.database import Database
@@ -79,7 +79,7 @@ def _server(plan: Plan, factory: str, environment: dict[str, str]) -> Iterator[t
 
 
 def _load(port: int, count: int, environment: dict[str, str]) -> float:
-    command = [OURS / "python", "-m", "benchmarks.loading", str(port), str(count)]
+    command = [OURS / "python", "-m", "benchmarks.programs.http_load", str(port), str(count)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         raise BenchError(f"the requests failed: {done.stderr[-800:]}")

@@ -7,7 +7,7 @@ import redis as redis_py
 from benchmarks import entrants as who
 from benchmarks.lines.drain import FROM, TO
 from benchmarks.plan import Plan
-from benchmarks.running import session
+from benchmarks.session import session
 from benchmarks.tables import Requirement, Table
 
 COUNTS = (1000, 10_000, 100_000, 1_000_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import entrants as who
 from benchmarks.entrants import Entrant
 from benchmarks.plan import Plan
-from benchmarks.running import session
+from benchmarks.session import session
 from benchmarks.tables import BEST_PEER, Requirement, Table
 
 WARM_UP = 50

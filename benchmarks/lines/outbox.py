@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from benchmarks.lines.delays import Reminder, Stamping
 from benchmarks.plan import Plan, say
-from benchmarks.running import STALL_SECONDS, BenchError
+from benchmarks.session import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import outbox

@@ -1,4 +1,4 @@
-"""What enqueueing adds to a request: FastAPI under uvicorn, Redis, the requests sent from a process of their own."""
+"""The time that enqueueing adds to a request: FastAPI under uvicorn, Redis, requests from a process of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from statistics import median
 
 from benchmarks.entrants import OURS, ROOT
 from benchmarks.plan import Plan, say
-from benchmarks.running import STALL_SECONDS, BenchError
+from benchmarks.session import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
 from penstock.workers.local.up.redis_server import free_port
 
@@ -30,12 +30,12 @@ def redis(plan: Plan) -> Table:
         plan.servers.clear("redis")
         try:
             with _site(plan) as port:
-                taken = _ask(port, plan.jobs(COUNT), ["/without", "/enqueue"])
+                seconds = _ask(port, plan.jobs(COUNT), ["/without", "/enqueue"])
         except BenchError as error:
             plan.errors.append(str(error))
             say(str(error))
             break
-        without, enqueueing = (median(taken[path]) * 1000 for path in ("/without", "/enqueue"))
+        without, enqueueing = (median(seconds[path]) * 1000 for path in ("/without", "/enqueue"))
         table.add(WITHOUT, without, peer=False)
         table.add(WITH, enqueueing, peer=False)
         table.add(ADDED, enqueueing - without, peer=False)
@@ -70,9 +70,9 @@ def _answers(port: int) -> bool:
 
 
 def _ask(port: int, count: int, paths: list[str]) -> dict[str, list[float]]:
-    command = [OURS / "python", "-m", "benchmarks.requesting", str(port), str(count), *paths]
+    command = [OURS / "python", "-m", "benchmarks.programs.http_latency", str(port), str(count), *paths]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         raise BenchError(f"the requests failed: {done.stderr[-800:]}")
-    taken: dict[str, list[float]] = json.loads(done.stdout)
-    return taken
+    seconds: dict[str, list[float]] = json.loads(done.stdout)
+    return seconds

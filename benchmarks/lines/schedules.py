@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from benchmarks.lines.delays import Stamping
 from benchmarks.plan import Plan, say
-from benchmarks.running import STALL_SECONDS, BenchError
+from benchmarks.session import STALL_SECONDS, BenchError
 from benchmarks.tables import Table
 from penstock.config.settings import ScheduleSettings, Settings
 from penstock.ledger.schedules.declare import declare_schedules
@@ -94,12 +94,12 @@ def _minute(plan: Plan, database: Database, count: int, jitter: timedelta) -> tu
             service.join(30)
     fired = database.read(lambda connection: connection.execute(sa.select(firings)).all())
     late = [
-        (sender.sent[one.job_id] - (one.fire_at + jitter_offset(one.schedule, jitter)).timestamp()) * 1000
-        for one in fired
+        (sender.sent[row.job_id] - (row.fire_at + jitter_offset(row.schedule, jitter)).timestamp()) * 1000
+        for row in fired
     ]
     cuts = quantiles(late, n=100)
     return cuts[49], cuts[98]
 
 
-def _full_minute(after: datetime) -> datetime:
-    return after.replace(second=0, microsecond=0) + MINUTE
+def _full_minute(time: datetime) -> datetime:
+    return time.replace(second=0, microsecond=0) + MINUTE

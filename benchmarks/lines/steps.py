@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from benchmarks import entrants as who
 from benchmarks.plan import Plan
-from benchmarks.running import BenchError, Session, session
+from benchmarks.session import BenchError, Session, session
 from benchmarks.tables import Table
 
 LEDGERS = (("", "noop"), ("SQLite", "tracked"), ("PostgreSQL", "tracked"))
@@ -47,8 +47,8 @@ def _tables(plan: Plan, title: str, measure: Callable[[Session], dict[str, float
     return tables
 
 
-def _profiled(running: Session, what: str, count: int) -> subprocess.Popen[str]:
-    command = [str(who.OURS / "python"), "-m", "benchmarks.profiled", what, str(count)]
+def _profiled(running: Session, measure: str, count: int) -> subprocess.Popen[str]:
+    command = [str(who.OURS / "python"), "-m", "benchmarks.programs.profiled", measure, str(count)]
     return subprocess.Popen(
         command,
         env=running.environment,
@@ -67,5 +67,5 @@ def _ended(process: subprocess.Popen[str]) -> dict[str, float]:
         raise BenchError("the profiled worker does not end") from None
     if process.returncode != 0:
         raise BenchError(f"the profiled worker failed: {errors[-800:]}")
-    found: dict[str, float] = json.loads(out.splitlines()[-1])
-    return found
+    costs: dict[str, float] = json.loads(out.splitlines()[-1])
+    return costs

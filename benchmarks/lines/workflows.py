@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from benchmarks.apps.workflows import QUEUE, Chain, FanOut
 from benchmarks.entrants import OURS, Entrant
 from benchmarks.plan import Plan, say
-from benchmarks.running import STALL_SECONDS, BenchError, Session, session
+from benchmarks.session import STALL_SECONDS, BenchError, Session, session
 from benchmarks.tables import Requirement, Table
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
@@ -108,8 +108,8 @@ def _fan_out(plan: Plan, size: int) -> tuple[float, float]:
         before = _cpu(running)
         handle = producer.enqueue(FanOut(jobs=size))
         head = sa.select(steps.c.started_at).where(steps.c.workflow_id == handle.id, steps.c.step == "each")
-        mine = sa.and_(steps.c.workflow_id == handle.id, steps.c.number > 0, jobs.c.id == steps.c.job_id)
-        sent = sa.select(sa.func.count()).where(mine, jobs.c.state.not_in(WAITING))
+        sent_steps = sa.and_(steps.c.workflow_id == handle.id, steps.c.number > 0, jobs.c.id == steps.c.job_id)
+        sent = sa.select(sa.func.count()).where(sent_steps, jobs.c.state.not_in(WAITING))
         deadline = time.monotonic() + STALL_SECONDS + size / 200
         while _one(database, sent) < size:
             if time.monotonic() > deadline:
@@ -122,7 +122,7 @@ def _fan_out(plan: Plan, size: int) -> tuple[float, float]:
 
 
 def _cpu(running: Session) -> float:
-    """Of the dispatcher, which was started last."""
+    """Processor seconds of the dispatcher, which was started last."""
     worker, running.workers = running.workers, running.workers[-1:]
     try:
         return running.cpu_seconds()

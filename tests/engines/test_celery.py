@@ -23,7 +23,7 @@ from penstock.workers.engines.monitoring.kombu_connection import kombu_url
 @pytest.fixture
 def sender(monkeypatch: pytest.MonkeyPatch) -> memory.MemoryBroker:
     sender = memory.MemoryBroker()
-    monkeypatch.setattr(app_module, "open_sender", lambda *_, **__: sender)
+    monkeypatch.setattr(app_module, "open_sender_from", lambda *_, **__: sender)
     return sender
 
 

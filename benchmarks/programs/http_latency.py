@@ -1,8 +1,7 @@
-"""Post to several paths of a local server in turn, over one connection: `python -m benchmarks.requesting PORT COUNT
-PATH…`. Prints JSON: for each path the seconds that each of its requests took.
+"""Post to several paths of a local server in turn, over one connection.
 
-In turn, so that what else the machine does hits all paths alike; one at a time, so that it is a request's time and not
-that of a queue of them.
+`python -m benchmarks.programs.http_latency PORT COUNT PATH…` prints JSON: for each path the seconds of each request. In
+turn, so that other work of the machine hits all paths alike; one at a time, so that no request waits for another.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ WARM_UP = 200
 
 
 def main(port: int, count: int, paths: list[str]) -> None:
-    taken: dict[str, list[float]] = {path: [] for path in paths}
+    seconds: dict[str, list[float]] = {path: [] for path in paths}
     requests = {path: _request(path) for path in paths}
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -27,8 +26,8 @@ def main(port: int, count: int, paths: list[str]) -> None:
                 connection.sendall(request)
                 _read_answer(connection, path)
                 if number >= WARM_UP:
-                    taken[path].append(time.perf_counter() - began)
-    print(json.dumps(taken), flush=True)
+                    seconds[path].append(time.perf_counter() - began)
+    print(json.dumps(seconds), flush=True)
 
 
 def _request(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Where a worker's time goes: `python -m benchmarks.profiled steps|way COUNT`, in a process of its own. Prints JSON.
+"""Profile a worker: `python -m benchmarks.programs.profiled steps|way COUNT` prints JSON about where its time goes.
 
 A worker as an engine hosts it. `steps`: processor time of the thread that takes a step, in microseconds a job off a
 full queue. `way`: what passes between the stations of a lone job on its way to the handler, in microseconds, the

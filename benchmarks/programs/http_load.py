@@ -1,6 +1,7 @@
-"""Requests to an HTTP server as fast as it answers, over many connections: `python -m benchmarks.loading PORT COUNT`.
+"""Send requests to an HTTP server as fast as it answers, over many connections.
 
-Prints JSON: how many `seconds` they took. `BENCH_KEY` is sent as the bearer's token.
+`python -m benchmarks.programs.http_load PORT COUNT` prints JSON: the `seconds` that they took. `BENCH_KEY` is sent as
+the bearer's token.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ async def main(port: int, count: int) -> None:
     text = request()
     left = count
 
-    async def ask() -> None:
+    async def send_requests() -> None:
         nonlocal left
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while left > 0:
@@ -41,7 +42,7 @@ async def main(port: int, count: int) -> None:
         writer.close()
 
     began = time.perf_counter()
-    await asyncio.gather(*(ask() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(send_requests() for _ in range(CONNECTIONS)))
     print(json.dumps({"seconds": time.perf_counter() - began}))
 
 

@@ -24,7 +24,7 @@ def sleep(number: int, text: str) -> None:
     tick(message.number)
 
 
-_function = f"benchmarks.apps.rq_app.{TASK}"
+_function = f"benchmarks.peers.rq_app.{TASK}"
 
 
 def enqueue(number: int, text: str) -> None:

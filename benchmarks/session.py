@@ -32,7 +32,7 @@ STALL_SECONDS = 30.0
 
 
 class BenchError(Exception):
-    """A contestant did not do what it was asked to; says who and shows the end of its output."""
+    """A contestant did not do what it was asked to; names it and shows the end of its output."""
 
 
 class Servers:
@@ -126,7 +126,7 @@ def _rabbitmqctl(*arguments: str) -> None:
 
 
 class Session:
-    """One run of one contestant on one broker, with fresh queues, ledger and stamps."""
+    """A run of one contestant on one broker, with fresh queues, ledger and stamps."""
 
     def __init__(self, servers: Servers, entrant: Entrant, *, broker: str, task: str, capacity: int) -> None:
         self.entrant, self.capacity = entrant, capacity
@@ -167,7 +167,7 @@ class Session:
         command: list[str | Path] = [
             self.entrant.bin / "python",
             "-m",
-            "benchmarks.sending",
+            "benchmarks.programs.send",
             self.entrant.app,
             mode,
             str(count),

@@ -1,4 +1,4 @@
-"""Send jobs from a contestant's own environment: `python -m benchmarks.sending APP MODE COUNT`. Prints JSON.
+"""Send jobs from a contestant's own environment: `python -m benchmarks.programs.send APP MODE COUNT`. Prints JSON.
 
 Modes: `fill`, as fast as it can, untimed; `loop`, one by one; `many`, in calls of a thousand; `paced`, 100 a second,
 each job's number being the time it was sent at.
@@ -72,7 +72,7 @@ MODES: dict[str, Callable[[Any, int], Awaitable[None]]] = {"fill": fill, "loop":
 
 
 async def _main(name: str, mode: str, count: int) -> None:
-    app = importlib.import_module(f"benchmarks.apps.{name}")
+    app = importlib.import_module(f"benchmarks.{name}")
     if hasattr(app, "connect"):
         await _call(app.connect)
     if mode in ("loop", "many"):
