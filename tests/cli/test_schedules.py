@@ -196,7 +196,7 @@ def test_schedules_are_listed_without_their_state_while_the_ledger_is_unavailabl
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")
     result = penstock("schedules", "list", "--json")
     assert {row["name"] for row in result.json} == {"good", "bad", "zone"}
-    assert "what runs is not known" in result.err
+    assert "only the schedules of penstock.toml and the code are shown" in result.err
 
 
 def test_last_runs_are_the_newest_first(penstock: Run, ledger: Database) -> None:

@@ -13,7 +13,7 @@ except ModuleNotFoundError as missing:
     # A backend that only enqueues installs none of this, and gets the console script all the same.
     raise SystemExit(f"penstock: {missing}; the command line needs pip install 'penstock[workers]'") from None
 
-from penstock.workers.cli import db, doctor, enqueue, gateway, limits, queues, run, schema, workflows
+from penstock.workers.cli import db, doctor, enqueue, gateway, queues, run, schema, workflows
 from penstock.workers.cli.common.errors import Commands
 from penstock.workers.cli.jobs import audit, commands, deadletters
 from penstock.workers.cli.schedules import commands as schedules
@@ -34,7 +34,7 @@ app = typer.Typer(
     # Pretty tracebacks show local variables, and with them what is sensitive.
     pretty_exceptions_enable=False,
 )
-for register in (run, enqueue, doctor, limits):
+for register in (run, enqueue, doctor, queues):
     register.add_to(app)
 app.add_typer(commands.app, name="jobs", help="See, explain, retry, cancel and erase jobs.")
 app.add_typer(

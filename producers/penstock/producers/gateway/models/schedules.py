@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 
 from penstock.config.sections.schedules import Duration, ScheduleSettings
+from penstock.ledger.schedules.overview import status_fields
 from penstock.ledger.schedules.rules import Schedule
 from penstock.producers.gateway.requests.options import check_reachable
 from penstock.schemas.jobs.job import NAME
@@ -145,7 +146,7 @@ class BackfillAnswer(BaseModel):
 
 def view(schedule: Schedule, row: Any) -> ScheduleView:
     """A schedule as clients see it, of its row in the ledger."""
-    settings, paused = schedule.settings, row.paused_at is not None
+    settings = schedule.settings
     error = schedule.error
     if error is None and row.error is not None:  # it names files of the dispatcher's
         error = f"the dispatcher refuses it; see: penstock schedules show {schedule.name}"
@@ -159,13 +160,6 @@ def view(schedule: Schedule, row: Any) -> ScheduleView:
         name=schedule.name,
         kind=settings and settings.kind,
         when=settings and settings.when,
-        source=row.source,
-        state="wrong" if error else "paused" if paused else "active" if row.next_at else "over",
-        next_at=None if paused else row.next_at,
-        last_at=row.last_at,
-        last_job_id=row.last_job_id,
-        waiting_at=row.waiting_at,
-        paused_at=row.paused_at,
-        error=error,
         settings=given,
+        **status_fields(schedule, row, error),
     )

@@ -20,13 +20,13 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
-def given(**values: Any) -> dict[str, Any]:
-    """Those that were given."""
+def present(**values: Any) -> dict[str, Any]:
+    """The values that are not None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
-def at_clock(text: str | None, zone: ZoneInfo) -> datetime | None:
-    """A date or time; without an offset as the clock of the zone shows it."""
+def parse_local_time(text: str | None, zone: ZoneInfo) -> datetime | None:
+    """Parse a date or time; one without an offset is local to the zone."""
     from penstock.schemas.schedules.cron import localized
 
     try:
@@ -62,4 +62,6 @@ CatchUp = Annotated[
     str | None, typer.Option(metavar="DURATION", help="How old a missed time may be to be made up for.")
 ]
 Jitter = Annotated[str | None, typer.Option(metavar="DURATION", help="Fire later by up to this, always by the same.")]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+Names = Annotated[list[str], typer.Argument(metavar="NAME…")]
 Count = Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many times.")]
