@@ -285,11 +285,11 @@ class WorkflowBatch:
                 run.finished = run.changed = False
                 first = next(iter(run.rows.values()))
                 first.due_at, first.changed = self._now + _SOON, True
-        ending = [run for run in runs if run.finished and run.own_state in WAITING]
-        succeeded = [run for run in ending if run.state == WorkflowState.SUCCEEDED]
+        ended = [run for run in runs if run.finished and run.own_state in WAITING]
+        succeeded = [run for run in ended if run.state == WorkflowState.SUCCEEDED]
         if succeeded:
             workflow_end.succeed_own_jobs(self._connection, self._database, self._results.of_workflows(succeeded))
-        for run in ending:
+        for run in ended:
             if run.state == WorkflowState.CANCELLED:
                 workflow_end.cancel_own_job(self._connection, run.id)
             elif run.state == WorkflowState.FAILED:
@@ -297,5 +297,5 @@ class WorkflowBatch:
                 workflow_end.bury_own_job(
                     self._connection, self._database, run.id, run.definition.kind, queue, run.error
                 )
-        inner = [run.id for run in ending if self._own_jobs[run.id].embed is not None]
+        inner = [run.id for run in ended if self._own_jobs[run.id].embed is not None]
         workflow_end.wake_outer_workflows(self._connection, self._database, inner)

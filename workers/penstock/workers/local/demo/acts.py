@@ -35,7 +35,7 @@ from penstock.workers.local.up.signals import Stopping
 
 CHANGED = 37
 ACT_SECONDS = 90.0
-MAILS, CUSTOMERS, LETTERS = "mailbox", "customers.db", "penstock deadletters list"
+MAILS, CUSTOMERS, DEAD_LETTERS = "mailbox", "customers.db", "penstock deadletters list"
 
 
 class Acts:
@@ -65,21 +65,21 @@ class Acts:
                 lambda results: self._mails.check_delayed(delayed_at, results),
                 MAILS,
             ),
-            Work("refused mail", [self._refused], self._check_dead, LETTERS, State.DEAD),
+            Work("refused mail", [self._refused], self._check_dead, DEAD_LETTERS, State.DEAD),
         )
 
     def amends(self) -> list[Row]:
         """The dead letter is replayed, and the sync brings what has changed since."""
         assert self._refused is not None
-        letters = dead_letters.find(self._database)
-        for letter in letters:
-            self._show.line(f"dead letter {letter.id}: {letter.kind}: {letter.detail}")
+        rows = dead_letters.find(self._database)
+        for dead_letter in rows:
+            self._show.line(f"dead letter {dead_letter.id}: {dead_letter.kind}: {dead_letter.detail}")
         self._stage.mailbox.refused.clear()
         replayed_at = datetime.now(UTC)
         try:
             replays.replay_one(self._database, self._refused.id, actor="penstock demo")
         except PenstockError as error:
-            return [Row("replayed mail", "", "", None, LETTERS, str(error))]
+            return [Row("replayed mail", "", "", None, DEAD_LETTERS, str(error))]
         changed = self._stage.api.change(CHANGED)
         self._show.line(f"the server takes {GONE} now, and {CHANGED} of {RECORDS:,} records have changed in the API")
         sync = self._producer.enqueue(RunSync(sync="customers"))
@@ -162,8 +162,11 @@ class Acts:
 
     def _check_dead(self, _results: Sequence[Any]) -> str:
         assert self._refused is not None
-        letter = dead_letters.show(self._database, self._refused.id).letter
-        expect("550" in letter.detail and letter.replayed_at is None, f"its dead letter says {letter.detail!r}")
+        dead_letter = dead_letters.show(self._database, self._refused.id).letter
+        expect(
+            "550" in dead_letter.detail and dead_letter.replayed_at is None,
+            f"its dead letter says {dead_letter.detail!r}",
+        )
         expect(self._stage.mailbox.refusals == 1, f"the server was asked {self._stage.mailbox.refusals} times")
         expect(not self._stage.mailbox.received(GONE), "the server got the mail that it refused")
         return "1 dead letter, after 1 attempt"

@@ -24,7 +24,7 @@ from penstock.workers.local.up.supervisor import Supervisor
 
 NAME = "job of a killed worker"
 KILL_AT_STEP = 6
-RUNNING_SECONDS, ENDING_SECONDS = 60.0, 120.0
+RUNNING_SECONDS, END_SECONDS = 60.0, 120.0
 
 
 def crash(
@@ -43,7 +43,7 @@ def crash(
         with show.bars():
             status = _wait(show, work, KILL_AT_STEP, RUNNING_SECONDS, stopping)
             killed.append(_kill(show, database, supervisor, status))
-            _wait(show, work, None, ENDING_SECONDS, stopping)
+            _wait(show, work, None, END_SECONDS, stopping)
     except CheckFailed as error:
         return Row(NAME, "", "", None, work.where, str(error))
     return judge(work, database)
