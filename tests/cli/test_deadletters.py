@@ -77,30 +77,30 @@ def test_dead_letters_are_grouped_by_error_and_a_group_is_replayed(penstock: Run
 
 
 def test_a_dead_letter_is_shown_with_its_attempts_and_decisions(penstock: Run, ledger: Database) -> None:
-    letter_id = die(ledger, Login(user="ada", password="s3cret"), tenant="acme")
-    assert penstock("deadletters", "discard", letter_id, "--reason", "too late", "--actor", "bob").code == 0
-    shown = penstock("deadletters", "show", letter_id, "--json").json
+    dead_letter_id = die(ledger, Login(user="ada", password="s3cret"), tenant="acme")
+    assert penstock("deadletters", "discard", dead_letter_id, "--reason", "too late", "--actor", "bob").code == 0
+    shown = penstock("deadletters", "show", dead_letter_id, "--json").json
     assert shown["payload"] == {"user": "ada", "password": "***"}
     assert [(attempt["outcome"], attempt["traceback"]) for attempt in shown["attempts"]] == [("dead", "the trace")]
     assert [(entry["act"], entry["actor"], entry["detail"]) for entry in shown["decisions"]] == [
         ("discard", "bob", {"why": "too late"})
     ]
-    text = penstock("deadletters", "show", letter_id).out
+    text = penstock("deadletters", "show", dead_letter_id).out
     assert all(expected in text for expected in ("the trace", "too late", "bob", "acme"))
     assert "s3cret" not in text
-    assert [row["id"] for row in penstock("deadletters", "list", "--discarded", "--json").json] == [letter_id]
+    assert [row["id"] for row in penstock("deadletters", "list", "--discarded", "--json").json] == [dead_letter_id]
 
 
 def test_an_edit_is_checked_and_its_error_names_the_field(penstock: Run, ledger: Database) -> None:
-    letter_id = die(ledger, Login(user="ada", password="old"))
-    wrong = penstock("deadletters", "replay", letter_id, "--edit", '{"user": 7, "password": "s3cret"}')
+    dead_letter_id = die(ledger, Login(user="ada", password="old"))
+    wrong = penstock("deadletters", "replay", dead_letter_id, "--edit", '{"user": 7, "password": "s3cret"}')
     assert wrong.code == 2
     assert "user: Input should be a valid string" in wrong.err
     assert "s3cret" not in wrong.err
     for edit in ("{", "[]", "{}"):
-        assert penstock("deadletters", "replay", letter_id, "--edit", edit).code == 2
-    assert penstock("deadletters", "replay", letter_id, "--edit", "-", stdin='{"password": "new"}').code == 0
-    assert json.loads(row_of(ledger, letter_id).payload) == {"user": "ada", "password": "new"}
+        assert penstock("deadletters", "replay", dead_letter_id, "--edit", edit).code == 2
+    assert penstock("deadletters", "replay", dead_letter_id, "--edit", "-", stdin='{"password": "new"}').code == 0
+    assert json.loads(row_of(ledger, dead_letter_id).payload) == {"user": "ada", "password": "new"}
 
 
 def test_a_dry_run_changes_nothing_and_lists_what_cannot_be_replayed(penstock: Run, ledger: Database) -> None:
@@ -135,13 +135,15 @@ def test_a_dry_run_changes_nothing_and_lists_what_cannot_be_replayed(penstock: R
 def test_an_ambiguous_selection_is_refused(
     penstock: Run, ledger: Database, command: str, arguments: tuple[str, ...]
 ) -> None:
-    letter_id = die(ledger, Note())
+    dead_letter_id = die(ledger, Note())
     assert (
-        penstock("deadletters", command, *(letter_id if argument == "x" else argument for argument in arguments)).code
+        penstock(
+            "deadletters", command, *(dead_letter_id if argument == "x" else argument for argument in arguments)
+        ).code
         == 2
     )
-    assert row_of(ledger, letter_id).state == State.DEAD
-    assert letter_of(ledger, letter_id).discarded_at is None
+    assert row_of(ledger, dead_letter_id).state == State.DEAD
+    assert letter_of(ledger, dead_letter_id).discarded_at is None
 
 
 def test_the_audit_log_says_who_did_what_to_how_many(

@@ -71,7 +71,8 @@ def many(ledger: Database, number: int) -> list[str]:
         connection.execute(sa.delete(dead_letters))
         connection.execute(ledger.insert(jobs), [job | {"id": job_id} for job_id in new])
         late = [
-            letter | {"id": letter_id, "created_at": at + timedelta(milliseconds=n)} for n, letter_id in enumerate(new)
+            letter | {"id": dead_letter_id, "created_at": at + timedelta(milliseconds=n)}
+            for n, dead_letter_id in enumerate(new)
         ]
         connection.execute(ledger.insert(dead_letters), late)
 

@@ -48,12 +48,12 @@ def test_a_message_that_cannot_be_read_is_kept_whole_and_its_handle_says_dead(le
 
 def test_bytes_that_are_not_a_message_get_an_id_of_their_own(ledger: Database) -> None:
     raw = b"\x00\xff not a message"
-    letter_id = bury(ledger, Envelope("emails", "normal", {}, raw), "undecodable", raw)
-    letter = letter_of(ledger, letter_id)
+    dead_letter_id = bury(ledger, Envelope("emails", "normal", {}, raw), "undecodable", raw)
+    letter = letter_of(ledger, dead_letter_id)
     assert (letter.raw, letter.kind, letter.headers) == (raw, None, None)
-    assert row_of(ledger, letter_id) is None
+    assert row_of(ledger, dead_letter_id) is None
     with pytest.raises(InvalidState, match="not a message"):
-        replays.replay_one(ledger, letter_id, actor="ada")
+        replays.replay_one(ledger, dead_letter_id, actor="ada")
 
 
 @pytest.mark.parametrize("headers", [{"id": 7, "task": ["x"]}, {"id": "a\0b", "task": "k\0"}, {"id": "i", "task": 3}])
@@ -68,8 +68,8 @@ def test_headers_that_are_not_json_can_be_kept(ledger: Database) -> None:
 
 
 def test_a_long_strange_kind_can_be_kept(ledger: Database) -> None:
-    letter_id = bury(ledger, Envelope("q", "normal", {"id": "long", "task": "k" * 500}, b"body"))
-    assert letter_id == "long"
+    dead_letter_id = bury(ledger, Envelope("q", "normal", {"id": "long", "task": "k" * 500}, b"body"))
+    assert dead_letter_id == "long"
     assert row_of(ledger, "long").kind == "k" * 128
 
 
@@ -82,8 +82,8 @@ def test_the_same_message_delivered_twice_is_kept_once(ledger: Database) -> None
 def test_a_bad_copy_does_not_touch_a_job_that_goes_on(ledger: Database) -> None:
     sent = message(Note())
     claimed(ledger, sent)
-    letter_id = bury(ledger, Envelope("notes", "normal", {"id": sent.id, "task": "ledger.note"}, b"cut off"))
-    assert letter_id != sent.id
+    dead_letter_id = bury(ledger, Envelope("notes", "normal", {"id": sent.id, "task": "ledger.note"}, b"cut off"))
+    assert dead_letter_id != sent.id
     assert row_of(ledger, sent.id).state == State.RUNNING
 
 
@@ -158,6 +158,6 @@ def test_dead_letters_are_listed_newest_first_by_filters(ledger: Database) -> No
     assert [row.reason for row in dead_letters.find(ledger, Selection(kind="ledger.note"))] == ["failed"]
     assert [row.reason for row in dead_letters.find(ledger, Selection(queue="notes"))][-1] == "undecodable"
     assert dead_letters.find(ledger, Selection(decided="replayed")) == []
-    assert dead_letters.show(ledger, "id-1").letter.created_at <= datetime.now(UTC)
+    assert dead_letters.show(ledger, "id-1").row.created_at <= datetime.now(UTC)
     with pytest.raises(JobNotFound):
         dead_letters.show(ledger, "none")

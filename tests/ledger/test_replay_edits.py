@@ -57,33 +57,33 @@ def old_kind() -> Iterator[type[Job]]:
     registry.discard(Renamed.kind())
 
 
-def replay_group(ledger: Database, letter_id: str, **options: Any) -> list[replays.ReplayResult]:
-    group = letter_of(ledger, letter_id).fingerprint
+def replay_group(ledger: Database, dead_letter_id: str, **options: Any) -> list[replays.ReplayResult]:
+    group = letter_of(ledger, dead_letter_id).fingerprint
     return replays.replay(ledger, Selection(group=group), actor="ada", **options)
 
 
 def test_an_edit_sets_fields_and_the_job_keeps_its_id_and_the_key_follows(ledger: Database) -> None:
     wrong = Address(customer=1, to="nobody", iban="DE1")
-    letter_id = die(ledger, wrong, tenant="acme", priority="high")
-    assert row_of(ledger, letter_id).key == unique_key(wrong)
-    [verdict] = replay(ledger, letter_id, edit={"customer": 2, "iban": "DE2"})
+    dead_letter_id = die(ledger, wrong, tenant="acme", priority="high")
+    assert row_of(ledger, dead_letter_id).key == unique_key(wrong)
+    [verdict] = replay(ledger, dead_letter_id, edit={"customer": 2, "iban": "DE2"})
     assert verdict.problem is None
-    row = row_of(ledger, letter_id)
+    row = row_of(ledger, dead_letter_id)
     assert json.loads(row.payload) == {"customer": 2, "to": "nobody", "iban": "DE2"}
     assert (row.state, row.failures, row.tenant, row.priority) == (State.SCHEDULED, 0, "acme", "high")
     assert row.key == unique_key(Address(customer=2, to=""))
     [line] = audit.find(ledger)
-    assert (line.act, line.subject, line.detail) == ("edit", letter_id, {"edited": ["customer", "iban"]})
+    assert (line.act, line.subject, line.detail) == ("edit", dead_letter_id, {"edited": ["customer", "iban"]})
 
 
 def test_a_copy_from_before_does_not_run_in_the_place_of_the_edited_job(ledger: Database) -> None:
     wrong = Address(customer=1, to="nobody")
-    letter_id = die(ledger, wrong)
-    replay(ledger, letter_id, edit={"to": "somebody"})
+    dead_letter_id = die(ledger, wrong)
+    replay(ledger, dead_letter_id, edit={"to": "somebody"})
     broker = MemoryBroker()
     assert due_jobs.send_due(ledger, broker) == 1
-    assert row_of(ledger, letter_id).state == State.QUEUED
-    copy = claim_one(ledger, message(wrong, id=letter_id), again=True)
+    assert row_of(ledger, dead_letter_id).state == State.QUEUED
+    copy = claim_one(ledger, message(wrong, id=dead_letter_id), again=True)
     assert isinstance(copy, Refusal)
     assert copy.reason == "duplicate"
     [[(envelope, _)]] = broker.lanes.values()
@@ -94,9 +94,9 @@ def test_a_copy_from_before_does_not_run_in_the_place_of_the_edited_job(ledger: 
 
 
 def test_a_key_that_was_given_stays_when_a_field_is_edited(ledger: Database) -> None:
-    letter_id = die(ledger, Address(customer=1, to="nobody"), key="mine")
-    replay(ledger, letter_id, edit={"customer": 2})
-    assert row_of(ledger, letter_id).key == "mine"
+    dead_letter_id = die(ledger, Address(customer=1, to="nobody"), key="mine")
+    replay(ledger, dead_letter_id, edit={"customer": 2})
+    assert row_of(ledger, dead_letter_id).key == "mine"
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_a_key_that_was_given_stays_when_a_field_is_edited(ledger: Database) -> 
 def test_an_edit_that_does_not_fit_names_the_field_and_changes_nothing(
     ledger: Database, edit: dict[str, Any], expected: str
 ) -> None:
-    letter_id = die(ledger, Address(customer=1, to="x"))
+    dead_letter_id = die(ledger, Address(customer=1, to="x"))
     before = everything(ledger)
     with pytest.raises(InvalidJob, match=expected) as caught:
-        replay(ledger, letter_id, edit=edit)
-    assert letter_id in str(caught.value)
+        replay(ledger, dead_letter_id, edit=edit)
+    assert dead_letter_id in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert everything(ledger) == before
-    [verdict] = replay(ledger, letter_id, edit=edit, dry_run=True)
+    [verdict] = replay(ledger, dead_letter_id, edit=edit, dry_run=True)
     assert expected in str(verdict.problem)
 
 
@@ -146,11 +146,11 @@ def test_an_edit_is_for_a_dead_letter_or_a_group(ledger: Database) -> None:
 
 
 def test_a_kind_that_is_not_known_here_cannot_be_edited(ledger: Database) -> None:
-    letter_id = die(ledger, Note())
-    change(ledger, letter_id, kind="far.away")
+    dead_letter_id = die(ledger, Note())
+    change(ledger, dead_letter_id, kind="far.away")
     with pytest.raises(InvalidJob, match="--import"):
-        replay(ledger, letter_id, edit={"text": "x"})
-    assert replay(ledger, letter_id)[0].problem is None
+        replay(ledger, dead_letter_id, edit={"text": "x"})
+    assert replay(ledger, dead_letter_id)[0].problem is None
 
 
 def test_a_message_that_did_not_validate_is_mended_by_an_edit(ledger: Database) -> None:
@@ -173,17 +173,17 @@ def test_positional_arguments_of_a_stock_client_are_edited_by_name(ledger: Datab
 
 
 def test_a_discarded_dead_letter_is_closed_with_its_reason_and_its_job_stays_dead(ledger: Database) -> None:
-    letter_id, other = die(ledger, Note()), die(ledger, Note())
-    [verdict] = discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="customer left")
+    dead_letter_id, other = die(ledger, Note()), die(ledger, Note())
+    [verdict] = discard(ledger, Selection(ids=(dead_letter_id,)), actor="ada", reason="customer left")
     assert (verdict.problem, verdict.due_at) == (None, None)
-    assert (row_of(ledger, letter_id).state, letter_of(ledger, letter_id).replayed_at) == (State.DEAD, None)
+    assert (row_of(ledger, dead_letter_id).state, letter_of(ledger, dead_letter_id).replayed_at) == (State.DEAD, None)
     assert ids(ledger) == [other]
-    assert ids(ledger, decided="discarded") == [letter_id]
-    [decision] = deadletters.show(ledger, letter_id).decisions
+    assert ids(ledger, decided="discarded") == [dead_letter_id]
+    [decision] = deadletters.show(ledger, dead_letter_id).decisions
     assert (decision.act, decision.actor, decision.detail) == ("discard", "ada", {"why": "customer left"})
     with pytest.raises(InvalidState, match=r"discarded at .*penstock jobs retry"):
-        replays.replay_one(ledger, letter_id, actor="bob")
-    [again] = discard(ledger, Selection(ids=(letter_id,)), actor="bob", reason="again")
+        replays.replay_one(ledger, dead_letter_id, actor="bob")
+    [again] = discard(ledger, Selection(ids=(dead_letter_id,)), actor="bob", reason="again")
     assert isinstance(again.problem, InvalidState)
     with pytest.raises(ValueError, match="reason"):
         discard(ledger, Selection(ids=(other,)), actor="ada", reason=" ")
@@ -200,24 +200,24 @@ def test_a_filter_is_discarded_in_batches(ledger: Database) -> None:
 def test_a_discarded_job_can_be_retried_all_the_same_even_one_that_was_never_read(ledger: Database) -> None:
     read = die(ledger, Note())
     unread = bury(ledger, stock_envelope("ledger.login", {"user": "ada"}, queue="celery"), "no_handler")
-    for letter_id in (read, unread):
-        discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
-        retry(ledger, letter_id, actor="bob")
-        assert row_of(ledger, letter_id).state == State.SCHEDULED
-        assert [act.act for act in deadletters.show(ledger, letter_id).decisions] == ["retry", "discard"]
+    for dead_letter_id in (read, unread):
+        discard(ledger, Selection(ids=(dead_letter_id,)), actor="ada", reason="no")
+        retry(ledger, dead_letter_id, actor="bob")
+        assert row_of(ledger, dead_letter_id).state == State.SCHEDULED
+        assert [act.act for act in deadletters.show(ledger, dead_letter_id).decisions] == ["retry", "discard"]
     assert json.loads(row_of(ledger, unread).payload)["user"] == "ada"
     assert {act.subject_kind for act in audit.find(ledger, acts=["retry"])} == {"job"}
 
 
 def test_a_dead_letter_is_shown_with_its_message_attempts_and_job(ledger: Database) -> None:
     start_worker(ledger, "w1")
-    letter_id = die(ledger, Address(customer=1, to="x", iban="s3cret"), trace=TRACE.format("mails"), tenant="acme")
-    shown = deadletters.show(ledger, letter_id)
+    dead_letter_id = die(ledger, Address(customer=1, to="x", iban="s3cret"), trace=TRACE.format("mails"), tenant="acme")
+    shown = deadletters.show(ledger, dead_letter_id)
     assert shown.payload == {"customer": 1, "to": "x", "iban": "***"}
     [attempt] = shown.attempts
     assert (attempt.number, attempt.worker, attempt.traceback) == (1, "w1", TRACE.format("mails"))
     assert (shown.job.tenant, shown.headers, list(shown.decisions)) == ("acme", None, [])
-    change(ledger, letter_id, kind="far.away")
+    change(ledger, dead_letter_id, kind="far.away")
     raw = bury(ledger, stock_envelope("who.knows", {"a": "s3cret"}, queue="q", argsrepr="s3cret"), "unknown_kind")
     other = deadletters.show(ledger, raw)
     assert (other.payload, other.headers and other.headers["argsrepr"]) == ({"a": "***"}, "***")

@@ -127,11 +127,11 @@ def test_a_filter_replays_what_it_chooses_and_nothing_else(ledger: Database) -> 
 
 
 def test_replaying_nothing_leaves_no_line_in_the_audit_log(ledger: Database) -> None:
-    letter_id = die(ledger, Note())
+    dead_letter_id = die(ledger, Note())
     for nothing in (Selection(kind="no.such"), Selection(ids=()), Selection(ids=(), kind="ledger.note")):
         assert replays.replay(ledger, nothing, actor="ada") == []
         assert discard(ledger, nothing, actor="ada", reason="x") == []
-    assert ids(ledger) == [letter_id]
+    assert ids(ledger) == [dead_letter_id]
     [verdict] = replay(ledger, "none")
     assert isinstance(verdict.problem, JobNotFound)
     assert audit.find(ledger) == []
@@ -184,12 +184,12 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(ledger: Database) -
 
 
 def test_a_decided_dead_letter_is_open_again_when_its_job_dies_again(ledger: Database) -> None:
-    letter_id = die(ledger, Note())
-    discard(ledger, Selection(ids=(letter_id,)), actor="ada", reason="no")
-    retry(ledger, letter_id, actor="ada")
-    end(ledger, claimed(ledger, message(Note(), id=letter_id, fence=1)), Outcome.DEAD, error="no", reason="failed")
-    assert ids(ledger) == [letter_id]
-    assert len(deadletters.show(ledger, letter_id).decisions) == 2
+    dead_letter_id = die(ledger, Note())
+    discard(ledger, Selection(ids=(dead_letter_id,)), actor="ada", reason="no")
+    retry(ledger, dead_letter_id, actor="ada")
+    end(ledger, claimed(ledger, message(Note(), id=dead_letter_id, fence=1)), Outcome.DEAD, error="no", reason="failed")
+    assert ids(ledger) == [dead_letter_id]
+    assert len(deadletters.show(ledger, dead_letter_id).decisions) == 2
 
 
 def test_a_dead_letter_whose_job_is_no_longer_dead_is_not_replayed(ledger: Database) -> None:
@@ -233,15 +233,15 @@ def test_concurrent_replays_replay_each_dead_letter_once(ledger: Database, ledge
 
 
 def test_replays_and_discards_need_an_actor(ledger: Database) -> None:
-    letter_id = die(ledger, Note())
+    dead_letter_id = die(ledger, Note())
     before = everything(ledger)
     for act in (
-        lambda: replays.replay_one(ledger, letter_id, actor=""),
+        lambda: replays.replay_one(ledger, dead_letter_id, actor=""),
         lambda: discard(ledger, Selection(), actor=" ", reason="x"),
-        lambda: retry(ledger, letter_id, actor=""),
+        lambda: retry(ledger, dead_letter_id, actor=""),
     ):
         with pytest.raises(ValueError, match="actor"):
             act()
     with pytest.raises(ValueError, match="per_second"):
-        replay(ledger, letter_id, per_second=0)
+        replay(ledger, dead_letter_id, per_second=0)
     assert everything(ledger) == before

@@ -145,10 +145,10 @@ def test_stored_results_go_first_and_a_job_stays_until_its_own_has(ledger: Datab
 
 
 def letter(ledger: Database, **values: Any) -> str:
-    letter_id = new_id()
+    dead_letter_id = new_id()
     empty = {"kind": None, "queue": "notes", "reason": "undecodable", "detail": "", "fingerprint": "f", "raw": b"x"}
-    add(ledger, dead_letters, **{**empty, "id": letter_id, "created_at": NOW - 400 * DAY, **values})
-    return letter_id
+    add(ledger, dead_letters, **{**empty, "id": dead_letter_id, "created_at": NOW - 400 * DAY, **values})
+    return dead_letter_id
 
 
 def test_dead_letters_without_a_job_are_pruned_once_decided(ledger: Database) -> None:
@@ -157,7 +157,7 @@ def test_dead_letters_without_a_job_are_pruned_once_decided(ledger: Database) ->
     recent = [letter(ledger, replayed_at=NOW - DAY), letter(ledger, discarded_at=NOW - DAY)]
     assert prune(ledger) == Counter({"dead letters": 2})
     assert [letter_of(ledger, job_id) for job_id in gone] == [None, None]
-    assert None not in [letter_of(ledger, letter_id) for letter_id in (open_, *recent)]
+    assert None not in [letter_of(ledger, dead_letter_id) for dead_letter_id in (open_, *recent)]
     assert prune(ledger, RetentionSettings(dead=30 * DAY)) == Counter({"dead letters": 1})
     assert letter_of(ledger, open_) is None
 

@@ -128,8 +128,8 @@ def attempts_of(database: Database, job_id: str) -> list[Any]:
     return database.read(lambda connection: list(connection.execute(select)))
 
 
-def letter_of(database: Database, letter_id: str) -> Any:
-    select = sa.select(dead_letters).where(dead_letters.c.id == letter_id)
+def letter_of(database: Database, dead_letter_id: str) -> Any:
+    select = sa.select(dead_letters).where(dead_letters.c.id == dead_letter_id)
     return database.read(lambda connection: connection.execute(select).first())
 
 

@@ -28,7 +28,7 @@ _FORM = re.compile(r"psk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key.
+    """API key without its secret.
 
     Attributes:
         kinds, queues: patterns of what it may be used for, such as `invoice.*`; None: all.

@@ -1,4 +1,4 @@
-"""What `ctx.once` keeps of each effect outside the database: begun before it is called, done once it is confirmed.
+"""Record of `ctx.once` for each effect outside the database: begun before it is called, done once it is confirmed.
 
 A row that is begun and not done, and whose attempt is no longer at it, is in doubt: its worker died, or the effect
 failed without a word on whether it happened.
@@ -25,11 +25,11 @@ _NAMESPACE = uuid.UUID("6f0e3a52-6f5b-4c57-9a2e-0d3c9d3e8f11")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An effect that was begun before.
+class EarlierEffect:
+    """An effect that was started before.
 
     Attributes:
-        result: what it was confirmed with, as JSON; None where it was without.
+        result: confirmed value, as JSON; None if it had none.
     """
 
     begun_at: datetime
@@ -44,7 +44,7 @@ def effect_id(job_id: str, key: str) -> str:
 
 def begin(
     database: Database, job_id: str, fence: int, key: str, *, again: bool = False, at: datetime | None = None
-) -> Found | None:
+) -> EarlierEffect | None:
     """Enter that an effect is about to be called. Something else than None: it was begun before, and is not to be.
 
     Arguments:
@@ -58,7 +58,7 @@ def begin(
     """
     where, now = effect_id(job_id, key), at or datetime.now(UTC)
 
-    def write(connection: sa.Connection) -> Found | None:
+    def write(connection: sa.Connection) -> EarlierEffect | None:
         # The lock on the job's row lets no other worker claim the job before this is written.
         select = database.locked(sa.select(jobs.c.state, jobs.c.fence).where(jobs.c.id == job_id))
         row = connection.execute(select).first()
@@ -71,7 +71,7 @@ def begin(
         elif rows.done_at is None and (again or (rows.fence == fence and rows.begun_at == now)):
             connection.execute(sa.update(effects).where(effects.c.id == where).values(**begun))
         else:
-            return Found(rows.begun_at, rows.done_at is not None, rows.result)
+            return EarlierEffect(rows.begun_at, rows.done_at is not None, rows.result)
         return None
 
     return database.write(write)

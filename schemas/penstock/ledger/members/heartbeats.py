@@ -1,6 +1,6 @@
-"""Which workers live. A worker's lease holds for every job it runs: one row to renew, however many jobs.
+"""Heartbeats of workers. A worker's lease covers every job that it runs: one row to renew, however many jobs.
 
-Leases are kept by the database's clock: workers, and those who ask whether one lives, may be minutes apart.
+Leases use the database's clock, since the clocks of workers may differ by minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from penstock.schemas.states import State
 Progress = tuple[int, int | None, str | None]
 
 DISPATCHER = "dispatcher"
-"""What a dispatcher enters for its engine: it has a row, as workers do, and runs no jobs."""
+"""Engine of a dispatcher: it has a row, as workers do, and runs no jobs."""
 
 _PROGRESS = (
     sa.update(jobs)
@@ -44,10 +44,10 @@ def register(
     kinds: Mapping[str, str],
     lease: timedelta,
 ) -> None:
-    """Enter a worker that starts.
+    """Register a worker that starts.
 
     Arguments:
-        kinds: kind to queue, of what it has handlers for.
+        kinds: kind → queue, for each kind that it has handlers for.
     """
     row = {
         "name": name,
@@ -76,7 +76,7 @@ def beat(
     """Renew a worker's lease, write its peak of memory and the latest progress of its jobs, and return the ids it was
     asked to cancel."""
 
-    def write(connection: sa.Connection) -> set[str]:
+    def renew(connection: sa.Connection) -> set[str]:
         sign = {"lease_until": from_now(lease), "peak_memory_bytes": peak_memory_bytes}
         connection.execute(sa.update(workers).where(workers.c.name == name).values(**sign))
         if progress:
@@ -87,11 +87,11 @@ def beat(
         )
         return set(connection.scalars(requested))
 
-    return database.write(write)
+    return database.write(renew)
 
 
 def sign_off(database: Database, name: str) -> None:
-    """Enter that a worker has stopped in order."""
+    """Record that a worker has stopped in order."""
     ended = {"stopped_at": datetime.now(UTC), "lease_until": from_now()}
     statement = sa.update(workers).where(workers.c.name == name).values(**ended)
     database.write(lambda connection: connection.execute(statement))
@@ -122,15 +122,15 @@ def record_worker_exit(database: Database, pid: int, status: str, peak_memory_by
 
 
 def known_kinds(database: Database) -> dict[str, str]:
-    """Kind to queue, of every worker on record."""
+    """Kind → queue, over all workers on record."""
 
-    def read(connection: sa.Connection) -> dict[str, str]:
+    def read_kinds(connection: sa.Connection) -> dict[str, str]:
         known: dict[str, str] = {}
         for kinds in connection.scalars(sa.select(workers.c.kinds).order_by(workers.c.started_at)):
             known.update(json.loads(kinds))
         return known
 
-    return database.read(read)
+    return database.read(read_kinds)
 
 
 def _progress_row(worker: str, job_id: str, latest: Progress) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who lives: workers with their queues and kinds, and dispatchers, as their rows in the ledger say."""
+"""Workers that are alive, with their queues and kinds, and dispatchers, as their rows in the ledger say."""
 
 from __future__ import annotations
 

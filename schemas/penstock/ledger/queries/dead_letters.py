@@ -1,8 +1,4 @@
-"""Dead letters: what will not be tried again by itself, kept with everything needed to replay it.
-
-There are two sorts. A *job's* letter says why the job in the ledger is dead; `claims` writes it with the outcome. A
-*raw* letter keeps the bytes of a message that never became a job here.
-"""
+"""Dead letters on record: lists, and one with everything that a decision about it needs."""
 
 from __future__ import annotations
 
@@ -23,7 +19,6 @@ from penstock.ledger.rows import audit
 from penstock.ledger.rows.attempts import history
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
-from penstock.ledger.transitions.replay import ReplayResult as ReplayResult
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.wire.codec import payload
 
@@ -31,19 +26,19 @@ HIDDEN = "***"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One letter with all there is to know before deciding about it.
+class DeadLetterDetails:
+    """Dead letter with its message, job, attempts and decisions.
 
     Attributes:
-        letter: its row, with the bytes as they came.
-        headers: of a message that never became a job, without what may be sensitive.
-        payload: the fields, sensitive ones hidden; of a kind that is not known here, all are.
-        job: its row; None where the ledger has none.
+        row: its row, with the bytes as they came.
+        headers: of a message that never became a job, without values that may be sensitive.
+        payload: the fields, sensitive ones hidden; all are hidden if the kind is not known here.
+        job: the job's row; None if the ledger has none.
         attempts: rows, the first one first.
         decisions: from the audit log, the newest first.
     """
 
-    letter: Any
+    row: Any
     headers: dict[str, Any] | None
     payload: dict[str, Any]
     job: Any
@@ -78,34 +73,36 @@ def find(
     return database.read(find_page)
 
 
-def show(database: Database, letter_id: str, *, scope: Scope = EVERYTHING) -> Shown:
+def show(database: Database, dead_letter_id: str, *, scope: Scope = EVERYTHING) -> DeadLetterDetails:
     """A dead letter with its message, its attempts, and the decisions about it.
 
     Raises:
         JobNotFound: no dead letter has this id, or it is outside of the scope.
     """
 
-    def read(connection: sa.Connection) -> Shown:
-        letter = connection.execute(sa.select(dead_letters).where(dead_letters.c.id == letter_id)).first()
-        scoped = sa.select(*SCOPED).select_from(WITH_JOBS).where(dead_letters.c.id == letter_id)
-        if letter is None or not scope.includes_dead_letter(connection.execute(scoped).one()):
-            raise JobNotFound(f"no dead letter has the id {letter_id}")
-        job = connection.execute(sa.select(jobs).where(jobs.c.id == letter_id)).first()
-        ran = sa.select(history).where(history.c.job_id == letter_id).order_by(history.c.fence)
-        if letter.raw is not None:
-            content = payload(letter.raw)
+    def read_details(connection: sa.Connection) -> DeadLetterDetails:
+        row = connection.execute(sa.select(dead_letters).where(dead_letters.c.id == dead_letter_id)).first()
+        scoped = sa.select(*SCOPED).select_from(WITH_JOBS).where(dead_letters.c.id == dead_letter_id)
+        if row is None or not scope.includes_dead_letter(connection.execute(scoped).one()):
+            raise JobNotFound(f"no dead letter has the id {dead_letter_id}")
+        job = connection.execute(sa.select(jobs).where(jobs.c.id == dead_letter_id)).first()
+        ran = sa.select(history).where(history.c.job_id == dead_letter_id).order_by(history.c.fence)
+        if row.raw is not None:
+            content = payload(row.raw)
+        elif job is not None:
+            content = json.loads(job.payload) or {}
         else:
-            content = (json.loads(job.payload) or {}) if job is not None else {}
-        return Shown(
-            letter,
-            None if letter.headers is None else _without_values(json.loads(letter.headers)),
-            _hidden(letter.kind, content),
+            content = {}
+        return DeadLetterDetails(
+            row,
+            None if row.headers is None else _without_values(json.loads(row.headers)),
+            _hidden(row.kind, content),
             job,
             connection.execute(ran).all(),
-            audit.read(connection, subject=letter_id, limit=1000),
+            audit.read(connection, subject=dead_letter_id, limit=1000),
         )
 
-    return database.read(read)
+    return database.read(read_details)
 
 
 def _hidden(kind_name: str | None, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Group:
 
 
 def groups(database: Database, selection: Selection = OPEN, *, limit: int = 50) -> list[Group]:
-    """The groups of these letters, the largest first."""
+    """Failure groups of the selected dead letters, the largest first."""
 
     def find_groups(connection: sa.Connection) -> list[Group]:
         counts = _count_groups(connection, database, selection)[:limit]
@@ -65,18 +65,18 @@ class _Count:
 
 def _count_groups(connection: sa.Connection, database: Database, selection: Selection) -> list[_Count]:
     """The sizes of the groups within the selection's scope, the largest first."""
-    letters = dead_letters.c
-    measures = (sa.func.count(), sa.func.min(letters.created_at), sa.func.max(letters.created_at))
-    select = sa.select(letters.fingerprint, *measures).where(*matching(database, selection))
+    dead = dead_letters.c
+    measures = (sa.func.count(), sa.func.min(dead.created_at), sa.func.max(dead.created_at))
+    select = sa.select(dead.fingerprint, *measures).where(*matching(database, selection))
     if not selection.scope.is_bounded:
-        counts = [_Count(*row) for row in connection.execute(select.group_by(letters.fingerprint))]
+        counts = [_Count(*row) for row in connection.execute(select.group_by(dead.fingerprint))]
     else:
         # Compared by their bytes: MariaDB's default collation holds the tenants "A" and "a" for equal.
-        owner = (letters.kind, letters.queue, jobs.c.tenant)
+        owner = (dead.kind, dead.queue, jobs.c.tenant)
         select = select.add_columns(*(sa.func.min(column).label(column.name) for column in owner), UNREAD)
         select = select.select_from(WITH_JOBS).where(*selection.scope.conditions())
         merged: dict[str, _Count] = {}
-        for row in connection.execute(select.group_by(letters.fingerprint, *map(database.exact, owner), UNREAD)):
+        for row in connection.execute(select.group_by(dead.fingerprint, *map(database.exact, owner), UNREAD)):
             if selection.scope.includes_dead_letter(row):
                 count = _Count(*row[:4])
                 merged[count.fingerprint] = (
@@ -90,13 +90,13 @@ def _newest_of(
     connection: sa.Connection, database: Database, selection: Selection, counts: Sequence[_Count]
 ) -> dict[str, Any]:
     """Fingerprint → the newest dead letter of its group."""
-    letters = dead_letters.c
-    select = sa.select(letters.fingerprint, letters.id, letters.reason, letters.detail, *SCOPED).select_from(WITH_JOBS)
-    select = select.where(*matching(database, selection)).order_by(letters.id)
+    dead = dead_letters.c
+    select = sa.select(dead.fingerprint, dead.id, dead.reason, dead.detail, *SCOPED).select_from(WITH_JOBS)
+    select = select.where(*matching(database, selection)).order_by(dead.id)
     newest: dict[str, Any] = {}
     for at in range(0, len(counts), 200):  # SQLite's expressions are at most 1,000 deep
         ends = (
-            sa.and_(letters.fingerprint == count.fingerprint, letters.created_at == count.last_at)
+            sa.and_(dead.fingerprint == count.fingerprint, dead.created_at == count.last_at)
             for count in counts[at : at + 200]
         )
         for row in connection.execute(select.where(sa.or_(*ends))):

@@ -14,7 +14,7 @@ from penstock.ledger.sql.tables import outbox
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What is committed and not sent.
+    """Rows of an outbox that are committed and not sent.
 
     Attributes:
         jobs: how many; those that a dispatcher is sending right now count.

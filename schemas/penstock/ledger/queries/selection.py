@@ -19,14 +19,14 @@ PLACED = (dead_letters.c.id, dead_letters.c.created_at)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which letters: those to which all that is given applies. With nothing given, all that wait for a decision.
+    """Selection of dead letters: those that match all given filters; without any, all that wait for a decision.
 
     Attributes:
         ids: these, in this order; an empty tuple is none of them.
         decided: None: those that wait for a decision; else those that were `replayed` or `discarded`.
         reason: such as `failed` or `unknown_kind`.
         group: a fingerprint, as `groups` tells it.
-        key, tenant: of the letter's job.
+        key, tenant: of the job.
         since, until: died at that time or later; before that time.
         error: what the error contains, in upper or lower case.
         scope: the bounds of the caller; what is outside of them does not exist for it.
@@ -47,7 +47,7 @@ class Selection:
 
     @property
     def filters(self) -> dict[str, Any]:
-        """What was given beside the ids."""
+        """Filters besides the ids."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("ids", "scope")}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -57,21 +57,21 @@ OPEN = Selection()
 
 def matching(database: Database, selection: Selection) -> list[sa.ColumnElement[bool]]:
     """Conditions on dead letters; those of the scope are beside them."""
-    letters = dead_letters.c
+    dead = dead_letters.c
     conditions: list[sa.ColumnElement[bool]] = []
     if selection.decided is None:
-        conditions += [letters.replayed_at.is_(None), letters.discarded_at.is_(None)]
+        conditions += [dead.replayed_at.is_(None), dead.discarded_at.is_(None)]
     elif selection.decided == "replayed":
-        conditions += [letters.replayed_at.is_not(None)]
+        conditions += [dead.replayed_at.is_not(None)]
     else:
-        conditions += [letters.discarded_at.is_not(None), letters.replayed_at.is_(None)]
+        conditions += [dead.discarded_at.is_not(None), dead.replayed_at.is_(None)]
     if selection.ids is not None:
-        conditions.append(database.among(letters.id, selection.ids))
+        conditions.append(database.among(dead.id, selection.ids))
     equal = (
-        (letters.reason, selection.reason),
-        (letters.kind, selection.kind),
-        (letters.queue, selection.queue),
-        (letters.fingerprint, selection.group),
+        (dead.reason, selection.reason),
+        (dead.kind, selection.kind),
+        (dead.queue, selection.queue),
+        (dead.fingerprint, selection.group),
     )
     conditions += [column == wanted for column, wanted in equal if wanted is not None]
     job = [
@@ -80,13 +80,13 @@ def matching(database: Database, selection: Selection) -> list[sa.ColumnElement[
         if wanted is not None
     ]
     if job:
-        conditions.append(sa.exists().where(jobs.c.id == letters.id, *job).correlate(dead_letters))
+        conditions.append(sa.exists().where(jobs.c.id == dead.id, *job).correlate(dead_letters))
     if selection.since is not None:
-        conditions.append(letters.created_at >= selection.since)
+        conditions.append(dead.created_at >= selection.since)
     if selection.until is not None:
-        conditions.append(letters.created_at < selection.until)
+        conditions.append(dead.created_at < selection.until)
     if selection.error is not None:
-        conditions.append(letters.detail.icontains(selection.error, autoescape=True))
+        conditions.append(dead.detail.icontains(selection.error, autoescape=True))
     return conditions
 
 

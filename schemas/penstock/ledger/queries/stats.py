@@ -20,7 +20,7 @@ from penstock.schemas.states import FINAL, State
 
 @dataclass(frozen=True, slots=True)
 class TableStats:
-    """One table. `bytes` counts its indexes too; None where the database does not tell."""
+    """Size of a table. `bytes` counts its indexes too; None where the database does not tell."""
 
     table: str
     rows: int
@@ -46,7 +46,7 @@ class StateStats:
 
 @dataclass(frozen=True, slots=True)
 class OutboxStats:
-    """One outbox.
+    """Backlog of an outbox.
 
     Attributes:
         outbox: the URL of its database, without the password.

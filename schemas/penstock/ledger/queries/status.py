@@ -28,10 +28,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """One job as the ledger has it.
+    """Status of a job on record.
 
     Attributes:
-        attempt: number of the last attempt begun; 0 before the first.
+        attempt: number of the last attempt that started; 0 before the first.
         failures, crashes: so far.
         due_at: when it is due, while it waits in the ledger.
         error: of the last failed attempt, in a line.
@@ -60,7 +60,7 @@ class JobStatus:
 
     @property
     def result(self) -> Any:
-        """What the handler returned, as JSON values; None unless it succeeded. A large one is read from storage here.
+        """Return value of the handler, as JSON values; None unless it succeeded. A large one is read from storage here.
 
         Raises:
             StorageError: it cannot be read; ObjectNotFound: it is gone.

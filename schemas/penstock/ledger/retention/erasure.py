@@ -61,7 +61,7 @@ _JUST_NOW = timedelta(hours=1)
 
 @dataclass(slots=True)
 class Erasure:
-    """What was erased, or would be.
+    """Result of an erasure, or of its dry run.
 
     Attributes:
         counts: of COUNTED. `jobs` are deleted, `tombstones` emptied; `results` are jobs whose results were looked for
@@ -100,7 +100,7 @@ def erase(
         _outboxed(database, where, done)
         for rows in _pages(database, where):
             _count(database, rows, done)
-        _letters(database, where, done, dry_run=True)
+        _dead_letters(database, where, done, dry_run=True)
         _keys(database, where, done, dry_run=True)
         return done
     # First, so that an erasure that is cut short is on record too; counted up by each step.
@@ -109,7 +109,7 @@ def erase(
     _outboxed(database, where, done, line)  # before the jobs: what is sent meanwhile is on record by then
     for rows in _pages(database, where):
         _erase(database, rows, open_storage, line, done)
-    _letters(database, where, done)
+    _dead_letters(database, where, done)
     _keys(database, where, done)
     if "key" in where:
         _hash_in_log(database, where["key"])
@@ -212,19 +212,19 @@ def _stays(row: Any, now: datetime) -> bool:
     return row.state not in FINAL or row.finished_at is None or row.finished_at > now - _JUST_NOW
 
 
-def _letters(database: Database, where: Mapping[str, str], done: Erasure, *, dry_run: bool = False) -> None:
+def _dead_letters(database: Database, where: Mapping[str, str], done: Erasure, *, dry_run: bool = False) -> None:
     """Letters without a job: bytes of a message that carries the key or tenant, in a header."""
     after = ""
-    letter = dead_letters.c
+    column = dead_letters.c
     while True:
-        orphans = sa.select(letter.id, letter.headers).where(
-            letter.id > after, letter.headers.is_not(None), ~sa.exists().where(jobs.c.id == letter.id)
+        orphans = sa.select(column.id, column.headers).where(
+            column.id > after, column.headers.is_not(None), ~sa.exists().where(jobs.c.id == column.id)
         )
-        select = orphans.order_by(letter.id).limit(BATCH)
+        select = orphans.order_by(column.id).limit(BATCH)
         rows = _read(database, select)
         ids = [row.id for row in rows if _is_meant(row, where)]
         if ids and not dry_run:
-            _delete(database, letter.id, ids)
+            _delete(database, column.id, ids)
         done.counts["dead letters"] += len(ids)
         if len(rows) < BATCH:
             return

@@ -50,7 +50,7 @@ Counts = Counter[str]
 
 
 class Pruning:
-    """One pass over the ledger.
+    """Pass over the ledger that deletes expired rows.
 
     Arguments:
         open_storage: where results lie that are not in the ledger; called when there is one to delete.
@@ -84,7 +84,7 @@ class Pruning:
             yield from self._jobs("", first_id(max(self._before.values())))
             yield from self._jobs(first_id(self._now + _AHEAD), None)
         yield from self._discarded()
-        yield from self._letters()
+        yield from self._dead_letters()
         yield from self._firings()
         yield from self._workers()
         yield from self._audit()
@@ -143,10 +143,10 @@ class Pruning:
         """Dead jobs of which somebody has decided that they stay dead."""
         if (kept := self._retention.letters) is None:
             return
-        letter, after = dead_letters.c, ""
+        column, after = dead_letters.c, ""
         columns = (jobs.c[name] for name in ("id", "state", "finished_at", *STORED_BY))
-        over = (letter.replayed_at.is_(None), letter.discarded_at < self._now - kept, jobs.c.state == State.DEAD)
-        select = sa.select(*columns).join(dead_letters, letter.id == jobs.c.id).where(*over).order_by(jobs.c.id)
+        over = (column.replayed_at.is_(None), column.discarded_at < self._now - kept, jobs.c.state == State.DEAD)
+        select = sa.select(*columns).join(dead_letters, column.id == jobs.c.id).where(*over).order_by(jobs.c.id)
         while True:
             rows = self._read(select.where(jobs.c.id > after).limit(BATCH))
             free = self._unheld(rows)
@@ -155,20 +155,20 @@ class Pruning:
                 return
             after = rows[-1].id
 
-    def _letters(self) -> Iterator[Counts]:
+    def _dead_letters(self) -> Iterator[Counts]:
         """Those that have no job: bytes that never became one, or whose job has gone."""
         decided, dead = self._retention.letters, self._retention.dead
-        letter = dead_letters.c
+        column = dead_letters.c
         kinds = []
         if decided is not None:
-            kinds += [letter.replayed_at < self._now - decided]
-            kinds += [sa.and_(letter.replayed_at.is_(None), letter.discarded_at < self._now - decided)]
+            kinds += [column.replayed_at < self._now - decided]
+            kinds += [sa.and_(column.replayed_at.is_(None), column.discarded_at < self._now - decided)]
         if dead is not None:
-            open_ = sa.and_(letter.replayed_at.is_(None), letter.discarded_at.is_(None))
-            kinds.append(sa.and_(open_, letter.created_at < self._now - dead))
-        orphan = ~sa.exists().where(jobs.c.id == letter.id)
+            open_ = sa.and_(column.replayed_at.is_(None), column.discarded_at.is_(None))
+            kinds.append(sa.and_(open_, column.created_at < self._now - dead))
+        orphan = ~sa.exists().where(jobs.c.id == column.id)
         for over in kinds:
-            yield from self._each("dead letters", dead_letters, letter.id, sa.and_(over, orphan))
+            yield from self._each("dead letters", dead_letters, column.id, sa.and_(over, orphan))
 
     def _firings(self) -> Iterator[Counts]:
         if (kept := self._retention.firings) is None:

@@ -1,7 +1,7 @@
-"""The audit log: who decided what about jobs, dead letters and queues, and when.
+"""Audit log: the decisions of people about jobs, dead letters and queues.
 
-An act is written in the transaction that does it, so that there is neither without the other. What a payload holds is
-not written: the log outlives the erasure of a person's data.
+An act is recorded in the transaction that does it, so neither exists without the other. Values of a payload are never
+recorded, since the log outlives the erasure of a person's data.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows.text import storable
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import audit as log
 from penstock.ledger.sql.tables import audit_subjects
@@ -22,14 +23,14 @@ from penstock.schemas.wire.ids import new_id
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One line of the audit log.
+    """Entry of the audit log.
 
     Attributes:
-        actor: who, as the command line or a server knows them.
+        actor: person or program, as the command line or a server knows it.
         act: `replay`, `edit` (a replay with an edited payload), `discard`, `retry`, `cancel`, `erase`, …
-        subject_kind: what it was done to: `job`, `dead letter`, `queue`, …
-        subject: its id or name; None where it was done to many, which `detail` describes.
-        count: to how many.
+        subject_kind: kind of its subjects: `job`, `dead letter`, `queue`, …
+        subject: id or name of the one subject; None for many, which `detail` describes.
+        count: number of subjects.
         detail: JSON values.
     """
 
@@ -53,47 +54,47 @@ def write(
     count: int = 1,
     detail: Mapping[str, Any] | None = None,
 ) -> str:
-    """Enter an act, in the caller's transaction. Returns the id of the line.
+    """Record an act in the caller's transaction. Returns the id of the line.
 
     Arguments:
-        actor: who does it; not empty.
+        actor: person or program; not empty.
         act: a verb, such as `erase`.
-        subject: id or name of the one thing it is done to; None for many, see `add_subjects`.
-        detail: what else there is to know, as JSON values: the selection, the reason. No values of a payload.
+        subject: id or name of the one subject; None for many, see `add_subjects`.
+        detail: the selection, the reason and so on, as JSON values. No values of a payload.
     """
     if not actor.strip():
         raise ValueError("an act in the audit log needs its actor")
     line = {
         "id": new_id(),
         "at": datetime.now(UTC),
-        "actor": _clean(actor, 255),
+        "actor": storable(actor, 255),
         "act": act,
         "subject_kind": subject_kind,
-        "subject": None if subject is None else _clean(subject, 255),
+        "subject": None if subject is None else storable(subject, 255),
         "count": count,
-        "detail": _clean(json.dumps(dict(detail or {}), default=_plain)),
+        "detail": storable(json.dumps(dict(detail or {}), default=_plain)),
     }
     connection.execute(sa.insert(log).values(line))
     return str(line["id"])
 
 
 def add_subjects(connection: sa.Connection, database: Database, line_id: str, subjects: Sequence[str]) -> None:
-    """Enter that an act was done to each of these, so that `find(subject=…)` finds it. They are not counted here."""
+    """Record subjects of an act, so that `find(subject=…)` finds it. They are not counted here."""
     if subjects:
         rows = [{"subject": subject, "audit_id": line_id} for subject in subjects]
         database.execute_many(connection, database.insert_ignore(audit_subjects), rows)
 
 
 def add_to_count(connection: sa.Connection, line_id: str, more: int) -> None:
-    """Count what a further transaction of an act did."""
+    """Add the subjects of a further transaction of an act to its count."""
     connection.execute(sa.update(log).where(log.c.id == line_id).values(count=log.c.count + more))
 
 
 class Entry:
-    """The one line of an act that is done to many in several transactions; it tells of what is committed.
+    """Line of an act on many subjects in several transactions. It covers what is committed.
 
     Arguments:
-        one: the act is asked for one thing only, which is then the line's subject.
+        one: the act has one subject only, which is then that of the line.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Entry:
         """The line's id; for the caller to set when the transaction that wrote it is committed."""
 
     def write(self, connection: sa.Connection, ids: Sequence[str]) -> str | None:
-        """Enter that it is done to these. Returns the line's id; None while it was done to nothing."""
+        """Record these subjects. Returns the line's id; None as long as there are no subjects."""
         if not ids:
             return self.line
         line = self.line
@@ -138,8 +139,8 @@ def find(
     """Acts, the newest first.
 
     Arguments:
-        acts: any of these; none given: all.
-        subject: an id or name; acts that were done to many of which it was one are found too.
+        acts: any of these; empty: all.
+        subject: an id or name; acts on many subjects are found by each of them.
     """
     return database.read(
         lambda connection: read(
@@ -177,8 +178,3 @@ def read(
 
 def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _clean(text: str, longest: int | None = None) -> str:
-    """What any database takes of a person's text."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()[:longest]

@@ -1,7 +1,4 @@
-"""Fingerprints of errors: two dead letters with the same one died of the same thing, as far as can be told.
-
-Only what becomes a dead letter has its fingerprint made.
-"""
+"""Fingerprints of errors: dead letters with the same fingerprint have, as far as can be seen, the same cause."""
 
 from __future__ import annotations
 
@@ -71,7 +68,7 @@ def fingerprint(kind: str | None, error: str, traceback: str | None = None) -> s
 
 
 def crash_fingerprint(kind: str) -> str:
-    """Of what died with its workers: no error was raised, and what is said of hosts and signals is of one crash."""
+    """Fingerprint of jobs that died with their workers: no error was raised, and hosts and signals differ by crash."""
     return fingerprint(kind, "crashed")
 
 
@@ -91,11 +88,11 @@ def last_own_frame(traceback: str) -> Frame | None:
     counts, else the last one. None: there is no frame.
     """
     frames = [(file.replace("\\", "/"), function) for file, function in _FRAME.findall(traceback)]
-    foreign = [one for one in frames if not _STANDARD.search(one[0]) and not _INTERNAL.search(one[0])]
-    own = [one for one in foreign if not _LIBRARY.search(one[0])]
-    for rows in (own, foreign, frames):
-        if rows:
-            file, function = rows[-1]
+    foreign = [frame for frame in frames if not _STANDARD.search(frame[0]) and not _INTERNAL.search(frame[0])]
+    own = [frame for frame in foreign if not _LIBRARY.search(frame[0])]
+    for candidates in (own, foreign, frames):
+        if candidates:
+            file, function = candidates[-1]
             # Of the folders above, the name may be that of a release, of a container's layer or of a machine.
             return Frame(_DIGITS.sub("0", "/".join(file.split("/")[-2:])), function)
     return None

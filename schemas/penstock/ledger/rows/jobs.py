@@ -1,8 +1,8 @@
 """Rows of jobs that wait in the ledger: made of envelopes, and handed over to the broker.
 
-Who sends one *reserves* it first (its due time moves a little ahead), sends, and *marks* it. A crash in between leaves
-a row that is due again when the reservation ends; what had been sent goes out twice under one id, attempt and fence,
-which the claim absorbs.
+A sender *reserves* a row first (its due time moves a little ahead), sends, and *marks* it. A crash in between leaves a
+row that is due again when the reservation ends. A job that was already sent goes out twice under one id, attempt and
+fence, which the claim absorbs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNSEEN = "null"
 """Payload of a job that was cancelled before a worker saw its message."""
 
 RESERVED = timedelta(seconds=15)
-"""How long there is for sending what was reserved. Longer than a broker's timeout, so that a slow one is no race."""
+"""Length of a reservation. It is longer than a broker's timeout, so that a slow broker causes no race."""
 
 ARGS = "penstock_args"
 """Where the column `embed` keeps positional arguments of a kind whose fields are not known here."""
@@ -66,7 +66,7 @@ def waiting(envelope: Envelope) -> Row:
         _check(row)
     except UndecodableMessage:
         raise
-    except Exception as error:  # headers from a stranger can be wrong in more ways than can be listed
+    except Exception as error:  # headers of other software can be wrong in any way
         raise UndecodableMessage("undecodable", f"{type(error).__name__}: {error}") from error
     return row
 
@@ -75,7 +75,7 @@ def waiting_row(envelope: Envelope, due_at: datetime | None = None) -> Row:
     """The row of a job that the dispatcher is to send: at its `due_at`, else at once.
 
     Raises:
-        UndecodableMessage: the body is none; and ValueError and the like for headers of a stranger.
+        UndecodableMessage: the body cannot be read. ValueError and the like: for headers of other software.
     """
     headers = envelope.headers
     ours = headers.get("penstock") or {}
@@ -110,11 +110,11 @@ def waiting_row(envelope: Envelope, due_at: datetime | None = None) -> Row:
 
 
 def mark_sent(connection: sa.Connection, database: Database, ids: Sequence[str], until: datetime, began: float) -> None:
-    """Enter that the broker has these.
+    """Record that the broker has these.
 
     Arguments:
-        until: until when they were reserved.
-        began: what `time.monotonic()` said before the sending.
+        until: end of their reservation.
+        began: `time.monotonic()` before the sending.
     """
     # Before the sending, not after it: a broker wiped in between has lost what was sent before that.
     sent_at = from_now(timedelta(seconds=began - time.monotonic()))
@@ -123,8 +123,8 @@ def mark_sent(connection: sa.Connection, database: Database, ids: Sequence[str],
 
 
 def reserved(database: Database, ids: Sequence[str], until: datetime) -> sa.ColumnElement[bool]:
-    """Rows that are still as they were reserved. Meanwhile a worker may have claimed one, and even failed and put it
-    off again, or somebody cancelled it: each of these changes the due time."""
+    """Condition: the row is as it was reserved. Meanwhile a worker may have claimed it, and even failed and put it
+    off again, or it was cancelled. Each of these changes the due time."""
     waiting = (jobs.c.due_at == until, jobs.c.state.in_(sorted(WAITING)))
     return sa.and_(database.among(jobs.c.id, ids), *waiting)
 
@@ -133,7 +133,7 @@ def release_reserved(connection: sa.Connection, database: Database, ids: Sequenc
     """Make reserved rows due now, for any dispatcher to send.
 
     Arguments:
-        until: until when they were reserved.
+        until: end of their reservation.
     """
     connection.execute(sa.update(jobs).where(reserved(database, ids, until)).values(due_at=from_now()))
 
@@ -151,9 +151,9 @@ def _check(row: Row) -> None:
     if not row["id"] or not row["kind"]:
         raise UndecodableMessage("undecodable", "not a Celery protocol 2 message: headers 'task' and 'id' are needed")
     if NAME.fullmatch(row["queue"]) is None:
-        raise UndecodableMessage("undecodable", f"{row['queue']!r} is no name of a queue")
+        raise UndecodableMessage("undecodable", f"{row['queue']!r} is not a valid name of a queue")
     if row["priority"] not in PRIORITIES:
-        raise UndecodableMessage("undecodable", f"priority {row['priority']!r} is none of {', '.join(PRIORITIES)}")
+        raise UndecodableMessage("undecodable", f"priority {row['priority']!r} is not one of {', '.join(PRIORITIES)}")
     version = row["version"]
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= _LARGEST:
         raise UndecodableMessage("undecodable", f"version must be an integer from 1, not {version!r}")
@@ -163,8 +163,8 @@ def _check(row: Row) -> None:
 
 
 def message_row(message: Message, started_at: datetime) -> Row:
-    """What a job's row takes from its message: the columns that are not null from its first claim on, except state,
-    worker, fence and attempt."""
+    """Message → columns of a job's row that are not null from its first claim on, except state, worker, fence and
+    attempt."""
     job = message.job
     embed = message.embed
     return {

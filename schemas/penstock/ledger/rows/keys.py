@@ -20,8 +20,8 @@ def select_by_key(key: str, kind: str | None, tenant: str | None) -> sa.Select[A
     select = sa.select(jobs.c.id, jobs.c.kind, jobs.c.state, jobs.c.key, jobs.c.tenant, jobs.c.expires_at)
     select = select.where(jobs.c.key == key).order_by(jobs.c.id)
     if kind is not None:
-        known = registry.find(kind)
-        select = select.where(jobs.c.kind.in_([kind, *(known.aliases if known else ())]))
+        declared = registry.find(kind)
+        select = select.where(jobs.c.kind.in_([kind, *(declared.aliases if declared else ())]))
     return select if tenant is None else select.where(jobs.c.tenant == tenant)
 
 
@@ -32,8 +32,8 @@ def exact(rows: Sequence[Any], key: str, tenant: str | None) -> list[Any]:
 
 def kind_name(kind: str) -> str:
     """Kind or alias → kind."""
-    known = registry.find(kind)
-    return kind if known is None else known.name
+    declared = registry.find(kind)
+    return kind if declared is None else declared.name
 
 
 def selection_detail(key: str, kind: str | None, tenant: str | None) -> dict[str, str]:

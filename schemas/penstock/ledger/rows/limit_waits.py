@@ -1,7 +1,7 @@
-"""Who waits for a place under a limit: a row beside that of the job, which is `scheduled` for long after.
+"""Jobs that wait for a slot of a limit: a row in addition to the job's own, which is `scheduled` for much later.
 
-The row counts as long as the job waits untouched, due when this row says. One that was cancelled, rescheduled or
-erased meanwhile leaves its row behind, which goes when its turn comes.
+The row counts as long as the job waits untouched, due when this row says. A job that was cancelled, rescheduled or
+erased meanwhile leaves its row behind, which is deleted when its turn comes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from penstock.ledger.sql.tables import limit_waits as waits
 from penstock.schemas.states import State
 
 _GHOSTS = 500
-"""Rows looked at beyond those that are wanted, since many may have been cancelled at once."""
+"""Rows read beyond those that are needed, since many jobs may have been cancelled at once."""
 
 _UNTOUCHED = sa.and_(jobs.c.id == waits.c.job_id, jobs.c.state == State.SCHEDULED, jobs.c.due_at == waits.c.due_at)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The first who wait for a slot.
+    """First jobs in the queue of a slot.
 
     Attributes:
         job_ids: the oldest first.
-        gone: ids of rows that do not count any more.
-        more: others wait behind them.
+        gone: ids of rows that no longer count.
+        more: whether others wait behind them.
     """
 
     job_ids: list[str]
@@ -40,7 +40,7 @@ class Turn:
 
 
 def enter(connection: sa.Connection, database: Database, rows: Sequence[Row]) -> None:
-    """Enter who waits, in the transaction that puts the jobs off. One that has waited before has its place again.
+    """Insert jobs that wait, in the transaction that puts them off. A job that has waited before keeps its position.
 
     Arguments:
         rows: job_id, slot, enqueued_at, due_at.
@@ -50,12 +50,12 @@ def enter(connection: sa.Connection, database: Database, rows: Sequence[Row]) ->
 
 
 def slots(database: Database) -> list[str]:
-    """Every slot that somebody waits for."""
+    """Slots that jobs wait for."""
     return database.read(lambda connection: list(connection.scalars(sa.select(waits.c.slot).distinct())))
 
 
 def turn(database: Database, slot: str, count: int) -> Turn:
-    """Whose turn it is, when a slot lets in so many."""
+    """Next jobs of a slot that admits `count`."""
     select = (
         sa.select(waits.c.job_id, jobs.c.id.is_not(None).label("counts"))
         .select_from(waits.outerjoin(jobs, _UNTOUCHED))
@@ -76,24 +76,24 @@ def turn(database: Database, slot: str, count: int) -> Turn:
 
 
 def wake(database: Database, turn: Turn) -> None:
-    """Make their jobs due now."""
+    """Make these jobs due now."""
     if not turn.job_ids and not turn.gone:
         return
 
-    def write(connection: sa.Connection) -> None:
+    def make_due(connection: sa.Connection) -> None:
         if turn.job_ids:
             where = sa.exists().where(_UNTOUCHED)
             due = sa.update(jobs).where(database.among(jobs.c.id, turn.job_ids), where)
             connection.execute(due.values(due_at=from_now()))
-        # Of those gone none comes back to what its row says; at most it has entered a new one, which is looked for.
+        # None of those gone returns to the state in its row. At most it has a newer row, which stays.
         over = database.among(waits.c.job_id, turn.job_ids + turn.gone)
         connection.execute(sa.delete(waits).where(over, ~sa.exists().where(_UNTOUCHED)))
 
-    database.write(write)
+    database.write(make_due)
 
 
 def waiting(connection: sa.Connection, job_id: str, most: int) -> tuple[str, int] | None:
-    """What a job waits for, and how many are before it, counted to `most`; None: it does not wait for a limit."""
+    """Slot that a job waits for, and the number of jobs before it, counted to `most`; None: it waits for no limit."""
     row = connection.execute(sa.select(waits).where(waits.c.job_id == job_id, sa.exists().where(_UNTOUCHED))).first()
     if row is None:
         return None
@@ -107,7 +107,7 @@ def waiting(connection: sa.Connection, job_id: str, most: int) -> tuple[str, int
 
 
 def counts(database: Database) -> dict[str, int]:
-    """How many wait, by slot."""
+    """Slot → number of waiting jobs."""
     count = sa.func.count().label("jobs")
     select = sa.select(waits.c.slot, count).select_from(waits.join(jobs, _UNTOUCHED)).group_by(waits.c.slot)
     return database.read(lambda connection: {row.slot: row.jobs for row in connection.execute(select)})

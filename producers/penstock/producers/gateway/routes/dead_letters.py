@@ -72,12 +72,12 @@ async def get_dead_letter(id: JobId, caller: Authenticated, deps: Here) -> DeadL
     except JobNotFound:
         raise dead_letter_not_found() from None
     job = shown.job
-    summary = {name: getattr(shown.letter, name) for name in _SHOWN}
+    summary = {name: getattr(shown.row, name) for name in _SHOWN}
     return DeadLetterView(
         **summary,
         key=None if job is None else job.key,
         tenant=None if job is None else job.tenant,
-        unread=shown.letter.raw is not None,
+        unread=shown.row.raw is not None,
         payload=shown.payload,
         attempts=[AttemptView.model_validate(attempt, from_attributes=True) for attempt in shown.attempts],
     )

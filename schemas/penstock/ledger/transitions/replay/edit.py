@@ -18,7 +18,7 @@ CONTENT = ("kind", "queue", "priority", "delivery", "version", "payload", "embed
 """The columns of a job's row that its message makes."""
 
 
-def edited_envelope(envelope: Envelope, letter_id: str, edit: Mapping[str, Any]) -> Envelope:
+def edited_envelope(envelope: Envelope, dead_letter_id: str, edit: Mapping[str, Any]) -> Envelope:
     """The message of a raw letter with these fields set, in the kind's version of now.
 
     Raises:
@@ -29,7 +29,7 @@ def edited_envelope(envelope: Envelope, letter_id: str, edit: Mapping[str, Any])
     ours = headers.get(HEADER)
     version = ours.get("version") if isinstance(ours, dict) else None
     payload, embed = read_body(envelope.body, list(kind.job.model_fields))
-    job = _fitted(kind, letter_id, _lifted(kind, payload, version), edit)
+    job = _fitted(kind, dead_letter_id, _lifted(kind, payload, version), edit)
     if isinstance(ours, dict):
         headers[HEADER] = {**ours, "version": kind.version}
     body = body_of(_json(job).encode(), EMBED if embed is None else json.dumps(embed).encode())
@@ -65,7 +65,7 @@ def edited_row(row: Any, edit: Mapping[str, Any]) -> Row:
     }
 
 
-def _fitted(kind: Kind, letter_id: str, payload: dict[str, Any], edit: Mapping[str, Any]) -> Job:
+def _fitted(kind: Kind, dead_letter_id: str, payload: dict[str, Any], edit: Mapping[str, Any]) -> Job:
     """The job with these fields set. None for a name that is no field takes it out of the payload.
 
     Raises:
@@ -82,14 +82,16 @@ def _fitted(kind: Kind, letter_id: str, payload: dict[str, Any], edit: Mapping[s
             del edited[name]
         else:
             raise InvalidJob(
-                f"dead letter {letter_id}: the edit does not fit {kind.name}, which has no field {name!r}; "
+                f"dead letter {dead_letter_id}: the edit does not fit {kind.name}, which has no field {name!r}; "
                 f"it has {', '.join(wire_names) or 'none'}"
             )
     try:
         job: Job = kind.job.model_validate_json(json.dumps(edited))
         return job
     except ValidationError as error:
-        raise InvalidJob(f"dead letter {letter_id}: the edit does not fit {kind.name}: {explain(error)}") from error
+        raise InvalidJob(
+            f"dead letter {dead_letter_id}: the edit does not fit {kind.name}: {explain(error)}"
+        ) from error
 
 
 def _lifted(kind: Kind, payload: dict[str, Any], version: object) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def groups(
 
 @app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID")],
+    dead_letter_id: Annotated[str, typer.Argument(metavar="ID")],
     raw: Annotated[
         bool, typer.Option("--raw", help="Write the message's bytes as they came; nothing is hidden.")
     ] = False,
@@ -113,8 +113,8 @@ def show(
     if not raw:
         discover(imports or ())
     with open_ledger() as database:
-        shown = dead_letters.show(database, letter_id)
-    letter, job = shown.letter, shown.job
+        shown = dead_letters.show(database, dead_letter_id)
+    letter, job = shown.row, shown.job
     if raw:
         sys.stdout.buffer.write(letter.raw or b"")
         return

@@ -31,7 +31,7 @@ Steps = Generator[tuple[bool, Work], Any, Any]
 class Records(Protocol):
     """The records of the effects of one attempt's job."""
 
-    def begin(self, key: str, again: bool, at: datetime) -> table.Found | None: ...
+    def begin(self, key: str, again: bool, at: datetime) -> table.EarlierEffect | None: ...
 
     def confirm(self, key: str, result: str | None) -> None: ...
 
@@ -153,7 +153,7 @@ def _steps(
 def _begin(records: Records, key: str, again: bool) -> Steps:
     started, at = False, datetime.now(UTC)
 
-    def begin() -> table.Found | None:
+    def begin() -> table.EarlierEffect | None:
         nonlocal started
         record = records.begin(key, again, at)
         started = record is None
@@ -217,7 +217,7 @@ class _LedgerRecords:
     def __init__(self, database: Database, context: Context) -> None:
         self._database, self._context = database, context
 
-    def begin(self, key: str, again: bool, at: datetime) -> table.Found | None:
+    def begin(self, key: str, again: bool, at: datetime) -> table.EarlierEffect | None:
         session = self._context.opened_session
         if self._database.dialect == "sqlite" and session is not None and session.in_transaction():
             # Nothing else can be written then, so this would wait for the handler, which waits for this.

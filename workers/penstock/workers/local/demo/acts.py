@@ -162,7 +162,7 @@ class Acts:
 
     def _check_dead(self, _results: Sequence[Any]) -> str:
         assert self._refused is not None
-        dead_letter = dead_letters.show(self._database, self._refused.id).letter
+        dead_letter = dead_letters.show(self._database, self._refused.id).row
         expect(
             "550" in dead_letter.detail and dead_letter.replayed_at is None,
             f"its dead letter says {dead_letter.detail!r}",
