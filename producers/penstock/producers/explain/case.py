@@ -164,8 +164,8 @@ class Case:
 
 
 def _earlier(connection: sa.Connection, job: Any) -> int:
-    found = sa.select(jobs.c.id).where(jobs.c.state == job.state, jobs.c.due_at < job.due_at).limit(COUNTED + 1)
-    return int(connection.execute(sa.select(sa.func.count()).select_from(found.subquery())).scalar_one())
+    earlier = sa.select(jobs.c.id).where(jobs.c.state == job.state, jobs.c.due_at < job.due_at).limit(COUNTED + 1)
+    return int(connection.execute(sa.select(sa.func.count()).select_from(earlier.subquery())).scalar_one())
 
 
 def _outboxed(connection: sa.Connection, job_id: str) -> Any:

@@ -38,7 +38,7 @@ def explain_dead(case: Case) -> Explanation:
 
 
 def explain_dead_letter(case: Case) -> Explanation:
-    """A dead letter, of a job or of a message that never became one."""
+    """Explain a dead letter, of a job or of a message that never became a job."""
     row = case.dead_letter
     names = ("kind", "queue", "reason", "detail", "fingerprint", "created_at", "replayed_at", "discarded_at")
     facts = present({name: getattr(row, name) for name in names})

@@ -1,4 +1,4 @@
-"""Jobs that were committed to the outbox of the ledger's database, and that no dispatcher has sent yet."""
+"""Jobs in the outbox of the ledger's database, which no dispatcher has sent yet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def explain_outboxed(case: Case) -> Explanation:
     elif row.earlier:
         because += f", behind {row.earlier:,} others"
     advice = (
-        "it is sent within a second unless the broker is away or its queue is at max_length; "
+        "it is sent within a second unless the broker is unavailable or its queue is at max_length; "
         "then the dispatcher's log says so"
     )
     return Explanation(case.id, None, because, present(facts), advice)

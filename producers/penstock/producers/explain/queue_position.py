@@ -1,4 +1,4 @@
-"""Where one job is in its queue, told from outside and without touching it: for people who wait for it."""
+"""The position of a job in its queue, looked up without changing anything: for people who wait for it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 
 LOOKED_AT = 10_000
-"""Entries looked through from each end of a lane. In the middle of a longer one the position is not counted."""
+"""Entries read from each end of a lane. In the middle of a longer lane the position is not counted."""
 _PAGE = 100
 _HELD_LOOKED_AT = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """What the broker tells of a job.
+    """The broker's answer about a job.
 
     Attributes:
-        there: whether its lane has it; None: that cannot be told.
-        ahead: waiting jobs that are served before it, those of higher lanes too; None: it does not wait, or that cannot
-            be told.
+        there: whether its lane has it; None: unknown.
+        ahead: waiting jobs that are served before it, those of higher lanes included; None: it does not wait, or that
+            is unknown.
         exact: `ahead` is counted; else it is at most that.
         waiting: jobs that wait in all lanes of its queue.
         held_by: the worker that has fetched it.
@@ -43,19 +43,19 @@ class QueuePosition:
 
 
 class QueuePositions(Protocol):
-    """Connects when first used."""
+    """Finds jobs in the queues of a broker. Connects when first used."""
 
     def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
-        """Where it is now, if it is in this lane. Raises BrokerUnavailable."""
+        """The position of a job in this lane. Raises BrokerUnavailable."""
         ...
 
     def close(self) -> None: ...
 
 
 def open_positions(url: str, *, prefix: str = "penstock", timeout_seconds: float = 5.0) -> QueuePositions:
-    """For a broker URL. Raises ConfigError where its scheme is unknown."""
-    opened = RedisPositions if scheme(url) == "redis" else RabbitmqPositions
-    return opened(url, prefix, timeout_seconds)
+    """The positions in the broker at a URL. Raises ConfigError if its scheme is unknown."""
+    positions = RedisPositions if scheme(url) == "redis" else RabbitmqPositions
+    return positions(url, prefix, timeout_seconds)
 
 
 # How many entries a lane has, how many of them workers hold, and the last one that was handed out.
@@ -122,7 +122,7 @@ class RedisPositions:
         waits = [max(length - held, 0) for length, held, _ in lanes]
         waiting, higher = sum(waits), sum(waits[:number])
         last = lanes[number][2].decode()
-        # What waits first: an entry moves from there to a worker's hands, not back.
+        # Waiting entries first: an entry moves from there to a worker, not back.
         index, complete = self._scan(keys[number], needle, "XRANGE", f"({last}", "+")
         if index is None and not complete:
             behind, complete = self._scan(keys[number], needle, "XREVRANGE", "+", f"({last}")
@@ -142,7 +142,7 @@ class RedisPositions:
         self._connections.close()
 
     def _scan(self, key: str, needle: bytes, command: str, first: str, last: str) -> tuple[int | None, bool]:
-        """The entry's index from the end that is begun with, and whether all were looked at."""
+        """The entry's index from the first end, and whether all entries were read."""
         from penstock.producers.senders.redis.connections import pack
 
         seen = 0
@@ -164,11 +164,11 @@ class RedisPositions:
 
         seen, first = 0, "-"
         while seen < _HELD_LOOKED_AT:
-            [(count, end, *found)] = self._connections.execute(
+            [(count, end, *holder)] = self._connections.execute(
                 pack("EVAL", _SCAN_HELD, 1, key, needle, GROUP, first, _PAGE)
             )
-            if found:
-                return (found[0].decode(), timedelta(milliseconds=found[1])), False
+            if holder:
+                return (holder[0].decode(), timedelta(milliseconds=holder[1])), False
             if count < _PAGE:
                 return None, True
             seen += count
@@ -177,7 +177,7 @@ class RedisPositions:
 
 
 class RabbitmqPositions:
-    """`QueuePositions` over RabbitMQ, which tells only how many messages are ready and how many consume them."""
+    """`QueuePositions` over RabbitMQ, which reports only the numbers of ready messages and of consumers."""
 
     def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
         self._url, self._prefix, self._timeout_seconds = url, prefix, timeout_seconds
@@ -188,7 +188,7 @@ class RabbitmqPositions:
         waiting = sum(ready)
         if ready[number]:
             return QueuePosition(None, waiting, sum(ready[: number + 1]) - 1, exact=False)
-        # With nobody to hold it, an empty lane does not have it.
+        # Without a consumer that may hold it, an empty lane does not have it.
         return QueuePosition(None if consumers[number] else False, waiting)
 
     def close(self) -> None:
@@ -208,11 +208,11 @@ class RabbitmqPositions:
                 channel = open_channel(connection)
                 for priority in PRIORITIES:
                     try:
-                        found = channel.queue_declare(lane_name(self._prefix, queue, priority), passive=True)
-                        counts.append((found.message_count, found.consumer_count))
+                        lane = channel.queue_declare(lane_name(self._prefix, queue, priority), passive=True)
+                        counts.append((lane.message_count, lane.consumer_count))
                     except NotFound:
                         counts.append((0, 0))
-                        channel = open_channel(connection)  # the question has closed the channel
+                        channel = open_channel(connection)  # the declaration has closed the channel
             finally:
                 connection.close()
         except LOST as error:
@@ -221,7 +221,7 @@ class RabbitmqPositions:
 
 
 class MemoryPositions:
-    """`QueuePositions` of a MemoryBroker, which does not tell what its consumers hold."""
+    """`QueuePositions` of a MemoryBroker, which does not know what its consumers hold."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
@@ -230,7 +230,7 @@ class MemoryPositions:
         number = PRIORITIES.index(cast(Priority, priority))
         with self._broker.changed:
             self._broker.ping()
-            lanes = [[envelope.id for envelope, _ in self._broker.lanes[queue, one]] for one in PRIORITIES]
+            lanes = [[envelope.id for envelope, _ in self._broker.lanes[queue, lane]] for lane in PRIORITIES]
         waiting, higher = sum(map(len, lanes)), sum(map(len, lanes[:number]))
         if job_id in lanes[number]:
             return QueuePosition(True, waiting, higher + lanes[number].index(job_id))

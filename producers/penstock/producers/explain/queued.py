@@ -1,4 +1,4 @@
-"""Jobs that were handed to the broker and have not begun."""
+"""Jobs that the broker has and that have not started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that run, or whose worker died under them."""
+"""Jobs that run, or whose worker has died."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _orphan(case: Case, positions: QueuePositions | None, facts: dict[str, Any])
         if holder.stopped_at is None:
             gone = f"is dead or silent{how}: its lease ended {when(over, case.now)}"
     because = f"worker {job.worker}, which began attempt {job.attempt}, {gone}"
-    # As dispatchers count it: by the worker's lease, also where it stopped in order.
+    # As dispatchers count: by the worker's lease, even if it stopped in order.
     given_up = (over if holder is None else holder.lease_until) + SILENT_LEASES * case.lease
     no_sender = no_dispatcher(case)
     if job.delivery == "at_most_once":
@@ -77,7 +77,7 @@ def _taken_over(case: Case, position: QueuePosition | None, facts: dict[str, Any
     if position is not None and position.held_by not in (None, case.job.worker):
         return f"worker {position.held_by} has taken it over, and begins it as soon as it can"
     if position is not None and position.silent is not None:
-        # Those who take over look every third of a lease.
+        # Workers that take jobs over look every third of a lease.
         by = case.now + max(case.lease - position.silent, timedelta()) + case.lease / 3
         facts["taken_over_at"] = by
         return f"another worker takes it over by {when(by, case.now)}"

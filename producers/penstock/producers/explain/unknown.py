@@ -1,4 +1,4 @@
-"""Jobs that the ledger has no record of: still in the broker, or never or no longer there."""
+"""Jobs that are not on record: still in the broker, or never or no longer there."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def explain_unknown(case: Case, positions: QueuePositions | None, queues: Iterab
     facts: dict[str, Any] = {"made_at": made_at(case.id)}
     others = {queue for queue in queues if case.scope.includes_queue(queue)}
     names = sorted({*others, *case.live_queues(), DISPATCHER_QUEUE})
-    found, sure = _search(case, positions, names, facts)
-    if found is not None:
-        return _found(case, *found, facts)
+    lane, sure = _search(case, positions, names, facts)
+    if lane is not None:
+        return _explain_found(case, *lane, facts)
     time = f", its id was made {when(facts['made_at'], case.now)}" if facts["made_at"] else ""
     because = f"the ledger has no record of it{time}; either it waits in the broker, unseen by any worker, or {_ELSE}"
     if sure:
@@ -39,7 +39,7 @@ def explain_unknown(case: Case, positions: QueuePositions | None, queues: Iterab
 def _search(
     case: Case, positions: QueuePositions | None, queues: Iterable[str], facts: dict[str, Any]
 ) -> tuple[tuple[str, str, QueuePosition] | None, bool]:
-    """The queue and priority of the lane that has it; and whether, if none has, that is sure."""
+    """The lane (queue and priority) that has the job, and its position; and whether the answer is sure."""
     sure = positions is not None
     waiting: dict[str, int] = {}
     for queue in queues:
@@ -58,7 +58,9 @@ def _search(
     return None, sure
 
 
-def _found(case: Case, queue: str, priority: str, position: QueuePosition, facts: dict[str, Any]) -> Explanation:
+def _explain_found(
+    case: Case, queue: str, priority: str, position: QueuePosition, facts: dict[str, Any]
+) -> Explanation:
     facts |= {"queue": queue, "priority": priority}
     if queue == DISPATCHER_QUEUE:
         because, advice = "it is on its way to the ledger, through the dispatcher's queue", None

@@ -1,4 +1,4 @@
-"""Jobs that wait in the ledger: delayed, put off, between two attempts."""
+"""Jobs that wait in the ledger: delayed, snoozed, between two attempts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penstock.producers.explain.wording import short, when
 from penstock.schemas.states import Outcome, State
 
 _LATE = timedelta(seconds=20)
-"""A dispatcher that has not sent for so long is kept from it. Longer than a reservation lasts."""
+"""After so long a live dispatcher must be prevented from sending. Longer than a reservation lasts."""
 
 
 def explain_waiting(case: Case) -> Explanation:
@@ -39,19 +39,19 @@ def _for_what(case: Case) -> str:
             f"{failed}; the next one is in retry until {due}" if ahead else f"{failed}; the next one is due since {due}"
         )
     if last is not None and last.outcome == Outcome.SNOOZED:
-        said = f" ({short(last.error)})" if last.error else ""
-        return f"its handler has snoozed it{said} until {due}"
+        reason = f" ({short(last.error)})" if last.error else ""
+        return f"its handler has snoozed it{reason} until {due}"
     if last is not None and last.outcome == Outcome.CRASHED:
         return f"attempt {last.number} crashed ({short(last.error)}); it is due again {due}"
     policy = None if case.kind is None else case.kind.unique
     if case.key is not None and case.key.due_at == job.due_at and policy is not None and policy.quiet is not None:
-        return f"it is debounced until {due}, and each further one with its key begins that anew"
+        return f"it is debounced until {due}, and each further one with its key starts that again"
     return f"it waits for its time, {due}" if ahead else f"its time has come, {due}"
 
 
 def _sending(case: Case, facts: dict[str, Any]) -> tuple[str, str | None]:
-    """Who sends it then, or what keeps it from being sent; and what to do."""
-    facts["dispatchers"] = [one.name for one in case.roster.dispatchers[:NAMED]]
+    """The dispatcher that sends the job, or the obstacle; and what to do."""
+    facts["dispatchers"] = [member.name for member in case.roster.dispatchers[:NAMED]]
     if (gone := no_dispatcher(case)) is not None:
         return f"no dispatcher lives to send it ({gone})", START_DISPATCHER
     name, overdue = case.roster.dispatchers[0].name, case.now - case.due_at
@@ -64,4 +64,4 @@ def _sending(case: Case, facts: dict[str, Any]) -> tuple[str, str | None]:
     if case.earlier:
         kept += f"; {case.earlier:,} are due before it" if case.earlier <= COUNTED else f"; over {COUNTED:,} go first"
     queue = case.job.queue
-    return kept, f"read its log: the broker may be away, or queue {queue!r} full (penstock queues list)"
+    return kept, f"read its log: the broker may be unavailable, or queue {queue!r} full (penstock queues list)"

@@ -1,4 +1,4 @@
-"""How times, errors and members of the roster are put into a sentence."""
+"""Times, errors and members of the roster as parts of a sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def when(time: datetime | None, now: datetime) -> str:
 
 
 def seen(member: Member | None, now: datetime, lease: timedelta) -> str:
-    """When the last of those who should live was there."""
+    """When the last dispatcher, or worker, was seen."""
     if member is None:
         return "none was ever seen"
     if member.stopped_at is not None:
@@ -30,13 +30,13 @@ def seen(member: Member | None, now: datetime, lease: timedelta) -> str:
 
 
 def short(text: str | None) -> str:
-    """One line of bounded length."""
+    """The text as a line of bounded length."""
     line = " ".join((text or "no reason given").split())
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def present(facts: dict[str, Any]) -> dict[str, Any]:
-    """Those that say something."""
+    """The facts that have a value."""
     return {name: value for name, value in facts.items() if value not in (None, {}, [])}
 
 
