@@ -10,7 +10,7 @@ JOBS ?= 4
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-pythons check check-wheel fix bench chaos release clean
+.PHONY: help demo up test test-pythons check check-wheel states fix bench chaos release clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ check-wheel: $(VENV)/.dev ## Build the wheel and see that it works from a fresh 
 fix: $(VENV)/.dev ## Format, and fix what lint can fix by itself
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix .
+
+states: $(VENV)/.dev ## Write the diagram of a job's states into docs/architecture.md
+	@$(BIN)/python tests/ledger/arrows/page.py
 
 bench: $(VENV)/.dev ## Measure Penstock beside its peers (ARGS=--quick only shows that it works)
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
+from ledger.arrows.declared import Watch, declared
 from ledger.states.model import Broker
 from ledger.states.people import People
 from ledger.states.senders import Senders
@@ -32,8 +34,8 @@ from penstock.schemas.states import FINAL, WAITING
 EXAMPLES = int(os.environ.get("PENSTOCK_TEST_STATES_EXAMPLES", "60"))
 STEPS = int(os.environ.get("PENSTOCK_TEST_STATES_STEPS", "40"))
 """More of both look deeper: `PENSTOCK_TEST_STATES_EXAMPLES=2000 PENSTOCK_TEST_STATES_STEPS=80`."""
-"""More of both look deeper: `PENSTOCK_TEST_STATES_EXAMPLES=2000 PENSTOCK_TEST_STATES_STEPS=80`."""
 NO_SYNC = "PRAGMA synchronous = OFF"
+DECLARED = {(arrow.source, arrow.target) for arrows in declared().values() for arrow in arrows}
 
 
 class States(Senders, People):
@@ -59,6 +61,10 @@ class States(Senders, People):
             assert (job.id in letters) == job.letter, job
             assert sessions[job.id] == job.sessions, job
         assert rows == {}, "jobs that nobody enqueued"
+
+    @invariant()
+    def every_change_of_a_state_is_declared(self) -> None:
+        assert self.watch.walked <= DECLARED, self.watch.walked - DECLARED
 
     @invariant()
     def at_most_one_claim_can_record(self) -> None:
@@ -127,8 +133,15 @@ class States(Senders, People):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # it takes seconds; but once it fails, hypothesis looks for the shortest way there
-def test_the_ledger_behaves_as_the_model(ledger: Database) -> None:
-    broker = Broker()
+def test_the_ledger_behaves_as_the_model(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, watch, write = Broker(), Watch(), Database.write
+
+    def watched_write(database: Database, transaction: Callable[[sa.Connection], Any]) -> Any:
+        result = write(database, transaction)
+        watch.look(database)
+        return result
+
+    monkeypatch.setattr(Database, "write", watched_write)
     producer = Producer("redis://unused", sender=broker, database_url=ledger.url)
     if ledger.dialect == "sqlite":  # nobody cuts the power, and each commit would wait for the disk
         for database in (ledger, producer._ledger.open()):
@@ -136,7 +149,7 @@ def test_the_ledger_behaves_as_the_model(ledger: Database) -> None:
     SESSIONS.create(ledger.engine)
     try:
         run_state_machine_as_test(
-            type("Here", (States,), {"ledger": ledger, "producer": producer, "broker": broker}),
+            type("Here", (States,), {"ledger": ledger, "producer": producer, "broker": broker, "watch": watch}),
             settings=settings(
                 max_examples=EXAMPLES if ledger.dialect == "sqlite" else EXAMPLES // 5,
                 stateful_step_count=STEPS,

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
+from ledger.arrows.declared import Watch
 from ledger.states.model import ACTS, Broker, Copy, Held, Modelled
 from support.ledgers import attempt_outcome, empty, start_worker
 from support.unique_jobs import Existing, Reject
@@ -34,12 +35,14 @@ class World(RuleBasedStateMachine):
     ledger: Database
     producer: Producer
     broker: Broker
+    watch: Watch
     """Set by the test: they are the same for all runs."""
 
     def __init__(self) -> None:
         super().__init__()
         empty(self.ledger)
         self.ledger.write(lambda connection: connection.execute(sa.delete(SESSIONS)))
+        self.watch.restart(self.ledger)
         self.broker.copies.clear()
         self.broker.then = "sends"
         self.model: dict[str, Modelled] = {}

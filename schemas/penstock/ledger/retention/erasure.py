@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from penstock.ledger.retention.pruning import STORED_BY, delete_jobs, delete_results, may_have_stored
 from penstock.ledger.rows import audit
+from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.ended import announce_ends
 from penstock.ledger.rows.jobs import UNSEEN
 from penstock.ledger.sql.database import Database
@@ -37,6 +38,12 @@ from penstock.ledger.sql.tables import audit as log
 from penstock.schemas.states import FINAL, State
 from penstock.schemas.storage import Storage
 from penstock.schemas.wire.codec import HEADER
+
+_WAITS = (State.SCHEDULED, State.QUEUED, State.RETRYING)
+ARROWS = (
+    *fan((*_WAITS, State.SUCCEEDED, State.DISCARDED, State.DEAD), (State.CANCELLED,), "erased; a tombstone stays"),
+    *fan((State.SUCCEEDED, State.DISCARDED, State.CANCELLED, State.DEAD), (None,), "erased"),
+)
 
 FIELDS = ("id", "key", "tenant")
 """What jobs can be chosen by."""

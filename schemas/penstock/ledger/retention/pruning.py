@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from penstock.config.errors import ConfigError, StorageError
 from penstock.config.sections.retention import RetentionSettings
 from penstock.ledger.queries.results import delete_result, result_ref
+from penstock.ledger.rows.arrows import fan
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import (
@@ -38,6 +39,8 @@ from penstock.ledger.sql.tables import (
 from penstock.schemas.states import FINAL, State
 from penstock.schemas.storage import Storage
 from penstock.schemas.wire.ids import first_id, made_at
+
+ARROWS = fan((State.SUCCEEDED, State.DISCARDED, State.CANCELLED, State.DEAD), (None,), "pruned")
 
 log = logging.getLogger("penstock.retention")
 

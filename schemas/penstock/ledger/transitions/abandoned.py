@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows.arrows import Arrow
 from penstock.ledger.rows.attempts import CrashReports
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
@@ -13,6 +14,8 @@ from penstock.ledger.sql.tables import jobs, workers
 from penstock.ledger.transitions.bury import bury_crashed, bury_message
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import Envelope, is_id
+
+ARROWS = (Arrow(State.RUNNING, State.DEAD, "its worker died"),)
 
 _NONE = timedelta()
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from penstock.config.errors import UndecodableMessage
 from penstock.ledger.rows import dead_letters as dead_letter
+from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.attempts import crashed_attempt
 from penstock.ledger.rows.ended import announce_ends, final_columns
 from penstock.ledger.rows.jobs import Row, waiting, waiting_row
@@ -19,6 +20,8 @@ from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import Envelope, is_id
 from penstock.schemas.wire.ids import new_id
+
+ARROWS = fan((None, State.SCHEDULED, State.QUEUED), (State.DEAD,), "its message is unreadable, or was given up")
 
 _OVERWRITTEN = frozenset({State.SCHEDULED, State.QUEUED})
 """States of a job whose message turned out unreadable. In any other the message is a copy, and the job goes on."""

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.rows import audit
+from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import announce_ends, final_columns
 from penstock.ledger.rows.jobs import UNSEEN
 from penstock.ledger.rows.keys import exact, kind_name, select_by_key, selection_detail
@@ -21,6 +22,12 @@ from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.unique_policy import REPLACEABLE, UNENDED
 from penstock.schemas.states import State
 from penstock.schemas.wire.ids import made_at
+
+ARROWS = (
+    Arrow(None, State.CANCELLED, "cancelled unseen"),
+    *fan((State.SCHEDULED, State.QUEUED, State.RETRYING), (State.CANCELLED,), "cancelled"),
+    Arrow(State.RUNNING, State.CANCELLED, "claimed after its key was cancelled"),
+)
 
 _BATCH = 500
 Seen = tuple[str, str, str, str | None, datetime | None]

@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.attempts import CrashReports, crashed_attempt
 from penstock.ledger.rows.ended import announce_ends, final_columns
 from penstock.ledger.rows.jobs import Row, message_row
@@ -22,6 +23,12 @@ from penstock.ledger.sql.tables import attempts, jobs, workers
 from penstock.ledger.transitions.cancel import cancel_unseen
 from penstock.schemas.states import FINAL, WAITING, State
 from penstock.schemas.wire.codec import Message
+
+ARROWS = (
+    *fan((None, State.SCHEDULED, State.QUEUED, State.RETRYING), (State.RUNNING,), "claimed"),
+    Arrow(State.RUNNING, State.RUNNING, "claimed after a crash"),
+    Arrow(State.RUNNING, State.CANCELLED, "was to be cancelled when its worker died"),
+)
 
 _READ = sa.select(
     *(jobs.c[name] for name in ("id", "state", "fence", "worker", "attempt", "failures", "crashes")),

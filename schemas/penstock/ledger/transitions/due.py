@@ -17,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import final_columns
 from penstock.ledger.rows.jobs import RESERVED, Row, body_of_row, mark_sent, reserved
 from penstock.ledger.rows.jobs import waiting as waiting
@@ -27,6 +28,13 @@ from penstock.ledger.transitions.cancel import cancel_unseen, cancelled_before
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import WAITING, State
 from penstock.schemas.wire.codec import Envelope, seal
+
+ARROWS = (
+    Arrow(None, State.SCHEDULED, "recorded until due"),
+    Arrow(None, State.CANCELLED, "its key was cancelled before"),
+    *fan((State.SCHEDULED, State.RETRYING), (State.QUEUED,), "sent"),
+    Arrow(State.SCHEDULED, None, "sent, and not tracked"),
+)
 
 _ENVELOPES = ("id", "kind", "queue", "priority", "version", "payload", "embed", "key", "tenant", "traceparent")
 _READ = [jobs.c[name] for name in (*_ENVELOPES, "failures", "fence", "enqueued_at", "due_at", "expires_at")]

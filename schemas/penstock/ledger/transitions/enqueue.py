@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import final_columns
 from penstock.ledger.rows.jobs import Row, waiting, waiting_row
 from penstock.ledger.rows.keys import kind_name
@@ -24,6 +25,13 @@ from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.jobs.unique_policy import UNENDED, Unique
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import HEADER, Envelope
+
+ARROWS = (
+    Arrow(None, State.SCHEDULED, "entered"),
+    Arrow(None, State.CANCELLED, "replaced within its batch"),
+    *fan((State.SCHEDULED, State.QUEUED, State.RETRYING), (State.CANCELLED,), "replaced"),
+    Arrow(State.SCHEDULED, State.SCHEDULED, "debounced"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.attempts import crashed_attempt
 from penstock.ledger.rows.ended import announce_ends, final_columns
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, jobs, workers
 from penstock.schemas.states import State
+
+ARROWS = (
+    *fan((State.QUEUED, State.RUNNING), (State.SCHEDULED,), "lost by the broker"),
+    Arrow(State.RUNNING, State.CANCELLED, "lost, and was to be cancelled"),
+)
 
 Lane = tuple[str, str]
 """A queue and a priority."""

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from penstock.ledger.rows import dead_letters as dead_letter
 from penstock.ledger.rows import limit_waits, steps
+from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.ended import announce_ends
 from penstock.ledger.rows.jobs import Row, message_row
 from penstock.ledger.sql.clock import seconds_from_now
@@ -21,6 +22,13 @@ from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.enqueue import enter
 from penstock.schemas.states import WAITING, Outcome, State
 from penstock.schemas.wire.codec import Envelope
+
+_ENDS = (State.SUCCEEDED, State.DISCARDED, State.CANCELLED, State.DEAD)
+ARROWS = (
+    *fan((State.RUNNING,), (*_ENDS, State.RETRYING, State.SCHEDULED, State.QUEUED), "ended its attempt"),
+    # Nothing claims an untracked job, so its row may be missing, or be as it was before the sending.
+    *fan((None, State.SCHEDULED, State.CANCELLED), (*_ENDS, State.RETRYING, State.SCHEDULED), "untracked, and kept"),
+)
 
 log = logging.getLogger("penstock.executor")
 

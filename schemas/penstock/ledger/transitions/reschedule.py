@@ -9,11 +9,14 @@ import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.rows import audit
+from penstock.ledger.rows.arrows import Arrow
 from penstock.ledger.rows.keys import exact, kind_name, select_by_key, selection_detail
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
 from penstock.schemas.jobs.unique_policy import UNENDED
-from penstock.schemas.states import WAITING
+from penstock.schemas.states import WAITING, State
+
+ARROWS = tuple(Arrow(state, state, "rescheduled") for state in (State.SCHEDULED, State.RETRYING))
 
 
 def reschedule(database: Database, job_id: str, due_at: datetime, *, actor: str | None = None) -> None:

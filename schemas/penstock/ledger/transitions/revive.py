@@ -9,11 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
+from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.jobs import UNSEEN, Row
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.schemas.states import FINAL, State
+
+ARROWS = fan((State.SUCCEEDED, State.DISCARDED, State.CANCELLED, State.DEAD), (State.SCHEDULED,), "tried again")
 
 REVIVED: Row = {
     "state": State.SCHEDULED,

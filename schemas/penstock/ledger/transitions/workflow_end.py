@@ -9,10 +9,13 @@ import sqlalchemy as sa
 
 from penstock.ledger.rows import dead_letters as dead_letter
 from penstock.ledger.rows import steps
+from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.ended import final_columns
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.schemas.states import State
+
+ARROWS = fan((State.SCHEDULED,), (State.SUCCEEDED, State.CANCELLED, State.DEAD), "ended with its workflow")
 
 _SUCCEED_JOB = (
     sa.update(jobs)

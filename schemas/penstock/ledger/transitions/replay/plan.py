@@ -19,6 +19,7 @@ from penstock.config.errors import InvalidJob, InvalidState, JobNotFound, Pensto
 from penstock.ledger.queries.scope import SCOPED
 from penstock.ledger.queries.selection import PLACED, WITH_JOBS, Selection, matching, read_page
 from penstock.ledger.rows import audit
+from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.jobs import Row
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
@@ -28,6 +29,8 @@ from penstock.ledger.transitions.replay.edit import CONTENT, edited_envelope, ed
 from penstock.ledger.transitions.revive import CHECKED, REVIVED, check_state, close
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import HEADER, Envelope, decode, encode
+
+ARROWS = fan((State.DEAD, None), (State.SCHEDULED,), "replayed")
 
 BATCH = 250
 """Dead letters in a transaction. Unread ones and edited ones hold up to 256 KiB each while it lasts."""
