@@ -67,7 +67,7 @@ class OutboxBatch:
                 self.undecodable.append((raw_envelope(row), error))
 
     def keyed_jobs(self) -> list[Seen]:
-        """Jobs with a key, which somebody may have cancelled by it."""
+        """Jobs with a key, by which they may have been cancelled."""
         rows = [entry.row for entry in self.entries if entry.row is not None and entry.row["key"] is not None]
         return [(row["id"], row["kind"], row["key"], row["tenant"], row["enqueued_at"]) for row in rows]
 

@@ -29,7 +29,7 @@ def has_free_rows(connection: sa.Connection) -> bool:
 def take_rows(
     connection: sa.Connection, database: Database, token: str, limit: int, exclude: Sequence[str]
 ) -> tuple[list[Any], bool]:
-    """Take the first free rows, except those behind an earlier row of their key that somebody else has.
+    """Take the first free rows, except those behind an earlier row of their key that another dispatcher has.
 
     Arguments:
         token: the name to take them under.
@@ -81,7 +81,7 @@ def delete_rows(connection: sa.Connection, database: Database, token: str, rows:
 
 
 def delete_row(connection: sa.Connection, position: int) -> None:
-    """Delete a row, whoever has it."""
+    """Delete a row, also if another dispatcher has taken it."""
     connection.execute(sa.delete(outbox).where(outbox.c.position == position))
 
 

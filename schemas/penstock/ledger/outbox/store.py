@@ -116,7 +116,7 @@ class OutboxStore:
         self._write_both(undo_record, release_batch)
 
     def delete(self, row: Any) -> None:
-        """Delete a row, whoever has it."""
+        """Delete a row, also if another dispatcher has taken it."""
         self._database.write(lambda connection: delete_row(connection, row.position))
 
     def _write_both(

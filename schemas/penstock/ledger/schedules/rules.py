@@ -32,7 +32,7 @@ class Schedule:
 
     Attributes:
         settings: as they were written; None if they are refused.
-        rule: its definition as JSON, by which an old definition in the ledger is told from this one.
+        rule: its definition as JSON, which shows whether the definition in the ledger is an older one.
         times: when it fires; None if that is wrong.
         job: the job that each firing sends, without its `time_field`; None if kind or payload are wrong.
         error: why it cannot fire, with file and line where there is one.

@@ -25,7 +25,7 @@ _SEEN = sa.bindparam("b_seen", type_=steps.c.due_at.type)
 _DUE_AT = sa.bindparam("b_due_at", type_=steps.c.due_at.type)
 _IS_AS_SEEN = sa.or_(steps.c.due_at == _SEEN, sa.and_(steps.c.due_at.is_(None), _SEEN.is_(None)))
 _NEW_DUE_AT = sa.case((_IS_AS_SEEN, _DUE_AT), else_=steps.c.due_at)
-"""Unless somebody has made the step due meanwhile."""
+"""The new due time, unless an event has made the step due meanwhile."""
 
 
 def _bound(table: sa.Table, names: Sequence[str]) -> dict[str, Any]:
