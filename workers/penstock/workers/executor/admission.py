@@ -15,7 +15,6 @@ from penstock.schemas.wire.codec import Message, decode, is_due
 from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.runtime.capacity import InFlight
 from penstock.workers.executor.runtime.runtime import Runtime
-from penstock.workers.handlers.registry import Handler
 
 log = logging.getLogger("penstock.executor")
 
@@ -36,9 +35,12 @@ class Admission:
 
     def admit(self, delivery: Delivery) -> None:
         """Let a job wait for its slot, or settle its delivery: it is not to be run here and now."""
-        if (message := self._decode(delivery)) is None or (handler := self._find_handler(delivery, message)) is None:
+        if (message := self._decode(delivery)) is None:
             return
-        if not is_due(message.due_at, datetime.now(UTC)):
+        if (handler := self._handlers.find(message.kind)) is None:
+            detail = f"no module imported by worker {self._runtime.name} has a handler for kind {message.kind.name!r}"
+            self._runtime.tasks.spawn(self.bury(delivery, "no_handler", detail))
+        elif not is_due(message.due_at, datetime.now(UTC)):
             self._runtime.tasks.spawn(self._postpone(delivery))
         elif (earlier := self._in_flight.get(message.id)) is not None:
             self._admit_again(delivery, message, earlier)
@@ -101,13 +103,6 @@ class Admission:
         except UndecodableMessage as error:
             self._runtime.tasks.spawn(self.bury(delivery, error.reason, error.detail))
             return None
-
-    def _find_handler(self, delivery: Delivery, message: Message) -> Handler | None:
-        handler = self._handlers.find(message.kind)
-        if handler is None:
-            detail = f"no module imported by worker {self._runtime.name} has a handler for kind {message.kind.name!r}"
-            self._runtime.tasks.spawn(self.bury(delivery, "no_handler", detail))
-        return handler
 
     def _admit_again(self, delivery: Delivery, message: Message, earlier: InFlight) -> None:
         if message.fence > earlier.message.fence:

@@ -77,7 +77,7 @@ class Executor:
             registry=registry,
         )
         self.observers = runtime.observers
-        self._limits = limits
+        self._limits, self._tasks, self._webhooks = limits, runtime.tasks, runtime.webhooks
         self._inbox: deque[Delivery] = deque()
         self._awake = self._hurried = False
         self._running: dict[str, Attempt] = {}
@@ -100,9 +100,9 @@ class Executor:
 
     def start(self) -> None:
         """Start the loop. Call `submit` only after this."""
-        loop, tasks = self._runtime.loop, self._runtime.tasks
+        loop = self._runtime.loop
         loop.start()
-        self._beating = loop.call(lambda: tasks.spawn(self._heartbeat.run()))
+        self._beating = loop.call(lambda: self._tasks.spawn(self._heartbeat.run()))
         if self._limits is not None:
             loop.call(self._limits.start)
 
@@ -174,10 +174,10 @@ class Executor:
         elif message.expires_at is not None and message.expires_at <= claim.started_at:
             self._finish(entry, expired(claim))
         elif self._limits is not None and (places := self._limits.places(attempt)):
-            attempt.task = self._runtime.tasks.spawn(self._run_within_limits(entry, attempt, self._limits, places))
+            attempt.task = self._tasks.spawn(self._run_within_limits(entry, attempt, self._limits, places))
         else:
             self.observers.started(claim)
-            attempt.task = self._runtime.tasks.spawn(self._run_attempt(entry, attempt))
+            attempt.task = self._tasks.spawn(self._run_attempt(entry, attempt))
 
     async def _run_within_limits(
         self, entry: InFlight, attempt: Attempt, limits: LimitGate, places: tuple[Place, ...]
@@ -194,13 +194,13 @@ class Executor:
 
     def _finish(self, entry: InFlight, outcome: AttemptOutcome) -> None:
         """Free the slot, and have the outcome recorded with all that follows from it."""
-        message, webhooks = entry.message, self._runtime.webhooks
+        message = entry.message
         del self._running[message.id]
-        outcome.progress = self._heartbeat.last_progress(message.id)
+        outcome.progress = self._heartbeat.latest.pop(message.id, None)
         if message.embed is not None and outcome.state == State.DEAD:
             outcome.outgoing = self._runtime.canvas.after_death(message)
-        if webhooks is not None and outcome.state != State.SUCCEEDED:
-            outcome.outgoing = [*outcome.outgoing, *webhooks.after(outcome)]
+        if self._webhooks is not None and outcome.state != State.SUCCEEDED:
+            outcome.outgoing = [*outcome.outgoing, *self._webhooks.after(outcome)]
         self._recorder.add(entry, outcome)
         self._claiming.start_more()
 
@@ -237,7 +237,7 @@ class Executor:
             self._runtime.io.patient = clock() < deadline
             await asyncio.sleep(0.02)
         self._beating.cancel()
-        await self._runtime.tasks.join()
+        await self._tasks.join()
         if self._limits is not None:
             await self._limits.close()
         for closing in (self._runtime.resources.close(), self._attempts.close()):

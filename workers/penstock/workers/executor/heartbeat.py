@@ -22,19 +22,18 @@ class Heartbeat:
     Arguments:
         running: the attempts by the job's id.
         cancel: stops an attempt whose job is to be cancelled.
+
+    Attributes:
+        latest: the latest progress by the job's id, until it is written with the outcome.
     """
 
     def __init__(self, runtime: Runtime, running: Mapping[str, Attempt], cancel: Callable[[Attempt], None]) -> None:
         self._runtime, self._running, self._cancel = runtime, running, cancel
-        self._progress: dict[str, Progress] = {}
+        self.latest: dict[str, Progress] = {}
 
     def progress(self, job_id: str, done: int, total: int | None, note: str | None) -> None:
         """Keep the progress of a job for the next beat. Safe from any thread."""
-        self._progress[job_id] = (done, total, note)
-
-    def last_progress(self, job_id: str) -> Progress | None:
-        """The progress of a job that has ended, which is written with its outcome."""
-        return self._progress.pop(job_id, None)
+        self.latest[job_id] = (done, total, note)
 
     async def run(self) -> None:
         """Beat regularly, until this is cancelled."""
@@ -42,7 +41,7 @@ class Heartbeat:
         pause = min(_BEAT_SECONDS, settings.lease_seconds / 3)
         written: dict[str, Progress] = {}
         while True:
-            latest = {job_id: self._progress[job_id] for job_id in list(self._progress) if job_id in self._running}
+            latest = {job_id: self.latest[job_id] for job_id in list(self.latest) if job_id in self._running}
             progress = {job_id: value for job_id, value in latest.items() if written.get(job_id) != value}
             beat = partial(
                 heartbeats.beat,
