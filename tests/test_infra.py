@@ -1,4 +1,4 @@
-"""What `infra/` and `config/penstock.toml` say must be true of the code, and valid for the tools that read it."""
+"""`infra/` and `config/penstock.toml` agree with the code, and are valid for the tools that read them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ DEFINITIONS = INFRA / "rabbitmq" / "definitions.json"
 
 
 class RecordingChannel:
-    """Writes down what is declared on it, in the form of a definitions file."""
+    """Records declarations, in the form of a definitions file."""
 
     def __init__(self, vhost: str) -> None:
         self.vhost = vhost

@@ -1,4 +1,4 @@
-"""What every broker does for senders and consumers."""
+"""The contract of every broker with senders and consumers."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_ten_thousand_in_batches_arrive_exactly_once(
     seen: list[str] = []
     lock = threading.Lock()
 
-    def work(consumer: Consumer) -> None:
+    def drain(consumer: Consumer) -> None:
         while True:
             deliveries = consumer.fetch(100, 0.2)
             consumer.ack(deliveries)
@@ -203,7 +203,7 @@ def test_ten_thousand_in_batches_arrive_exactly_once(
                     return
 
     consumers = [make_consumer(broker_url, name=f"w{i}") for i in range(2)]
-    threads = [threading.Thread(target=work, args=(consumer,)) for consumer in consumers]
+    threads = [threading.Thread(target=drain, args=(consumer,)) for consumer in consumers]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Messages on RabbitMQ that py-amqp cannot read: they are delivered, and block nobody."""
+"""Messages on RabbitMQ that py-amqp cannot read: they are delivered, and block no others."""
 
 from __future__ import annotations
 

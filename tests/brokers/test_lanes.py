@@ -1,4 +1,4 @@
-"""What can be told from outside of what a broker still has."""
+"""Evidence from outside of the jobs that a broker still has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sender that keeps what it is given."""
+"""The sender that keeps its envelopes in memory."""
 
 from __future__ import annotations
 

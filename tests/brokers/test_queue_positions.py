@@ -1,4 +1,4 @@
-"""Where one job is in its queue, told from outside, and what an explanation makes of it."""
+"""The position of a job in its queue, seen from outside, and in an explanation."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_rabbitmq_reports_an_upper_bound_of_the_jobs_ahead(
     sender.send([envelope("1"), envelope("2"), envelope("h", priority="high")])
     until(lambda: places.find("2", "emails", "normal") == QueuePosition(None, 3, 2, exact=False), "three that wait")
     assert places.find("h", "emails", "high") == QueuePosition(None, 3, 0, exact=False)
-    assert places.find("l", "emails", "low") == QueuePosition(False, 3), "nobody consumes the lane, and it is empty"
+    assert places.find("l", "emails", "low") == QueuePosition(False, 3), "no worker consumes the lane, and it is empty"
     consumer = make_consumer(amqp_url)
     fetch(consumer, 3)
     until(lambda: places.find("2", "emails", "normal") == QueuePosition(None, 0), "all in the worker's hands")

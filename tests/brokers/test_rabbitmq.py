@@ -1,4 +1,4 @@
-"""What is particular to RabbitMQ: confirms, dead letters, lost connections."""
+"""Particular to RabbitMQ: confirms, dead letters, lost connections."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_lane_without_a_leader_does_not_stop_the_others_and_is_consumed_when_i
     assert ids(fetch(consumer, 1)) == ["later"]
     node.start_queue(lane)
     deliveries = fetch(consumer, 1)
-    # What was in hand stayed there: looking after the lane costs the others nothing.
+    # Unsettled deliveries are kept: checking the lane costs the others nothing.
     assert ids(deliveries) == ["stuck"]
     consumer.ack(held)
     until(lambda: sender.depths(["reports"]) == {"reports": 0})

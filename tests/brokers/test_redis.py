@@ -1,4 +1,4 @@
-"""What is particular to Redis Streams: leases, take-overs, outages."""
+"""Particular to Redis Streams: leases, take-overs, outages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS to both brokers, with a CA of the test's own: what is right works, and what is wrong is named."""
+"""TLS to both brokers, with a CA of the test's own: the right files work, and a wrong one is named."""
 
 from __future__ import annotations
 

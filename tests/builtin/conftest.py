@@ -1,4 +1,4 @@
-"""What the tests of the built-in workers share."""
+"""Fixtures of the tests of the built-in workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks to others: signed, tried again, told of by the ends of jobs, and never sent into private networks."""
+"""Outgoing webhooks: signed, retried, sent at the end of jobs, and never into private networks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def quiet(job: Quiet) -> None: ...
 
 
 class Receiver:
-    """Answers with these statuses, one after the other and then 204, and keeps what it got."""
+    """Answers with these statuses, one after the other and then 204, and keeps the requests."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.statuses: list[int] = []
@@ -93,7 +93,7 @@ class Receiver:
         self._thread.join()
         self._server.server_close()
 
-    def told(self) -> list[dict[str, Any]]:
+    def events(self) -> list[dict[str, Any]]:
         """The bodies, each signed with every secret and under its own id."""
         for _, headers, body in self.got:
             for secret in SECRETS:
@@ -143,7 +143,7 @@ def test_the_end_of_a_job_is_delivered(
     producer = start(include=("result", "error"))
     job = producer.enqueue(Greet(name="Ada", how=how), key="k", tenant="acme")
     until(lambda: receiver.got)
-    [events] = receiver.told()
+    [events] = receiver.events()
     assert events["type"] == f"job.{state}"
     data = events["data"]
     assert (data["id"], data["kind"], data["state"], data["key"], data["tenant"]) == (
@@ -166,7 +166,7 @@ def test_deliveries_are_made_for_the_chosen_kinds_and_states_only(
     producer.enqueue(Greet(name="Ada"))
     producer.enqueue(Quiet())
     until(lambda: len(receiver.got) == 2)
-    events = receiver.told()
+    events = receiver.events()
     assert {event["data"]["kind"] for event in events} == {"hooked.greet", "hooked.quiet"}
     assert not any("result" in event["data"] for event in events)
 
@@ -177,7 +177,11 @@ def test_a_delivery_is_tried_again_under_the_same_id(start: Callable[..., Produc
     assert sent.result(WAIT_SECONDS) == {"status": 204}
     assert [headers["webhook-id"] for _, headers, _ in receiver.got] == [sent.id, sent.id]
     assert [path for path, _, _ in receiver.got] == ["/hook", "/hook"]  # a redirect is not followed
-    assert receiver.told()[0] == {"type": "shop.opened", "timestamp": "2026-01-31T12:00:00+00:00", "data": {"at": "9"}}
+    assert receiver.events()[0] == {
+        "type": "shop.opened",
+        "timestamp": "2026-01-31T12:00:00+00:00",
+        "data": {"at": "9"},
+    }
 
 
 def test_a_receiver_that_is_gone_ends_it(start: Callable[..., Producer], receiver: Receiver) -> None:
@@ -209,7 +213,7 @@ def test_a_hook_without_an_address_sends_where_the_job_says(start: Callable[...,
     producer = start(url=None)
     assert producer.enqueue(hook(url=receiver.url)).result(WAIT_SECONDS) == {"status": 204}
     assert producer.enqueue(Greet(name="Ada")).result(WAIT_SECONDS) == "hello Ada"
-    assert len(receiver.told()) == 1
+    assert len(receiver.events()) == 1
 
 
 def test_the_testing_kit_delivers_nothing(receiver: Receiver) -> None:

@@ -140,7 +140,7 @@ def test_five_times_the_rows_take_no_more_memory(any_sales: Sales, databases: Da
 
     # The sheet is the same for all databases, and the slower part.
     for format in ("csv", "xlsx") if any_sales.url.startswith("sqlite") else ("csv",):
-        peak(1000, format)  # what is cached at first use
+        peak(1000, format)  # cached at first use
         assert peak(15_000, format) < 1.3 * peak(3000, format)
 
 

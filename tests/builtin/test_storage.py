@@ -120,14 +120,14 @@ def test_a_stream_that_breaks_leaves_the_old_object(storage: Storage):
 
 
 def test_threads_may_share_it(storage: Storage):
-    def work(number: int) -> None:
+    def put_and_get(number: int) -> None:
         for turn in range(5):
             put(storage, f"t/{number}", f"{number} {turn}".encode() * 1000)
             assert get(storage, f"t/{number}") == f"{number} {turn}".encode() * 1000
             done.append(number)
 
     done: list[int] = []
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=put_and_get, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

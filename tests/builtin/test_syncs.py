@@ -193,7 +193,7 @@ def test_writing_a_page_does_not_block_other_coroutines(
     ticked, original = threading.Event(), SyncTable.save
 
     def slow(self: SyncTable, *arguments: Any) -> Any:
-        assert ticked.wait(30)  # would never come true if the loop stood still
+        assert ticked.wait(30)  # would never be set if the loop were blocked
         return original(self, *arguments)
 
     async def both() -> Any:

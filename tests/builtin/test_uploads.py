@@ -28,7 +28,7 @@ GPS = 0x8825
 
 
 def photo(format: str = "JPEG", size: tuple[int, int] = (640, 320)) -> bytes:
-    """Lies on its side (orientation 6), its left half red; knows where and with what it was taken."""
+    """Lies on its side (orientation 6), its left half red; with the place and the camera in its metadata."""
     image = Image.new("RGB", size, "blue")
     image.paste("red", (0, 0, size[0] // 2, size[1]))
     exif = Image.Exif()
@@ -101,7 +101,7 @@ def test_a_photo_becomes_upright_and_forgets_where_it_was_taken(storage: FileSto
         image = open_image(storage, key)
         assert not image.getexif()
         red, _, blue = image.convert("RGB").getpixel((image.width // 2, image.height // 8))
-        assert red > 200 > 60 > blue  # orientation 6: what was left is on top
+        assert red > 200 > 60 > blue  # orientation 6: the left half is now on top
     assert json.loads(get(storage, result.metadata)) == result.model_dump(mode="json")
 
 
@@ -173,7 +173,7 @@ def test_a_pdf_is_kept_as_it_is(storage: FileStorage, ctx: Context):
         (b"\xef\xbb\xbfa\tb\n1\t2\n", "text/csv"),
         (b"Dear all,\n\nnothing is separated here.\n", "text/plain"),
         (b"BM,GIF87,MZ\n", "text/plain"),
-        ("ö".encode() * 50_000, "text/plain"),  # a letter lies across the end of what is sniffed
+        ("ö".encode() * 50_000, "text/plain"),  # a character crosses the end of the bytes that are sniffed
         (b"x" + "ö".encode() * 50_000, "text/plain"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a round asks for: jobs of every promise, drawn from a seed, and the calls of a producer that ask for them."""
+"""Jobs of every promise, drawn from a seed, and the calls of a producer that enqueue them."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ KEYS = 12
 
 @dataclass
 class Asked:
-    """One call of a producer, and what came of it.
+    """A call of a producer, and its answer.
 
     Attributes:
         cancel: None; `at once` or `later`: its key is cancelled after it is sent.
         certain: it was cancelled before it was due.
-        stands: id of the job that stands for it, or for which it was refused.
+        stands: id of the job that it was answered with, or refused for.
         created: a job of its own was entered.
         began, ended: of the call, as `time.time()`.
     """
@@ -86,7 +86,7 @@ class Asked:
 
 
 def plan(seed: int, count: int) -> list[Asked]:
-    """The same for a seed each time, but for ids."""
+    """A seed always gives the same calls, but for ids."""
     chance = random.Random(seed)
     return [_draw(chance, number) for number in range(count)]
 
@@ -112,7 +112,7 @@ def _draw(chance: random.Random, number: int) -> Asked:
 
 @dataclass
 class Asking:
-    """One of the producer's threads. Calls that are about the same waiting job are made by one, in order."""
+    """A thread of the producer. Calls about the same waiting job are made by one thread, in order."""
 
     site: Site
     asked: list[Asked]
@@ -154,7 +154,7 @@ class Asking:
             one.stands, one.created = refused.existing_id, False
         one.ended = time.time()
         if one.cancel is not None:
-            # What is cancelled later waits in the ledger by then; at once, on its way to it.
+            # A job cancelled later is in the ledger by then; one cancelled at once is on its way there.
             self._later.append((0.0 if one.cancel == "at once" else time.monotonic() + 1.5, one))
 
     def _cancel_due(self, now: float) -> None:

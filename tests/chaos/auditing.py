@@ -1,4 +1,4 @@
-"""The audit of a round: what was asked for against what happened."""
+"""The audit of a round: enqueued jobs against their effects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Line:
 
 @dataclass
 class Report:
-    """What a round came to. `faults` is empty if every promise was kept."""
+    """Result of a round. `faults` is empty if every promise was kept."""
 
     seed: int
     lines_of: dict[str, Line] = field(default_factory=lambda: defaultdict(Line))
@@ -59,7 +59,7 @@ class Report:
 
 
 class Audit:
-    """What a site holds in the end, and what is wrong with it.
+    """Compares the data of a site at the end with the calls, and collects the faults.
 
     Arguments:
         wiped: the broker was emptied, so what no ledger has recorded may be gone.
@@ -86,7 +86,7 @@ class Audit:
             if row.state not in FINAL:
                 self._fault("without an end", row.kind, f"{job_id} ({row.state})")
             if job_id not in ids and json.loads(row.payload)["number"] < CHILD:
-                self._fault("that nobody asked for", row.kind, f"{job_id} ({row.state})")
+                self._fault("that was never enqueued", row.kind, f"{job_id} ({row.state})")
         for fault, labels in sorted(self._faults.items()):
             more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
             report.faults.append(f"{len(labels)} {fault}: {', '.join(labels[:SHOWN])}{more}")
@@ -152,7 +152,7 @@ class Audit:
         return len(self._traces.get(one.number, ()))
 
     def _judge_children(self, line: Line) -> None:
-        """What a parent enqueues is there if the parent succeeded, and only then."""
+        """Children of a parent exist if the parent succeeded, and only then."""
         for call in self._asked:
             if isinstance(call.job, Parent):
                 count, done = self._effects[CHILD + call.number], self._effects[call.number]

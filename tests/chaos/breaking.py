@@ -19,11 +19,11 @@ Slots = list[subprocess.Popen[bytes] | None]
 
 
 class Breaker:
-    """Breaks one thing after the other in a thread of its own, and mends all in the end.
+    """Breaks one thing after the other in a thread of its own, and repairs all in the end.
 
     Arguments:
         pause: between two things, in seconds.
-        first: names of what is done first; if not given: a worker, a dispatcher and each server break once.
+        first: names of the first breakages; default: a worker, a dispatcher and each server break once.
         wipes: how often the broker loses all it has, spread over `seconds`.
 
     Attributes:
@@ -142,7 +142,7 @@ class Breaker:
         process.send_signal(signal.SIGCONT)
 
     def kill_redis_and_worker(self) -> None:
-        """Redis first: what the worker wanted to acknowledge meanwhile dies with it."""
+        """Redis first: acknowledgements of the worker meanwhile are lost."""
         slot = self._random.randrange(len(self.site.workers))
         self._redis.kill()
         self._sleep(0.1, 1.0)
@@ -164,7 +164,7 @@ class Breaker:
         self.site.wipe()
 
     def kill_database(self) -> None:
-        """PostgreSQL as a crash leaves it: what was committed is found in its log."""
+        """PostgreSQL as after a crash: commits are recovered from its log."""
         assert self.site.postgres is not None
         self.site.postgres.stop()
         self._sleep(0, 5.0)
@@ -183,12 +183,12 @@ class Breaker:
         self.site.postgres.stop()
         self._sleep(0.1, 2.0)
         _kill(self.site.workers, slot)
-        self.site.start_worker(slot)  # it starts while the ledger is away
+        self.site.start_worker(slot)  # it starts while the ledger is unavailable
         self._sleep(0, 3.0)
         self.site.postgres.start()
 
     def lock_database(self) -> None:
-        """SQLite's one lock is held: by a backup, or somebody's shell."""
+        """SQLite's one lock is held: by a backup, or a shell."""
         other = sqlite3.connect(self.site.folder / "ledger.db", timeout=60, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         self._sleep(0.2, 4.0)

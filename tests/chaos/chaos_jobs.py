@@ -17,21 +17,21 @@ QUEUE = "chaos"
 RETRY = RetryPolicy(max_attempts=100, first_delay=0.05, max_delay=0.5)
 QUIET_SECONDS = 0.7
 CHILD = 1_000_000
-"""The number of what a parent enqueues is this much above its own."""
+"""Offset from the number of a parent to the number of its child."""
 EFFECTS = sa.Table(
     "chaos_effects",
     sa.MetaData(),
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
 )
-"""What `once` jobs write with `ctx.session`. No unique constraint: a second row is what the runs look for."""
+"""Rows that `once` jobs write with `ctx.session`. No unique constraint: a round looks for second rows."""
 
 
 class Chaotic(Job):
     """A base without a kind.
 
     Attributes:
-        number: names what was asked for in its trace.
+        number: identifies the call in the trace.
         seconds: how long it works.
         failures: attempts that fail before one succeeds.
         about: what unique kinds are about.
@@ -104,7 +104,7 @@ class Debounce(
 
 
 def _trace(job: Chaotic, ctx: Context) -> None:
-    # One write of a short line with O_APPEND is not torn by others, and outlives its process.
+    # A single write of a short line with O_APPEND is atomic, and outlives its process.
     with open(os.environ["CHAOS_TRACE"], "a") as lines:
         lines.write(f"{job.number} {ctx.job_id} {os.getpid()} {time.time():.3f}\n")
 

@@ -44,10 +44,10 @@ class Line:
     """A row of the table, of a kind.
 
     Attributes:
-        written: jobs in transactions that were begun. rolled_back: on purpose, alone or with their transaction.
+        written: jobs in transactions that were started. rolled_back: on purpose, alone or with their transaction.
         cut_off: with a backend that was killed, or lost its database, before it committed.
         ran, again, lost: of the committed ones: with an effect, effects beyond a job's first, without one.
-        strange: jobs that are sent, on record or run, and that nobody committed.
+        strange: jobs that are sent, on record or run, and that were never committed.
     """
 
     written: int = 0
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass
 class OutboxReport:
-    """What a round came to. `faults` is empty if every promise was kept.
+    """Result of a round. `faults` is empty if every promise was kept.
 
     Attributes:
         ordered: jobs with a key, whose order in the broker was compared with that of their commits.
@@ -93,7 +93,7 @@ class OutboxReport:
 
 
 class OutboxSite(Site):
-    """Backends beside the rest, with two databases: a shop's own, and the ledger's.
+    """Backends in addition to the rest, with two databases: a shop's own, and the ledger's.
 
     Arguments:
         shop_url: an empty database.
@@ -115,7 +115,7 @@ class OutboxSite(Site):
         self._seed, self._pause = seed, pause
 
     def start_worker(self, slot: int) -> None:
-        """The second, which has the jobs with a key, is started when all is mended."""
+        """The second, which has the jobs with a key, is started when all is repaired."""
         queue = (QUEUE, ORDERED_QUEUE)[slot]
         command = ["worker", "--engine", self.engine, "--queues", queue, "--concurrency", "30"]
         self.workers[slot] = self._run([*command, "--import", "chaos_jobs"])
@@ -154,7 +154,7 @@ class OutboxSite(Site):
                 self.start_backend(slot)
 
     def stop_backends(self) -> None:
-        """In the middle of what they do."""
+        """SIGKILL in the middle of a transaction."""
         for slot in range(len(BACKENDS)):
             self.kill_backend(slot)
         self.backends = [None] * len(BACKENDS)
@@ -165,7 +165,7 @@ class OutboxSite(Site):
         self.shops[1].close()
 
     def orders(self) -> list[Any]:
-        """The committed rows of both databases, with the number of theirs."""
+        """The committed rows of both databases, each with its number."""
         select = sa.select(Order.number, Order.job_id, Order.kind, Order.account, Order.turn)
         return [
             (number, row)
@@ -191,7 +191,7 @@ class OutboxSite(Site):
 
 
 class OutboxBreaker(Breaker):
-    """Breaks what is on the way from a transaction to the broker."""
+    """Breaks everything between a transaction and the broker."""
 
     site: OutboxSite
 
@@ -236,7 +236,7 @@ def one_outbox_round(
     Arguments:
         jobs_asked: of a round of a pair; here at least half as many are committed.
         database, ledger_url: as of a round of a pair.
-        shop_url: the other database; None: beside the ledger where PostgreSQL is the round's own, else SQLite.
+        shop_url: the other database; None: next to the ledger where PostgreSQL is the round's own, else SQLite.
     """
     report, began, count = OutboxReport(seed), time.monotonic(), jobs_asked // 2
     with ExitStack() as opened:
@@ -257,7 +257,7 @@ def one_outbox_round(
         )
         opened.callback(site.stop)
         site.start()
-        # What is killed before it has started says little.
+        # Killing a process before it has started proves little.
         _wait(site, lambda: bool(site.traces()))
         _break(site, seed, count, seconds, report)
         site.wait_for_servers()

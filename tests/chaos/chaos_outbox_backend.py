@@ -2,7 +2,7 @@
 
     python chaos_outbox_backend.py sqlalchemy|django SEED NUMBER PAUSE JOURNAL URL…
 
-It goes on until it is killed. NUMBER is what its first order gets; PAUSE is how many seconds it rests after a
+It runs until it is killed. NUMBER is the number of its first order; PAUSE is how many seconds it rests after a
 transaction on average. Before each, JOURNAL gets a line for each order: its number, the kind of its job, and what shall
 become of it: `commit`, `rollback`, or `savepoint`, which is rolled back alone. Each transaction is in one of the
 databases, drawn from SEED.
@@ -25,7 +25,7 @@ from penstock.producers.outbox import Outbox
 from penstock.schemas.jobs.kind import PRIORITIES
 
 ORDERED_QUEUE = "chaos-ordered"
-"""Of the jobs with a key: no worker has it while things break, so that the broker shows in which order they came."""
+"""Queue of the jobs with a key. No worker consumes it during the round, so the broker shows their order."""
 ACCOUNTS = 12
 
 
@@ -50,7 +50,7 @@ class Order(Base):
 
 
 class Account(Base):
-    """Locked by whoever writes orders of it, so theirs is the order of the commits."""
+    """Locked by every transaction that writes its orders, so their order is the order of the commits."""
 
     __tablename__ = "chaos_accounts"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -127,7 +127,7 @@ def _with_sqlalchemy(urls: Sequence[str]) -> Writer:
     engines = [Database(url).engine for url in urls]
     outbox = Outbox(queues=(ORDERED_QUEUE,))
 
-    def write(shop: int, plan: Plan, draw: random.Random) -> None:
+    def write_orders(shop: int, plan: Plan, draw: random.Random) -> None:
         with Session(engines[shop]) as session:
 
             def add(jobs: Sequence[Chaotic], turn: int) -> int:
@@ -161,7 +161,7 @@ def _with_sqlalchemy(urls: Sequence[str]) -> Writer:
             else:
                 session.rollback()
 
-    return write
+    return write_orders
 
 
 def _with_django(urls: Sequence[str]) -> Writer:
@@ -197,7 +197,7 @@ def _with_django(urls: Sequence[str]) -> Writer:
     connections.databases.update(connections.configure_settings({"default": {}, **databases}))
     outbox = DjangoOutbox(queues=(ORDERED_QUEUE,))
 
-    def write(shop: int, plan: Plan, draw: random.Random) -> None:
+    def write_orders(shop: int, plan: Plan, draw: random.Random) -> None:
         alias = aliases[shop]
 
         def add(jobs: Sequence[Chaotic], turn: int) -> int:
@@ -232,7 +232,7 @@ def _with_django(urls: Sequence[str]) -> Writer:
         except RolledBack:
             pass
 
-    return write
+    return write_orders
 
 
 def _order(plan: Plan, job: Chaotic, job_id: str, turn: int) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def schedule_round(
     each: int = 20,
     kills: int = 4,
 ) -> ScheduleReport:
-    """Let schedules fire `count` times in all while dispatchers are killed, mend everything, and look what is there.
+    """Let schedules fire `count` times in all while dispatchers are killed, repair everything, and audit the firings.
 
     Arguments:
         each: schedules; every one fires each second.
@@ -195,12 +195,12 @@ def _settings(number: int) -> dict[str, Any]:
 
 
 def _audit(database: Database, first: dict[str, datetime], until: datetime, report: ScheduleReport) -> None:
-    def read(connection: sa.Connection) -> tuple[list[Any], list[Any], list[Any]]:
+    def read_all(connection: sa.Connection) -> tuple[list[Any], list[Any], list[Any]]:
         selects = (sa.select(schedules), sa.select(firings), sa.select(jobs.c.id, jobs.c.payload))
         rows, fired, sent = (list(connection.execute(select)) for select in selects)
         return rows, fired, sent
 
-    rows, fired, sent = database.read(read)
+    rows, fired, sent = database.read(read_all)
     report.firings = len(fired)
     times: dict[str, list[datetime]] = defaultdict(list)
     for firing in fired:
@@ -214,7 +214,7 @@ def _audit(database: Database, first: dict[str, datetime], until: datetime, repo
         if missing := wanted - set(times[row.name]):
             report.faults.append(f"{row.name}: {len(missing)} of {len(wanted)} missing, such as {min(missing)}")
         if strange := set(times[row.name]) - set(rule.until(first[row.name] - timedelta(seconds=1), until + DAY)):
-            report.faults.append(f"{row.name}: {len(strange)} that are no times of it, such as {min(strange)}")
+            report.faults.append(f"{row.name}: {len(strange)} that are not times of it, such as {min(strange)}")
     payloads = Counter(_about(json.loads(job.payload)) for job in sent)
     if double := [about for about, number in payloads.items() if number > 1]:
         report.faults.append(f"{len(double)} times have more than one job, such as {double[0]}")

@@ -1,4 +1,4 @@
-"""What a chaos round breaks: a broker, workers and dispatchers as an operator starts them; and what they left."""
+"""The site of a chaos round: a broker, workers and dispatchers as an operator starts them; and their effects."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Site:
             lease_seconds=LEASE_SECONDS,
             broker_timeout_seconds=2.0,
             grace_seconds=5,
-            max_crashes=10_000,  # what a job is worth that kills its worker is another question
+            max_crashes=10_000,  # jobs that kill their worker are another test's subject
         )
         self.database = Database(self.settings.database_url)
         upgrade(self.database)
@@ -120,7 +120,7 @@ class Site:
         self.dispatchers[slot] = self._run(["dispatcher", "--import", "chaos_jobs"])
 
     def revive(self) -> None:
-        """Start again what has ended by itself, as whoever supervises it would: a worker cannot start without its
+        """Start again processes that have ended by themselves, as a supervisor would: a worker cannot start without its
         ledger."""
         for slot, process in enumerate(self.workers):
             if process is not None and process.poll() is not None:
@@ -184,7 +184,7 @@ class Site:
         finally:
             connection.close()
 
-    # What there is to see.
+    # Observations.
 
     def traces(self) -> dict[int, list[str]]:
         """By number, the ids of the jobs that left a line, each as often as it did."""

@@ -49,7 +49,7 @@ async def total(job: Total, ctx: Context) -> Summed:
 
 
 class Summing(Workflow, kind="chaos.summing", queue=OTHER_QUEUE):
-    """One step, many beside each other, one with all their results, and one after it.
+    """A step, a fan-out, a step with all its results, and one after it.
 
     Attributes:
         first: the number of the first step; those of the others follow.

@@ -1,5 +1,5 @@
-"""A round of workflows: their steps on both engines, things that break in the middle of a fan-out, and the count of
-what the steps did."""
+"""A round of workflows: their steps on both engines, breakages in the middle of a fan-out, and the count of
+the steps' effects."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ def one_workflow_round(
 
 
 def _wait_for_a_fan_out(site: Site) -> None:
-    begun = sa.select(steps.c.step).where(steps.c.step == "each", steps.c.started_at.is_not(None)).limit(1)
+    started = sa.select(steps.c.step).where(steps.c.step == "each", steps.c.started_at.is_not(None)).limit(1)
     until(
-        lambda: site.database.read(lambda connection: connection.execute(begun).first()),
+        lambda: site.database.read(lambda connection: connection.execute(started).first()),
         "the start of a fan-out",
         SETTLE_SECONDS,
     )
@@ -158,8 +158,8 @@ def _faults(site: Site, one: Summing, handle: JobHandle) -> list[str]:
 
 
 def _doubles(site: Site) -> list[str]:
-    """A step that has begun twice has made two jobs with one number."""
+    """A step that has started twice has made two jobs with one number."""
     rows = [row for row in site.rows().values() if row.kind in (Part.kind().name, "chaos.total")]
     numbers = Counter(json.loads(row.payload)["number"] for row in rows)
     twice = [number for number, count in numbers.items() if count > 1]
-    return [f"{len(twice)} steps have begun twice: {twice[:5]}"] if twice else []
+    return [f"{len(twice)} steps have started twice: {twice[:5]}"] if twice else []

@@ -1,4 +1,4 @@
-"""One round: jobs of every promise, things that break, and the count of what was lost or repeated."""
+"""A round: jobs of every promise, breakages, and the count of lost and repeated jobs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ THREADS = 3
 def run_round(
     site: Site, seed: int, *, count: int, seconds: float = 30.0, first: Sequence[str] = (), wipes: int = 0
 ) -> Report:
-    """Send `count` jobs while things break for `seconds`, mend everything, wait until all is done, and count.
+    """Send `count` jobs while things break for `seconds`, repair everything, wait until all is done, and count.
 
     Half of the jobs are there at once, the others come over four fifths of the time.
 
     Arguments:
         first: names of what breaks first; see `Breaker`.
-        wipes: how often the broker is emptied. Then only what the ledger had on record must end.
+        wipes: how often the broker is emptied. Then only jobs that the ledger had on record must end.
     """
     report, began = Report(seed), time.monotonic()
     calls = plan(seed, count)
@@ -61,7 +61,7 @@ def _settle(site: Site, asked: list[Asked], wiped: bool) -> None:
     deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline:
         if is_settled(site, asked, wiped=wiped):
-            # A duplicate on its way would come now, and what a wiped broker may still hold untracked.
+            # A duplicate on its way would come now, and untracked jobs that a wiped broker may still hold.
             time.sleep(6.0 if wiped else 1.0)
             if is_settled(site, asked, wiped=wiped):
                 return

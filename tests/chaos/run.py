@@ -1,4 +1,4 @@
-"""`make chaos`: kill, freeze and restart everything in the middle of thousands of jobs, and count what is lost."""
+"""`make chaos`: kill, freeze and restart everything in the middle of thousands of jobs, and count the losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHERS = {"schedules": one_schedule_round, "workflows": one_workflow_round, "out
 def main() -> int:
     options = _options()
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are stopped
     failed = False
     for number in range(options.rounds):
         for pair in (*PAIRS, *OTHERS) if options.pair == "all" else (options.pair,):
@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="repeat this run's first round; random if not given")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each pair, with the seeds that follow")
-    parser.add_argument("--quick", action="store_true", help="1,000 jobs in 15 s with SQLite, unless told otherwise")
+    parser.add_argument("--quick", action="store_true", help="1,000 jobs in 15 s with SQLite, unless set otherwise")
     parser.add_argument("--jobs", type=int, default=None, help="jobs a round; 10,000 if not given")
     parser.add_argument("--seconds", type=float, default=None, help="how long things break in a round; 60 if not given")
     parser.add_argument("--pair", default="all", choices=("all", *PAIRS, *OTHERS))

@@ -28,7 +28,7 @@ class Result:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str, prefix: str) -> Path:
-    """A working directory with nothing in it but what a test puts there, and settings for servers of the tests' own."""
+    """An empty working directory, and settings for servers of the tests' own."""
     monkeypatch.chdir(tmp_path)
     for name in ("PENSTOCK_CONFIG", "PENSTOCK_LOG"):
         monkeypatch.delenv(name, raising=False)

@@ -33,7 +33,7 @@ def checkout(workplace: Path) -> Iterator[Path]:
 
 
 def forget() -> None:
-    """Each command of a shell would import the module anew."""
+    """Each command of a shell would import the module again."""
     sys.modules.pop(MODULE, None)
     if (kind := registry.find("shop.pay")) is not None:
         registry.discard(kind)
@@ -46,7 +46,7 @@ def git(*arguments: str) -> None:
 
 def write(folder: Path, source: str) -> None:
     forget()
-    # Of another length: a compiled file of the same second and size would count as current.
+    # With another length: a compiled file of the same second and size would count as current.
     (folder / f"{MODULE}.py").write_text(source)
 
 

@@ -75,9 +75,9 @@ def test_a_key_says_which_job_holds_it(penstock: Run, ledger: Database) -> None:
     assert shown["because"].startswith("key 'k' of ledger.note is held by this job: no live worker consumes queue")
     assert shown["facts"]["position"] == 1
     assert job_id in penstock("jobs", "explain", "--key", "k", "--kind", "ledger.note").out
-    nobody = penstock("jobs", "explain", "--key", "other", "--json")
-    assert (nobody.code, nobody.json) == (1, [])
-    assert "no job has taken" in nobody.err
+    unknown = penstock("jobs", "explain", "--key", "other", "--json")
+    assert (unknown.code, unknown.json) == (1, [])
+    assert "no job has taken" in unknown.err
 
 
 @pytest.mark.parametrize("arguments", [(), ("x", "--key", "k"), ("x", "--kind", "k"), ("x", "--tenant", "t")])

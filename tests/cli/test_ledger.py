@@ -54,7 +54,7 @@ def test_the_file_says_how_long(penstock: Run, ledger: Database, workplace: Path
 def test_stats_show_how_much_waits_in_each_outbox(
     penstock: Run, ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop, away = f"sqlite:///{tmp_path / 'shop.db'}", "postgresql+psycopg://u:hidden@127.0.0.1:9/shop"
+    shop, unreachable = f"sqlite:///{tmp_path / 'shop.db'}", "postgresql+psycopg://u:hidden@127.0.0.1:9/shop"
     engine = sa.create_engine(shop)
     create_outbox(engine)
     with engine.begin() as connection:
@@ -62,7 +62,7 @@ def test_stats_show_how_much_waits_in_each_outbox(
             Outbox().enqueue(connection, Note())
         connection.execute(sa.update(outbox).values(created_at=datetime.now(UTC) - timedelta(hours=1)))
     engine.dispose()
-    monkeypatch.setenv("PENSTOCK_OUTBOX_URLS", json.dumps([shop, away]))
+    monkeypatch.setenv("PENSTOCK_OUTBOX_URLS", json.dumps([shop, unreachable]))
     stats = penstock("db", "stats", "--json").json["outboxes"]
     assert [row["jobs"] for row in stats] == [0, 2, None]
     assert stats[0]["lag_seconds"] == 0

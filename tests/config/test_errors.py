@@ -17,7 +17,7 @@ LINE = re.compile(r"    ((?:│   |    )*)[├└]── (\w+)(?: +([\w.]+))?$")
 
 
 def drawn() -> dict[str, dict[str, tuple[str, str]]]:
-    """Root of each tree → its errors, each with its parent and the module that is named beside it."""
+    """Root of each tree → its errors, each with its parent and the module that is named next to it."""
     trees: dict[str, dict[str, tuple[str, str]]] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():

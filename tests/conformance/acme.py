@@ -39,7 +39,7 @@ class Flaky(Job, kind="acme.flaky", queue="acme", retry=QUICK):
 
 
 class Mark(Job, kind="acme.mark", queue="acme"):
-    """Appends a line to a file, after `seconds`: what was run, how often and in which order."""
+    """Appends a line to a file, after `seconds`: a record of runs and their order."""
 
     file: str
     text: str
@@ -87,7 +87,7 @@ class Removed(Job, kind="acme.removed", queue="acme"):
 
 
 def append(file: str, text: str) -> None:
-    # One write call of a short line with O_APPEND is not torn by others.
+    # A single write of a short line with O_APPEND is atomic.
     with open(file, "a") as lines:
         lines.write(text + "\n")
 

@@ -20,7 +20,7 @@ EFFECTS = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
 )
-"""What `Effect` writes with `ctx.session`. No unique constraint: a second row is what the tests look for."""
+"""Rows that `Effect` writes with `ctx.session`. No unique constraint: the tests look for second rows."""
 
 
 class Effect(Job, kind="outage.effect", queue="acme", delivery="once", retry=OFTEN):
@@ -40,7 +40,7 @@ class Open(Job, kind="outage.open", queue="acme", delivery="once"):
 
 
 class OpenInThread(Job, kind="outage.openinthread", queue="acme", delivery="once"):
-    """The same in a plain function."""
+    """`Effect` in a plain function."""
 
     number: int
     file: str

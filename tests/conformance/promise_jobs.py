@@ -21,7 +21,7 @@ EFFECTS = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("job_id", sa.String(64), nullable=False),
 )
-"""What is written with `ctx.session`. No unique constraint: a second row is what the tests look for."""
+"""Rows written with `ctx.session`. No unique constraint: the tests look for second rows."""
 
 
 class Pointed(Job):
@@ -51,7 +51,7 @@ class Gated(Pointed, kind="promise.gated", queue="acme", delivery="once"):
 
 
 class Next(Job, kind="promise.next", queue="nobody"):
-    """What a handler enqueues. No worker consumes its queue, so that it can be counted."""
+    """Job that a handler enqueues. No worker consumes its queue, so that it can be counted."""
 
     of: str
 
@@ -99,7 +99,7 @@ def _after_commit(session: Session) -> None:
 
 
 def charge(job: Pointed, effect_id: str) -> str:
-    die(job, "begun")
+    die(job, "started")
     append(job.file, f"charge {effect_id}")
     die(job, "happened")
     arm(job, "confirming", "UPDATE penstock_effects")

@@ -1,4 +1,4 @@
-"""A stock Celery worker that consumes a queue of ours on RabbitMQ, as somebody's own application would."""
+"""A stock Celery worker that consumes a queue of ours on RabbitMQ, as a user's own application would."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_a_killed_workers_job_is_done_by_another(own_stack: Stack, tmp_path: Pat
     file = tmp_path / "killed"
     first = own_stack.start_worker()
     slow = own_stack.producer.enqueue(acme.Mark(file=str(file), text="slow", seconds=2))
-    once = own_stack.producer.enqueue(acme.MarkOnce(file=str(tmp_path / "once"), text="begun", seconds=2))
+    once = own_stack.producer.enqueue(acme.MarkOnce(file=str(tmp_path / "once"), text="started", seconds=2))
     until(lambda: slow.status().state == once.status().state == "running", "both runs")
     own_stack.stop_process(first, signal.SIGKILL)
     own_stack.start_worker()

@@ -1,4 +1,4 @@
-"""A ledger that goes away in the middle of many jobs: none fails for it, none is lost, and the worker says so."""
+"""A ledger that is unavailable in the middle of many jobs: none fails for it, none is lost, and the worker says so."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from test_outages import running as running  # isort: skip
 
 JOBS = int(os.environ.get("PENSTOCK_TEST_OUTAGE_JOBS", "1000"))
 SECONDS = float(os.environ.get("PENSTOCK_TEST_OUTAGE_SECONDS", "5"))
-"""How long a server is away. `PENSTOCK_TEST_OUTAGE_JOBS=5000 PENSTOCK_TEST_OUTAGE_SECONDS=30` makes it long."""
+"""Length of an outage. `PENSTOCK_TEST_OUTAGE_JOBS=5000 PENSTOCK_TEST_OUTAGE_SECONDS=30` makes it long."""
 LOCK_SECONDS = max(13.0, SECONDS)
 """How long SQLite's lock is held: for longer than its busy timeout of 10 s."""
 EVERY = 10
-"""Of so many jobs one writes with `ctx.session`."""
+"""One in so many jobs writes with `ctx.session`."""
 
 pytestmark = pytest.mark.slow
 pairs = pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -94,7 +94,7 @@ def test_sqlite_locked_for_longer_than_its_busy_timeout_in_the_middle_of_many_jo
 
 
 def survives(site: Site, outage: Callable[[], object], mode: str) -> None:
-    file, begun = site.folder / "file", site.folder / "begun"
+    file, started = site.folder / "file", site.folder / "started"
     effect = outage_jobs.Open if mode == "async" else outage_jobs.OpenInThread
     plain, effects = JOBS - JOBS // EVERY, JOBS // EVERY
     seconds = 20 * 4.0 / JOBS  # so that twenty at a time take some seconds
@@ -106,11 +106,11 @@ def survives(site: Site, outage: Callable[[], object], mode: str) -> None:
         mixed = [*marks(file, plain, seconds=seconds)]
         # On SQLite an open transaction keeps out everybody else's.
         open_seconds = 0.01 if site.settings.database_url.startswith("sqlite") else 0.5
-        mixed += [effect(number=number, file=str(begun), seconds=open_seconds) for number in range(effects)]
+        mixed += [effect(number=number, file=str(started), seconds=open_seconds) for number in range(effects)]
         site.producer.enqueue_many(mixed[::EVERY] + [job for i, job in enumerate(mixed) if i % EVERY])
-        until(lambda: len(lines(file)) > plain // 5 and lines(begun), "some lines")
+        until(lambda: len(lines(file)) > plain // 5 and lines(started), "some lines")
         with outage():  # type: ignore[attr-defined]
-            until(lambda: not idle.ready, "a worker that says that its ledger is away")
+            until(lambda: not idle.ready, "a worker that says that its ledger is unavailable")
             assert idle.intake.alive  # it is the ledger, not the broker
             until(lambda: idle.executor.wait_for_capacity(0.1) <= 0, "a worker that fetches nothing")
             until(lambda: site.said("jobs are held until it is back"), "a log line")
@@ -128,7 +128,7 @@ def survives(site: Site, outage: Callable[[], object], mode: str) -> None:
 def blemishes(site: Site) -> Counter[str]:
     """Failed or crashed attempts, and dead letters. A run that the outage interrupted is none."""
 
-    def read(connection: sa.Connection) -> Counter[str]:
+    def count_failures(connection: sa.Connection) -> Counter[str]:
         counts = Counter(
             connection.scalars(sa.select(attempts.c.outcome).where(attempts.c.outcome != "interrupted")).all()
         )
@@ -137,4 +137,4 @@ def blemishes(site: Site) -> Counter[str]:
         counts["failures"], counts["crashes"] = int(counted[0]), int(counted[1])
         return Counter({name: count for name, count in counts.items() if count})
 
-    return site.database.read(read)
+    return site.database.read(count_failures)

@@ -33,14 +33,14 @@ def sentinels(tmp_path: Path) -> Iterator[RedisSentinels]:
 def test_a_master_killed_in_the_middle_of_five_hundred_jobs_is_replaced_and_the_rest_is_done(
     engine: str, sentinels: RedisSentinels, tmp_path: Path, running: list[Site]
 ) -> None:
-    file, begun = tmp_path / "file", tmp_path / "begun"
+    file, started = tmp_path / "file", tmp_path / "started"
     site = make_site((engine, "redis"), sentinels.url, tmp_path, running)
     site.start_worker()
     idle = Worker(site.settings, engine=engine, queues=["idle"], concurrency=1)
     idle.start()
     try:
         until(lambda: idle.ready, "a ready worker")
-        jobs = [outage_jobs.Effect(number=number, file=str(begun), seconds=0.05) for number in range(50)]
+        jobs = [outage_jobs.Effect(number=number, file=str(started), seconds=0.05) for number in range(50)]
         site.producer.enqueue_many([*jobs, *marks(file, 450, seconds=0.1)])
         until(lambda: len(lines(file)) > 50, "some lines")
         sentinels.kill_master()
@@ -53,7 +53,7 @@ def test_a_master_killed_in_the_middle_of_five_hundred_jobs_is_replaced_and_the_
         assert late.wait(WAIT_SECONDS).state == "succeeded"
     finally:
         idle.stop()
-    # No worker died, so what the promoted server hands out again is known to be done, or to be running.
+    # No worker died, so the deliveries that the promoted server repeats are known to be done, or to be running.
     assert sorted(lines(file), key=int) == [str(number) for number in range(451)]
     assert site.effects() == dict.fromkeys(range(50), 1)
     old: RedisServer = sentinels.master

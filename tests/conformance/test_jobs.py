@@ -1,4 +1,4 @@
-"""What every engine does with a job, on every broker. An engine that fails this is not an engine."""
+"""The contract of every engine on every broker. An engine that fails this is not an engine."""
 
 from __future__ import annotations
 

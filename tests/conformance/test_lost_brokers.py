@@ -1,4 +1,4 @@
-"""A broker that is emptied in the middle: what the ledger had on record still ends, and `once` happens once."""
+"""A broker that is emptied in the middle: jobs that the ledger had on record still end, and `once` happens once."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def test_recorded_jobs_outlive_their_broker(site: Site, tmp_path: Path) -> None:
     now = datetime.now(UTC)
-    lines = str(tmp_path / "begun")
+    lines = str(tmp_path / "started")
     effects = [Effect(number=number, file=lines) for number in range(ONCE)]
     jobs = [*effects, *(Add(a=number, b=1) for number in range(OTHERS))]
     priorities = ("normal", "normal", "high", "low")
@@ -88,7 +88,7 @@ def test_recorded_jobs_outlive_their_broker(site: Site, tmp_path: Path) -> None:
     wipe(site)
     until(lambda: site.states()["succeeded"] >= 800, "some after the first loss")
     wipe(site)
-    kill(first)  # and what it ran is known to nobody but the ledger
+    kill(first)  # and only the ledger knows which job it ran
 
     site.all_succeed(len(jobs))
     assert site.effects() == Counter(range(ONCE))

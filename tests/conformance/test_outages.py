@@ -45,7 +45,7 @@ class Site(Stack):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, lease_seconds=LEASE, **options)
-        # On a RabbitMQ that others use, a dispatcher would take what their clients send to a queue of the same name.
+        # On a RabbitMQ that others use, a dispatcher would take their clients' messages from a queue of the same name.
         self.settings = self.settings.model_copy(update={"stock_queues": ()})
         outage_jobs.EFFECTS.metadata.create_all(self.database.engine)
 
@@ -66,7 +66,7 @@ class Site(Stack):
         assert self.states() == {"succeeded": count}
 
     def workers(self) -> list[str]:
-        """Those that run."""
+        """Names of live workers."""
         select = sa.select(workers.c.name).where(workers.c.stopped_at.is_(None), workers.c.engine != "dispatcher")
         return list(self.database.read(lambda connection: connection.scalars(select).all()))
 
@@ -76,7 +76,7 @@ class Site(Stack):
         return Counter(self.database.read(lambda connection: connection.scalars(select).all()))
 
     def freeze(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGSTOP, but not while it has SQLite's only write lock: what nobody could write then is another matter."""
+        """SIGSTOP, but not while it has SQLite's only write lock: that outage is another test's subject."""
 
         def is_frozen() -> bool:
             process.send_signal(signal.SIGSTOP)
@@ -195,7 +195,7 @@ def test_a_broker_killed_in_the_middle_of_a_thousand_jobs_loses_none(
         site.all_succeed(1000)
     finally:
         idle.stop()
-    # No worker died, so what the broker hands out again is known to be done, or to be running.
+    # No worker died, so the deliveries that the broker repeats are known to be done, or to be running.
     assert sorted(lines(file), key=int) == [str(number) for number in range(1000)]
 
 
@@ -211,13 +211,13 @@ def test_workers_go_on_when_every_connection_was_cut(
         until(lambda: len(lines(file)) > 30, "some lines")
         proxy.cut()
         time.sleep(1.5 * LEASE)
-        proxy.mend()
+        proxy.restore()
         site.all_succeed(200)
         late = site.producer.enqueue(acme.Mark(file=str(file), text="200"))
         assert late.wait(WAIT_SECONDS).state == "succeeded"
         assert sorted(lines(file), key=int) == [str(number) for number in range(201)]
     finally:
-        site.stop()  # first: a worker declares its queues anew
+        site.stop()  # first: a worker declares its queues again
         if pair[1] == "rabbitmq":
             delete_rabbitmq(broker_url, site.settings.prefix)
 
@@ -230,13 +230,13 @@ def test_workers_killed_at_random_moments_lose_nothing_and_repeat_no_effect(
     print(f"PENSTOCK_TEST_SEED={SEED} PENSTOCK_TEST_KILLS={ROUNDS}")
     monkeypatch.setenv("PENSTOCK_MAX_CRASHES", "1000")
     chance = random.Random(SEED)
-    file, begun = tmp_path / "file", tmp_path / "begun"
+    file, started = tmp_path / "file", tmp_path / "started"
     per_round = 40
     for number in range(ROUNDS):
         share = range(number * per_round, (number + 1) * per_round)
         site.producer.enqueue_many(
             [acme.Mark(file=str(file), text=str(number), seconds=chance.uniform(0, 0.3)) for number in share]
-            + [outage_jobs.Effect(number=number, file=str(begun), seconds=chance.uniform(0, 0.3)) for number in share]
+            + [outage_jobs.Effect(number=number, file=str(started), seconds=chance.uniform(0, 0.3)) for number in share]
         )
         worker = site.start_worker(concurrency=10)
         before = len(lines(file))
@@ -256,9 +256,9 @@ def test_the_job_of_a_frozen_worker_is_taken_over_and_its_late_outcome_refused(
 ) -> None:
     """RabbitMQ keeps a delivery with its connection until that fails, which heartbeats tell after a minute at most.
 
-    Here the cut connection takes their place. Redis has no need of it: the lease ends by itself.
+    Here the cut connection replaces them. Redis does not need it: the lease ends by itself.
     """
-    file = tmp_path / "begun"
+    file = tmp_path / "started"
     frozen = site.start_worker(PENSTOCK_BROKER_URL=through(proxy, broker_url))
     handle = site.producer.enqueue(outage_jobs.Effect(number=1, file=str(file), seconds=LEASE))
     until(lambda: lines(file), "the first run")
@@ -271,7 +271,7 @@ def test_the_job_of_a_frozen_worker_is_taken_over_and_its_late_outcome_refused(
     until(lambda: len(lines(file)) == 2, "the second run")
     assert handle.wait(WAIT_SECONDS).state == "succeeded"
     if pair[1] == "rabbitmq":
-        proxy.mend()
+        proxy.restore()
     frozen.send_signal(signal.SIGCONT)
     until(lambda: site.said("another worker has taken it over"), "the refusal")
     status = handle.status()
@@ -283,7 +283,7 @@ def test_the_job_of_a_frozen_worker_is_taken_over_and_its_late_outcome_refused(
 def test_a_handler_that_holds_the_interpreter_for_longer_than_the_lease_keeps_its_job(
     site: Site, tmp_path: Path
 ) -> None:
-    """On Redis a process beside the worker renews its leases; on RabbitMQ the connection stands for as long."""
+    """On Redis a second process renews the worker's leases; on RabbitMQ the connection stays open for as long."""
     for _ in range(3):  # one for each job, and one that would take them over
         site.start_worker(concurrency=1)
     kinds = (outage_jobs.GreedyOnce, outage_jobs.GreedyMost)
@@ -313,7 +313,7 @@ def test_workers_whose_clocks_are_five_minutes_off_run_nothing_twice(
 ) -> None:
     need("PostgreSQL")  # with SQLite all are on one machine, and its clock is the only one
     behind, ahead = shifted_clock(-SKEW_SECONDS), shifted_clock(SKEW_SECONDS)
-    file, begun, most_file = tmp_path / "file", tmp_path / "begun", tmp_path / "most"
+    file, started, most_file = tmp_path / "file", tmp_path / "started", tmp_path / "most"
     with temporary_database(POSTGRES_URL) as url:
         site = make_site(pair, broker_url, tmp_path, running, database_url=url)
         # A lease that is written behind time would seem to have ended, so that a copy or a dispatcher's rescue gets in.
@@ -336,8 +336,8 @@ def test_workers_whose_clocks_are_five_minutes_off_run_nothing_twice(
 
         # And one that is written ahead of time would keep its jobs for minutes after its worker has died.
         for number in range(10):
-            site.producer.enqueue(outage_jobs.Effect(number=number, file=str(begun), seconds=LEASE))
-        until(lambda: len(lines(begun)) == 10, "ten runs")
+            site.producer.enqueue(outage_jobs.Effect(number=number, file=str(started), seconds=LEASE))
+        until(lambda: len(lines(started)) == 10, "ten runs")
         site.stop_process(doomed, signal.SIGKILL)
         assert most.wait(WAIT_SECONDS).state == "succeeded"
         site.all_succeed(113)

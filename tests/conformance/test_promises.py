@@ -87,7 +87,7 @@ def site(
     ("point", "lookups"),
     [
         ("beginning", 0),  # nothing was recorded, so nothing can have happened
-        ("begun", 1),  # the provider says that it did not happen
+        ("started", 1),  # the provider says that it did not happen
         ("happened", 1),  # the provider says that it did
         ("confirming", 1),
         ("confirmed", 0),  # it is on record
@@ -107,7 +107,7 @@ def test_an_effect_happens_once_wherever_its_worker_dies(
     assert site.followers(handle.id) == 1
 
 
-@pytest.mark.parametrize(("point", "charges"), [("begun", 0), ("happened", 1)])
+@pytest.mark.parametrize(("point", "charges"), [("started", 0), ("happened", 1)])
 def test_an_effect_in_doubt_is_not_repeated_but_left_to_a_person(
     site: Site, tmp_path: Path, point: str, charges: int
 ) -> None:

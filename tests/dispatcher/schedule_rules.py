@@ -1,4 +1,4 @@
-"""Schedules for tests, and what they have fired."""
+"""Schedules for tests, and their firings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dispatcher is on record beside the workers while it lives."""
+"""A dispatcher is on record next to the workers while it lives."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ HOUR = timedelta(hours=1)
 
 
 class Consumer:
-    """Hands out what it is given, and remembers what became of it."""
+    """Hands out these envelopes, and records how they were settled."""
 
     def __init__(self, *envelopes: Envelope, dead: tuple[Envelope, ...] = ()) -> None:
         self.queues = {"dispatcher"}
@@ -93,16 +93,16 @@ def test_a_delivery_that_the_broker_gave_up_on_is_buried(ledger: Database) -> No
 def test_fetched_deliveries_are_held_while_the_ledger_is_unavailable(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given back, it would be delivered again at once, and RabbitMQ gives up on what it has delivered twenty times."""
+    """Released, it would be delivered again at once, and RabbitMQ drops a message after twenty deliveries."""
 
-    def away(*_: object) -> None:
-        raise LedgerUnavailable("away")
+    def unavailable(*_: object) -> None:
+        raise LedgerUnavailable("unavailable")
 
     envelope = encode(Note(), due_at=datetime.now(UTC) + HOUR)
     consumer = Consumer(envelope)
     intake = Inbox(ledger, consumer)
     with monkeypatch.context() as outage:
-        outage.setattr(intake_module, "keep", away)
+        outage.setattr(intake_module, "keep", unavailable)
         for _ in range(3):
             with pytest.raises(LedgerUnavailable):
                 intake.run_once()

@@ -94,7 +94,7 @@ def test_a_lane_that_was_deleted_gets_its_jobs_again(
             connection = connect(url, timeout_seconds=10)
             connection.channel().queue_delete(lane_name(prefix, "notes", "normal"))
             connection.close()
-        start_worker(ledger, "w1", lease=timedelta(hours=1))  # somebody who would miss them
+        start_worker(ledger, "w1", lease=timedelta(hours=1))  # a worker that waits for them
         consumer.open()
         fetched(consumer, {envelope.id for envelope in envelopes})
     finally:

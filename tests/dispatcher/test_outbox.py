@@ -1,4 +1,4 @@
-"""What is committed to an outbox is sent, on record before it leaves; with real brokers and databases."""
+"""Jobs committed to an outbox are sent, on record before they leave; with real brokers and databases."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_the_jobs_of_a_key_leave_in_their_order_whoever_sends_them(
 
 
 def test_a_reservation_outlasts_a_slow_broker() -> None:
-    """Else a second dispatcher would send what the first is sending."""
+    """Otherwise a second dispatcher would send the batch of the first."""
     slowest = timedelta(seconds=Settings().broker_timeout_seconds)
     assert slowest < RESERVED
 

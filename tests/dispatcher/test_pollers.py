@@ -10,7 +10,7 @@ from penstock.workers.dispatcher.poller import Poller
 
 
 class Flaky(Poller):
-    """Fails as often as told, then works."""
+    """Fails `failures` times, then works."""
 
     name = "flaky"
     interval_seconds = 0.001
@@ -40,9 +40,9 @@ def run(poller: Flaky) -> None:
 
 def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "penstock.dispatcher"):
-        run(Flaky([BrokerUnavailable("redis is away") for _ in range(4)]))
+        run(Flaky([BrokerUnavailable("redis is down") for _ in range(4)]))
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
-    assert "redis is away" in caplog.text
+    assert "redis is down" in caplog.text
     assert "works again" in caplog.text
     assert caplog.records[0].exc_info is None
 
@@ -56,7 +56,7 @@ def test_an_unexpected_error_is_logged_in_full_and_does_not_end_the_service(
 
 
 def test_a_service_that_is_backing_off_stops_at_once() -> None:
-    poller = Flaky([BrokerUnavailable("away") for _ in range(10_000)])
+    poller = Flaky([BrokerUnavailable("down") for _ in range(10_000)])
     poller.start()
     poller.stop()
     assert poller.join(60)

@@ -120,7 +120,7 @@ def test_a_schedule_of_the_code_is_removed_only_when_its_module_has_dropped_it(
     declare_schedules(ledger, [])
     assert list(recorded_schedules(ledger)) == ["elsewhere"]
     acts.remove(ledger, "elsewhere", actor="test")
-    # Of a name that both have, the file has the last word.
+    # The file has the last word about a name that both have.
     [here] = [rule for rule in rules(here=HOURLY | {"cron": "@daily"}) if rule.name == "here"]
     assert (here.source, here.settings and here.settings.cron) == ("file", "@daily")
 
@@ -153,7 +153,7 @@ def test_a_change_of_the_file_takes_effect_without_a_restart(sqlite_ledger: Data
         file.write_text(f"[schedules.b]\n{often}[schedules.bad]\nkind = 3\n")
         until(lambda: count("b") >= 2)
         assert list(recorded_schedules(ledger)) == ["b", "bad"]
-        # What cannot be read as a whole changes nothing.
+        # A file that cannot be read as a whole changes nothing.
         file.write_text("[schedules.c\n")
         seen = count("b")
         until(lambda: count("b") >= seen + 2)

@@ -1,4 +1,4 @@
-"""Schedules fire: on time, once, with what was missed, and beside the last job."""
+"""Schedules fire: on time, once, with missed times, and depending on the last job."""
 
 from __future__ import annotations
 

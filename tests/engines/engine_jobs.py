@@ -11,7 +11,7 @@ from penstock.workers import Context, Discard, Retry, Snooze, handles
 
 QUEUE = "engines"
 OTHER_QUEUE = "engines-2"
-"""Nobody consumes it until told to."""
+"""No worker consumes it until asked to."""
 
 
 class Add(Job, kind="engines.add", queue=QUEUE):

@@ -27,7 +27,7 @@ PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("d
 
 
 class Running:
-    """A worker process of an engine, and what a test needs around it.
+    """A worker process of an engine, with its producer, ledger and remote control.
 
     Attributes:
         name: of its node.
@@ -109,8 +109,10 @@ class Running:
         return until(answer, f"an answer to {command}")[0]
 
     def tell(self, command: str, **arguments: Any) -> None:
-        """Send a remote control command that has no answer. A broadcast reaches only who listens already, and a worker
-        may run jobs before it does."""
+        """Send a remote control command that has no answer.
+
+        A broadcast reaches only workers that listen already, and a worker may run jobs before it does.
+        """
         self.ask("ping")
         self.client.control.broadcast(command, arguments, destination=[self.name])
 

@@ -1,4 +1,4 @@
-"""What a worker refuses to start with. Nothing is connected to before it has looked."""
+"""Settings that a worker refuses to start with. It checks them before it connects to anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Celery's own code finds in a worker: an application with a task for every kind, and its signals."""
+"""A worker as Celery's own code sees it: an application with a task for every kind, and its signals."""
 
 from __future__ import annotations
 

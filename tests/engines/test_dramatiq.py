@@ -1,4 +1,4 @@
-"""What Dramatiq's own code finds in a worker: a broker with actors, and middleware that runs."""
+"""A worker as Dramatiq's own code sees it: a broker with actors, and middleware that runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stock receiver of Celery's events hears of both engines."""
+"""Events of both engines, as a stock receiver of Celery's events gets them."""
 
 from __future__ import annotations
 

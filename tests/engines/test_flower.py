@@ -35,7 +35,7 @@ class Flower:
         self.port = port
 
     def get(self, path: str, login: str = "op:secret") -> Any:
-        """What its HTTP API answers; None while it does not."""
+        """Answer of its HTTP API; None while there is none."""
         authorization = "Basic " + base64.b64encode(login.encode()).decode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/{path}", headers={"Authorization": authorization}

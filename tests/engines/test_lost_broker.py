@@ -1,4 +1,4 @@
-"""A broker that goes away and comes back, under workers of both engines."""
+"""A broker that goes down and comes back, under workers of both engines."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ class Bench:
         return worker
 
     def run(self, job: Job, **options: Any) -> Any:
-        """The status of a job when it is no longer on its way."""
+        """Status of a job once it is no longer queued or running."""
         handle = self.producer.enqueue(job, **options)
         until(lambda: handle.status().state not in (State.QUEUED, State.RUNNING))
         return handle.status()

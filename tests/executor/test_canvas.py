@@ -1,4 +1,4 @@
-"""What follows a job of a stock Celery client. The messages are those that a real client makes."""
+"""Callbacks and chains of a stock Celery client. The messages are those that a real client makes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def step(app: Celery, *args: Any, **options: Any) -> Signature:
 
 
 class Client:
-    """A stock client over a broker in memory, and what it has sent."""
+    """A stock client over a broker in memory, and its messages."""
 
     def __init__(self) -> None:
         self.queue = uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Deliveries that cannot run, come twice, are given back or crash their worker."""
+"""Deliveries that cannot run, come twice, are released or crash their worker."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_duplicate_of_a_running_job_is_dropped_and_a_redelivery_of_it_is_settl
     until(lambda: handle.status().state == "running")
     bench.broker.send([envelope])
     until(lambda: len(worker.consumer.unsettled) == 1 and not bench.broker.depths(["ex"])["ex"])  # type: ignore[attr-defined]
-    worker.consumer.die()  # type: ignore[attr-defined]  # the connection is lost and made anew
+    worker.consumer.die()  # type: ignore[attr-defined]  # the connection is lost and opened again
     until(lambda: len(worker.consumer.unsettled) == 1)  # type: ignore[attr-defined]
     gate.set()
     assert handle.wait(WAIT_SECONDS).state == "succeeded"

@@ -1,4 +1,4 @@
-"""The executor over a broker in memory and a real ledger: what becomes of a job, whatever its handler does."""
+"""The executor over a broker in memory and a real ledger: the outcome of a job, whatever its handler does."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_a_handlers_transaction_is_rolled_back_when_another_worker_has_claimed_t
     take_over = sa.update(jobs).values(fence=jobs.c.fence + 1, worker="another, dead by now")
     bench.database.write(lambda connection: connection.execute(take_over))
     gate.set()
-    # The late one is given back to the broker, and delivered again.
+    # The late one is released to the broker, and delivered again.
     until(lambda: handle.status().state == "succeeded")
     assert handle.status().crashes == 1
     assert bench.database.read(lambda connection: connection.scalar(sa.text("SELECT count(*) FROM effects"))) == 1

@@ -24,7 +24,7 @@ class HalfOpen:
     def fetch(self, limit: int, timeout_seconds: float) -> list[Delivery]:
         time.sleep(0.01)
         if not self.hands_out:
-            raise BrokerUnavailable("its queues open to nobody")
+            raise BrokerUnavailable("its queues cannot be opened")
         return []
 
     def wake(self) -> None: ...

@@ -21,7 +21,7 @@ def test_a_silent_database_counts_as_unavailable_until_it_answers(monkeypatch: p
     async def main() -> None:
         io = IoThreads("w", Capacity(1))
         await asyncio.sleep(0.3)
-        assert not io.ledger_unavailable  # nobody asked
+        assert not io.ledger_unavailable  # no call was made
         first = asyncio.create_task(io.ledger(answer.wait))
         second = asyncio.create_task(io.ledger(lambda: "second"))
         await until_async(lambda: io.ledger_unavailable)

@@ -1,4 +1,4 @@
-"""Results that the ledger does not take: where they go, who reads them, and what happens when that fails."""
+"""Results that the ledger does not take: where they are stored, how they are read, and what happens when that fails."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_status_without_a_storage_says_where_the_result_is(ledger: Database) -
 
 
 class Noting(FileStorage):
-    """Notes what is deleted."""
+    """Records the deleted keys."""
 
     deleted: ClassVar[list[str]] = []
 

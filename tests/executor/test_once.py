@@ -34,7 +34,7 @@ class Declined(Permanent): ...
 
 
 class Pay(Job):
-    """What is paid, and what goes wrong."""
+    """Options of a payment, and how it goes wrong."""
 
     file: str
     how: str
@@ -349,7 +349,7 @@ def test_a_worker_that_lost_its_claim_does_not_call_the_effect(
     take_over = sa.update(jobs).where(jobs.c.id == handle.id).values(fence=jobs.c.fence + 1, worker="dead by now")
     inline.database.write(lambda connection: connection.execute(take_over))
     gate.set()
-    # Its delivery is given back and claimed anew; that attempt finds nothing begun.
+    # Its delivery is released and claimed again; that attempt finds no started effect.
     status = handle.wait(WAIT_SECONDS)
     assert (status.state, status.crashes, status.failures) == ("succeeded", 1, 0)
     [row] = effects.effects_of(inline.database, handle.id)

@@ -41,7 +41,7 @@ class Index(Job, kind="ur.index", queue="ur", unique="debounce", debounce=0.5):
 
 
 class Hold(Job, kind="ur.hold", queue="ur"):
-    """Runs until it is cancelled, and says how it was told."""
+    """Runs until it is cancelled, and records how it was notified."""
 
 
 class HoldThread(Job, kind="ur.thread", queue="ur"): ...
@@ -144,7 +144,7 @@ def test_a_burst_of_debounced_jobs_runs_once_with_the_last_payload(inline: Inlin
     assert status.started_at - began >= timedelta(seconds=0.5)
     inline.drain()
     assert seen[-1] == "19"
-    # On a machine that stood still for half a second there was a quiet period in between.
+    # On a machine that was frozen for half a second there was a quiet period in between.
     assert len(seen) == len({handle.id for handle in handles_ if handle.status().state == "succeeded"})
 
 

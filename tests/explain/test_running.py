@@ -54,12 +54,12 @@ def test_a_running_job_says_where_and_how_far_it_is(ledger: Database) -> None:
 def dead_worker(ledger: Database, job: Job) -> str:
     """A job under a worker whose lease ended ten seconds ago."""
     worker(ledger, "dead")
-    begun = message(job)
-    claimed(ledger, begun, worker="dead")
+    lost = message(job)
+    claimed(ledger, lost, worker="dead")
     record_worker_exit(ledger, pid_of(ledger, "dead"), "SIGKILL", None)
     over = sa.update(workers).where(workers.c.name == "dead").values(lease_until=resending.clock(ledger) - LEASE / 1.5)
     ledger.write(lambda connection: connection.execute(over))
-    return begun.id
+    return lost.id
 
 
 def pid_of(ledger: Database, name: str) -> int:

@@ -107,11 +107,11 @@ def test_a_job_that_no_worker_has_seen_is_found_in_the_broker(ledger: Database) 
 
 
 def test_a_job_in_the_outbox(ledger: Database) -> None:
-    def write(connection: sa.Connection) -> list[str]:
+    def enqueue_three(connection: sa.Connection) -> list[str]:
         first = [Outbox().enqueue(connection, Note(), key="k"), Outbox().enqueue(connection, Note())]
         return [handle.id for handle in (*first, Outbox().enqueue(connection, Note(), key="k"))]
 
-    first, _, last = ledger.write(write)
+    first, _, last = ledger.write(enqueue_three)
     explanation = explain(ledger, last)
     assert explanation.because.startswith("it waits in the outbox, written 20")
     assert "no dispatcher lives to send it (none was ever seen)" in explanation.because

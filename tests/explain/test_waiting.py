@@ -33,7 +33,7 @@ def delayed(ledger: Database, job: Job | None = None, delay: timedelta = HOUR, *
 
 
 def sent(ledger: Database, job: Job | None = None, broker: MemoryBroker | None = None, **options: Any) -> Message:
-    """What a dispatcher has handed to the broker."""
+    """A job that a dispatcher has sent to the broker."""
     broker = broker or MemoryBroker()
     delayed(ledger, job, -MINUTE, **options)
     due_jobs.send_due(ledger, broker)
@@ -160,8 +160,8 @@ def test_an_unavailable_broker_is_a_fact_and_the_rest_is_explained(ledger: Datab
 
 def test_a_queue_that_no_worker_consumes_and_who_consumes_what(ledger: Database) -> None:
     job = sent(ledger)
-    nobody = explain(ledger, job.id)
-    assert "no live worker consumes queue 'notes' (no worker lives; none was ever seen)" in nobody.because
+    unconsumed = explain(ledger, job.id)
+    assert "no live worker consumes queue 'notes' (no worker lives; none was ever seen)" in unconsumed.because
     worker(ledger, "gone", queues=("notes", "a"), lease=-HOUR)
     worker(ledger, "other", queues=("ticks", "uploads"))
     worker(ledger, "note-taker", queues=("notes.taken", "not_es"))

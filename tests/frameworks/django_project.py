@@ -21,7 +21,7 @@ if not settings.configured:
         DATABASES={DEFAULT_DB_ALIAS: {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
         LOGGING_CONFIG=None,
         SECRET_KEY="only for tests, only for tests",
-        # Neither may change what the dispatcher finds.
+        # Neither may change the rows that the dispatcher reads.
         USE_TZ=False,
         TIME_ZONE="Asia/Kathmandu",
     )

@@ -29,7 +29,7 @@ UVICORN = ("uvicorn", "--host", "127.0.0.1", "--port", "{port}")
 
 @dataclass(frozen=True)
 class Example:
-    """A folder under `examples`, how it is served, and what is run before."""
+    """A folder under `examples`, how it is served, and a command to run before."""
 
     folder: str
     serve: tuple[str, ...]
@@ -106,7 +106,7 @@ class Site:
         return self.client.post(path, json=body, headers=headers)
 
     def events(self, path: str) -> list[tuple[str, dict[str, Any]]]:
-        """What a browser's EventSource would tell, until the end."""
+        """Events of a browser's EventSource, until the end."""
         events = []
         with self.client.stream("GET", path) as answer:
             assert answer.status_code == 200

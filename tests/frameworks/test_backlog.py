@@ -22,13 +22,13 @@ from penstock.producers.outbox import Outbox, create_outbox
 
 
 def write(database: Database, count: int, age: timedelta = timedelta()) -> None:
-    def work(connection: sa.Connection) -> None:
+    def insert_old_rows(connection: sa.Connection) -> None:
         for _ in range(count):
             handle = Outbox().enqueue(connection, Note())
             update = sa.update(outbox).where(outbox.c.id == handle.id)
             connection.execute(update.values(created_at=datetime.now(UTC) - age))
 
-    database.write(work)
+    database.write(insert_old_rows)
 
 
 def test_a_backlog_is_its_jobs_and_the_age_of_the_first(ledger: Database) -> None:

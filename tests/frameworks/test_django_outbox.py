@@ -1,4 +1,4 @@
-"""What is in Django's outbox is what its ORM has committed; and the dispatcher empties it as any other."""
+"""Django's outbox has the jobs that the ORM has committed; and the dispatcher empties it as any other."""
 
 from __future__ import annotations
 
@@ -319,13 +319,13 @@ def test_postgresql_notifies_of_a_commit_and_of_nothing_else(tmp_path: Path) -> 
 def test_threads_write_in_transactions_of_their_own(alias: str) -> None:
     out = Outbox(using=alias)
 
-    def work(number: int) -> None:
+    def enqueue_in_transaction(number: int) -> None:
         with transaction.atomic(using=alias):
             out.enqueue(Note(text=f"kept {number}"))
             transaction.set_rollback(number % 2 == 1, using=alias)
         connections[alias].close()
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=enqueue_in_transaction, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

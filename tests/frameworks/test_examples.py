@@ -119,7 +119,7 @@ def test_a_job_committed_with_the_request_runs_in_its_trace_and_is_followed_to_i
     assert events[-1][1]["id"] == answer.json()["job"]
     assert events[-1][1]["state"] == "succeeded"
     again = site.client.get(answer.json()["events"], headers={"last-event-id": "end"})
-    assert (again.status_code, again.content) == (204, b"")  # a browser that asks once more is told to stop
+    assert (again.status_code, again.content) == (204, b"")  # a browser that reconnects gets the answer to stop
     row = stack.row(answer.json()["job"])
     assert (row.traceparent, row.result) == (TRACEPARENT, f'"invoices/{number}.txt"')
 

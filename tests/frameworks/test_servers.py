@@ -156,14 +156,14 @@ def test_a_producers_connection_that_a_firewall_forgot_while_it_idled_is_not_use
         with ThreadPoolExecutor(4) as pool:
             barrier = threading.Barrier(4)
 
-            def work(_: int) -> str:
+            def enqueue_together(_: int) -> str:
                 barrier.wait(WAIT_SECONDS)
                 return producer.enqueue(Note()).id
 
-            sent += pool.map(work, range(4))
+            sent += pool.map(enqueue_together, range(4))
             firewall.forget()
             long_ago(monkeypatch)
-            sent += pool.map(work, range(4))  # one that was used all the same would fail after the timeout
+            sent += pool.map(enqueue_together, range(4))  # one that was used all the same would fail after the timeout
         assert sorted(Arrivals(consumer).wait_for(9)) == sorted(sent)
 
 

@@ -1,4 +1,4 @@
-"""What the modules for frameworks share: streams, traces, and imports that stay light."""
+"""Code that the modules for frameworks share: streams, traces, and imports that stay light."""
 
 from __future__ import annotations
 

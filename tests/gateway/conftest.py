@@ -54,7 +54,7 @@ def opened(settings: Settings) -> Iterator[Gateway]:
 
 @pytest.fixture(autouse=True)
 def no_failures(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What a server only logs fails the test."""
+    """A logged error of the server fails the test."""
     yield
     failures = {record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR}
     # uvicorn 0.54 says this of a WebSocket that was refused with a body, where the connection is not yet gone by then.

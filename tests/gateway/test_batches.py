@@ -78,8 +78,8 @@ def test_a_full_queue_refuses_its_own_jobs_only(gateway: Gateway, open_gateway: 
 
 
 def test_an_unavailable_broker_refuses_every_item(gateway: Gateway, open_gateway: Open) -> None:
-    away = gateway.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
-    body = post(open_gateway(away), [item(), {"kind": "gateway.tree"}]).json()
+    unavailable = gateway.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
+    body = post(open_gateway(unavailable), [item(), {"kind": "gateway.tree"}]).json()
     assert [answer["status"] for answer in body["jobs"]] == [503, 503]
 
 

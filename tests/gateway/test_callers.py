@@ -1,4 +1,4 @@
-"""Who may do what: API keys, tokens of an identity provider, and how much of it."""
+"""Authentication and authorization: API keys, tokens of an identity provider, and quotas."""
 
 from __future__ import annotations
 
@@ -216,5 +216,5 @@ def test_an_empty_list_in_a_scope_allows_nothing(trusting: Gateway, provider: Pr
 
 
 def test_an_unavailable_provider_is_a_503(open_gateway: Open, provider: Provider) -> None:
-    away = open_gateway(jwt={"jwks_url": "http://127.0.0.1:1/jwks.json", "issuer": ISSUER, "audience": AUDIENCE})
-    problem(ask(away, provider.token()), 503, "provider-unavailable")
+    unavailable = open_gateway(jwt={"jwks_url": "http://127.0.0.1:1/jwks.json", "issuer": ISSUER, "audience": AUDIENCE})
+    problem(ask(unavailable, provider.token()), 503, "provider-unavailable")

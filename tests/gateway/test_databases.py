@@ -1,4 +1,4 @@
-"""What the gateway keeps in the ledger's database, on the servers; all other tests use SQLite."""
+"""The gateway's tables in the ledger's database, on the servers; all other tests use SQLite."""
 
 from __future__ import annotations
 

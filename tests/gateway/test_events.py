@@ -261,11 +261,11 @@ def test_a_message_that_was_not_taken_may_come_again(
     body, path = pushed(), f"/v1/webhooks/{name}"
     headers = signed(body, new(), int(time.time()))
 
-    async def away(*_arguments: Any) -> Any:
+    async def unavailable(*_arguments: Any) -> Any:
         raise BrokerUnavailable("not there")
 
     with monkeypatch.context() as patch:
-        patch.setattr(AsyncProducer, "enqueue_each", away)
+        patch.setattr(AsyncProducer, "enqueue_each", unavailable)
         problem(gateway.client.post(path, content=body, headers=headers), 503, "broker-unavailable")
     assert gateway.sent("trees") == []
     assert gateway.client.post(path, content=body, headers=headers).status_code == 202

@@ -1,4 +1,4 @@
-"""Why a job isn't running, over HTTP; and what a key that is bound is told."""
+"""Why a job isn't running, over HTTP; and the answers for a key with bounds."""
 
 from __future__ import annotations
 

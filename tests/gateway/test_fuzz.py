@@ -15,14 +15,14 @@ from penstock.producers.gateway import create_app
 from penstock.producers.gateway.openapi import document
 
 load_all_checks()
-# What JSON Schema has no words for is refused too, such as a mail without a text; and one path has GET for an id and
-# POST for a kind.
+# Rules that JSON Schema cannot express refuse bodies too, such as a mail without a text. And one path has GET for an
+# id and POST for a kind.
 NOT_CHECKED = CHECKS.get_by_names(["positive_data_acceptance", "allow_header_conformance"])
 NOT_OF_BATCHES = [*NOT_CHECKED, *CHECKS.get_by_names(["negative_data_rejection"])]
 """Their items are refused one by one, with 207 for the whole."""
 BATCHES = ("/v1/jobs", "/v1/events")
 
-# Of all the kinds that tests have imported two will do.
+# Two of the kinds that tests have imported are enough.
 schema = schemathesis.openapi.from_dict(document(create_app(Settings()))).exclude(
     path_regex=r"^/v1/jobs/(?!gateway\.invoice$|email\.send$|\{)"
 )

@@ -1,4 +1,4 @@
-"""One job over HTTP: seeing it, cancelling it, trying it again; and whose it is."""
+"""A job over HTTP: reading, cancelling and retrying it; and its tenant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def submit(gateway: Gateway, key: dict[str, str], **options: str) -> str:
 
 
 def run(gateway: Gateway, job_id: str, outcome: Outcome, tenant: str | None = None, **fields: Any) -> None:
-    """What a worker records of it."""
+    """Record the job as a worker does."""
     start_worker(gateway.database, "w1")
     claim = claimed(gateway.database, message(Invoice(**INVOICE), id=job_id, tenant=tenant))  # type: ignore[arg-type]
     assert end(gateway.database, claim, outcome, **fields)
@@ -153,8 +153,8 @@ def test_a_job_that_succeeded_is_not_tried_again(gateway: Gateway) -> None:
 
 
 def test_an_unavailable_ledger_is_a_503(gateway: Gateway, open_gateway: Open) -> None:
-    away = gateway.settings.model_copy(update={"database_url": "postgresql+psycopg://nobody@127.0.0.1:1/none"})
-    answer = open_gateway(away).client.get("/v1/jobs/x", headers=gateway.key())
+    unavailable = gateway.settings.model_copy(update={"database_url": "postgresql+psycopg://nobody@127.0.0.1:1/none"})
+    answer = open_gateway(unavailable).client.get("/v1/jobs/x", headers=gateway.key())
     problem(answer, 503, "ledger-unavailable")
 
 

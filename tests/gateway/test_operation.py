@@ -39,9 +39,9 @@ def test_the_gateway_is_alive_and_ready(gateway: Gateway) -> None:
 def test_the_gateway_is_alive_but_not_ready_without_broker_or_ledger(
     gateway: Gateway, open_gateway: Open, setting: str, url: str, name: str
 ) -> None:
-    away = open_gateway(gateway.settings.model_copy(update={setting: url}))
-    assert away.client.get("/health").status_code == 200
-    problem(away.client.get("/ready"), 503, name)
+    unavailable = open_gateway(gateway.settings.model_copy(update={setting: url}))
+    assert unavailable.client.get("/health").status_code == 200
+    problem(unavailable.client.get("/ready"), 503, name)
 
 
 def test_metrics_count_requests_and_jobs(open_gateway: Open) -> None:

@@ -110,20 +110,20 @@ def test_a_unique_job_that_was_cut_off_is_not_its_own_duplicate(
 
 def test_a_request_that_is_under_way_is_not_started_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     key = gateway.key()
-    begun, go_on = threading.Event(), threading.Event()
+    started, go_on = threading.Event(), threading.Event()
     enqueue: Callable[..., Any] = AsyncProducer.enqueue
 
     async def slow(self: AsyncProducer, *arguments: Any, **options: Any) -> Any:
         import asyncio
 
-        begun.set()
+        started.set()
         await asyncio.to_thread(go_on.wait, 60)
         return await enqueue(self, *arguments, **options)
 
     monkeypatch.setattr(AsyncProducer, "enqueue", slow)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, gateway, key, "one")
-        assert begun.wait(60)
+        assert started.wait(60)
         problem(post(gateway, key, "one"), 409, "under-way")
         go_on.set()
         assert first.result(60).status_code == 202
@@ -143,5 +143,5 @@ def test_keys_are_forgotten_after_a_day(gateway: Gateway, open_gateway: Open) ->
     job_id = post(gateway, key, "one").json()["id"]
     old = sa.update(requests).values(begun_at=datetime.now(UTC) - timedelta(days=1, minutes=1))
     gateway.database.write(lambda connection: connection.execute(old))
-    another = open_gateway()  # which deletes what is old with its first
+    another = open_gateway()  # which deletes old keys with its first
     assert post(another, key, "one").json()["id"] != job_id

@@ -1,4 +1,4 @@
-"""Schedules over HTTP: made, seen, paused, run and made up for, by callers that may send their jobs."""
+"""Schedules over HTTP: added, read, paused, run and backfilled, by callers that may send their jobs."""
 
 from __future__ import annotations
 

@@ -132,8 +132,8 @@ def test_a_job_over_its_limit_is_too_large(gateway: Gateway) -> None:
 
 
 def test_an_unavailable_broker_is_a_503_that_names_no_host(gateway: Gateway, open_gateway: Open) -> None:
-    away = gateway.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
-    answer = open_gateway(away).client.post("/v1/jobs/gateway.invoice", json=INVOICE, headers=gateway.key())
+    unavailable = gateway.settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
+    answer = open_gateway(unavailable).client.post("/v1/jobs/gateway.invoice", json=INVOICE, headers=gateway.key())
     body = problem(answer, 503, "broker-unavailable")
     assert "127.0.0.1" not in body["detail"]
     assert answer.headers["retry-after"] == "5"

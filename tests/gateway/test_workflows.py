@@ -56,7 +56,7 @@ def begin(gateway: Gateway, job: Job, *, moved: bool = True, **options: Any) -> 
 
 
 def end(gateway: Gateway, outcome: Outcome = Outcome.SUCCEEDED) -> None:
-    """Let what was sent run and end so, and what follows begin."""
+    """Let sent jobs run with this outcome, and the next steps begin."""
     run(gateway.database, waiting(gateway.database), "w1", result, outcome=outcome)
     move(gateway.database)
 
@@ -267,13 +267,13 @@ def test_a_retry_from_a_step_that_is_not_there_is_refused(gateway: Gateway, clie
 
 
 def everything_of(client: Client, workflow_id: str) -> list[Any]:
-    """What is asked of one workflow."""
+    """Every request about a workflow."""
     acts = ("steps/approval/signal", "cancel", "retry")
     return [client.get(f"/{workflow_id}"), *(client.post(f"/{workflow_id}/{act}", {}) for act in acts)]
 
 
 def test_an_unknown_workflow_is_not_found(gateway: Gateway, client: Client) -> None:
-    envelope = encode(acme.Nightly(regions=[]))  # which no worker has begun
+    envelope = encode(acme.Nightly(regions=[]))  # which no worker has started
     gateway.database.write(lambda connection: enter(connection, gateway.database, [envelope], datetime.now(UTC)))
     for workflow_id in ("nothing", "01a1fa6d-911e-7092-a9f7-1c48600b1702", envelope.id):
         for answer in everything_of(client, workflow_id):

@@ -51,7 +51,7 @@ async def play(job: Play, ctx: Context) -> Any:
 
 @pytest.fixture
 def only_pushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits looks when it is told to, and never by itself."""
+    """Waiters look when they are notified, and never by themselves."""
     for name in ("_FIRST_LOOK", "_LONGEST_LOOK", "_LOOK_WHEN_PUSHED"):
         monkeypatch.setattr(handles, name, NEVER)
 
@@ -94,7 +94,7 @@ def test_watching_yields_each_state_and_progress_until_the_end(
 def test_coroutines_in_several_loops_wait_with_one_producer(settings: Settings) -> None:
     producer = AsyncProducer.from_settings(settings)
 
-    async def work(loop: int) -> list[str]:
+    async def wait_for_jobs(loop: int) -> list[str]:
         async def one(number: int) -> list[str]:
             handle = await producer.enqueue(Play(name=f"{loop}-{number}"))
             if number == 0:
@@ -106,14 +106,14 @@ def test_coroutines_in_several_loops_wait_with_one_producer(settings: Settings) 
         await producer.close()
         return [states[-1] for states in results]
 
-    loops = [Background(lambda loop=loop: asyncio.run(work(loop))) for loop in range(3)]
+    loops = [Background(lambda loop=loop: asyncio.run(wait_for_jobs(loop))) for loop in range(3)]
     assert [loop.get() for loop in loops] == [["succeeded"] * 10] * 3
-    assert asyncio.run(work(3)) == ["succeeded"] * 10
+    assert asyncio.run(wait_for_jobs(3)) == ["succeeded"] * 10
 
 
 @pytest.mark.usefixtures("worker")
 def test_a_watcher_that_stops_early_is_forgotten(settings: Settings, client: redis.Redis, prefix: str) -> None:
-    async def work() -> None:
+    async def wait_for_jobs() -> None:
         async with AsyncProducer.from_settings(settings) as producer:
             handle = await producer.enqueue(Play(name="n"))
             watched = handle.watch()
@@ -129,7 +129,7 @@ def test_a_watcher_that_stops_early_is_forgotten(settings: Settings, client: red
             say("n", "end")
             assert (await handle.wait()).state == "succeeded"
 
-    asyncio.run(asyncio.wait_for(work(), WAIT_SECONDS))
+    asyncio.run(asyncio.wait_for(wait_for_jobs(), WAIT_SECONDS))
 
 
 @pytest.mark.usefixtures("worker")

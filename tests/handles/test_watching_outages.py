@@ -46,9 +46,9 @@ def test_the_ledger_is_polled_without_redis_and_pushes_come_back(
             own_redis.kill()
             end(database, claims[0], Outcome.SUCCEEDED, result="1")
             assert cut.get().result == 1
-            away = Background(producer.handle(second.id).wait)
+            second_wait = Background(producer.handle(second.id).wait)
             end(database, claims[1], Outcome.SUCCEEDED, result="2")
-            assert away.get().result == 2
+            assert second_wait.get().result == 2
             for name in ("_FIRST_LOOK", "_LONGEST_LOOK", "_LOOK_WHEN_PUSHED"):
                 monkeypatch.setattr(handles, name, NEVER)
             waiting = Background(producer.handle(third.id).wait)
@@ -118,7 +118,7 @@ def test_closing_a_producer_ends_its_waits(settings: Settings, either: dict[str,
         with pytest.raises(WatchClosed, match="was closed"):
             wait.get()
     with pytest.raises(WaitTimeout, match=r"queued after 0\.01 s"):
-        producer.enqueue(Play()).wait(0.01)  # it opens anew
+        producer.enqueue(Play()).wait(0.01)  # it opens again
     producer.close()
 
 
@@ -142,7 +142,7 @@ def test_a_waiter_does_not_reopen_a_ledger_that_was_closed_meanwhile(settings: S
 
 
 def test_closing_an_async_producer_ends_its_waits(settings: Settings) -> None:
-    async def work() -> None:
+    async def wait_and_close() -> None:
         producer = AsyncProducer.from_settings(settings)
         waits = [asyncio.create_task((await producer.enqueue(Play())).wait()) for _ in range(3)]
         here = producer._ledger.async_watching()
@@ -154,4 +154,4 @@ def test_closing_an_async_producer_ends_its_waits(settings: Settings) -> None:
             await (await producer.enqueue(Play())).wait(0.01)
         await producer.close()
 
-    asyncio.run(asyncio.wait_for(work(), WAIT_SECONDS))
+    asyncio.run(asyncio.wait_for(wait_and_close(), WAIT_SECONDS))

@@ -1,4 +1,4 @@
-"""Jobs that do as they are told, and threads that wait for them."""
+"""Jobs that act on cues, and threads that wait for them."""
 
 from __future__ import annotations
 

@@ -49,13 +49,13 @@ def replay(ledger: Database, *named: str, **options: Any) -> list[replays.Replay
 def everything(ledger: Database) -> dict[str, list[Any]]:
     """All rows of all tables."""
 
-    def read(connection: sa.Connection) -> dict[str, list[Any]]:
+    def read_tables(connection: sa.Connection) -> dict[str, list[Any]]:
         return {
             table.name: list(connection.execute(sa.select(table).order_by(*table.primary_key)))
             for table in metadata.sorted_tables
         }
 
-    return ledger.read(read)
+    return ledger.read(read_tables)
 
 
 def many(ledger: Database, number: int) -> list[str]:
@@ -66,7 +66,7 @@ def many(ledger: Database, number: int) -> list[str]:
     new = sorted(new_id() for _ in range(number))
     at = datetime.now(UTC)
 
-    def write(connection: sa.Connection) -> None:
+    def insert_dead_jobs(connection: sa.Connection) -> None:
         connection.execute(sa.delete(jobs))
         connection.execute(sa.delete(dead_letters))
         connection.execute(ledger.insert(jobs), [job | {"id": job_id} for job_id in new])
@@ -76,5 +76,5 @@ def many(ledger: Database, number: int) -> list[str]:
         ]
         connection.execute(ledger.insert(dead_letters), late)
 
-    ledger.write(write)
+    ledger.write(insert_dead_jobs)
     return new

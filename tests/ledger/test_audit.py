@@ -34,12 +34,12 @@ def test_acts_are_found_by_who_what_when_and_to_what_newest_first(ledger: Databa
 
 
 def test_an_act_is_rolled_back_with_what_it_did(ledger: Database) -> None:
-    def write(connection: sa.Connection) -> None:
+    def fail_after_line(connection: sa.Connection) -> None:
         audit.write(connection, actor="ada", act="erase", subject="j1")
         raise LookupError
 
     with pytest.raises(LookupError):
-        ledger.write(write)
+        ledger.write(fail_after_line)
     assert audit.find(ledger) == []
 
 

@@ -65,7 +65,7 @@ def test_a_copy_is_absorbed_while_the_retry_waits_but_the_retry_itself_is_not(le
     sent = message(Note())
     end(ledger, claimed(ledger, sent), Outcome.RETRY, error="no", due_at=datetime.now(UTC))
     assert refusal(claim_one(ledger, sent)) == "duplicate"
-    # It may arrive before the dispatcher has entered that it was sent.
+    # It may arrive before the dispatcher has recorded that it was sent.
     second = claimed(ledger, message(Note(), id=sent.id, attempt=2, fence=1))
     assert (second.attempt, second.fence, second.failures) == (2, 2, 1)
 

@@ -14,7 +14,7 @@ def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> N
     errors: list[Exception] = []
     start = threading.Barrier(2)
 
-    def work(worker: str) -> None:
+    def claim_all(worker: str) -> None:
         database = Database(ledger_url)
         order = sent if worker == "w1" else sent[::-1]  # the worst order for deadlocks
         try:
@@ -32,7 +32,7 @@ def test_jobs_claimed_by_two_workers_are_claimed_once_each(ledger_url: str) -> N
     database = Database(ledger_url)
     for name in claims:
         start_worker(database, name)
-    threads = [threading.Thread(target=work, args=(name,)) for name in claims]
+    threads = [threading.Thread(target=claim_all, args=(name,)) for name in claims]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Connections to the ledger: one that died while nobody used it is replaced, and a transaction is one."""
+"""Connections to the ledger: one that died while idle is replaced, and a transaction is atomic."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def test_a_connection_in_use_is_closed_when_it_comes_back(ledger_url: str) -> No
     sa.event.listen(database.engine, "close", lambda connection, record: opened.remove(connection))
     reading, closed = threading.Event(), threading.Event()
 
-    def read(connection: sa.Connection) -> None:
+    def wait_and_read(connection: sa.Connection) -> None:
         reading.set()
         assert closed.wait(60)
         assert connection.scalar(sa.select(1)) == 1
 
-    thread = threading.Thread(target=database.read, args=(read,))
+    thread = threading.Thread(target=database.read, args=(wait_and_read,))
     thread.start()
     assert reading.wait(60)
     assert len(opened) == 1

@@ -208,7 +208,7 @@ def test_due_jobs_are_sent_once_by_several_dispatchers(ledger_url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    while own_sent := due_jobs.send_due(database, broker):  # rows that all three had skipped at their end
+    while own_sent := due_jobs.send_due(database, broker):  # rows that all three had skipped
         sent.append(own_sent)
     database.close()
     assert errors == []

@@ -1,4 +1,4 @@
-"""What the ledger keeps of effects outside the database, and the delays that it measures itself."""
+"""Records of effects outside the database, and the delays that the ledger measures itself."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_delay_is_measured_by_the_clock_of_the_database(ledger: Database, seco
         return time
 
     tracked, untracked = message(Note()), message(Tick())
-    wrong = datetime.now(UTC) + timedelta(days=300)  # what a worker with a wrong clock would write
+    wrong = datetime.now(UTC) + timedelta(days=300)  # as a worker with a wrong clock would write it
     loose = Claim(untracked, 0, 1, 0, 0, datetime.now(UTC), tracked=False)
     both = [
         attempt_outcome(claim, Outcome.RETRY, error="no", due_at=wrong, delay=timedelta(seconds=seconds))

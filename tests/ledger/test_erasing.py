@@ -1,4 +1,4 @@
-"""One person's data goes, from every table and the storage, and nobody else's does."""
+"""A person's data is erased from every table and the storage, and no other's is."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def erase(ledger: Database, storage: Storage, dry_run: bool = False, **where: st
 def everything(ledger: Database) -> str:
     """All that the ledger holds, as text."""
 
-    def read(connection: sa.Connection) -> str:
+    def read_tables(connection: sa.Connection) -> str:
         return "\n".join(str(row) for table in metadata.sorted_tables for row in connection.execute(sa.select(table)))
 
-    return ledger.read(read)
+    return ledger.read(read_tables)
 
 
 def ended(ledger: Database, outcome: Outcome = Outcome.SUCCEEDED, key: str = NAME, **options: Any) -> Message:

@@ -114,7 +114,7 @@ def test_transactions_that_lock_the_same_rows_in_opposite_orders_both_commit(led
     def add(first: str, second: str) -> None:
         met = False
 
-        def work(connection: sa.Connection) -> None:
+        def increment(connection: sa.Connection) -> None:
             nonlocal met
             tries.append(first)
             for job_id in (first, second):
@@ -124,7 +124,7 @@ def test_transactions_that_lock_the_same_rows_in_opposite_orders_both_commit(led
                     met = True
                     both_hold_one.wait(60)
 
-        ledger.write(work)
+        ledger.write(increment)
 
     ids = [job.id for job in sent]
     threads = [threading.Thread(target=add, args=order) for order in (ids, ids[::-1])]
@@ -159,7 +159,7 @@ def test_a_transaction_that_cannot_be_serialised_is_run_again(ledger: Database) 
     add = sa.update(jobs).where(jobs.c.id == sent.id).values(failures=jobs.c.failures + 1)
     tries: list[int] = []
 
-    def work(connection: sa.Connection) -> None:
+    def increment(connection: sa.Connection) -> None:
         connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         connection.execute(sa.select(jobs.c.failures).where(jobs.c.id == sent.id)).one()
         tries.append(1)
@@ -168,6 +168,6 @@ def test_a_transaction_that_cannot_be_serialised_is_run_again(ledger: Database) 
                 other.execute(add)
         connection.execute(add)
 
-    ledger.write(work)
+    ledger.write(increment)
     assert len(tries) == 2
     assert row_of(ledger, sent.id).failures == 2

@@ -1,4 +1,4 @@
-"""What a dispatcher asks the ledger all the time is answered from an index, however many rows wait."""
+"""Frequent queries of a dispatcher are answered from an index, however many rows wait."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def fill(ledger: Database) -> None:
     rows = [due.waiting(encode(Note(), due_at=now + HOUR + timedelta(seconds=number))) for number in range(ROWS)]
     rows += [row | {"id": f"q{number}", "state": "queued", "due_at": now} for number, row in enumerate(rows[:1000])]
 
-    def write(connection: sa.Connection) -> None:
+    def insert_rows(connection: sa.Connection) -> None:
         for start in range(0, len(rows), 1000):
             ledger.execute_many(connection, ledger.insert(jobs), rows[start : start + 1000])
 
-    ledger.write(write)
+    ledger.write(insert_rows)
     table = "TABLE " if ledger.dialect in ("mysql", "mariadb") else ""
     with ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text(f"ANALYZE {table}{jobs.name}"))

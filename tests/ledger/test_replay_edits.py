@@ -89,7 +89,7 @@ def test_a_copy_from_before_does_not_run_in_the_place_of_the_edited_job(ledger: 
     [[(envelope, _)]] = broker.lanes.values()
     claim = claimed(ledger, decode(envelope))
     assert claim.message.job == Address(customer=1, to="somebody")
-    end(ledger, claim, Outcome.INTERRUPTED)  # given back to the broker, which hands out the same message
+    end(ledger, claim, Outcome.INTERRUPTED)  # released to the broker, which delivers the same message
     assert claimed(ledger, decode(envelope), worker="w2", again=True).message.job == claim.message.job
 
 

@@ -1,4 +1,4 @@
-"""Replaying dead letters: which, in what order, and what is on record afterwards."""
+"""Replaying dead letters: which, in what order, and their record afterwards."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_dead_letters_with_the_same_error_are_a_group(ledger: Database) -> None:
 def test_groups_are_listed_however_many_there_are(ledger: Database) -> None:
     new = many(ledger, 1100)
 
-    def write(connection: sa.Connection) -> None:
+    def give_each_a_fingerprint(connection: sa.Connection) -> None:
         letter = sa.update(dead_letters).where(dead_letters.c.id == sa.bindparam("b_id"))
         rows = [{"b_id": job_id, "b_name": job_id[-12:]} for job_id in new]
         ledger.execute_many(connection, letter.values(fingerprint=sa.bindparam("b_name")), rows)
 
-    ledger.write(write)
+    ledger.write(give_each_a_fingerprint)
     groups = deadletters.groups(ledger, limit=2000)
     assert [group.newest_id for group in groups] == new[::-1]
 

@@ -1,4 +1,4 @@
-"""A job that died in a real worker, mended by an operator."""
+"""A job that died in a real worker, fixed by an operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a broker has lost waits again, and a copy of what it has not lost is harmless."""
+"""Jobs that a broker has lost wait again, and a copy of one that it has not lost is harmless."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_lanes_are_suspect_that_a_living_worker_consumes_and_that_miss_jobs(ledg
     start_worker(ledger, "stopped", lease=-MINUTE)
     fresh, old = sent(ledger, Note(), Note())
     change(ledger, old.id, due_at=resending.clock(ledger) - 2 * MINUTE)
-    assert suspects() == set(), "nobody consumes the queue"
+    assert suspects() == set(), "no worker consumes the queue"
     start_worker(ledger, "w1")
     assert suspects() == {LANE}
     claimed(ledger, old)

@@ -1,4 +1,4 @@
-"""What is over is pruned when its time has come, with all that belongs to it, and nothing else is."""
+"""Ended jobs are pruned after their retention time, with all that belongs to them, and nothing else is."""
 
 from __future__ import annotations
 
@@ -129,10 +129,10 @@ def test_stored_results_go_first_and_a_job_stays_until_its_own_has(ledger: Datab
     crashed = job(ledger, State.DISCARDED, 40 * DAY, fence=2, crashes=1)
     orphan = write_result(storage, crashed, 1, b"[2]")
 
-    def away() -> Storage:
-        raise StorageError("away")
+    def unavailable() -> Storage:
+        raise StorageError("unavailable")
 
-    assert prune(ledger, open_storage=away) == Counter()
+    assert prune(ledger, open_storage=unavailable) == Counter()
     assert left(ledger) == {old, crashed}
     assert prune(ledger, open_storage=lambda: storage) == Counter({State.SUCCEEDED: 1, State.DISCARDED: 1})
     for deleted in (ref, orphan):

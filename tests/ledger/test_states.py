@@ -1,7 +1,7 @@
 """The states of jobs, as a model in plain Python and in the real ledger: whatever happens, both say the same.
 
 The machine plays producers, a broker that loses and repeats, dispatchers and workers that die between any two steps,
-and people. After each step the ledger's rows are compared with the model's; when a run ends, everything is mended and
+and people. After each step the ledger's rows are compared with the model's; when a run ends, everything is repaired and
 must come to an end.
 """
 
@@ -43,12 +43,12 @@ class States(Senders, People):
 
     @invariant()
     def the_ledger_is_as_the_model_says(self) -> None:
-        def read(connection: sa.Connection) -> tuple[Any, ...]:
+        def read_ledger(connection: sa.Connection) -> tuple[Any, ...]:
             rows = {row.id: row for row in connection.execute(sa.select(jobs))}
             letters = sa.select(dead_letters.c.id).where(dead_letters.c.replayed_at.is_(None))
             return rows, set(connection.scalars(letters)), Counter(connection.scalars(sa.select(SESSIONS.c.job_id)))
 
-        rows, letters, sessions = self.ledger.read(read)
+        rows, letters, sessions = self.ledger.read(read_ledger)
         for job in self.model.values():
             row = rows.pop(job.id, None)
             assert (row is None) == (job.state is None), job
@@ -60,7 +60,7 @@ class States(Senders, People):
             assert job.state != State.QUEUED or (row.worker is not None) == job.named
             assert (job.id in letters) == job.letter, job
             assert sessions[job.id] == job.sessions, job
-        assert rows == {}, "jobs that nobody enqueued"
+        assert rows == {}, "jobs that were never enqueued"
 
     @invariant()
     def every_change_of_a_state_is_declared(self) -> None:
@@ -143,7 +143,7 @@ def test_the_ledger_behaves_as_the_model(ledger: Database, monkeypatch: pytest.M
 
     monkeypatch.setattr(Database, "write", watched_write)
     producer = Producer("redis://unused", sender=broker, database_url=ledger.url)
-    if ledger.dialect == "sqlite":  # nobody cuts the power, and each commit would wait for the disk
+    if ledger.dialect == "sqlite":  # the power is not cut, and each commit would wait for the disk
         for database in (ledger, producer._ledger.open()):
             sa.event.listen(database.engine, "checkout", lambda connection, *_: connection.execute(NO_SYNC))
     SESSIONS.create(ledger.engine)

@@ -35,7 +35,7 @@ class Clocked(LimitStore):
         self.at(self.now + seconds)
 
     def open(self) -> None:
-        """Past the time in which nobody is let in."""
+        """Advance past the time in which no job is let in."""
         self.renew([*RULES.values()], [])
         self.after(LEASE / 2)
 

@@ -33,7 +33,7 @@ class Call(Job, kind="limits.call", queue="calls", limits=[Concurrency(2, by="te
 
 
 class One(Job, kind="limits.one", queue="calls", limits=[Concurrency(1)]):
-    """It runs for so long, or until the book says go."""
+    """A job that runs for so long, or until the book says go."""
 
     n: int = 0
     until_go: bool = False
@@ -57,21 +57,21 @@ class Free(Job, kind="limits.free", queue="calls"):
 
 
 class Book:
-    """What ran, when, beside how many."""
+    """Record of runs: when, and next to how many."""
 
     def __init__(self) -> None:
-        self.begun: list[tuple[float, Job]] = []
+        self.started: list[tuple[float, Job]] = []
         self.ended = 0
         self.go = False
         self.now: dict[str, int] = {}
         self.most: dict[str, int] = {}
 
     async def note(self, job: Job, share: str, seconds: float = 0.0, *, until_go: bool = False) -> None:
-        self.begun.append((time.monotonic(), job))
+        self.started.append((time.monotonic(), job))
         self.now[share] = self.now.get(share, 0) + 1
         self.most[share] = max(self.most.get(share, 0), self.now[share])
         await asyncio.sleep(seconds)
-        while until_go and not self.go:  # noqa: ASYNC110  # told by another thread
+        while until_go and not self.go:  # noqa: ASYNC110  # set by another thread
             await asyncio.sleep(0.005)
         self.now[share] -= 1
         self.ended += 1
@@ -132,7 +132,7 @@ class Site:
         upgrade(self.database)
         self.producer = Producer.from_settings(self.settings)
         self.store: LimitStore = open_store(self.settings)  # type: ignore[assignment]
-        # As if somebody had been here long ago: the first job need not wait as on a Redis that is new.
+        # As if a worker had been here long ago: the first job need not wait as on a Redis that is new.
         self.store._connections.execute(pack("SET", f"{prefix}:limits:asked", 0))
         self.book = Pages.book = Book()
         self.handles: list[JobHandle] = []

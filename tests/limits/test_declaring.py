@@ -1,4 +1,4 @@
-"""How limits are declared, what is refused, and which of them hold for which job."""
+"""Declarations of limits, which are refused, and which hold for which job."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ONE = "limits.one/concurrency:"
 def begin(site: Site, *, until_go: bool = True, seconds: float = 0.0) -> str:
     """A job that has the only place. Returns its id."""
     [handle] = site.enqueue([One(n=0, until_go=until_go, seconds=seconds)])
-    until(lambda: site.book.begun, "the first one's begin")
+    until(lambda: site.book.started, "the first one's begin")
     return handle.id
 
 
@@ -43,7 +43,7 @@ def test_a_concurrency_limit_runs_the_oldest_first_and_does_not_delay_other_jobs
     site.book.go = True
     site.until_ended(60)
     assert site.book.most["one"] == 1
-    assert [job.n for _, job in site.book.begun if isinstance(job, One)] == list(range(30))
+    assert [job.n for _, job in site.book.started if isinstance(job, One)] == list(range(30))
     until(lambda: site.states() == {"succeeded": 60}, "the last outcome")
     until(lambda: site.store.look([ONE])[0].running == (), "the last place given back")
     assert limit_waits.counts(site.database) == {}
@@ -60,10 +60,10 @@ def test_a_job_is_held_back_about_once_however_many_wait(site: Site) -> None:
 
 def test_tenants_have_the_limit_each_for_itself(site: Site) -> None:
     site.enqueue([Call(n=n, until_go=True) for n in range(40)], tenant="greedy")
-    until(lambda: len(site.book.begun) == 2, "the greedy one's two")
+    until(lambda: len(site.book.started) == 2, "the greedy one's two")
     site.enqueue([Call(n=100 + n) for n in range(10)], tenant="modest")
     site.until_ended(10)
-    assert sorted(job.n for _, job in site.book.begun if job.n >= 100) == list(range(100, 110))
+    assert sorted(job.n for _, job in site.book.started if job.n >= 100) == list(range(100, 110))
     assert site.book.now["call"] == 2
     site.book.go = True
     site.until_ended(50)
@@ -74,8 +74,8 @@ def test_a_rate_lets_one_in_each_interval(site: Site) -> None:
     site.enqueue([Paced(n=n) for n in range(30)])
     site.until_ended(30)
     # The store's own tests show each window; here a handler begins some time after it was let in, never before.
-    early = [n for n, at in enumerate(sorted(at for at, _ in site.book.begun)) if at < since + 0.1 * n - 0.01]
-    assert not early, site.book.begun
+    early = [n for n, at in enumerate(sorted(at for at, _ in site.book.started)) if at < since + 0.1 * n - 0.01]
+    assert not early, site.book.started
 
 
 def test_a_job_of_several_limits_keeps_to_all(site: Site) -> None:
@@ -92,7 +92,7 @@ def test_a_limit_of_the_settings_is_over_kinds_together(open_site: Callable[...,
     site.enqueue([Free(n=n) for n in range(6)])
     site.enqueue([One(n=n) for n in range(6)])
     site.until_ended(12)
-    starts = sorted(at for at, _ in site.book.begun)
+    starts = sorted(at for at, _ in site.book.started)
     assert len(starts) == 12
     until(lambda: site.store.look(["together/concurrency:"])[0].running == (), "the places given back")
 
@@ -106,7 +106,7 @@ def test_a_job_cancelled_while_it_waits_does_not_block_the_next(site: Site) -> N
         handle.cancel()
     site.book.go = True
     site.until_ended(2)
-    assert [job.n for _, job in site.book.begun] == [0, 99]
+    assert [job.n for _, job in site.book.started] == [0, 99]
     assert last.wait(60).state == State.SUCCEEDED
 
 
@@ -153,16 +153,16 @@ def test_limited_jobs_wait_while_the_store_is_unavailable_and_others_go_on(
 ) -> None:
     site = open_site(limits_url=own_redis.url).start()
     site.enqueue([One(n=n, seconds=0.2) for n in range(6)])
-    until(lambda: site.book.begun, "the first one's begin")
+    until(lambda: site.book.started, "the first one's begin")
     until(lambda: all(worker.ready for worker in site.workers), "both workers")
     own_redis.kill()
     until(lambda: not any(worker.ready for worker in site.workers), "that no worker is ready")
     site.enqueue([Free(n=n) for n in range(10)])
     late = site.enqueue([One(n=9, seconds=0.2)])[0]
-    until(lambda: sum(isinstance(job, Free) for _, job in site.book.begun) == 10, "the jobs without limits")
+    until(lambda: sum(isinstance(job, Free) for _, job in site.book.started) == 10, "the jobs without limits")
     until(lambda: site.row(late.id) is not None and site.row(late.id).state == State.SCHEDULED, "the late one to wait")
     assert "Redis cannot be asked" in explain(site.database, late.id, limits=site.store).because
-    runs = sum(isinstance(job, One) for _, job in site.book.begun)
+    runs = sum(isinstance(job, One) for _, job in site.book.started)
     assert runs < 7
     own_redis.start()
     site.until_ended(17)
@@ -175,7 +175,7 @@ def test_a_store_that_lost_all_lets_no_more_run_than_may(
 ) -> None:
     site = open_site(limits_url=own_redis.url).start()
     site.enqueue([One(n=n, seconds=0.3) for n in range(6)])
-    until(lambda: site.book.begun, "the first one's begin")
+    until(lambda: site.book.started, "the first one's begin")
     own_redis.kill()
     for file in (own_redis.folder / "appendonly.aof", *own_redis.folder.glob("appendonlydir/*")):
         file.unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def test_a_store_that_lost_all_lets_no_more_run_than_may(
 
 def test_a_job_that_waits_for_a_worker_that_stops_is_run_by_another(site: Site) -> None:
     site.enqueue([One(n=n, seconds=0.1) for n in range(8)])
-    until(lambda: site.book.begun, "the first one's begin")
+    until(lambda: site.book.started, "the first one's begin")
     site.workers.pop().stop()
     site.until_ended(8)
     assert site.book.most["one"] == 1

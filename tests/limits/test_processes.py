@@ -127,7 +127,7 @@ def test_a_concurrency_limit_holds_although_a_worker_is_killed(
 
 
 def _no_more_at_a_time(lines: list[list[str]], killed: str, killed_at: float) -> None:
-    """By the jobs' own times; what the killed one had begun ended with it."""
+    """By the jobs' own times; the runs of the killed worker ended with it."""
     events = [(float(at), 1 if what == "begins" else -1) for what, _, _, at in lines]
     ended = {(pid, job_id) for what, pid, job_id, _ in lines if what == "ends"}
     cut_off = [pid for what, pid, job_id, _ in lines if what == "begins" and (pid, job_id) not in ended]

@@ -152,7 +152,7 @@ def test_a_rate_wakes_no_job_for_a_slot_that_is_reserved(store: Clocked) -> None
 def test_jobs_are_held_back_after_a_silence_until_workers_could_report_what_they_run(store: Clocked) -> None:
     runs = entry("runs", ONE)
     store.enter([runs])
-    store.after(2 * LEASE)  # Redis was away, for longer than the lease
+    store.after(2 * LEASE)  # Redis was down for longer than the lease
     assert enter(store, ONE) == HeldBack("one:")
     store.renew([], [runs])
     store.after(LEASE / 2)
@@ -168,7 +168,7 @@ def test_jobs_are_held_back_by_an_emptied_redis_until_workers_could_report_what_
     assert enter(store, TWO) == HeldBack("two:")
     store.renew([*RULES.values()], [runs])
     store.after(LEASE / 2)
-    assert enter(store, TWO) == HeldBack("two:")  # somebody waits, and comes first
+    assert enter(store, TWO) == HeldBack("two:")  # a job waits, and comes first
     assert {free.slot: free.count for free in store.take(10)} == {"two:": 2}
     assert enter(store, ONE) == HeldBack("one:")
 

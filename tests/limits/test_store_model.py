@@ -23,7 +23,7 @@ from penstock.schemas import Concurrency
 
 
 class Model(RuleBasedStateMachine):
-    """What the scripts should do, said in Python: any order of comings, endings, wakings, renewals and pauses."""
+    """The scripts' behaviour in Python: any order of entries, ends, wake-ups, renewals and pauses."""
 
     url = ""
 
@@ -133,7 +133,7 @@ class Model(RuleBasedStateMachine):
             self.lines[expected].append(job)
 
     def _expected(self, job: str, places: tuple[Place, ...]) -> tuple[str | None, float]:
-        """What holds it back; else when it starts."""
+        """The slot that holds it back; else when it starts."""
         self._heard()
         now = start = self.store.now
         woken = self._is_woken(job, places)

@@ -1,4 +1,4 @@
-"""Who waits for a limit, on record: given back in the transaction of its outcome, woken in order, and never a ghost."""
+"""Jobs that wait for a limit: recorded in the transaction of their outcome, woken in order, and never a ghost."""
 
 from __future__ import annotations
 

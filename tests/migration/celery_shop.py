@@ -1,4 +1,4 @@
-"""Somebody's Celery application before the move: two queues, shared tasks, and beat. It knows nothing of Penstock."""
+"""A user's Celery application before the move: two queues, shared tasks, and beat. It knows nothing of Penstock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app.conf.worker_hijack_root_logger = False
 app.conf.beat_schedule = {"beat": {"task": "shop.receipt", "schedule": 1.0, "args": ("beat",)}}
 
 if ours := os.environ.get("SHOP_PENSTOCK_QUEUE"):
-    # What a producer of Penstock sends to the queue of images, on RabbitMQ: see "Producers first" in the docs.
+    # Jobs that a producer of Penstock sends to the queue of images, on RabbitMQ: see "Producers first" in the docs.
     from kombu import Exchange, Queue
 
     quorum = Queue(ours, Exchange(""), ours, no_declare=True, queue_arguments={"x-queue-type": "quorum"})

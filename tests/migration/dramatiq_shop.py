@@ -1,4 +1,4 @@
-"""Somebody's Dramatiq application before the move: two queues of actors. It knows nothing of Penstock."""
+"""A user's Dramatiq application before the move: two queues of actors. It knows nothing of Penstock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The old application's processes beside those of Penstock, over one broker, all writing down what they run."""
+"""The old application's processes next to Penstock's, over one broker; all write down their runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Shop:
     """The old application, and Penstock's processes.
 
     Attributes:
-        engine: `celery` or `dramatiq`: what the old application uses.
+        engine: `celery` or `dramatiq`, as the old application uses.
         send, id: names of the method that sends a message, and of the message's id.
         mails, images: the old application's queues; the first is moved, the second stays.
         stack: Penstock's side.

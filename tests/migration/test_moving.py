@@ -36,13 +36,13 @@ def test_a_queue_moves_while_the_rest_stays_with_the_old_workers(shop: Shop) -> 
     assert [shop.stack.producer.handle(job_id).wait(WAIT_SECONDS).state for job_id in ids] == ["succeeded", "succeeded"]
     assert shop.stack.row(ids[1]).attempt == 2
 
-    # What runs here reaches what stayed there.
+    # New handlers reach the queue that stayed.
     shop.ran("old resize from a handler")
     if shop.engine == "celery":
         moves_chains_and_beat(shop)
     assert [line for line in lines(shop.file) if line.startswith("old receipt")] == ["old receipt 1 1"]
 
-    # Back again: the old worker runs what the old code sends.
+    # Back again: the old worker runs the old code's messages.
     for process in shop.stack.processes:
         stop(process)
     shop.call(f"receipt.{shop.send}('back')")
@@ -53,7 +53,7 @@ def test_a_queue_moves_while_the_rest_stays_with_the_old_workers(shop: Shop) -> 
 def moves_chains_and_beat(shop: Shop) -> None:
     shop.call("from celery import chain\nchain(receipt.si('first'), receipt.si('second')).apply_async()")
     shop.ran("new receipt first 1", "new receipt second 1")
-    # A chain there reaches what runs here.
+    # A chain of the old application reaches the new handlers.
     shop.call("from celery import chain\nchain(resize.si('c'), receipt.si('after c')).apply_async()")
     shop.ran("old resize c", "new receipt after c 1")
 

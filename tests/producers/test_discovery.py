@@ -1,4 +1,4 @@
-"""What a user may catch can be imported from where it is raised, and the version can be asked for."""
+"""Errors that a user may catch can be imported from where they are raised, and the version can be read."""
 
 from __future__ import annotations
 

@@ -14,16 +14,16 @@ from penstock.schemas.wire.codec import Envelope
 
 
 class Sender:
-    """Notes what it is given; each call waits until it is let go."""
+    """Records the envelopes; each call waits until it may go on."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
-        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.started, self.go_on = asyncio.Event(), asyncio.Event()
         self.error: Exception | None = None
 
     async def send(self, envelopes: Sequence[Envelope]) -> None:
         self.calls.append([envelope.queue for envelope in envelopes])
-        self.begun.set()
+        self.started.set()
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
@@ -41,7 +41,7 @@ def gathering(sender: Sender, **max_lengths: int) -> AsyncProducer:
 
 async def send_many(sender: Sender, producer: AsyncProducer, count: int) -> list[object]:
     first = asyncio.create_task(producer.enqueue(Note()))
-    await sender.begun.wait()
+    await sender.started.wait()
     others = [asyncio.create_task(producer.enqueue(Note())) for _ in range(count)]
     await asyncio.sleep(0)
     sender.go_on.set()
@@ -61,7 +61,7 @@ def test_jobs_enqueued_while_one_is_sent_go_together_after_it() -> None:
 def test_callers_of_a_failed_batch_all_get_its_error_and_the_next_is_sent() -> None:
     async def run() -> None:
         sender = Sender()
-        sender.error = BrokerUnavailable("away")
+        sender.error = BrokerUnavailable("down")
         producer = gathering(sender)
         assert {type(answer) for answer in await send_many(sender, producer, 3)} == {BrokerUnavailable}
         sender.error = None
@@ -75,7 +75,7 @@ def test_a_caller_that_stops_waiting_does_not_disturb_the_others() -> None:
         sender = Sender()
         producer = gathering(sender)
         first, second = (asyncio.create_task(producer.enqueue(Note())) for _ in range(2))
-        await sender.begun.wait()
+        await sender.started.wait()
         first.cancel()
         sender.go_on.set()
         with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""Cancelling and rescheduling, by id and by key, whoever is up."""
+"""Cancelling and rescheduling, by id and by key, whichever processes are up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HOUR = timedelta(hours=1)
 
 
 def deliver(ledger: Database, sender: MemoryBroker, number: int) -> Claim | Refusal:
-    """What a worker makes of a message that was sent, as the executor asks."""
+    """A worker's claim of a sent message, as the executor asks for it."""
     answers = claim(ledger, [ClaimRequest(decode(sender.sent[number]), False, 3)], worker="w1")
     if asks_of_keys(answers):
         answers = without_cancelled(ledger, answers)

@@ -1,4 +1,4 @@
-"""What is in the outbox is what the caller has committed, on every database and with every sort of session."""
+"""The outbox has the jobs that the caller has committed, on every database and with every sort of session."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Order(Base):
 
 @pytest.fixture
 def engine(ledger_url: str) -> Iterator[sa.Engine]:
-    """An application's own engine, with a table of its own beside the outbox."""
+    """An application's own engine, with a table of its own next to the outbox."""
     engine = sa.create_engine(ledger_url)
     if engine.dialect.name == "sqlite":
         configure_sqlite(engine)  # pysqlite begins no transaction for a savepoint
@@ -51,7 +51,7 @@ def engine(ledger_url: str) -> Iterator[sa.Engine]:
 
 
 def texts(engine: sa.Engine) -> list[str]:
-    """What the jobs in the outbox say, in their order."""
+    """Texts of the jobs in the outbox, in their order."""
     with engine.connect() as connection:
         bodies = connection.execute(sa.select(outbox.c.body).order_by(outbox.c.position)).scalars()
         return [json.loads(body)[1]["text"] for body in bodies]
@@ -260,7 +260,7 @@ def test_options_are_all_kept(engine: sa.Engine) -> None:
             "unique_for": 60,
         }
         handle = out.enqueue(session, Note(), **options)
-        out.enqueue(session, Note(), **options)  # the same id once more is no error of the transaction
+        out.enqueue(session, Note(), **options)  # a repeated id is not an error of the transaction
         out.enqueue(session, Tick())
         session.commit()
     with engine.connect() as connection:

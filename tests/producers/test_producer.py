@@ -1,4 +1,4 @@
-"""What a web backend sees of a producer: what it sends, and what it refuses on the spot."""
+"""A producer in a web backend: the messages it sends, and the jobs it refuses on the spot."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_a_unique_job_waits_for_the_dispatcher_while_the_broker_is_unavailable(
         producer.enqueue(Reject(n=1))
     assert handle.status().state == "scheduled"
     with pytest.raises(BrokerUnavailable):
-        producer.enqueue_many([Reject(n=2), Plain()])  # of the other one nobody knows
+        producer.enqueue_many([Reject(n=2), Plain()])  # the other one is not on record
     sender.down = False
     assert due_jobs.send_due(ledger, sender) == 2
     run(ledger, sender, handle)
@@ -56,7 +56,7 @@ def test_a_crash_before_the_sending_leaves_a_job_that_the_dispatcher_sends(
         producer.enqueue(Reject(n=1))
     [row] = rows(ledger)
     assert row.state == State.SCHEDULED
-    assert due_jobs.send_due(ledger, sender) == 0  # who sends it has a while
+    assert due_jobs.send_due(ledger, sender) == 0  # its sender has a while
     change(ledger, row.id, due_at=datetime.now(UTC))
     assert due_jobs.send_due(ledger, sender) == 1
 

@@ -22,7 +22,7 @@ Class = type[Job]
 
 
 def exported(*declare: Callable[[], Class]) -> dict[str, Any]:
-    """What is declared, as an export that was written and read, and forgotten again."""
+    """The export of these declarations, written and read; the kinds are forgotten again."""
     kinds = [make().kind() for make in declare]
     text = json.dumps(export(kinds))
     for kind in kinds:

@@ -98,7 +98,7 @@ def test_names_of_days_and_months_are_numbers(rule: str, same: str) -> None:
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_ten_years_of_any_zone_are_as_its_clock_shows_them(zone: str) -> None:
-    """Around some of the changes of the clock, and in some other weeks, drawn anew each time."""
+    """Around some of the changes of the clock, and in some other weeks, drawn again each time."""
     draw, info = random.Random(f"{SEED} {zone}"), ZoneInfo(zone)
     print(f"PENSTOCK_TEST_SEED={SEED}")
     changes = [at for at, _ in clock_changes(info, BEGIN, END)]

@@ -1,4 +1,4 @@
-"""What an older schema accepts and a newer one refuses: by example, and against a validator on generated schemas."""
+"""Values that an old schema accepts and a new one refuses: by example, and against a validator on generated schemas."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_time_on_a_closed_day_is_left_out_or_moved() -> None:
     pay = {"cron": "30 8 26 * *", "calendar": "DE"}
     assert dates(1, christmas, closed="before", **pay) == ["Thu 2026-12-24 08:30"]
     assert dates(1, christmas, closed="after", **pay) == ["Mon 2026-12-28 08:30"]
-    # What comes together is one, in the order of the clock, and the same wherever one begins to look.
+    # Times that coincide are one, in the order of the clock, wherever the search begins.
     twice = {"cron": "0 9,17 * * sat,sun", "calendar": "DE", "closed": "after"}
     for after in (christmas, christmas + 2 * DAY, christmas + 3 * DAY + HOUR):
         assert dates(2, after, **twice) == ["Mon 2026-12-28 09:00", "Mon 2026-12-28 17:00"]

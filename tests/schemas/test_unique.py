@@ -1,4 +1,4 @@
-"""What may be declared about keys beside a kind, and what is refused when the class is made."""
+"""Declarations of unique keys of a kind, and which are refused when the class is made."""
 
 from __future__ import annotations
 

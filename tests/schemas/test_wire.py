@@ -1,4 +1,4 @@
-"""The wire: round trips, strangers' messages, and bytes that are no message at all."""
+"""The wire: round trips, strangers' messages, and bytes that are not a message at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds for tests of the gateway, and what they say about one."""
+"""Kinds for tests of the gateway, and requests to one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Gateway:
         return {"Authorization": f"Bearer {text}"}
 
     def sent(self, queue: str, priority: str = "normal") -> list[dict[str, Any]]:
-        """What the broker has: headers, with the job's fields as `payload`."""
+        """Messages in the broker: headers, with the job's fields as `payload`."""
         with redis.Redis.from_url(self.settings.broker_url) as client:
             entries: Any = client.xrange(lane_key(self.settings.prefix, queue, priority))  # type: ignore[arg-type]
         return [{**json.loads(entry[b"h"]), "payload": json.loads(entry[b"b"])[1]} for _id, entry in entries]

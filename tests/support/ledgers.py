@@ -71,11 +71,11 @@ def set_up(url: str) -> str:
 
 
 def empty(database: Database) -> None:
-    def write(connection: sa.Connection) -> None:
+    def delete_all(connection: sa.Connection) -> None:
         for table in metadata.sorted_tables:
             connection.execute(sa.delete(table))
 
-    database.write(write)
+    database.write(delete_all)
 
 
 def start_worker(database: Database, name: str, *, lease: timedelta = LEASE) -> None:
@@ -145,7 +145,7 @@ def change(database: Database, job_id: str, **values: Any) -> None:
 def stock_envelope(
     kind: str, kwargs: dict[str, Any], *, queue: str, args: tuple[Any, ...] = (), **headers: Any
 ) -> Envelope:
-    """What an unmodified Celery client sends."""
+    """Envelope of an unmodified Celery client."""
     body = json.dumps([args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     job_id = headers.pop("id", str(uuid.uuid4()))
     return Envelope(queue, "normal", {"lang": "py", "task": kind, "id": job_id, **headers}, body.encode())

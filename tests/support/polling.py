@@ -84,7 +84,7 @@ def retry(
 
 
 class _Poll:
-    """One wait: what was seen so far, and when it is in vain."""
+    """A wait: its condition, the last value, and its deadline."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ def _is_within(node: ast.expr, line: int | None, column: int | None) -> bool:
 
 
 def _parts(condition: Callable[[], Any]) -> Iterator[tuple[str, Any]]:
-    """What the sides of a lambda's comparisons are now; the result of a comparison alone says little."""
+    """Source and value of the parts of a lambda, such as both sides of a comparison: its result alone says little."""
     if (body := _lambda_body(condition)) is None:
         return
     names = _names(condition)

@@ -1,4 +1,4 @@
-"""One engine on one broker, started as an operator would: `penstock worker` and `penstock dispatcher`."""
+"""An engine on a broker, started as an operator would: `penstock worker` and `penstock dispatcher`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Stack:
     Attributes:
         engine: `inline`, `celery` or `dramatiq`.
         stock_queue: the queue that stock Celery clients of this stack send to.
-        dramatiq_queue: the queue that stock Dramatiq clients send to. On RabbitMQ the two declare theirs differently.
+        dramatiq_queue: the queue that stock Dramatiq clients send to. On RabbitMQ the two clients declare theirs
+            differently.
 
     Arguments:
         database_url: of an empty database; None: SQLite in the folder.

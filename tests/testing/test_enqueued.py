@@ -1,4 +1,4 @@
-"""What the testing kit catches, asserts and answers."""
+"""Jobs that the testing kit catches, its assertions and its handles."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Lossy(Job, kind="kit.lossy", queue="kit"):
     value: float
 
 
-# What is caught.
+# Caught jobs.
 
 
 def test_producers_made_before_send_nothing_while_the_block_runs() -> None:

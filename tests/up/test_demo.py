@@ -54,7 +54,7 @@ def report(stage: Stage, format: str) -> dict[str, Any]:
 @pytest.mark.timeout(400)
 def test_the_whole_demo_holds_and_leaves_nothing_behind(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "FLOWER_"))}
-    # What the caller has configured is not the demo's business.
+    # The caller's own settings do not concern the demo.
     environment = {
         **kept,
         "TMPDIR": str(tmp_path),

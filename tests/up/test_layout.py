@@ -1,4 +1,4 @@
-"""What `penstock up` would run, and with which settings."""
+"""Processes and settings of `penstock up`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Up:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Of the services, the latest of each."""
+        """Process ids of the services, the latest of each."""
         return {name: int(pid) for name, pid in re.findall(r"(\S+) is ready \(pid (\d+)\)", self.text)}
 
     def wait_ready(self) -> None:

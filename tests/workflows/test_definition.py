@@ -1,4 +1,4 @@
-"""What is wrong with a workflow is said when its class is made, and names the step."""
+"""A fault in a workflow is reported when its class is made, and names the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about workflows: what it shows runs."""
+"""The examples of the page about workflows run."""
 
 from __future__ import annotations
 

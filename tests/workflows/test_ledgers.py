@@ -1,4 +1,4 @@
-"""Workflows on every database: each end of a job is counted once and each step begins once, whoever dies when."""
+"""Workflows on every database: each end of a job is counted once and each step begins once, whichever process dies."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
         def loop() -> None:
             while not stopping.is_set():
                 try:
-                    work()
+                    run_jobs()
                 except BaseException as error:
                     failures.append(error)
                     return
@@ -78,13 +78,13 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
         ids, _ = due_workflows(ledger)
         advance_or_die(ledger, ids) if ids else time.sleep(0.005)
 
-    def work() -> None:
+    def run_jobs() -> None:
         rows = waiting(ledger)
         random.shuffle(rows)  # several workers get the same ones, and one of them the claim
         if not run(ledger, rows[: random.randint(1, 40)], f"w{threading.get_ident()}", result):
             time.sleep(0.005)
 
-    threads = [watched(dispatch) for _ in range(3)] + [watched(work) for _ in range(3)]
+    threads = [watched(dispatch) for _ in range(3)] + [watched(run_jobs) for _ in range(3)]
     try:
         until(lambda: failures or commands.show(ledger, workflow_id).row.state == "succeeded", pause=0.02)
     except AssertionError as error:
@@ -168,7 +168,7 @@ def test_a_cancelled_workflow_waits_for_nothing_any_more(ledger: Database) -> No
 
 
 def later(ledger: Database, workflow_id: str) -> None:
-    """As when what is due soon has become so."""
+    """Make steps due that would be due later."""
     where = sa.and_(steps.c.workflow_id == workflow_id, steps.c.due_at.is_not(None))
     ledger.write(lambda connection: connection.execute(sa.update(steps).where(where).values(due_at=from_now())))
 

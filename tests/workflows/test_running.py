@@ -38,7 +38,7 @@ def ended(handle: JobHandle) -> Any:
 
 
 def states(penstock: Inline, handle: JobHandle) -> dict[str, str]:
-    """Of its steps; empty while it has not begun."""
+    """State of each step; empty before the workflow has started."""
     try:
         shown = commands.show(penstock.database, handle.id)
     except JobNotFound:

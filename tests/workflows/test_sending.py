@@ -1,4 +1,4 @@
-"""The dispatcher sends what it has just written itself, and nothing is lost or early where that goes wrong."""
+"""The dispatcher sends the jobs that it has just written, and none is lost or early where that goes wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What unmodified Celery clients send arrives in our lanes."""
+"""Messages of unmodified Celery clients arrive in our lanes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What unmodified Dramatiq clients send arrives in our lanes."""
+"""Messages of unmodified Dramatiq clients arrive in our lanes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stock_queue(prefix: str) -> str:
 
 @pytest.fixture
 def client(broker_url: str, stock_queue: str) -> Iterator[dramatiq.Broker]:
-    """A stock client's broker; what it leaves behind is removed."""
+    """A stock client's broker; its keys and queues are deleted afterwards."""
     if broker_url.startswith("redis"):
         broker: dramatiq.Broker = RedisBroker(url=broker_url, middleware=[])
         yield broker

@@ -39,7 +39,7 @@ class Broker:
 
     Attributes:
         then: what happens to the next call.
-        overtaken: called when it has the messages, and whoever sent them does not know yet.
+        overtaken: called when it has the messages, before the sender knows.
     """
 
     copies: list[Copy] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Modelled:
         missed: the broker has lost its message.
         gone: it was not on record when that happened, so it may be lost.
         sessions, charges: effects with `ctx.session`, and calls of `ctx.once("charge")`.
-        effect: the row of that: None, `begun` or `done`.
+        effect: the row of that: None, `started` or `done`.
         revived: it may leave a final state now.
     """
 
@@ -149,5 +149,5 @@ def act(weight: int, when: Callable[[Any], Any] = lambda _: True, **chosen: st.S
 
 
 def pick(choices: Sequence[Any], number: int) -> Any:
-    """One of them, whatever the number is."""
+    """Any of the choices, for any number."""
     return choices[number % len(choices)]

@@ -48,7 +48,7 @@ class Senders(Workers):
         key=st.sampled_from([None, *KEYS]),
     )
     def enqueue_for_later(self, job: Job, key: str | None) -> None:
-        """It goes to the dispatcher's queue."""
+        """A delayed job goes to the dispatcher's queue."""
         handle = self.producer.enqueue(job, key=key, delay=HOUR)
         self._new(job, handle.id, key)
 
@@ -149,7 +149,7 @@ class Senders(Workers):
         self.broker.overtaken = lambda: None
         self.broker.then = "sends"
         sent = [copy.envelope for copy in self.broker.copies[before:]]
-        # One that was overtaken may be gone again.
+        # An overtaken job may be gone again.
         assert claimed | {copy.id for copy in sent} == set(() if then in ("is down", "crashes before") else due)
         for job in [due[job_id] for job_id in due.keys() - claimed]:
             for ours in [copy.headers["penstock"] for copy in sent if copy.id == job.id]:
@@ -173,7 +173,7 @@ class Senders(Workers):
 
     @act(1, when=lambda self: self.broker.copies and self.wipes < len(self.model) / 4)
     def wipe(self) -> None:
-        """What was not on record may be lost; nothing else."""
+        """Jobs without a record may be lost; nothing else."""
         self.wipes += 1
         for copy in self.broker.copies:
             job = self.model[copy.job_id]
@@ -183,15 +183,15 @@ class Senders(Workers):
 
     @act(2, when=lambda self: self._abandoned() or any(job.state == State.QUEUED for job in self.model.values()))
     def send_again(self) -> None:
-        """Put back what is queued, lost or not, and what a dead worker had begun: evidence may be wrong."""
+        """Put back queued jobs, lost or not, and the jobs of dead workers: the evidence may be wrong."""
         queued = [job for job in self.model.values() if job.state == State.QUEUED]
         assert resending.put_back(self.ledger, resending.clock(self.ledger) + HOUR) == len(queued)
         for job in queued:
             job.wait(due=True)
-        begun = [job for job in self._abandoned() if job.delivery != "at_most_once"]
+        started = [job for job in self._abandoned() if job.delivery != "at_most_once"]
         lanes = [("notes", "normal"), ("uniq", "normal")]
-        assert sum(resending.put_back_running(self.ledger, timedelta(), lane) for lane in lanes) == len(begun)
-        for job in begun:
+        assert sum(resending.put_back_running(self.ledger, timedelta(), lane) for lane in lanes) == len(started)
+        for job in started:
             job.fence, job.crashes = job.fence + 1, job.crashes + 1
             job.named = False
             if job.cancel_requested:
@@ -202,6 +202,6 @@ class Senders(Workers):
 
     @act(3, when=lambda self: any(copy.holder for copy in self.broker.copies), number=numbers)
     def lose_connection(self, number: int) -> None:
-        """What a living worker holds is delivered again, to it or to the other one."""
+        """Deliveries of a living worker come again, to it or to the other one."""
         copy = pick([copy for copy in self.broker.copies if copy.holder], number)
         copy.holder, copy.deliveries = None, copy.deliveries + 1

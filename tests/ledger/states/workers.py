@@ -111,13 +111,13 @@ class Workers(World):
 
     @act(
         5,
-        when=lambda self: any(held.charge in (None, "begun", "called") for held in self.held),
+        when=lambda self: any(held.charge in (None, "started", "called") for held in self.held),
         number=numbers,
         not_done=st.booleans(),
     )
     def charge(self, number: int, not_done: bool) -> None:
         """The next step of `ctx.once("charge")` without an `ask`: begin, call, confirm. The dead may go on with it."""
-        held = pick([held for held in self.held if held.charge in (None, "begun", "called")], number)
+        held = pick([held for held in self.held if held.charge in (None, "started", "called")], number)
         job_id, fence = held.claim.message.id, held.claim.fence
         job = self.model[job_id]
         if held.charge is None and not self._may_write(held):
@@ -131,11 +131,11 @@ class Workers(World):
                 assert effect.done == (job.effect == "done")
                 held.charge = "done" if effect.done else "found in doubt"
             else:
-                job.effect = held.charge = "begun"
-        elif held.charge == "begun" and not_done:
+                job.effect = held.charge = "started"
+        elif held.charge == "started" and not_done:
             effects.withdraw(self.ledger, job_id, fence, "charge")
             job.effect = held.charge = None
-        elif held.charge == "begun":
+        elif held.charge == "started":
             job.charges, held.charge = job.charges + 1, "called"
         else:
             effects.confirm(self.ledger, job_id, fence, "charge", None)

@@ -26,7 +26,7 @@ from penstock.schemas.states import FINAL, WAITING
 HOUR = timedelta(hours=1)
 MAX_CRASHES = 3
 SESSIONS = sa.Table("states_effects", sa.MetaData(), sa.Column("job_id", sa.String(128), nullable=False))
-"""What handlers write in a transaction with their outcome."""
+"""Rows that handlers write in a transaction with their outcome."""
 
 
 class World(RuleBasedStateMachine):
@@ -111,7 +111,7 @@ class World(RuleBasedStateMachine):
             job.due, job.untouched = True, False
 
     def _expected_answer(self, job: Modelled, copy: Copy, fence: int) -> str:
-        """What a claim comes to."""
+        """Expected answer to a claim."""
         redelivered, alive = copy.deliveries > 1, job.worker in self.workers
         if job.state is None:
             return "cancelled" if self._is_cancelled_key(job) else "claimed"
@@ -130,7 +130,7 @@ class World(RuleBasedStateMachine):
         return "claimed"
 
     def _model_cancelled_claim(self, job: Modelled) -> None:
-        """A claim was refused as cancelled; what it changes besides."""
+        """Apply a claim that was refused as cancelled to the model."""
         if job.state is None:
             job.fence = 1
             job.end(State.CANCELLED)
@@ -188,14 +188,14 @@ class World(RuleBasedStateMachine):
     def _commit(self, held: Held, outcome: Any) -> bool:
         """The outcome in one transaction with an effect, as with `ctx.session`."""
 
-        def write(connection: sa.Connection) -> None:
+        def record_with_session(connection: sa.Connection) -> None:
             connection.execute(sa.insert(SESSIONS).values(job_id=held.claim.message.id))
             [kept] = write_outcomes(connection, self.ledger, [outcome], held.worker)
             if not kept:
                 raise FenceLost
 
         try:
-            self.ledger.write(write)
+            self.ledger.write(record_with_session)
         except FenceLost:
             return False
         return True

@@ -32,7 +32,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Server:
-    """A real SMTP server that keeps what it takes, and answers as `replies` says, by command or recipient."""
+    """A real SMTP server that keeps the accepted mails, and answers as `replies` says, by command or recipient."""
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, list[str], EmailMessage]] = []
@@ -92,7 +92,7 @@ def send(mailer: Mailer, ctx: Context, storage: FileStorage, job: SendEmail | No
 
 
 class Api:
-    """A JSON API over HTTP: orders in pages of three, by position or since a time. Counts requests, fails when told."""
+    """A JSON API over HTTP: orders in pages of three, by position or since a time. Counts requests, fails on demand."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []

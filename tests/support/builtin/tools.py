@@ -11,7 +11,7 @@ from penstock.producers.storage import Storage
 
 
 class Progress:
-    """Keeps what a handler says about its progress."""
+    """Keeps the progress that a handler reports."""
 
     def __init__(self) -> None:
         self.said: list[tuple[int, int | None]] = []

@@ -44,7 +44,7 @@ class PostgresServer:
         self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", str(int(SETTLE_SECONDS)), "-o", options, "start")
 
     def stop(self) -> None:
-        """At once, as a crash would: what is committed is found in its log at the next start."""
+        """Stop at once, as a crash would: commits are recovered from its log at the next start."""
         if (self.folder / "data" / "postmaster.pid").exists():
             self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
 

@@ -12,7 +12,7 @@ from penstock.workers.local.up.redis_server import RedisServer
 
 
 class KillableRedis(RedisServer):
-    """It has on disk what it has confirmed: with `everysec` it may itself lose its last second when killed."""
+    """A Redis whose confirmed writes are on disk: with `everysec` it may lose its last second when killed."""
 
     def start(self) -> None:
         super().start()

@@ -1,4 +1,4 @@
-"""A TCP proxy between a test's processes and a server, which cuts and refuses connections when told to."""
+"""A TCP proxy between a test's processes and a server, which cuts and refuses connections on demand."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
-        self.mend()
+        self.restore()
 
     def cut(self) -> None:
-        """Drop every connection, and refuse new ones until `mend`."""
+        """Drop every connection, and refuse new ones until `restore`."""
         asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(30)
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
 
     def close(self) -> None:
@@ -46,12 +46,12 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        await asyncio.sleep(_TURN_SECONDS)  # what was accepted just now is known by then
+        await asyncio.sleep(_TURN_SECONDS)  # connections accepted just now are known by then
         for writer in self._writers:
             writer.transport.abort()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-        await asyncio.sleep(_TURN_SECONDS)  # what was aborted is closed by then
+        await asyncio.sleep(_TURN_SECONDS)  # aborted connections are closed by then
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -65,7 +65,7 @@ class Proxy:
                 self._writers.add(other)
                 await asyncio.gather(_copy(reader, other), self._answer(there, writer))
         except OSError:
-            pass  # the server is away: so are we
+            pass  # the server is down: so are we
         finally:
             for end in filter(None, (writer, other)):
                 end.transport.abort()

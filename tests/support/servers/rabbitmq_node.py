@@ -14,7 +14,7 @@ from penstock.workers.local.up.redis_server import free_port
 from support.polling import SETTLE_SECONDS, until
 
 _PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/homebrew/sbin/rabbitmq-server")
-"""Before PATH: what Debian puts there is a wrapper that changes the user, who could not write to our folder."""
+"""Before PATH: Debian's wrapper there changes the user, who could not write to our folder."""
 
 
 def find_rabbitmq_server() -> str | None:
@@ -24,7 +24,7 @@ def find_rabbitmq_server() -> str | None:
 
 
 class RabbitmqNode:
-    """One node with its data in a folder; it may be killed and started again. Starting takes 5 to 10 seconds.
+    """A node with its data in a folder; it may be killed and started again. Starting takes 5 to 10 seconds.
 
     Arguments:
         tls: files of a certificate and its key, for a second port; and of the CA that clients' certificates are of.
@@ -85,7 +85,7 @@ class RabbitmqNode:
             self._process = None
 
     def stop_queue(self, queue: str) -> None:
-        """Take the queue's leader away, as when most nodes of a cluster are down."""
+        """Stop the queue's leader, as when most nodes of a cluster are down."""
         self._eval(f"ra:stop_server(quorum_queues, {{'%2F_{queue}', node()}}).")
 
     def start_queue(self, queue: str) -> None:

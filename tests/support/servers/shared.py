@@ -49,7 +49,7 @@ def broker_url(broker: str, redis_server: RedisServer) -> str:
 
 
 def delete_queues(broker: str, prefix: str) -> None:
-    """Delete what a test has left on RabbitMQ; this run's Redis ends with it."""
+    """Delete a test's queues on RabbitMQ; this run's Redis ends with the run."""
     if broker == "rabbitmq":
         delete_rabbitmq(AMQP_URL, prefix)
 

@@ -1,1 +1,1 @@
-"""Workflows for tests, and a hand that drives them without a dispatcher."""
+"""Workflows for tests, and functions that drive them without a dispatcher."""

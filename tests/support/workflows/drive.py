@@ -32,7 +32,7 @@ def no_storage() -> Any:
 
 
 def advance_due(ledger: Database, *, max_bytes: int = 1_000_000, reserve: bool = False) -> Advanced:
-    """One round of a dispatcher."""
+    """Run a round of a dispatcher."""
     ids, _ = due_workflows(ledger)
     return advance(ledger, ids, open_storage=no_storage, max_bytes=max_bytes, reserve=reserve)
 
@@ -42,24 +42,24 @@ def start(ledger: Database, job: Job, **options: Any) -> str:
     envelope = encode(job, **options)
     definition = definitions[job.kind().name]
 
-    def write(connection: sa.Connection) -> None:
+    def insert_workflow(connection: sa.Connection) -> None:
         enter(connection, ledger, [envelope], datetime.now(UTC))
         start_workflow(connection, ledger, envelope.id, definition)
         update = sa.update(jobs).where(jobs.c.id == envelope.id)
         connection.execute(update.values(due_at=from_now(PARKED)))
 
-    ledger.write(write)
+    ledger.write(insert_workflow)
     return envelope.id
 
 
 def waiting(ledger: Database) -> list[Any]:
-    """What a dispatcher would send."""
+    """Envelopes that a dispatcher would send."""
     due = (jobs.c.state == State.SCHEDULED, jobs.c.due_at < datetime.now(UTC) + timedelta(days=1))
     return ledger.read(lambda connection: list(connection.execute(sa.select(jobs).where(*due).order_by(jobs.c.id))))
 
 
 def run(ledger: Database, rows: list[Any], worker: str, results: Callable[[Any], Any], **how: Any) -> int:
-    """Claim these jobs and record their ends, as a worker does. Returns how many it was given."""
+    """Claim these jobs and record their ends, as a worker does. Returns how many were granted."""
     messages = [decode(envelope_of(row)) for row in rows]
     claims = claim(ledger, [ClaimRequest(message, False, 3) for message in messages], worker=worker)
     ends = [_outcome(granted, results, **how) for granted in claims if isinstance(granted, Claim)]

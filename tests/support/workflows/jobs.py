@@ -51,11 +51,11 @@ class Release(Job, kind="wf.release", queue="wf", retry=AT_ONCE):
 
 
 done: list[str] = []
-"""What the handlers have done, in order."""
+"""Actions of the handlers, in order."""
 broken: set[str] = set()
-"""What fails."""
+"""Names of actions that fail."""
 slow: set[str] = set()
-"""What takes until it is cancelled, or this is emptied."""
+"""Names of actions that last until they are cancelled, or this is emptied."""
 
 
 async def linger(what: str) -> None:
@@ -107,7 +107,7 @@ async def release(job: Release) -> None:
 
 
 class Nightly(Workflow, kind="wf.nightly", queue="wf", aliases=("wf.nightly.before",)):
-    """Sequence, fan-out over what is known only then, fan-in."""
+    """Sequence, fan-out over a result, fan-in."""
 
     regions: list[str]
 
