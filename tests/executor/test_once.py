@@ -15,8 +15,8 @@ from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger import effects
-from penstock.ledger.queries.dead_letters import replay_one
 from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.transitions.replay.replay import replay_one
 from penstock.schemas import Job, RetryPolicy
 from penstock.workers import Context, InDoubt, NotDone, Permanent, handles
 from penstock.workers.engines.inline import Inline
