@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from support.ledgers import Note, Tick, attempt_outcome, claimed, end, message, row_of
 
 from penstock.config.errors import InvalidState
-from penstock.ledger.effects import Found, begin, confirm, decide, effect_id, effects_of, withdraw
+from penstock.ledger.effects import EarlierEffect, begin, confirm, decide, effect_id, effects_of, withdraw
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import audit
@@ -27,12 +27,12 @@ def test_an_effect_is_started_and_then_done_for_good(ledger: Database) -> None:
     job_id, fence = claim.message.id, claim.fence
     assert begin(ledger, job_id, fence, "charge") is None
     effect = begin(ledger, job_id, fence, "charge")
-    assert isinstance(effect, Found)
+    assert isinstance(effect, EarlierEffect)
     assert (effect.done, effect.result) == (False, None)
     confirm(ledger, job_id, fence, "charge", '{"receipt": 7}')
     confirm(ledger, job_id, fence, "charge", '"a later word changes nothing"')
     effect = begin(ledger, job_id, fence, "charge", again=True)
-    assert isinstance(effect, Found)
+    assert isinstance(effect, EarlierEffect)
     assert (effect.done, effect.result) == (True, '{"receipt": 7}')
     assert begin(ledger, job_id, fence, "ship") is None
 
@@ -60,7 +60,7 @@ def test_a_worker_that_lost_its_claim_starts_no_effect_but_may_confirm_one(ledge
     assert begin(ledger, sent.id, claim.fence, "charge", again=True) is None
     confirm(ledger, sent.id, late.fence, "charge", "1")
     effect = begin(ledger, sent.id, claim.fence, "charge", again=True)
-    assert isinstance(effect, Found)
+    assert isinstance(effect, EarlierEffect)
     assert effect.done
 
 
