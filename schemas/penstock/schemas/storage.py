@@ -33,7 +33,7 @@ def check_key(key: str) -> str:
         raise InvalidKey(f"storage key {key!r} must be relative and not empty")
     if any(part in ("", ".", "..") for part in parts):
         raise InvalidKey(f"storage key {key!r} must not have empty parts, '.' or '..'")
-    if "\\" in key or any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+    if "\\" in key or any(ord(character) < 32 or ord(character) == 127 for character in key):
         raise InvalidKey(f"storage key {key!r} must not have backslashes or control characters")
     try:
         encoded = key.encode()
