@@ -36,7 +36,7 @@ from penstock.ledger.transitions.abandoned import bury_abandoned
 from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.cancel import cancel_key, cancel_unseen, request_cancel
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.enqueue import enter
+from penstock.ledger.transitions.enqueue import Admissions, enter
 from penstock.ledger.transitions.outcome import record
 from penstock.ledger.transitions.replay import replay_one
 from penstock.ledger.transitions.reschedule import reschedule
@@ -98,6 +98,20 @@ def enqueues(stage: Stage) -> None:
         enter_all(Replace(n=number))
     enter_all(Debounce(n=1))
     enter_all(Debounce(n=1))
+    for state in sorted(WAITING):
+        empty(stage.ledger)
+        policy, now = Replace.kind().unique, datetime.now(UTC)
+        assert policy is not None
+        enter_all(Replace(n=1))
+        stage.write(lambda connection, state=state: connection.execute(sa.update(jobs).values(state=state)))
+        request = (encode(Replace(n=1), key=unique_key(Replace(n=1))), policy)
+        admissions = stage.ledger.write(
+            lambda connection, request=request, now=now: Admissions.admit(
+                connection, stage.ledger, [request], now, SOON
+            )
+        )
+        with stage.walk("transitions/enqueue.py"):
+            stage.write(lambda connection, made=admissions: made.give_back(connection, stage.ledger, "uniq"))
 
 
 def is_due(stage: Stage) -> None:

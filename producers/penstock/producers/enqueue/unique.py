@@ -18,12 +18,10 @@ from penstock.config.errors import (
     QueueFull,
     UndecodableMessage,
 )
-from penstock.ledger.rows.jobs import RESERVED, mark_sent, reserved
+from penstock.ledger.rows.jobs import RESERVED, mark_sent
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import jobs, unique_keys
-from penstock.ledger.transitions.enqueue import Admission, Admissions, Key, ours
+from penstock.ledger.transitions.enqueue import Admission, Admissions, ours
 from penstock.schemas.jobs.unique_policy import Unique
-from penstock.schemas.states import WAITING, State
 from penstock.schemas.wire.codec import Envelope
 
 log = logging.getLogger("penstock.producers")
@@ -99,7 +97,7 @@ class Entrance:
         """
         full = error.queue if isinstance(error, QueueFull) else None
         try:
-            self._database.write(lambda connection: self._give_back(connection, full))
+            self._database.write(lambda connection: self._made.give_back(connection, self._database, full))
         except LedgerUnavailable:
             if full is not None:
                 raise
@@ -110,42 +108,4 @@ class Entrance:
         return False
 
     def _reserved(self) -> list[str]:
-        return [job_id for job_id, row in self._made.new.items() if row["due_at"] == self._until]
-
-    def _give_back(self, connection: sa.Connection, full: str | None) -> None:
-        new = self._made.new
-        if full is not None:
-            refused = {job_id for job_id in self._reserved() if new[job_id]["queue"] == full}
-            for one, key in sorted(self._made.keys.items()):
-                if key.job_id in refused:
-                    self._release(connection, one, key)
-            self._restore(connection, refused)
-            connection.execute(sa.delete(jobs).where(reserved(self._database, sorted(refused), self._until)))
-        left = reserved(self._database, self._reserved(), self._until)
-        connection.execute(sa.update(jobs).where(left).values(due_at=self._now))
-
-    def _release(self, connection: sa.Connection, one: str, key: Key) -> None:
-        mine = sa.and_(unique_keys.c.id == one, unique_keys.c.job_id == key.job_id)
-        if key.before is None:
-            connection.execute(sa.delete(unique_keys).where(mine))
-        else:
-            # A period that was over for the new job is over for the next one too.
-            change = {"job_id": key.before, "held_until": None, "due_at": None}
-            connection.execute(sa.update(unique_keys).where(mine).values(**change))
-
-    def _restore(self, connection: sa.Connection, refused: set[str]) -> None:
-        """Let what was cancelled for them wait again."""
-        for one in self._made.keys.values():
-            was = self._made.replaced.get(one.before or "")
-            if was is None or one.job_id not in refused:
-                continue
-            # Its message may have been dropped as cancelled meanwhile, so it is sent anew.
-            waits = was.state in WAITING
-            change = {
-                "state": was.state if waits else State.SCHEDULED,
-                "due_at": was.due_at if waits else self._now,
-                "finished_at": None,
-                "error": None,
-            }
-            mine = sa.and_(jobs.c.id == one.before, jobs.c.state == State.CANCELLED, jobs.c.finished_at == self._now)
-            connection.execute(sa.update(jobs).where(mine).values(**change))
+        return self._made.reserved_ids()

@@ -16,14 +16,14 @@ import sqlalchemy as sa
 
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import final_columns
-from penstock.ledger.rows.jobs import Row, waiting, waiting_row
+from penstock.ledger.rows.jobs import Row, reserved, waiting, waiting_row
 from penstock.ledger.rows.keys import kind_name
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, unique_keys
 from penstock.ledger.transitions.cancel import cancel_waiting
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.jobs.unique_policy import UNENDED, Unique
-from penstock.schemas.states import State
+from penstock.schemas.states import WAITING, State
 from penstock.schemas.wire.codec import HEADER, Envelope
 
 ARROWS = (
@@ -31,6 +31,8 @@ ARROWS = (
     Arrow(None, State.CANCELLED, "replaced within its batch"),
     *fan((State.SCHEDULED, State.QUEUED, State.RETRYING), (State.CANCELLED,), "replaced"),
     Arrow(State.SCHEDULED, State.SCHEDULED, "debounced"),
+    Arrow(State.SCHEDULED, None, "refused by a full queue"),
+    *fan((State.CANCELLED,), tuple(sorted(WAITING)), "restored: the job that replaced it was refused"),
 )
 
 
@@ -272,6 +274,51 @@ class Admissions:
         ]
         if changed:
             database.execute_many(connection, _TAKE, changed)
+
+    def reserved_ids(self) -> list[str]:
+        """Ids of the inserted jobs that are reserved for the caller, to send them."""
+        return [job_id for job_id, row in self.new.items() if row["due_at"] == self._due_at]
+
+    def give_back(self, connection: sa.Connection, database: Database, full_queue: str | None) -> None:
+        """Make jobs that could not be sent due now, for the dispatcher. Those of a full queue are deleted instead, with
+        all that their insertion changed."""
+        if full_queue is not None:
+            refused = {job_id for job_id in self.reserved_ids() if self.new[job_id]["queue"] == full_queue}
+            for id, key in sorted(self.keys.items()):
+                if key.job_id in refused:
+                    _release_key(connection, id, key)
+            self._restore(connection, refused)
+            connection.execute(sa.delete(jobs).where(reserved(database, sorted(refused), self._due_at)))
+        left = reserved(database, self.reserved_ids(), self._due_at)
+        connection.execute(sa.update(jobs).where(left).values(due_at=self._now))
+
+    def _restore(self, connection: sa.Connection, refused: set[str]) -> None:
+        """Let jobs that were cancelled for refused ones wait again."""
+        for key in self.keys.values():
+            was = self.replaced.get(key.before or "")
+            if was is None or key.job_id not in refused:
+                continue
+            # Its message may have been dropped as cancelled meanwhile, so it is sent anew.
+            waits = was.state in WAITING
+            change = {
+                "state": was.state if waits else State.SCHEDULED,
+                "due_at": was.due_at if waits else self._now,
+                "finished_at": None,
+                "error": None,
+            }
+            replaced = (jobs.c.id == key.before, jobs.c.state == State.CANCELLED, jobs.c.finished_at == self._now)
+            connection.execute(sa.update(jobs).where(*replaced).values(**change))
+
+
+def _release_key(connection: sa.Connection, id: str, key: Key) -> None:
+    """Let the job before hold the key again."""
+    unchanged = sa.and_(unique_keys.c.id == id, unique_keys.c.job_id == key.job_id)
+    if key.before is None:
+        connection.execute(sa.delete(unique_keys).where(unchanged))
+    else:
+        # A period that was over for the new job is over for the next one too.
+        change = {"job_id": key.before, "held_until": None, "due_at": None}
+        connection.execute(sa.update(unique_keys).where(unchanged).values(**change))
 
 
 _TAKE = (
