@@ -19,6 +19,7 @@ VERBS = (
     "check",
     "check-wheel",
     "fix",
+    "states",
     "bench",
     "chaos",
     "release",
