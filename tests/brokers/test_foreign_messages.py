@@ -16,8 +16,8 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.abandoned import bury_dropped
 from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.senders import Sender
+from penstock.producers.senders.rabbitmq.names import dead_name, lane_name
 from penstock.producers.senders.rabbitmq.publisher import connect
-from penstock.producers.senders.rabbitmq.sender import dead_name, lane_name
 from penstock.schemas.wire.codec import Envelope, decode
 from penstock.workers.brokers import Consumer, Delivery
 from penstock.workers.brokers.rabbitmq.lenient_frames import UNREADABLE

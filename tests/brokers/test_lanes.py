@@ -13,8 +13,8 @@ from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
+from penstock.producers.senders.rabbitmq.names import lane_name
 from penstock.producers.senders.rabbitmq.publisher import connect
-from penstock.producers.senders.rabbitmq.sender import lane_name
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.workers.brokers import Consumer
 from penstock.workers.brokers.loss_detection import LossDetector, open_loss_detector

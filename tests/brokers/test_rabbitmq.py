@@ -16,8 +16,8 @@ from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders import Sender
+from penstock.producers.senders.rabbitmq.names import lane_name, lane_of
 from penstock.producers.senders.rabbitmq.publisher import connect
-from penstock.producers.senders.rabbitmq.sender import lane_name, lane_of
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.brokers import Consumer
 from penstock.workers.brokers.rabbitmq import consumer as rabbitmq

@@ -12,7 +12,7 @@ from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import Sender
-from penstock.producers.senders.rabbitmq.sender import dead_name, lane_name
+from penstock.producers.senders.rabbitmq.names import dead_name, lane_name
 from penstock.schemas.jobs.kind import PRIORITIES
 from penstock.workers.brokers import Consumer, Delivery
 

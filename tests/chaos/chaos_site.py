@@ -25,8 +25,8 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
+from penstock.producers.senders.rabbitmq.names import lane_name
 from penstock.producers.senders.rabbitmq.publisher import connect
-from penstock.producers.senders.rabbitmq.sender import lane_name
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
 from penstock.schemas.states import FINAL
 

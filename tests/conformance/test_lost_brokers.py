@@ -19,8 +19,8 @@ from support.servers.shared import AMQP_URL, delete_rabbitmq, need
 from test_outages import Site
 
 from penstock.ledger.transitions import due
+from penstock.producers.senders.rabbitmq.names import lane_name
 from penstock.producers.senders.rabbitmq.publisher import connect
-from penstock.producers.senders.rabbitmq.sender import lane_name
 from penstock.schemas.jobs.kind import PRIORITIES
 from penstock.schemas.wire.codec import encode
 from penstock.workers.local.up.redis_server import RedisServer

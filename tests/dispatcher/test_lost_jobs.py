@@ -15,8 +15,8 @@ from support.polling import until
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import due
+from penstock.producers.senders.rabbitmq.names import lane_name
 from penstock.producers.senders.rabbitmq.publisher import connect
-from penstock.producers.senders.rabbitmq.sender import lane_name
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas import State
 from penstock.schemas.wire.codec import encode

@@ -32,9 +32,9 @@ from penstock.ledger.sql.tables import outbox
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.contrib.django import Outbox, enqueue_on_commit, producer
 from penstock.producers.contrib.django.models import OutboxEntry
-from penstock.producers.enqueue.options import Preparation
+from penstock.producers.enqueue.envelopes import EnvelopeBuilder
+from penstock.producers.enqueue.outbox_rows import make_entry
 from penstock.producers.outbox import Outbox as SqlOutbox
-from penstock.producers.outbox_rows import make_entry
 from penstock.workers.brokers import open_consumer
 from penstock.workers.dispatcher.outbox.relay import open_outboxes
 
@@ -212,7 +212,7 @@ def test_the_row_is_the_one_that_sqlalchemys_outbox_writes(alias: str, shop_url:
         record["headers"].pop("id"), record["headers"].pop("root_id"), record.pop("id")
     assert own == foreign
     assert untracked == theirs_untracked
-    [_, row] = make_entry(Preparation(), Note(text="é☃"), options)
+    [_, row] = make_entry(EnvelopeBuilder(), Note(text="é☃"), options)
     assert {*row, "position", "taken_by", "taken_until"} == {column.name for column in outbox.columns}
 
 

@@ -87,7 +87,7 @@ def test_a_stream_ends_when_its_producer_is_closed(producer: Producer, ledger: D
     frames: list[bytes] = []
     thread = threading.Thread(target=lambda: frames.extend(stream))
     thread.start()
-    until(lambda: producer._ledger.watching()._waiters)
+    until(lambda: producer._ledger.subscriptions()._waiters)
     producer.close()
     thread.join(60)
     assert not thread.is_alive()
@@ -102,13 +102,13 @@ def test_a_stream_whose_reader_left_is_forgotten(
     while not next(stream).startswith(b":"):
         pass
     stream.close()  # type: ignore[attr-defined]  # as servers do
-    assert not producer._ledger.watching()._waiters
+    assert not producer._ledger.subscriptions()._waiters
 
     async def run() -> None:
         async with AsyncProducer(redis_url, prefix=prefix, database_url=ledger_url) as producer:
             stream = web.async_frames(await producer.enqueue(Note()))
             assert len([await anext(stream), await anext(stream)]) == 2
-            watching = producer._ledger.async_watching()
+            watching = producer._ledger.async_subscriptions()
             reading = asyncio.ensure_future(anext(stream))
             await until_async(lambda: any(loop._waiters for loop in watching._loops.values()))
             reading.cancel()

@@ -20,7 +20,7 @@ from support.ledgers import set_up
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.config.sections.events import EventRule, WebhookSettings
 from penstock.config.settings import Settings
-from penstock.producers.enqueue.producer import AsyncProducer
+from penstock.producers.enqueue.async_producer import AsyncProducer
 from penstock.producers.gateway import create_app
 from penstock.schemas.events.signatures import sign
 from penstock.workers.local.up.redis_server import RedisServer

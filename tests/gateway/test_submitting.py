@@ -8,7 +8,7 @@ import pytest
 from kombu.connection import Connection
 from support.gateways import INVOICE, Gateway, Open, problem
 
-from penstock.producers.senders.rabbitmq.sender import lane_name
+from penstock.producers.senders.rabbitmq.names import lane_name
 from penstock.schemas.wire.ids import made_at
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

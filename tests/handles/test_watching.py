@@ -17,7 +17,7 @@ from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTim
 from penstock.config.settings import Settings
 from penstock.ledger.queries.status import Progress
 from penstock.producers import AsyncJobHandle, AsyncProducer, Producer
-from penstock.producers.handles import handles, subscriptions
+from penstock.producers.handles import handles, redis_listener
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
 from penstock.workers import handles as runs
@@ -153,7 +153,7 @@ def test_changes_of_unwatched_jobs_are_not_published(producer: Producer, client:
 def test_the_thread_runs_only_while_a_job_is_watched(
     producer: Producer, settings: Settings, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscriptions, "_RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(redis_listener, "_RENEW_SECONDS", 0.02)
 
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "penstock-watching"]
@@ -182,7 +182,7 @@ def test_a_result_comes_as_its_model_if_asked_for(producer: Producer, settings: 
     handle = producer.enqueue(Play())
     assert handle.result(WAIT_SECONDS) == {"day": "2026-02-01", "parts": [1, 2]}
     assert handle.result(as_type=Sent) == Sent(day=date(2026, 2, 1), parts=(1, 2))
-    with pytest.raises(InvalidResult, match=r"no int"):
+    with pytest.raises(InvalidResult, match=r"is not a valid int"):
         handle.result(as_type=int)
 
     async def again() -> Sent:

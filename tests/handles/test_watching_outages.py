@@ -20,8 +20,8 @@ from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.handles import handles
-from penstock.producers.handles.connections import LedgerLink
-from penstock.producers.handles.subscriptions import AsyncWaiter
+from penstock.producers.handles.connections import LedgerConnections
+from penstock.producers.handles.waiters import AsyncWaiter
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Outcome
 from penstock.workers.executor.followups.change_publisher import ChangePublisher
@@ -112,7 +112,7 @@ def either(request: pytest.FixtureRequest, settings: Settings) -> dict[str, Any]
 def test_closing_a_producer_ends_its_waits(settings: Settings, either: dict[str, Any]) -> None:
     producer = Producer(settings.broker_url, **either)
     waits = [Background(producer.enqueue(Play()).wait) for _ in range(3)]
-    until(lambda: len(producer._ledger.watching()._waiters) == 3)
+    until(lambda: len(producer._ledger.subscriptions()._waiters) == 3)
     producer.close()
     for wait in waits:
         with pytest.raises(WatchClosed, match="was closed"):
@@ -123,8 +123,8 @@ def test_closing_a_producer_ends_its_waits(settings: Settings, either: dict[str,
 
 
 def test_a_waiter_does_not_reopen_a_ledger_that_was_closed_meanwhile(settings: Settings) -> None:
-    link = LedgerLink(settings.database_url)
-    waiter = link.watching().join("id")
+    link = LedgerConnections(settings.database_url)
+    waiter = link.subscriptions().subscribe("id")
     link.open(waiter)
     link.close()
     with pytest.raises(WatchClosed, match="job id"):
@@ -132,8 +132,8 @@ def test_a_waiter_does_not_reopen_a_ledger_that_was_closed_meanwhile(settings: S
     assert link._database is None
 
     async def left() -> AsyncWaiter:
-        waiter = link.async_watching().join("id")
-        link.async_watching().leave(waiter)
+        waiter = link.async_subscriptions().subscribe("id")
+        link.async_subscriptions().unsubscribe(waiter)
         return waiter
 
     with pytest.raises(WatchClosed):
@@ -145,7 +145,7 @@ def test_closing_an_async_producer_ends_its_waits(settings: Settings) -> None:
     async def wait_and_close() -> None:
         producer = AsyncProducer.from_settings(settings)
         waits = [asyncio.create_task((await producer.enqueue(Play())).wait()) for _ in range(3)]
-        here = producer._ledger.async_watching()
+        here = producer._ledger.async_subscriptions()
         await until_async(lambda: here._loops and len(here._loops[asyncio.get_running_loop()]._waiters) == 3)
         await producer.close()
         results = await asyncio.gather(*waits, return_exceptions=True)

@@ -10,7 +10,7 @@ from penstock.producers.limits.store import (
     LimitStore,
     Place,
 )
-from penstock.producers.senders.redis.connections import pack
+from penstock.producers.senders.redis.protocol import pack
 from penstock.schemas import Concurrency, Rate
 
 LEASE = 60.0

@@ -18,7 +18,7 @@ from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import JobHandle, Producer
 from penstock.producers.limits import open_store
 from penstock.producers.limits.store import LimitStore
-from penstock.producers.senders.redis.connections import pack
+from penstock.producers.senders.redis.protocol import pack
 from penstock.schemas import Concurrency, Job, Rate
 from penstock.workers import handles
 from penstock.workers.dispatcher.dispatcher import Dispatcher

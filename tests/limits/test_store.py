@@ -18,7 +18,7 @@ from penstock.producers.limits.store import (
     LimitStore,
     Place,
 )
-from penstock.producers.senders.redis.connections import pack
+from penstock.producers.senders.redis.protocol import pack
 
 
 @pytest.fixture

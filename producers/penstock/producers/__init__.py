@@ -26,7 +26,8 @@ from penstock.config.errors import (
     WaitTimeout,
     WatchClosed,
 )
-from penstock.producers.enqueue.producer import AsyncProducer, Producer
+from penstock.producers.enqueue.async_producer import AsyncProducer
+from penstock.producers.enqueue.producer import Producer
 from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
 
 __all__ = [

@@ -13,8 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, registry, scoped_session
 
 from penstock.ledger.sql.tables import OUTBOX_TRIGGER, outbox, outbox_metadata
+from penstock.producers.enqueue.envelopes import target_queue
+from penstock.producers.enqueue.options import EnqueueOptions
+from penstock.producers.enqueue.outbox_rows import BaseOutbox, Entry, make_entries, make_entry
 from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
-from penstock.producers.outbox_rows import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -51,10 +53,10 @@ class Outbox(BaseOutbox):
     """
 
     @overload
-    def enqueue(self, session: AsyncTarget, job: Job, **options: Unpack[Options]) -> AsyncJobHandle: ...
+    def enqueue(self, session: AsyncTarget, job: Job, **options: Unpack[EnqueueOptions]) -> AsyncJobHandle: ...
     @overload
-    def enqueue(self, session: SyncTarget, job: Job, **options: Unpack[Options]) -> JobHandle: ...
-    def enqueue(self, session: Any, job: Job, **options: Unpack[Options]) -> Any:
+    def enqueue(self, session: SyncTarget, job: Job, **options: Unpack[EnqueueOptions]) -> JobHandle: ...
+    def enqueue(self, session: Any, job: Job, **options: Unpack[EnqueueOptions]) -> Any:
         """Write one job, to be sent if and when the caller's transaction is committed.
 
         A session adds it to its unit of work, so it is written with the next flush, at the latest by the commit; there
@@ -71,7 +73,7 @@ class Outbox(BaseOutbox):
             InvalidJob: the job or an option is wrong (also UnknownQueue, PayloadTooLarge, KindError); nothing was
                 written. TypeError: `session` is none.
         """
-        return self._write(session, [make_entry(self._preparation, job, options)])[0]
+        return self._write(session, [make_entry(self._builder, job, options)])[0]
 
     @overload
     def enqueue_many(self, session: AsyncTarget, jobs: Iterable[Job]) -> list[AsyncJobHandle]: ...
@@ -83,7 +85,7 @@ class Outbox(BaseOutbox):
         Raises:
             As `enqueue`; says which one is wrong, counted from 0.
         """
-        return self._write(session, make_entries(self._preparation, jobs))
+        return self._write(session, make_entries(self._builder, jobs))
 
     def _write(self, target: Any, entries: list[Entry]) -> list[Any]:
         asynchronous = _is_async_session(target)
@@ -98,7 +100,7 @@ class Outbox(BaseOutbox):
                 "with an AsyncConnection: await connection.run_sync(outbox.enqueue, job)"
             )
         make: Any = AsyncJobHandle if asynchronous else JobHandle
-        return [make(one.id, one.kind, target_queue(one), self._ledger) for one, _ in entries]
+        return [make(envelope.id, envelope.kind, target_queue(envelope), self._ledger) for envelope, _ in entries]
 
 
 def create_outbox(bind: sa.Engine | sa.Connection) -> None:

@@ -112,7 +112,7 @@ class RedisPositions:
         self._prefix = prefix
 
     def find(self, job_id: str, queue: str, priority: str) -> QueuePosition:
-        from penstock.producers.senders.redis.connections import pack
+        from penstock.producers.senders.redis.protocol import pack
         from penstock.producers.senders.redis.sender import GROUP, lane_keys
 
         number = PRIORITIES.index(cast(Priority, priority))
@@ -143,7 +143,7 @@ class RedisPositions:
 
     def _scan(self, key: str, needle: bytes, command: str, first: str, last: str) -> tuple[int | None, bool]:
         """The entry's index from the first end, and whether all entries were read."""
-        from penstock.producers.senders.redis.connections import pack
+        from penstock.producers.senders.redis.protocol import pack
 
         seen = 0
         while seen < LOOKED_AT:
@@ -159,7 +159,7 @@ class RedisPositions:
         return None, False
 
     def _scan_held(self, key: str, needle: bytes) -> tuple[tuple[str, timedelta] | None, bool]:
-        from penstock.producers.senders.redis.connections import pack
+        from penstock.producers.senders.redis.protocol import pack
         from penstock.producers.senders.redis.sender import GROUP
 
         seen, first = 0, "-"
@@ -198,8 +198,8 @@ class RabbitmqPositions:
         """Messages ready, and consumers, of each lane."""
         from amqp.exceptions import NotFound
 
+        from penstock.producers.senders.rabbitmq.names import address, lane_name
         from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
-        from penstock.producers.senders.rabbitmq.sender import address, lane_name
 
         counts = []
         try:

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.producers.enqueue.producer import AsyncProducer
+from penstock.producers.enqueue.async_producer import AsyncProducer
 from penstock.producers.explain.queue_position import open_positions
 from penstock.producers.gateway.auth.callers import Caller, Callers
 from penstock.producers.gateway.auth.job_ids import JobIds

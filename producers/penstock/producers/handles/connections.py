@@ -1,4 +1,4 @@
-"""What the handles of a producer share: the ledger, the storage, and those who watch. Each is opened on first use."""
+"""Connections that the handles of a producer share: ledger, storage, subscriptions. Each is opened on first use."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import threading
 from typing import TYPE_CHECKING
 
 from penstock.config.errors import ConfigError
-from penstock.producers.handles.fork_safety import keep, tell_after_fork
+from penstock.producers.handles.fork_safety import register_after_fork, retain
 from penstock.producers.senders import scheme
 
 if TYPE_CHECKING:
     from penstock.ledger.sql.database import Database
-    from penstock.producers.handles.subscriptions import AnyWaiter, AsyncWatching, Watching
+    from penstock.producers.handles.subscriptions import AsyncSubscriptions, Subscriptions
+    from penstock.producers.handles.waiters import AnyWaiter
     from penstock.producers.storage import Storage
 
 
-class LedgerLink:
-    """Thread-safe, and safe after a fork.
+class LedgerConnections:
+    """Connections to the ledger, the storage and the pushed changes; thread-safe, and safe after a fork.
 
     Arguments:
-        url: the database; None: as `load_settings()` says when it is first needed.
-        storage_url: where large results are; None: likewise.
-        broker_url: where workers push changes, if that is Redis; None: nobody pushes.
+        url: of the database; None: as `load_settings()` says when it is first needed.
+        storage_url: of the storage of large results; None: likewise.
+        broker_url: of the Redis through which workers push changes; None, or another broker: none are pushed.
     """
 
     def __init__(
@@ -36,26 +37,26 @@ class LedgerLink:
         self._url, self._storage_url = url, storage_url
         self.broker_url = broker_url
         self._prefix, self._timeout_seconds = prefix, timeout_seconds
-        self._start_anew()
-        self._watching: Watching | None = None
-        self._async_watching: AsyncWatching | None = None
-        tell_after_fork(self)
+        self._reset()
+        self._subscriptions: Subscriptions | None = None
+        self._async_subscriptions: AsyncSubscriptions | None = None
+        register_after_fork(self)
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._database: Database | None = None
         self._storage: Storage | None = None
 
     def after_fork(self) -> None:
-        keep(self._database, self._storage)
-        self._start_anew()  # those who watch see to themselves
+        retain(self._database, self._storage)
+        self._reset()  # subscriptions see to themselves
 
     def open(self, waiter: AnyWaiter | None = None) -> Database:
-        """The ledger, for whoever asks or for somebody who waits and looks once more.
+        """The ledger, for a caller, or for a waiter that looks once more.
 
         Raises:
             ConfigError: SQLAlchemy is not installed; enqueueing needs none of it.
-            WatchClosed: that wait is over. It would be opened anew, and nobody would close it.
+            WatchClosed: that wait is over. The ledger would be opened again, and no one would close it.
         """
         with self._lock:
             if waiter is not None:
@@ -74,7 +75,11 @@ class LedgerLink:
             return self._database
 
     def open_storage(self) -> Storage:
-        """Raises ConfigError."""
+        """The storage of large results.
+
+        Raises:
+            ConfigError: its URL is wrong, or its client is not installed.
+        """
         with self._lock:
             if self._storage is None:
                 from penstock.producers.storage import make_storage
@@ -86,32 +91,34 @@ class LedgerLink:
                 self._storage = make_storage(self._storage_url)
             return self._storage
 
-    def watching(self) -> Watching:
+    def subscriptions(self) -> Subscriptions:
         with self._lock:
-            if self._watching is None:
-                from penstock.producers.handles.subscriptions import Watching
+            if self._subscriptions is None:
+                from penstock.producers.handles.subscriptions import Subscriptions
 
-                self._watching = Watching(self._push_url, prefix=self._prefix, timeout_seconds=self._timeout_seconds)
-            return self._watching
-
-    def async_watching(self) -> AsyncWatching:
-        with self._lock:
-            if self._async_watching is None:
-                from penstock.producers.handles.subscriptions import AsyncWatching
-
-                self._async_watching = AsyncWatching(
+                self._subscriptions = Subscriptions(
                     self._push_url, prefix=self._prefix, timeout_seconds=self._timeout_seconds
                 )
-            return self._async_watching
+            return self._subscriptions
+
+    def async_subscriptions(self) -> AsyncSubscriptions:
+        with self._lock:
+            if self._async_subscriptions is None:
+                from penstock.producers.handles.subscriptions import AsyncSubscriptions
+
+                self._async_subscriptions = AsyncSubscriptions(
+                    self._push_url, prefix=self._prefix, timeout_seconds=self._timeout_seconds
+                )
+            return self._async_subscriptions
 
     @property
     def _push_url(self) -> str | None:
         return self.broker_url if self.broker_url is not None and scheme(self.broker_url) == "redis" else None
 
     def close(self) -> None:
-        """Whoever watches is told: WatchClosed. It is opened anew if it is used again."""
-        if self._watching is not None:
-            self._watching.close()
+        """Close all; waits end with WatchClosed. A later use opens it again."""
+        if self._subscriptions is not None:
+            self._subscriptions.close()
         with self._lock:
             if self._database is not None:
                 self._database.close()
@@ -120,7 +127,7 @@ class LedgerLink:
             self._database = self._storage = None
 
     async def close_async(self) -> None:
-        """The same, for those who watch in the running loop."""
-        if self._async_watching is not None:
-            await self._async_watching.close()
+        """As `close`, and end the waits of the running loop."""
+        if self._async_subscriptions is not None:
+            await self._async_subscriptions.close()
         self.close()

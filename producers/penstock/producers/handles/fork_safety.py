@@ -1,4 +1,4 @@
-"""What a forked child must not share with its parent: connections, threads, and locks that a thread may hold."""
+"""Fork safety: a child shares no connection, thread or lock with its parent."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import os
 import weakref
 from typing import Any, Protocol
 
-_kept: list[Any] = []
+_retained: list[Any] = []
 
 
 class Holder(Protocol):
     def after_fork(self) -> None:
-        """Forget what was inherited; `keep` it, so that nothing closes it under the parent."""
+        """Forget what was inherited; `retain` it, so that nothing closes it under the parent."""
         ...
 
 
 _holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 
 
-def tell_after_fork(holder: Holder) -> None:
-    """Have `after_fork` called in every forked child."""
+def register_after_fork(holder: Holder) -> None:
+    """Call `after_fork` of the holder in every forked child."""
     _holders.add(holder)
 
 
-def keep(*inherited: Any) -> None:
-    """Never collect these: their finalizers would speak on the parent's connections."""
-    _kept.extend(inherited)
+def retain(*inherited: Any) -> None:
+    """Never collect these: their finalizers would write on the parent's connections."""
+    _retained.extend(inherited)
 
 
 def _in_child() -> None:

@@ -1,4 +1,4 @@
-"""Handles: what a producer gives back for a job. They read the ledger, so they need to know its database."""
+"""Handles of sent jobs. They read the ledger, so they need to know its database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTimeout
-from penstock.producers.handles.connections import LedgerLink
+from penstock.producers.handles.connections import LedgerConnections
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import State
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from penstock.ledger.queries.status import JobStatus
-    from penstock.producers.enqueue.options import Duration
-    from penstock.producers.handles.subscriptions import AnyWaiter, AsyncWaiter, Waiter
+    from penstock.producers.handles.waiters import AnyWaiter, AsyncWaiter, Waiter
+    from penstock.schemas.jobs.durations import Duration
 
 T = TypeVar("T")
 
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.25
-"""Seconds between looks at the ledger where nobody pushes."""
+"""Seconds between looks at the ledger where no changes are pushed."""
 _LOOK_WHEN_PUSHED = 1.0
-"""A push may be lost, and what the dispatcher changes is not pushed."""
+"""Seconds between looks where they are: one may be lost, and changes by the dispatcher are not pushed."""
 
 
 class _Course:
-    """What watching comes to, for threads and coroutines alike: which looks are news, and when the next one is due."""
+    """Course of a watch, for threads and coroutines alike: which looks are news, and when the next one is due."""
 
     def __init__(self, id: str, kind: str, timeout: float | None) -> None:
         self._name, self._timeout = f"job {id} ({kind})" if kind else f"job {id}", timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._pause = _FIRST_LOOK
         self._last: JobStatus | None = None
-        known = registry.find(kind)
-        if known is not None and not known.track:
+        declared = registry.find(kind)
+        if declared is not None and not declared.track:
             raise NotTracked(
                 f"{self._name}: its kind has track=False, so nothing records that it succeeded and waiting might never "
                 "end; give the kind track=True, or ask status() for its failures"
@@ -64,17 +64,17 @@ def _shown(status: JobStatus) -> tuple[object, ...]:
 
 
 class JobHandle:
-    """One sent job.
+    """Handle of a sent job.
 
     Attributes:
         id: its id.
         kind, queue: as it was sent.
-        created: False where an earlier job stands for the unique one that was enqueued.
+        created: False where an earlier job holds the key, and stands for the unique one that was enqueued.
     """
 
     created = True
 
-    def __init__(self, id: str, kind: str, queue: str, ledger: LedgerLink) -> None:
+    def __init__(self, id: str, kind: str, queue: str, ledger: LedgerConnections) -> None:
         self.id, self.kind, self.queue = id, kind, queue
         self._ledger = ledger
 
@@ -91,8 +91,8 @@ class JobHandle:
     def _look(self, waiter: AnyWaiter | None = None) -> JobStatus:
         from penstock.ledger.queries.status import JobStatus, read_status
 
-        found = read_status(self._ledger.open(waiter), self.id, open_storage=self._ledger.open_storage)
-        return found or JobStatus(self.id, self.kind, self.queue, State.QUEUED)
+        status = read_status(self._ledger.open(waiter), self.id, open_storage=self._ledger.open_storage)
+        return status or JobStatus(self.id, self.kind, self.queue, State.QUEUED)
 
     def watch(self, timeout: float | None = None) -> Iterator[JobStatus]:
         """Yield the job's status now and whenever its state or progress has changed, until it has ended.
@@ -111,7 +111,7 @@ class JobHandle:
         return self._watch(_Course(self.id, self.kind, timeout))
 
     def _watch(self, course: _Course) -> Iterator[JobStatus]:
-        watching = self._ledger.watching()
+        subscriptions = self._ledger.subscriptions()
         waiter: Waiter | None = None
         try:
             while True:
@@ -121,11 +121,11 @@ class JobHandle:
                 if status.final:
                     return
                 if waiter is None:  # most often one look was enough, and this does not come to pass
-                    waiter = watching.join(self.id)
+                    waiter = subscriptions.subscribe(self.id)
                 waiter.wait(course.pause(waiter.live))
         finally:
             if waiter is not None:
-                watching.leave(waiter)
+                subscriptions.unsubscribe(waiter)
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Wait until the job has ended, whichever way, and return its status.
@@ -151,14 +151,14 @@ class JobHandle:
             as_type: the type to make it of, such as the handler's model; without one it comes as JSON values.
 
         Raises:
-            JobFailed: the job ended without success; InvalidResult: the result is no `as_type`.
+            JobFailed: the job ended without success; InvalidResult: the result is not a valid `as_type`.
             StorageError: a large result cannot be read from the storage (ObjectNotFound: it is gone).
             WaitTimeout, NotTracked, WatchClosed: see `watch`.
         """
         return result_of(self.wait(timeout), as_type)
 
     def cancel(self) -> State:
-        """Cancel the job: for certain before it runs, through its worker while it runs. Returns its state now.
+        """Cancel the job: for certain before it runs, through its worker while it runs. Returns its current state.
 
         Raises:
             InvalidState: it has ended already.
@@ -177,20 +177,20 @@ class JobHandle:
             InvalidState: it does not wait for its time, or would expire before; JobNotFound: it is not recorded.
         """
         from penstock.ledger.transitions.reschedule import reschedule
-        from penstock.producers.enqueue.options import moment
+        from penstock.schemas.jobs.durations import resolve_run_at
 
-        reschedule(self._ledger.open(), self.id, moment(run_at, delay))
+        reschedule(self._ledger.open(), self.id, resolve_run_at(run_at, delay))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.kind} {self.id}>"
 
 
 class AsyncJobHandle:
-    """A `JobHandle` for coroutines; each call works in a thread."""
+    """`JobHandle` for coroutines; each call works in a thread."""
 
     created = True
 
-    def __init__(self, id: str, kind: str, queue: str, ledger: LedgerLink) -> None:
+    def __init__(self, id: str, kind: str, queue: str, ledger: LedgerConnections) -> None:
         self.id, self.kind, self.queue = id, kind, queue
         self._ledger = ledger
         self._handle = JobHandle(id, kind, queue, ledger)
@@ -215,7 +215,7 @@ class AsyncJobHandle:
         return self._watch(_Course(self.id, self.kind, timeout))
 
     async def _watch(self, course: _Course) -> AsyncIterator[JobStatus]:
-        watching = self._ledger.async_watching()
+        subscriptions = self._ledger.async_subscriptions()
         waiter: AsyncWaiter | None = None
         try:
             while True:
@@ -225,11 +225,11 @@ class AsyncJobHandle:
                 if status.final:
                     return
                 if waiter is None:
-                    waiter = watching.join(self.id)
+                    waiter = subscriptions.subscribe(self.id)
                 await waiter.wait(course.pause(waiter.live))
         finally:
             if waiter is not None:
-                watching.leave(waiter)
+                subscriptions.unsubscribe(waiter)
 
     async def wait(self, timeout: float | None = None) -> JobStatus:
         """See `JobHandle.wait`."""
@@ -246,6 +246,7 @@ class AsyncJobHandle:
         return result_of(await self.wait(timeout), as_type)
 
     async def cancel(self) -> State:
+        """See `JobHandle.cancel`."""
         import asyncio
 
         return await asyncio.to_thread(self._handle.cancel)
@@ -281,4 +282,4 @@ def result_of(status: JobStatus, as_type: Any = None) -> Any:
         return TypeAdapter(as_type).validate_json(json.dumps(status.result))
     except ValidationError as error:
         name = getattr(as_type, "__name__", as_type)
-        raise InvalidResult(f"the result of job {status.id} is no {name}: {explain(error)}") from error
+        raise InvalidResult(f"the result of job {status.id} is not a valid {name}: {explain(error)}") from error

@@ -8,7 +8,8 @@ from datetime import timedelta
 
 from penstock.producers.limits import scripts
 from penstock.producers.limits.rules import Rule
-from penstock.producers.senders.redis.connections import RedisConnections, pack
+from penstock.producers.senders.redis.connections import RedisConnections
+from penstock.producers.senders.redis.protocol import pack
 from penstock.schemas.jobs.limits import Concurrency
 
 LEAD_SECONDS = 0.1

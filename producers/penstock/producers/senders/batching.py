@@ -12,7 +12,7 @@ AT_A_TIME = 4
 """Sendings under way, so that there is work while the broker has not answered yet."""
 
 
-class GatheringSender:
+class BatchingSender:
     """An `AsyncSender` over another one, for one event loop: while sendings are under way, the next gathers.
 
     Arguments:

@@ -1,92 +1,111 @@
-"""What producers see in a test, in the place of their sender, their ledger and their checks."""
+"""Fakes of what producers hold: sender, ledger connections and envelope builder of a test."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from penstock.config.errors import WaitTimeout
-from penstock.producers.enqueue.options import Duration, Preparation
-from penstock.producers.handles.connections import LedgerLink
+from penstock.producers.enqueue.envelopes import EnvelopeBuilder
+from penstock.producers.enqueue.override import Override
+from penstock.producers.handles.connections import LedgerConnections
 from penstock.producers.storage import Storage
+from penstock.producers.testing.caught import CaughtJobs
+from penstock.producers.testing.clock import Clock
+from penstock.producers.testing.matching import TOLERANCE
+from penstock.producers.testing.runner import HandlerRunner
+from penstock.schemas.jobs.durations import Duration
 from penstock.schemas.wire.codec import Envelope
 
 if TYPE_CHECKING:
     from penstock.ledger.sql.database import Database
-    from penstock.producers.testing.kit import Kit
+
+
+def fake_connections(jobs: CaughtJobs, runner: HandlerRunner, clock: Clock) -> Override:
+    """Override under which every producer sends to `jobs`, whose handlers `runner` runs if it is inline."""
+
+    def adjust(builder: EnvelopeBuilder) -> EnvelopeBuilder:
+        return TravellingBuilder(builder.max_bytes, builder.queues, clock)
+
+    return Override(FakeSender(jobs, runner), AsyncFakeSender(jobs, runner), FakeLedgerConnections(jobs), adjust)
 
 
 @dataclass(frozen=True)
-class Ahead(Preparation):
-    """Absolute times are meant on the test's clock."""
+class TravellingBuilder(EnvelopeBuilder):
+    """`EnvelopeBuilder` for absolute times that are meant on the test's clock."""
 
-    ahead: timedelta = timedelta(0)
+    clock: Clock = field(default_factory=Clock)
 
     def _due_at(self, kind: str, now: datetime, delay: Duration | None, run_at: datetime | None) -> datetime | None:
         if run_at is not None and run_at.tzinfo is not None:
-            run_at -= self.ahead
+            run_at -= self.clock.ahead
         return super()._due_at(kind, now, delay, run_at)
 
 
-class Catcher:
-    def __init__(self, kit: Kit) -> None:
-        self._kit = kit
+class FakeSender:
+    """`Sender` that keeps everything for the test."""
+
+    def __init__(self, jobs: CaughtJobs, runner: HandlerRunner) -> None:
+        self._jobs, self._runner = jobs, runner
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
-        self._kit._catch(envelopes)
-        self._kit._run_inline()
+        self._jobs.catch(envelopes)
+        self._runner.run_inline()
 
     def ping(self) -> None: ...
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
-        return {queue: len(self._kit.enqueued(queue=queue, delay=0)) for queue in queues}
+        due = [job.queue for job in self._jobs.waiting() if abs(job.delay) <= TOLERANCE]
+        return {queue: due.count(queue) for queue in queues}
 
     def close(self) -> None: ...
 
 
-class AsyncCatcher:
-    def __init__(self, kit: Kit) -> None:
-        self._kit = kit
+class AsyncFakeSender:
+    """`AsyncSender` that keeps everything for the test."""
+
+    def __init__(self, jobs: CaughtJobs, runner: HandlerRunner) -> None:
+        self._jobs, self._runner = jobs, runner
 
     async def send(self, envelopes: Sequence[Envelope]) -> None:
-        self._kit._catch(envelopes)
-        if self._kit.inline:
-            await asyncio.to_thread(self._kit._run_inline)
+        self._jobs.catch(envelopes)
+        if self._runner.inline:
+            await asyncio.to_thread(self._runner.run_inline)
 
     async def ping(self) -> None: ...
 
     async def close(self) -> None: ...
 
 
-class Link(LedgerLink):
-    """Shows handles the test's ledger. An app that closes its producer leaves it open for the test."""
+class FakeLedgerConnections(LedgerConnections):
+    """Connections to the test's ledger. An app that closes its producer leaves it open for the test."""
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, jobs: CaughtJobs) -> None:
         super().__init__()
-        self._kit = kit
+        self._jobs = jobs
 
     def open(self, waiter: object = None) -> Database:
-        return self._kit._open()
+        return self._jobs.database
 
     def open_storage(self) -> Storage:
-        return self._kit._open_storage()
+        return self._jobs.open_storage()
 
-    def watching(self) -> Any:
-        return NobodyRuns()
+    def subscriptions(self) -> Any:
+        return NoSubscriptions()
 
-    def async_watching(self) -> Any:
-        return NobodyRuns()
+    def async_subscriptions(self) -> Any:
+        return NoSubscriptions()
 
     def close(self) -> None: ...
 
     async def close_async(self) -> None: ...
 
 
-class NobodyRuns:
-    """In the place of those who watch: waiting would never end."""
+class NoSubscriptions:
+    """Subscriptions of a test, where no worker runs: a wait would never end."""
 
-    def join(self, job_id: str) -> NoReturn:
+    def subscribe(self, job_id: str) -> NoReturn:
         raise WaitTimeout(f"job {job_id} has not run: in a test it does when drain() is called; or set inline")

@@ -1,4 +1,4 @@
-"""What a test sees of jobs: those that wait, and the attempts that `drain` has run."""
+"""Jobs as a test sees them: those that wait, and the attempts that `drain` has run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock.schemas.wire.codec import Envelope, decode
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """A job that waits, with the options it was enqueued with. Times are those of the test's clock.
+    """Waiting job, with the options it was enqueued with. Times are those of the test's clock.
 
     Attributes:
         job: as its worker would get it.
@@ -61,7 +61,7 @@ class Enqueued:
 
     @classmethod
     def of_row(cls, row: Any, ahead: timedelta) -> Enqueued:
-        """Of a row of the ledger, whose times are behind the test's clock by `ahead`."""
+        """Row of the ledger → job. The row's times are behind the test's clock by `ahead`."""
         return cls(
             job=registry[row.kind].job.model_validate_json(row.payload),
             id=row.id,
@@ -78,26 +78,26 @@ class Enqueued:
         )
 
     def __str__(self) -> str:
-        """The job, its sensitive fields hidden, and the options that say something."""
+        """The job, its sensitive fields hidden, and the options that differ from its kind's."""
         kind = self.job.kind()
-        said: dict[str, object] = {}
+        shown: dict[str, object] = {}
         if self.state == State.RETRYING:
-            said["state"] = self.state
+            shown["state"] = self.state
         if self.run_at is not None:
-            said["delay"] = str(self.delay)
+            shown["delay"] = str(self.delay)
         if self.priority != kind.priority:
-            said["priority"] = self.priority
+            shown["priority"] = self.priority
         if self.queue != kind.queue:
-            said["queue"] = self.queue
-        said |= {name: value for name in ("key", "tenant") if (value := getattr(self, name)) is not None}
+            shown["queue"] = self.queue
+        shown |= {name: value for name in ("key", "tenant") if (value := getattr(self, name)) is not None}
         if kind.unique_by and kind.sensitive.intersection(kind.unique_by):
-            said.pop("key", None)
-        return "  ".join([repr(self.job), *(f"{name}={value}" for name, value in said.items())])
+            shown.pop("key", None)
+        return "  ".join([repr(self.job), *(f"{name}={value}" for name, value in shown.items())])
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """An attempt that `drain` has run.
+    """Attempt that `drain` has run.
 
     Attributes:
         outcome: `succeeded`, `retry`, `snoozed`, `discarded`, `cancelled` or `dead`.

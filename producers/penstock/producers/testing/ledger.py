@@ -1,4 +1,4 @@
-"""The ledger of a test: SQLite in a folder of its own, made when it is first needed. Needs penstock[sql]."""
+"""Ledger of a test: SQLite in a folder of its own, made when it is first needed. Needs penstock[sql]."""
 
 from __future__ import annotations
 
@@ -35,20 +35,24 @@ from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
 from penstock.schemas.states import WAITING, State
 from penstock.schemas.wire.codec import Envelope
 
-_AGEING = (jobs, attempts, unique_keys, cancelled_keys, dead_letters, effects, workflows, steps)
-"""What is about jobs. The leases of workers are left alone."""
+_JOB_TABLES = (jobs, attempts, unique_keys, cancelled_keys, dead_letters, effects, workflows, steps)
+"""Tables about jobs. The leases of workers are left alone."""
 
 _MEMORY = "/dev/shm"  # noqa: S108  # each has a folder of its own there
-_empty: list[bytes] = []
-_spare: list[LentLedger] = []
+_empty_file: list[bytes] = []
+_pool: list[PooledTestLedger] = []
 
 
-class LentLedger:
-    """A database and the folder it is in. It is lent to one test after the other: SQLAlchemy has compiled its
-    statements then, which takes longer than all they do."""
+class PooledTestLedger:
+    """Database and the folder it is in, used by one test after the other: SQLAlchemy has compiled its statements by
+    then, which takes longer than all they do.
+
+    Attributes:
+        folder: of the database, the storage and the mails.
+    """
 
     def __init__(self) -> None:
-        # A commit waits for the disk, and nobody needs it there.
+        # A commit waits for the disk, and no one needs it there.
         where = _MEMORY if os.access(_MEMORY, os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-testing-", dir=where))
         self._file = self.folder / "ledger.db"
@@ -61,28 +65,32 @@ class LentLedger:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @classmethod
-    def borrow(cls) -> LentLedger:
-        """One with empty tables."""
-        _spare[:] = [one for one in _spare if one.pid == os.getpid()]
-        lent = _spare.pop() if _spare else cls()
-        if _empty:
-            lent._file.write_bytes(_empty[0])
+    def acquire(cls) -> PooledTestLedger:
+        """Ledger with empty tables."""
+        _pool[:] = [ledger for ledger in _pool if ledger.pid == os.getpid()]
+        ledger = _pool.pop() if _pool else cls()
+        if _empty_file:
+            ledger._file.write_bytes(_empty_file[0])
         else:
-            metadata.create_all(lent.database.engine)
-            lent.database.close()  # which brings all of it into the file
-            _empty.append(lent._file.read_bytes())
-        return lent
+            metadata.create_all(ledger.database.engine)
+            ledger.database.close()  # which writes all of it to the file
+            _empty_file.append(ledger._file.read_bytes())
+        return ledger
 
-    def give_back(self) -> None:
-        """Nothing of the test is kept, and no connection stays open."""
+    @property
+    def storage_url(self) -> str:
+        return f"file:{self.folder}/storage"
+
+    def release(self) -> None:
+        """Delete everything of the test, and close all connections."""
         self.database.close()
         for path in sorted(self.folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        _spare.append(self)
+        _pool.append(self)
 
 
-def enter(database: Database, envelopes: Iterable[Envelope]) -> None:
-    """Put on record what was sent, as if broker and dispatcher had it. What is on record as sent stays as it is."""
+def record_as_sent(database: Database, envelopes: Iterable[Envelope]) -> None:
+    """Record jobs as if broker and dispatcher had them. Those on record as sent stay as they are."""
     rows = []
     for envelope in envelopes:
         row = waiting_row(envelope)
@@ -90,41 +98,41 @@ def enter(database: Database, envelopes: Iterable[Envelope]) -> None:
             row |= {"state": State.QUEUED, "due_at": row["enqueued_at"]}
         rows.append(row)
 
-    def write(connection: sa.Connection) -> None:
+    def record(connection: sa.Connection) -> None:
         connection.execute(database.insert_ignore(jobs), rows)
         # A unique job is on record before it is sent.
         sent = [row["id"] for row in rows if row["state"] == State.QUEUED]
-        mine = sa.and_(jobs.c.id.in_(sent), jobs.c.state == State.SCHEDULED)
-        connection.execute(sa.update(jobs).where(mine).values(state=State.QUEUED, due_at=jobs.c.enqueued_at))
+        reserved = sa.and_(jobs.c.id.in_(sent), jobs.c.state == State.SCHEDULED)
+        connection.execute(sa.update(jobs).where(reserved).values(state=State.QUEUED, due_at=jobs.c.enqueued_at))
 
     if rows:
-        database.write(write)
+        database.write(record)
 
 
-def waiting(database: Database) -> Sequence[Any]:
-    """Rows of the jobs that wait to be run, now or later."""
+def waiting_rows(database: Database) -> Sequence[Any]:
+    """Rows of jobs that wait to be run, now or later."""
     select = sa.select(jobs).where(jobs.c.state.in_([State.QUEUED, *WAITING])).order_by(jobs.c.enqueued_at)
     return database.read(lambda connection: connection.execute(select).all())
 
 
 def age(database: Database, by: timedelta) -> None:
-    """Let everything that is about jobs have been so much earlier."""
+    """Move every time on record about jobs so much into the past."""
 
-    def write(connection: sa.Connection) -> None:
-        for table in _AGEING:
+    def move_times(connection: sa.Connection) -> None:
+        for table in _JOB_TABLES:
             times = [column for column in table.columns if isinstance(column.type, UtcDateTime)]
             for row in connection.execute(sa.select(*table.primary_key.columns, *times)).all():
-                held = row._mapping
-                mine = sa.and_(*(column == held[column] for column in table.primary_key.columns))
-                change = {column.name: held[column] - by for column in times if held[column] is not None}
+                values = row._mapping
+                this_row = sa.and_(*(column == values[column] for column in table.primary_key.columns))
+                change = {column.name: values[column] - by for column in times if values[column] is not None}
                 if change:
-                    connection.execute(sa.update(table).where(mine).values(**change))
+                    connection.execute(sa.update(table).where(this_row).values(**change))
 
-    database.write(write)
+    database.write(move_times)
 
 
 def take_outbox(target: Session | scoped_session[Any] | sa.Connection | str) -> list[Envelope]:
-    """What a transaction sees in the outbox, in order; taken out of it in that transaction."""
+    """Delete, in a transaction, the rows of the outbox that it sees; return their envelopes in order."""
     if isinstance(target, str):
         from penstock.producers.contrib.django.testing import take_outbox as take
 
@@ -138,9 +146,9 @@ def take_outbox(target: Session | scoped_session[Any] | sa.Connection | str) -> 
 
 
 def admit(database: Database, envelopes: Sequence[Envelope]) -> list[Envelope]:
-    """Enter jobs as the dispatcher does. Those of them that another job does not stand for."""
+    """Record jobs as the dispatcher does. Returns those that no other job stands for."""
     if not envelopes:
         return []
     now = datetime.now(UTC)
-    answers = database.write(lambda connection: enter_jobs(connection, database, envelopes, now))
-    return [envelope for envelope, answer in zip(envelopes, answers, strict=True) if answer.created]
+    admissions = database.write(lambda connection: enter_jobs(connection, database, envelopes, now))
+    return [envelope for envelope, admission in zip(envelopes, admissions, strict=True) if admission.created]

@@ -1,4 +1,4 @@
-"""Which jobs an assertion means, and what it says where they are not there."""
+"""Match enqueued jobs against an assertion, and build its message where they are missing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from penstock.producers.enqueue.options import Duration
 from penstock.producers.testing.jobs import Enqueued, Ran
+from penstock.schemas.jobs.durations import Duration, to_timedelta
 from penstock.schemas.jobs.job import Job
 
 RunAt = datetime | tuple[datetime, datetime]
@@ -18,15 +18,15 @@ TOLERANCE = timedelta(seconds=1)
 _LISTED = 20
 
 
-class Wanted:
-    """What an assertion asks for.
+class JobMatcher:
+    """Filter that an assertion asks for.
 
     Arguments:
         job: a class, which stands for its subclasses too; or a job, which must be equal.
         values: of fields.
 
     Raises:
-        TypeError, ValueError: it asks for something that no job can have.
+        TypeError, ValueError: no job can be like that.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Wanted:
         self._job = job
         self._class = job if isinstance(job, type) else None if job is None else type(job)
         self._values = dict(values)
-        self._delay = delay if delay is None or isinstance(delay, timedelta) else timedelta(seconds=delay)
+        self._delay = None if delay is None else to_timedelta(delay)
         self._run_at = None if run_at is None else _window(run_at)
         self._options = {name: value for name, value in options.items() if value is not None}
         self._check()
@@ -50,7 +50,7 @@ class Wanted:
         if self._class is None:
             return
         if not issubclass(self._class, Job):
-            raise TypeError(f"name the class of a job, or a job; {self._class.__name__} is none")
+            raise TypeError(f"name the class of a job, or a job; {self._class.__name__} is not a Job")
         if isinstance(self._job, Job) and self._values:
             raise TypeError("give a job, or its class and values of fields, not both")
         if unknown := [name for name in self._values if name not in self._class.model_fields]:
@@ -58,66 +58,66 @@ class Wanted:
             fields = ", ".join(self._class.model_fields) or "none"
             raise TypeError(f"{self._class.__name__} has no field {', '.join(unknown)}; its fields are {fields}")
 
-    def meets(self, one: Enqueued) -> bool:
+    def matches(self, enqueued: Enqueued) -> bool:
         if isinstance(self._job, Job):
-            if one.job != self._job:
+            if enqueued.job != self._job:
                 return False
-        elif self._class is not None and not isinstance(one.job, self._class):
+        elif self._class is not None and not isinstance(enqueued.job, self._class):
             return False
-        if any(getattr(one.job, name) != value for name, value in self._values.items()):
+        if any(getattr(enqueued.job, name) != value for name, value in self._values.items()):
             return False
-        if any(getattr(one, name) != value for name, value in self._options.items()):
+        if any(getattr(enqueued, name) != value for name, value in self._options.items()):
             return False
-        if self._delay is not None and abs(one.delay - self._delay) > TOLERANCE:
+        if self._delay is not None and abs(enqueued.delay - self._delay) > TOLERANCE:
             return False
         if self._run_at is None:
             return True
         earliest, latest = self._run_at
-        return earliest <= (one.run_at or one.enqueued_at) <= latest
+        return earliest <= (enqueued.run_at or enqueued.enqueued_at) <= latest
 
     @property
     def kin(self) -> type[Job]:
         return self._class or Job
 
     def __str__(self) -> str:
-        """As it was asked for, sensitive fields hidden."""
-        said: dict[str, Any] = {}
+        """Filter as the test wrote it, sensitive fields hidden."""
+        shown: dict[str, Any] = {}
         if self._class is not None and self._values:
             hidden = self._class.kind().sensitive if self._class.__kind__ is not None else frozenset[str]()
-            said = {name: "***" if name in hidden else value for name, value in self._values.items()}
+            shown = {name: "***" if name in hidden else value for name, value in self._values.items()}
         if self._delay is not None:
-            said["delay"] = str(self._delay)
+            shown["delay"] = str(self._delay)
         if self._run_at is not None:
-            said["run_at"] = "from {} to {}".format(*(time.isoformat() for time in self._run_at))
-        said |= self._options
+            shown["run_at"] = "from {} to {}".format(*(time.isoformat() for time in self._run_at))
+        shown |= self._options
         name = repr(self._job) if isinstance(self._job, Job) else self.kin.__name__
-        options = ", ".join(f"{name}={value!r}" for name, value in said.items())
+        options = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{name} with {options}" if options else name
 
 
 def _window(run_at: RunAt) -> tuple[datetime, datetime]:
-    one = isinstance(run_at, datetime)
+    single = isinstance(run_at, datetime)
     earliest, latest = (run_at - TOLERANCE, run_at + TOLERANCE) if isinstance(run_at, datetime) else run_at
     for time in (earliest, latest):
         if time.tzinfo is None:
             raise ValueError(f"run_at {time.isoformat()} has no time zone; give aware datetimes")
-    if not one and earliest > latest:
+    if not single and earliest > latest:
         raise ValueError("run_at: give the earliest time first, then the latest")
     return earliest, latest
 
 
-def describe(wanted: Wanted, waiting: Sequence[Enqueued], ran: Sequence[Ran]) -> str:
-    """What there is instead: jobs of the wanted class first, then how many others wait, then what has run."""
-    kin = [one for one in waiting if isinstance(one.job, wanted.kin)]
-    others = [one for one in waiting if not isinstance(one.job, wanted.kin)]
+def describe(matcher: JobMatcher, waiting: Sequence[Enqueued], ran: Sequence[Ran]) -> str:
+    """List the jobs that there are: those of the class first, then the others that wait, then those that have run."""
+    kin = [enqueued for enqueued in waiting if isinstance(enqueued.job, matcher.kin)]
+    others = [enqueued for enqueued in waiting if not isinstance(enqueued.job, matcher.kin)]
     lines = []
     if not waiting:
         lines.append("nothing is enqueued")
-    for what, found in ((f"enqueued of {wanted.kin.__name__}", kin), ("enqueued of other kinds", others)):
-        if found:
-            lines += [f"{what}:", *(f"  {one}" for one in found[:_LISTED])]
-        if len(found) > _LISTED:
-            lines.append(f"  and {len(found) - _LISTED} more")
-    if done := [one for one in ran if isinstance(one.job, wanted.kin)]:
-        lines += ["drain() has run:", *(f"  {one}" for one in done[-_LISTED:])]
+    for title, jobs in ((f"enqueued of {matcher.kin.__name__}", kin), ("enqueued of other kinds", others)):
+        if jobs:
+            lines += [f"{title}:", *(f"  {enqueued}" for enqueued in jobs[:_LISTED])]
+        if len(jobs) > _LISTED:
+            lines.append(f"  and {len(jobs) - _LISTED} more")
+    if attempts := [attempt for attempt in ran if isinstance(attempt.job, matcher.kin)]:
+        lines += ["drain() has run:", *(f"  {attempt}" for attempt in attempts[-_LISTED:])]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr
 
 from penstock.config.errors import KindError
+from penstock.schemas.jobs.durations import Duration, positive_duration
 from penstock.schemas.jobs.kind import PRIORITIES, SENSITIVE, DeliveryPromise, Kind, Priority, registry, reserved_queue
 from penstock.schemas.jobs.limits import SHARES, Limit
 from penstock.schemas.jobs.retry_policy import RetryPolicy
@@ -65,17 +66,17 @@ class Job(BaseModel):
         queue: str = "default",
         version: int = 1,
         retry: RetryPolicy | None = None,
-        timeout: float | timedelta | None = None,
+        timeout: Duration | None = None,
         delivery: DeliveryPromise = "at_least_once",
         track: bool = True,
         unique_by: Sequence[str] = (),
         unique: UniquePolicy | None = None,
-        unique_for: float | timedelta | None = None,
+        unique_for: Duration | None = None,
         unique_states: Sequence[str] | None = None,
-        debounce: float | timedelta | None = None,
+        debounce: Duration | None = None,
         aliases: Sequence[str] = (),
         priority: Priority = "normal",
-        expires_in: float | timedelta | None = None,
+        expires_in: Duration | None = None,
         max_crashes: int | None = None,
         limits: Sequence[Limit] = (),
         **config: Any,
@@ -89,13 +90,13 @@ class Job(BaseModel):
         *,
         kind: str | None = None,
         retry: RetryPolicy | None = None,
-        timeout: float | timedelta | None = None,
-        expires_in: float | timedelta | None = None,
+        timeout: Duration | None = None,
+        expires_in: Duration | None = None,
         unique_by: Sequence[str] = (),
         unique: UniquePolicy | None = None,
-        unique_for: float | timedelta | None = None,
+        unique_for: Duration | None = None,
         unique_states: Sequence[str] | None = None,
-        debounce: float | timedelta | None = None,
+        debounce: Duration | None = None,
         aliases: Sequence[str] = (),
         limits: Sequence[Limit] = (),
         **options: Any,
@@ -184,13 +185,11 @@ def _check(kind: Kind) -> None:
             raise KindError(f"{label}: {name} would reach the worker as '*****'; annotate it Sensitive[str] instead")
 
 
-def _duration(job: type[Job], name: str, value: float | timedelta | None) -> timedelta | None:
-    if value is None:
-        return None
-    duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
-    if duration <= timedelta(0):
-        raise KindError(f"{job.__qualname__}: {name} must be more than zero")
-    return duration
+def _duration(job: type[Job], name: str, value: Duration | None) -> timedelta | None:
+    try:
+        return positive_duration(name, value)
+    except ValueError as error:
+        raise KindError(f"{job.__qualname__}: {error}") from error
 
 
 def _unique(job: type[Job], *keywords: Any) -> Unique | None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, get_args
 
+from penstock.schemas.jobs.durations import Duration, positive_duration
 from penstock.schemas.states import FINAL, State
 
 UniquePolicy = Literal["reject", "existing", "replace", "debounce"]
-Duration = timedelta | float
 
 UNENDED = frozenset(State) - FINAL
 REPLACEABLE = UNENDED - {State.RUNNING}
@@ -60,23 +60,14 @@ class Unique:
             raise ValueError('unique="debounce" needs its quiet period, such as debounce=30')
         if policy != "debounce" and debounce is not None:
             raise ValueError(f'debounce goes with unique="debounce", not with unique={policy!r}')
-        hold = _duration("unique_for", unique_for)
+        hold = positive_duration("unique_for", unique_for)
         # A job that failed or was stopped must not block its repetition. One that succeeded blocks it for the period.
         states = UNENDED if hold is None else UNENDED | {State.SUCCEEDED}
         if unique_states is not None:
             states = _states(unique_states)
         elif policy in ("replace", "debounce"):
             states = REPLACEABLE
-        return cls(policy, states, hold, _duration("debounce", debounce))  # type: ignore[arg-type]
-
-
-def _duration(name: str, value: Duration | None) -> timedelta | None:
-    if value is None:
-        return None
-    duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
-    if duration <= timedelta(0):
-        raise ValueError(f"{name} must be more than zero")
-    return duration
+        return cls(policy, states, hold, positive_duration("debounce", debounce))  # type: ignore[arg-type]
 
 
 def _states(names: Sequence[str]) -> frozenset[State]:

@@ -66,7 +66,7 @@ class RedisLossDetector:
         self._prefix = prefix
 
     def data_since(self, now: Callable[[], datetime]) -> datetime | None:
-        from penstock.producers.senders.redis.connections import pack
+        from penstock.producers.senders.redis.protocol import pack
 
         key = f"{self._prefix}:incarnation"
         [value] = self._connections.execute(pack("GET", key))
@@ -80,7 +80,7 @@ class RedisLossDetector:
             return None
 
     def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
-        from penstock.producers.senders.redis.connections import pack
+        from penstock.producers.senders.redis.protocol import pack
         from penstock.producers.senders.redis.sender import lane_key
 
         keys = [lane_key(self._prefix, queue, cast(Priority, priority)) for queue, priority in lanes]
@@ -107,8 +107,8 @@ class RabbitmqLossDetector:
     def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
         from amqp.exceptions import NotFound
 
+        from penstock.producers.senders.rabbitmq.names import address, lane_name
         from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
-        from penstock.producers.senders.rabbitmq.sender import address, lane_name
 
         ages: dict[Lane, timedelta | None] = {}
         try:

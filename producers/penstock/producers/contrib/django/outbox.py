@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Unpack
 
+from penstock.producers.enqueue.envelopes import target_queue
+from penstock.producers.enqueue.options import EnqueueOptions
+from penstock.producers.enqueue.outbox_rows import BaseOutbox, Entry, make_entries, make_entry
 from penstock.producers.handles.handles import JobHandle
-from penstock.producers.outbox_rows import BaseOutbox, Entry, Options, make_entries, make_entry, target_queue
 
 if TYPE_CHECKING:
     from penstock.schemas.jobs.job import Job
@@ -26,7 +28,7 @@ class Outbox(BaseOutbox):
         super().__init__(**others)
         self._using = using
 
-    def enqueue(self, job: Job, *, using: str | None = None, **options: Unpack[Options]) -> JobHandle:
+    def enqueue(self, job: Job, *, using: str | None = None, **options: Unpack[EnqueueOptions]) -> JobHandle:
         """Write one job, with one INSERT, to be sent if and when the transaction is committed.
 
         Arguments:
@@ -40,7 +42,7 @@ class Outbox(BaseOutbox):
             InvalidJob: the job or an option is wrong (also UnknownQueue, PayloadTooLarge, KindError); nothing was
                 written, and the transaction goes on.
         """
-        return self._write([make_entry(self._preparation, job, options)], using)[0]
+        return self._write([make_entry(self._builder, job, options)], using)[0]
 
     def enqueue_many(self, jobs: Iterable[Job], *, using: str | None = None) -> list[JobHandle]:
         """Write many, in order. All are checked before the first is written, and all are written or none.
@@ -48,7 +50,7 @@ class Outbox(BaseOutbox):
         Raises:
             As `enqueue`; says which one is wrong, counted from 0.
         """
-        return self._write(make_entries(self._preparation, jobs), using)
+        return self._write(make_entries(self._builder, jobs), using)
 
     def _write(self, entries: list[Entry], using: str | None) -> list[JobHandle]:
         from penstock.producers.contrib.django.models import OutboxEntry  # once the apps are loaded
@@ -59,4 +61,4 @@ class Outbox(BaseOutbox):
             rows.append(OutboxEntry(job_id=rest.pop("id"), **rest))
         manager = OutboxEntry._default_manager
         manager.using(using or self._using).bulk_create(rows)
-        return [JobHandle(one.id, one.kind, target_queue(one), self._ledger) for one, _ in entries]
+        return [JobHandle(envelope.id, envelope.kind, target_queue(envelope), self._ledger) for envelope, _ in entries]

@@ -16,7 +16,7 @@ from kombu.connection import Connection
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders.hosts import look_up
-from penstock.producers.senders.rabbitmq.sender import address, dead_name, lane_name, tls_options
+from penstock.producers.senders.rabbitmq.names import address, dead_name, lane_name, tls_options
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.schemas.wire.codec import Envelope
 

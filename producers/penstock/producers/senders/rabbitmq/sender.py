@@ -1,10 +1,9 @@
-"""Envelopes onto RabbitMQ: the names of its queues, and the senders."""
+"""Senders of envelopes to RabbitMQ."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import threading
 import time
 import weakref
@@ -12,12 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import TYPE_CHECKING, TypeVar
 
-from penstock.config.errors import BrokerUnavailable, ConfigError, QueueFull
-from penstock.producers.senders.hosts import check_files, host_and_port
-from penstock.schemas.jobs.kind import PRIORITIES, Priority
+from penstock.config.errors import BrokerUnavailable, QueueFull
+from penstock.producers.senders.rabbitmq.names import address
 from penstock.schemas.wire.codec import Envelope
 
 if TYPE_CHECKING:
@@ -29,66 +26,6 @@ TRUST_IDLE_SECONDS = 300.0
 """An idle connection older than this is replaced: a firewall may have cut it without a word. Until then py-amqp's TCP
 keepalive, every minute, holds it open."""
 _TRUST_DEPTH_SECONDS = 0.5
-_SUFFIXES: dict[Priority, str] = {"high": ".high", "normal": "", "low": ".low"}
-
-
-def lane_name(prefix: str, queue: str, priority: Priority) -> str:
-    """The name of a lane's queue on RabbitMQ.
-
-    Raises:
-        ConfigError: the queue's name would make it another queue's lane.
-    """
-    if queue == "dead" or queue.endswith((".high", ".low")):
-        raise ConfigError(f"a queue on RabbitMQ cannot be called {queue!r}: 'dead', '*.high' and '*.low' are taken")
-    return f"{prefix}.{queue}{_SUFFIXES[priority]}"
-
-
-def lane_of(prefix: str, name: str) -> tuple[str, Priority]:
-    """The queue and priority of a lane's name."""
-    queue = name.removeprefix(f"{prefix}.")
-    for priority in PRIORITIES:
-        if (suffix := _SUFFIXES[priority]) and queue.endswith(suffix):
-            return queue.removesuffix(suffix), priority
-    return queue, "normal"
-
-
-def dead_name(prefix: str) -> str:
-    """The exchange and the queue of what RabbitMQ gave up on."""
-    return f"{prefix}.dead"
-
-
-def tls_options(url: str) -> tuple[str, dict[str, Any] | bool]:
-    """The URL without its `ssl_…` parameters, and these as py-amqp wants them; False: `amqp://`, which has no TLS.
-
-    As for Redis: `ssl_ca_certs` (else the system's), `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs=none` to believe
-    any server, `ssl_check_hostname=false` to believe a certificate of another name.
-
-    Raises:
-        ConfigError: a parameter is unknown, or a file cannot be read.
-    """
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    given = {key.removeprefix("ssl_"): query.pop(key) for key in list(query) if key.startswith("ssl_")}
-    plain = parts._replace(query=urlencode(query)).geturl() if given else url
-    if parts.scheme != "amqps":
-        return plain, False
-    where = f"broker URL of RabbitMQ at {address(url)}"
-    verified = given.pop("cert_reqs", "required").lower() not in ("none", "cert_none")
-    named = given.pop("check_hostname", "true").lower() != "false"
-    if unknown := given.keys() - {"ca_certs", "certfile", "keyfile"}:
-        raise ConfigError(f"{where}: unknown parameter ssl_{min(unknown)}")
-    check_files(where, given)
-    options: dict[str, Any] = dict(given)
-    if verified and named:
-        options["server_hostname"] = parts.hostname  # py-amqp checks the name only where it is told one
-    if not verified:
-        options["cert_reqs"] = ssl.CERT_NONE
-    return plain, options
-
-
-def address(url: str) -> str:
-    """`host:port` of an AMQP URL, for messages."""
-    return host_and_port(url, 5671 if url.startswith("amqps:") else 5672)
 
 
 class RabbitmqSender:

@@ -13,7 +13,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from penstock.config.errors import BrokerUnavailable, QueueFull
-from penstock.producers.senders.redis.connections import AsyncRedisConnections, RedisConnections, Reply, pack
+from penstock.producers.senders.redis.async_connections import AsyncRedisConnections
+from penstock.producers.senders.redis.connections import RedisConnections
+from penstock.producers.senders.redis.protocol import Reply, pack
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.schemas.wire.codec import Envelope
 

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 from amqp.exceptions import InternalError
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
+from penstock.producers.senders.rabbitmq.names import address, lane_name
 from penstock.producers.senders.rabbitmq.publisher import LOST, connect, declare_dead, declare_lane
-from penstock.producers.senders.rabbitmq.sender import address, lane_name
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.brokers.rabbitmq.channel import Channel, read_in_blocks

@@ -6,8 +6,8 @@ import logging
 import time
 from typing import Any
 
+from penstock.producers.senders.rabbitmq.names import address, dead_name, lane_of
 from penstock.producers.senders.rabbitmq.publisher import LOST, connect
-from penstock.producers.senders.rabbitmq.sender import address, dead_name, lane_of
 from penstock.workers.brokers.consumer import Consumer, Delivery
 from penstock.workers.brokers.rabbitmq.channel import Channel
 from penstock.workers.brokers.rabbitmq.leaders import Suspension

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from amqp.exceptions import NotFound
 
+from penstock.producers.senders.rabbitmq.names import address
 from penstock.producers.senders.rabbitmq.publisher import LOST, connect
-from penstock.producers.senders.rabbitmq.sender import address
 from penstock.workers.brokers.rabbitmq.channel import Channel
 from penstock.workers.brokers.rabbitmq.lenient_frames import read_leniently
 

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from penstock.config.errors import BrokerUnavailable
-from penstock.producers.senders.redis.connections import RedisConnections, Reply, pack
+from penstock.producers.senders.redis.connections import RedisConnections
+from penstock.producers.senders.redis.protocol import Reply, pack
 from penstock.producers.senders.redis.sender import GROUP, lane_key
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.schemas.wire.codec import Envelope

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable, Sequence
 
 from penstock.config.errors import BrokerUnavailable
-from penstock.producers.senders.redis.connections import RedisConnections, pack
+from penstock.producers.senders.redis.connections import RedisConnections
+from penstock.producers.senders.redis.protocol import pack
 from penstock.producers.senders.redis.sender import GROUP
 from penstock.workers.brokers.redis.lease_keeper import LeaseKeeper
 

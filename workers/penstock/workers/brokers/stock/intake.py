@@ -17,9 +17,11 @@ from pydantic_core import to_json
 
 from penstock.config.errors import BrokerUnavailable, UndecodableMessage
 from penstock.producers.senders import scheme
+from penstock.producers.senders.rabbitmq.names import address
 from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
-from penstock.producers.senders.rabbitmq.sender import RabbitmqSender, address
-from penstock.producers.senders.redis.connections import RedisConnections, pack
+from penstock.producers.senders.rabbitmq.sender import RabbitmqSender
+from penstock.producers.senders.redis.connections import RedisConnections
+from penstock.producers.senders.redis.protocol import pack
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.codec import Envelope

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from penstock.producers.senders import scheme
-from penstock.producers.senders.rabbitmq.sender import tls_options
+from penstock.producers.senders.rabbitmq.names import tls_options
 from penstock.producers.senders.redis.sentinel import Sentinels, is_sentinel
 
 CONNECT_SECONDS = 5.0

@@ -1,6 +1,6 @@
 """Change notifications over Redis: subscribers of a job are notified when its row changes.
 
-See `producers/handles/subscriptions.py` for the subscribers' side.
+See `producers/handles/redis_listener.py` for the subscribers' side.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from penstock.config.errors import BrokerUnavailable
-from penstock.producers.handles.subscriptions import channel_start, watched_key
-from penstock.producers.senders.redis.connections import RedisConnections, pack
+from penstock.producers.handles.redis_listener import channel_start, watched_key
+from penstock.producers.senders.redis.connections import RedisConnections
+from penstock.producers.senders.redis.protocol import pack
 
 log = logging.getLogger("penstock.worker")
 

@@ -1,17 +1,17 @@
-"""What an outbox writes for a job: the columns of its row, the same whoever's connection writes them. Needs no SQL."""
+"""Job → row of an outbox, the same on whatever connection it is written. Needs no SQLAlchemy: Django has none."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self
 
 from penstock.config.errors import InvalidJob, UndecodableMessage
-from penstock.producers.enqueue.options import OF_POLICIES, Duration, Preparation
-from penstock.producers.handles.connections import LedgerLink
-from penstock.schemas.jobs.kind import Priority
-from penstock.schemas.jobs.unique_policy import Unique, UniquePolicy
+from penstock.producers.enqueue.envelopes import EnvelopeBuilder
+from penstock.producers.enqueue.options import EnqueueOptions
+from penstock.producers.handles.connections import LedgerConnections
+from penstock.schemas.jobs.unique_policy import Unique
 from penstock.schemas.wire.codec import HEADER, Envelope, decode
 
 if TYPE_CHECKING:
@@ -22,30 +22,12 @@ Entry = tuple[Envelope, dict[str, Any]]
 """A job's envelope, and its row: every column of `penstock_outbox` but those that the database and dispatchers fill."""
 
 
-class Options(TypedDict, total=False):
-    """As in `Producer.enqueue`."""
-
-    delay: Duration | None
-    run_at: datetime | None
-    priority: Priority | None
-    key: str | None
-    tenant: str | None
-    expires_in: Duration | None
-    queue: str | None
-    id: str | None
-    traceparent: str | None
-    unique: UniquePolicy | None
-    unique_for: Duration | None
-    unique_states: Sequence[str] | None
-    debounce: Duration | None
-
-
-_shared = LedgerLink()
-"""Of all outboxes that were made without settings: one may be made for each call."""
+_shared = LedgerConnections()
+"""Connections of all outboxes that were made without settings: one may be made for each call."""
 
 
 class BaseOutbox:
-    """What the outboxes of SQLAlchemy and Django have in common: all but the writing."""
+    """Outbox of SQLAlchemy and of Django, but for the writing."""
 
     def __init__(
         self,
@@ -53,10 +35,12 @@ class BaseOutbox:
         database_url: str | None = None,
         max_payload_bytes: int = 256 * 1024,
         queues: Iterable[str] = (),
-        **links: Any,
+        **connections: Any,
     ) -> None:
-        self._preparation = Preparation(max_payload_bytes, frozenset(queues))
-        self._ledger = _shared if database_url is None and not links else LedgerLink(database_url, **links)
+        self._builder = EnvelopeBuilder(max_payload_bytes, frozenset(queues))
+        self._ledger = (
+            _shared if database_url is None and not connections else LedgerConnections(database_url, **connections)
+        )
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None) -> Self:
@@ -80,40 +64,35 @@ class BaseOutbox:
         )
 
     def close(self) -> None:
-        """Close what handles have opened."""
+        """Close the connections that handles have opened."""
         self._ledger.close()
 
 
-def make_entry(preparation: Preparation, job: Job, options: Mapping[str, Any]) -> Entry:
-    """One job with the options of `Producer.enqueue`.
+def make_entry(builder: EnvelopeBuilder, job: Job, options: EnqueueOptions) -> Entry:
+    """Job with the options of `Producer.enqueue` → entry.
 
     Raises:
-        InvalidJob: the job or an option is wrong; TypeError: there is no such option.
+        InvalidJob: the job or an option is wrong; TypeError: an option does not exist.
     """
-    about = {name: value for name, value in options.items() if name in OF_POLICIES}
-    rest = {name: value for name, value in options.items() if name not in OF_POLICIES}
-    policy = preparation.policy(job, key=options.get("key"), **about)
-    envelope = preparation.envelope(job, policy=policy, **rest)
+    envelope, policy = builder.build(job, options)
     return envelope, _row(envelope, job.kind().track, policy)
 
 
-def make_entries(preparation: Preparation, jobs: Iterable[Job]) -> list[Entry]:
-    """Many, in order; the error says which one is wrong, counted from 0."""
+def make_entries(builder: EnvelopeBuilder, jobs: Iterable[Job]) -> list[Entry]:
+    """Jobs → entries, in order.
+
+    Raises:
+        InvalidJob: a job is wrong; a note says which, counted from 0.
+    """
     jobs = list(jobs)
     entries = []
-    for number, (job, envelope) in enumerate(zip(jobs, preparation.envelopes(jobs), strict=True)):
-        kind = job.kind()
+    for number, (job, (envelope, policy)) in enumerate(zip(jobs, builder.build_many(jobs), strict=True)):
         try:
-            entries.append((envelope, _row(envelope, kind.track, kind.unique)))
+            entries.append((envelope, _row(envelope, job.kind().track, policy)))
         except InvalidJob as error:
             error.add_note(f"it is number {number} of the batch; nothing was written")
             raise
     return entries
-
-
-def target_queue(envelope: Envelope) -> str:
-    """The queue where it will run; its own is the dispatcher's while its time has not come."""
-    return str(envelope.headers[HEADER].get("queue") or envelope.queue)
 
 
 def _row(envelope: Envelope, track: bool, policy: Unique | None) -> dict[str, Any]:
@@ -136,7 +115,7 @@ def _row(envelope: Envelope, track: bool, policy: Unique | None) -> dict[str, An
 
 
 def policy_to_json(policy: Unique) -> str:
-    """How the outbox keeps it; `penstock.schemas.jobs.unique_policy.Unique` from it again is the dispatcher's."""
+    """Policy → JSON of the outbox's column; the dispatcher reads it back."""
     return json.dumps(
         {
             "policy": policy.policy,

@@ -1,0 +1,68 @@
+"""Redis protocol (RESP): packing commands, and reading their replies on a connection of redis-py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Reply = Any
+"""Reply of Redis: bytes, int, None, a list of these, or the ResponseError of a refused command."""
+
+
+def pack(*arguments: bytes | str | int) -> bytes:
+    """One command in the Redis protocol (RESP)."""
+    parts = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        data = argument if isinstance(argument, bytes) else str(argument).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
+def exchange(
+    connection: Any,
+    packed: bytes,
+    replies: int,
+    refused: type[Exception],
+    before_reading: Callable[[], None] | None = None,
+) -> list[Reply]:
+    result: list[Reply] = []
+    try:
+        connection.send_packed_command((packed,), check_health=False)
+        if before_reading is not None:
+            before_reading()
+        read = connection.read_response
+        for _ in range(replies):
+            try:
+                result.append(read())
+            except refused as error:
+                _reject_replica(error)
+                result.append(error)
+    except BaseException:
+        connection.disconnect()
+        raise
+    return result
+
+
+def _reject_replica(error: Exception) -> None:
+    """Count the connections to a demoted master, which refuses writes, as closed ones."""
+    if "READONLY" in str(error):
+        from redis import exceptions
+
+        raise exceptions.ConnectionError(f"refused: {error}") from error
+
+
+async def exchange_async(connection: Any, packed: bytes, replies: int, refused: type[Exception]) -> list[Reply]:
+    result: list[Reply] = []
+    try:
+        await connection.send_packed_command((packed,), check_health=False)
+        read = connection.read_response
+        for _ in range(replies):
+            try:
+                result.append(await read())
+            except refused as error:
+                _reject_replica(error)
+                result.append(error)
+    except BaseException:  # a cancelled task too: no one will read the replies still under way
+        await connection.disconnect(nowait=True)
+        raise
+    return result
