@@ -20,7 +20,7 @@ from support.ledgers import set_up
 from support.polling import WAIT_SECONDS, until
 
 from penstock.config.errors import JobFailed
-from penstock.config.sections.events import HookSettings
+from penstock.config.sections.events import OutgoingWebhookSettings
 from penstock.config.settings import Settings
 from penstock.producers.enqueue.producer import Producer
 from penstock.producers.testing import testing
@@ -118,7 +118,7 @@ def start(tmp_path: Path, receiver: Receiver) -> Iterator[Callable[..., Producer
         settings = Settings(
             database_url=set_up(f"sqlite:///{tmp_path}/ledger.db"),
             storage_url=f"file:{tmp_path}/storage",
-            hooks={"shop": HookSettings(**options)},
+            hooks={"shop": OutgoingWebhookSettings(**options)},
         )
         running.append(Inline(settings, queues=["hooked", "webhooks"]).start())
         return running[-1].producer
@@ -197,7 +197,7 @@ def test_a_receiver_that_is_gone_ends_it(start: Callable[..., Producer], receive
         ({}, {"url": "http://attacker.example"}, "address of its own"),
         ({"url": None}, {}, "where to"),
         ({"url": None, "allow_networks": ()}, {"url": "http://0x7f.1:1/"}, "127.0.0.1"),
-        ({"url": None}, {"url": "http://[::1/"}, "no URL"),
+        ({"url": None}, {"url": "http://[::1/"}, "not a URL"),
     ],
 )
 def test_a_forbidden_delivery_is_a_dead_letter_at_once(
@@ -217,7 +217,7 @@ def test_a_hook_without_an_address_sends_where_the_job_says(start: Callable[...,
 
 
 def test_the_testing_kit_delivers_nothing(receiver: Receiver) -> None:
-    settings = Settings(hooks={"shop": HookSettings(url=receiver.url, secret="s", allow_networks=LOOPBACK)})
+    settings = Settings(hooks={"shop": OutgoingWebhookSettings(url=receiver.url, secret="s", allow_networks=LOOPBACK)})
     with testing(settings) as kit:
         Producer("redis://127.0.0.1:1/0").enqueue(Greet(name="Ada"))
         assert [run.result for run in kit.drain()] == ["hello Ada"]

@@ -90,7 +90,7 @@ def test_a_delayed_job_comes_to_the_ledger_through_the_dispatchers_queue(penstoc
         (("no.such", "{}"), "no imported module defines kind 'no.such'"),
         (("ledger.login", '{"password": "s3cret"}'), "user: Field required"),
         (("ledger.login", "not json"), "Invalid JSON"),
-        (("ledger.note", "{}", "--delay", "soon"), "no duration"),
+        (("ledger.note", "{}", "--delay", "soon"), "not a duration"),
         (("ledger.note", "{}", "--run-at", "2030-01-01T00:00"), "no offset"),
         (("ledger.note", "{}", "--priority", "urgent"), "urgent"),
         (("ledger.note", "{}", "--queue", "no such queue"), "queue"),

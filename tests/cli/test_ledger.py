@@ -42,7 +42,7 @@ def test_prune_deletes_what_is_over_and_a_dry_run_only_says_so(penstock: Run, le
     assert penstock("db", "prune", "--json").json == {"dry_run": False, "counts": {"succeeded": 1}}
     assert row_of(ledger, old) is None
     assert row_of(ledger, young) is not None
-    assert "nothing is over" in penstock("db", "prune").err
+    assert "nothing to delete" in penstock("db", "prune").err
 
 
 def test_the_file_says_how_long(penstock: Run, ledger: Database, workplace: Path) -> None:
@@ -77,7 +77,7 @@ def test_stats_show_tables_and_states(penstock: Run, ledger: Database) -> None:
     ended(ledger)
     shown = penstock("db", "stats")
     assert shown.code == 0
-    for text in ("penstock_jobs", "MiB", "succeeded", "7 d", "for ever", "next prune"):
+    for text in ("penstock_jobs", "MiB", "succeeded", "7 d", "forever", "next prune"):
         assert text in shown.out
     stats = penstock("db", "stats", "--json").json
     assert {row["table"]: row["rows"] for row in stats["tables"]}["penstock_jobs"] == 1

@@ -124,7 +124,7 @@ def test_a_span_is_backfilled_in_the_zone_of_the_schedule(penstock: Run, ledger:
         (["--cron", "0 0 30 2 *"], "cron '0 0 30 2 *'"),
         (["--cron", "@daily", "--timezone", "Mars/Base"], "unknown time zone"),
         (["--cron", "@daily", "--payload", '{"colour": 1}'], "colour: Extra inputs"),
-        (["--cron", "@daily", "--payload", "{"], "no JSON"),
+        (["--cron", "@daily", "--payload", "{"], "not JSON"),
         (["--cron", "@daily", "--every", "1h"], "give one of cron, every and at"),
         (["--at", "2020-01-01T00:00"], "its only time has passed"),
         (["--cron", "@daily", "--kind", "no.such"], "no imported module defines kind 'no.such'"),

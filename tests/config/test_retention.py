@@ -31,7 +31,7 @@ def test_durations_have_a_unit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ['"7"', "7", '"soon"', '"7 parsecs"', '"-1d"', '"59m"', '"0.5h"', '"1e9d"', "true"])
 def test_an_invalid_retention_time_is_refused_with_its_line(tmp_path: Path, value: str) -> None:
-    with pytest.raises(ConfigError, match=r"penstock\.toml:2: retention\.succeeded: .*(write|1h is the least)"):
+    with pytest.raises(ConfigError, match=r"penstock\.toml:2: retention\.succeeded: .*(write|the minimum is 1h)"):
         read(tmp_path, f"succeeded = {value}")
 
 

@@ -101,7 +101,7 @@ def test_the_photo_is_checked_and_a_copy_that_keeps_its_metadata_is_found_out(st
 
 def test_the_pdf_is_checked_and_a_changed_original_is_found_out(stage: Stage) -> None:
     result = process(stage, PDF)
-    assert checks.check_pdf(stage, result) == f"{len(stage.uploads[PDF])} bytes, SHA-256 right"
+    assert checks.check_pdf(stage, result) == f"{len(stage.uploads[PDF])} bytes, SHA-256 correct"
     path = stage.storage.folder / result["original"]
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(CheckFailed, match="the original was changed"):
@@ -120,7 +120,7 @@ def test_a_csv_that_lacks_a_row_is_found_out(stage: Stage) -> None:
 def test_a_workbook_is_read_to_its_last_row(stage: Stage) -> None:
     result = report(stage, "xlsx")
     assert checks.check_xlsx(stage, result) == "50,000 rows"
-    with pytest.raises(CheckFailed, match="the result says 49,999"):
+    with pytest.raises(CheckFailed, match="the result names 49,999"):
         checks.check_xlsx(stage, {**result, "rows": 49_999})
 
 

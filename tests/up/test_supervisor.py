@@ -186,7 +186,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing_running_and_then_frees_the_f
     process.wait()
     process.stdout.close()
     with (
-        pytest.raises(FolderInUse, match=rf"pid {process.pid}\) was killed, and what it had started"),
+        pytest.raises(FolderInUse, match=rf"pid {process.pid}\) was killed, and its services"),
         folder_lock(tmp_path),
     ):
         pass

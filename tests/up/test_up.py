@@ -163,7 +163,7 @@ def test_up_without_configuration_runs_everything_until_ctrl_c(start: Start, tmp
     pids = up.pids
     assert up.end(signal.SIGINT) == 0
     assert not any(alive(pid) for pid in pids.values())
-    order = [name for name in re.findall(r"(\S+) has stopped$", up.text, re.MULTILINE) if name != "all"]
+    order = [name for name in re.findall(r"(\S+) has stopped$", up.text, re.MULTILINE) if name != "everything"]
     assert order[0] == "gateway"
     assert set(order[1:3]) == {"worker-celery", "worker-dramatiq"}
     assert order[3:] == ["dispatcher", "flower", "redis"]
@@ -213,7 +213,7 @@ def test_a_killed_up_leaves_no_process_and_its_folder_can_be_used_again(start: S
         if again.process.poll() is None:
             assert sourced(again)["PENSTOCK_BROKER_URL"] == redis_url, "the port should be that of the last time"
             return again.end(signal.SIGINT) == 0
-        assert "was killed, and what it had started is still being stopped" in again.text
+        assert "was killed, and its services is still being stopped" in again.text
         return False
 
     until(starts_again, seconds=120)

@@ -1,8 +1,8 @@
 """Every error that Penstock raises on purpose, under one root.
 
-They are in the lowest room so that each room can raise them; errors of one tool alone are in its module. A message says
-what happened, to which job or setting, and what to do about it. `penstock.producers` and `penstock.workers` export the
-errors that their callers meet.
+They are in the lowest layer so that every layer can raise them; the errors of a single tool are in its module. A
+message says what happened, to which job or setting, and what to do about it. `penstock.producers` and
+`penstock.workers` export the errors that their callers meet.
 
     PenstockError
     ├── ConfigError
@@ -36,7 +36,7 @@ errors that their callers meet.
     ├── MailRefused                   penstock.workers.builtin.emails.transport
     └── MailUnavailable               penstock.workers.builtin.emails.transport
 
-Handlers raise or catch these besides, which are about one attempt (`penstock.workers.handlers.returns`):
+Handlers also raise or catch these, which are about one attempt (`penstock.workers.handlers.returns`):
 
     Exception
     ├── Permanent
@@ -77,7 +77,7 @@ class PayloadTooLarge(InvalidJob):
 
 
 class UnknownQueue(InvalidJob):
-    """The queue is named by no kind and not listed in penstock.toml."""
+    """No kind names the queue, and penstock.toml does not list it."""
 
 
 class KindError(PenstockError):
@@ -101,7 +101,7 @@ class UndecodableMessage(PenstockError):
 
 
 class InvalidEvent(PenstockError):
-    """What was sent is no event, or no webhook of the sender that it is said to be from.
+    """A request is not a valid event, or not a valid webhook of its sender.
 
     Attributes:
         attribute: of the event, or the header or part of the request, that is wrong.
@@ -114,7 +114,7 @@ class InvalidEvent(PenstockError):
 
 
 class WrongSignature(PenstockError):
-    """A webhook is not signed by who knows the secret, or is too old."""
+    """The signature of a webhook does not match its secret, or is too old."""
 
 
 class BrokerUnavailable(PenstockError):
@@ -168,7 +168,7 @@ class JobFailed(PenstockError):
     Attributes:
         job_id: its id.
         state: `dead`, `discarded` or `cancelled`.
-        error: what the last attempt said, or None.
+        error: the error of the last attempt, or None.
     """
 
     def __init__(self, job_id: str, state: str, error: str | None) -> None:
@@ -181,7 +181,7 @@ class WaitTimeout(PenstockError, TimeoutError):
 
 
 class WatchClosed(PenstockError):
-    """The producer was closed while a job of its was watched or waited for. The job goes on."""
+    """The producer was closed while one of its jobs was watched or waited for. The job goes on."""
 
 
 class NotTracked(PenstockError):

@@ -22,7 +22,7 @@ def setup_logging(level: str = "INFO", fmt: str | None = None) -> None:
         fmt: `text` or `json`; None: as `PENSTOCK_LOG` says, else `text`.
 
     Raises:
-        ConfigError: the level or format is none of those.
+        ConfigError: the level or format is not one of these.
     """
     from structlog.dev import ConsoleRenderer, plain_traceback
     from structlog.processors import JSONRenderer, TimeStamper, format_exc_info

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from penstock.config.errors import ConfigError
 from penstock.config.sections.builtin import EmailsSettings, ReportSettings, SyncSettings, UploadsSettings
-from penstock.config.sections.events import EventRule, HookSettings, WebhookSettings
+from penstock.config.sections.events import EventRule, OutgoingWebhookSettings, WebhookSettings
 from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.sections.limits import LimitSettings
 from penstock.config.sections.retention import RetentionSettings
@@ -27,7 +27,7 @@ class QueueSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: Literal["celery", "dramatiq"] = "celery"
-    """Which engine's workers consume it when `penstock up` starts them."""
+    """The engine whose workers consume it when `penstock up` starts them."""
     concurrency: int = Field(default=100, ge=1, le=10_000)
     """Jobs that one worker process runs at a time."""
     max_length: int | None = Field(default=None, ge=1)
@@ -53,19 +53,19 @@ class Settings(BaseSettings):
     prefix: str = Field(default="penstock", pattern=r"^[A-Za-z0-9_.-]+$")
     """Starts every key and queue on the broker, so that several installations can share one."""
     stock_queues: tuple[str, ...] = ("celery",)
-    """Queues of unmodified Celery and Dramatiq clients that the dispatcher empties, beside those named like ours. Make
-    it empty on a broker that another Celery application uses too: its jobs would be taken as well."""
+    """Queues of unmodified Celery and Dramatiq clients that the dispatcher empties, in addition to those with our
+    names. Make it empty on a broker that another Celery application also uses: its jobs would be taken too."""
     outbox_urls: tuple[str, ...] = ()
-    """Databases of web backends whose outbox the dispatcher empties, beside the one in the ledger's database."""
+    """Databases of web backends whose outbox the dispatcher empties, in addition to the ledger's own."""
     max_payload_bytes: int = Field(default=256 * 1024, ge=1024)
     max_result_bytes_inline: int = Field(default=64 * 1024, ge=0, le=4 * 1024 * 1024)
     """Results over this go to the storage, and the ledger keeps where they are."""
     broker_timeout_seconds: float = Field(default=5.0, gt=0)
     """A producer's longest wait for the broker before `BrokerUnavailable`."""
     lease_seconds: float = Field(default=15.0, gt=0)
-    """How long a silent worker keeps its jobs before others take them over."""
+    """A worker that is silent for longer loses its jobs to others."""
     grace_seconds: float = Field(default=30.0, ge=0)
-    """How long a worker that is asked to stop lets running jobs finish."""
+    """Time for running jobs to finish when their worker is asked to stop."""
     max_crashes: int = Field(default=3, ge=1)
     """Crashes of a worker under one job after which it becomes a dead letter."""
     rabbitmq_consumer_timeout_seconds: float = Field(default=1800.0, gt=0)
@@ -77,12 +77,12 @@ class Settings(BaseSettings):
 
     queues: dict[str, QueueSettings] = Field(default_factory=dict)
     schedules: dict[str, ScheduleEntry] = Field(default_factory=dict)
-    """A wrong one is kept as such, so that it stops neither a worker nor the others."""
+    """A wrong schedule is kept as a `WrongSchedule`, so that it stops neither a worker nor other schedules."""
     limits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], LimitSettings] = Field(default_factory=dict)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
     events: dict[str, EventRule] = Field(default_factory=dict)
-    hooks: dict[Annotated[str, Field(max_length=64)], HookSettings] = Field(default_factory=dict)
+    hooks: dict[Annotated[str, Field(max_length=64)], OutgoingWebhookSettings] = Field(default_factory=dict)
     webhooks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], WebhookSettings] = Field(
         default_factory=dict
     )
@@ -111,7 +111,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
     """Read `penstock.toml` (`path`, else `PENSTOCK_CONFIG`, else the first found) and the environment.
 
     Raises:
-        ConfigError: a setting is unknown or wrong; names it, and the file and line where it stands.
+        ConfigError: a setting is unknown or wrong; names it, with its file and line.
     """
     file = TomlFile.read(found) if (found := find_config(path)) else TomlFile.empty()
     environment = EnvSettingsSource(Settings)()

@@ -13,7 +13,7 @@ from typing import Any
 from penstock.config.errors import ConfigError
 
 PLACES = (Path("penstock.toml"), Path("config/penstock.toml"))
-"""Where the file is looked for, from the working directory, when none is named."""
+"""Paths of the file, relative to the working directory, if none is named."""
 
 
 def find_config(path: str | Path | None = None) -> Path | None:

@@ -34,7 +34,7 @@ class UploadsSettings(_Section):
         "application/pdf",
         "text/plain",
     )
-    """What is accepted, judged by content. `image/*` takes all images; `text/plain` takes `text/csv` too."""
+    """Accepted media types, detected from the content. `image/*` is every image; `text/plain` includes `text/csv`."""
     max_pixels: int = Field(default=40_000_000, ge=1, le=89_478_485)
     """Width × height × frames of an image. One being worked on takes up to 12 bytes for each (WebP: 24); a worker
     process works on as many at a time as there are cores. The bound is Pillow's own limit."""
@@ -43,14 +43,14 @@ class UploadsSettings(_Section):
     keep_original: bool = True
     """Keep images as they came, with their metadata (which may hold where they were taken), beside the clean copy."""
     prefix: str = "uploads"
-    """Where results go in the storage."""
+    """Folder of the results in the storage."""
 
     @field_validator("media_types")
     @classmethod
     def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if not re.fullmatch(r"[a-z]+/([a-z0-9.+-]+|\*)", name):
-                raise ValueError(f"{name!r} is no media type; write it as image/png or image/*")
+                raise ValueError(f"{name!r} is not a media type; write it as image/png or image/*")
         return value
 
     @field_validator("thumbnails")
@@ -73,7 +73,7 @@ class EmailsSettings(_Section):
     connections: int = Field(default=4, ge=1, le=1000)
     """Connections to the mail server that one worker process holds at most."""
     max_attachment_bytes: int = Field(default=20 * MEGABYTE, ge=0)
-    """Of all attachments of one mail together."""
+    """Limit for all attachments of one mail together."""
 
     @field_validator("sender")
     @classmethod
@@ -112,7 +112,7 @@ class ReportSettings(_Section):
     """`[reports.NAME]`: a named query that `report.build` can run. Its transaction is rolled back, never committed."""
 
     sql: str
-    """One SELECT with named parameters, such as `:day`."""
+    """A SELECT with named parameters, such as `:day`."""
     parameters: dict[str, ParameterSettings] = Field(default_factory=dict)
     columns: dict[str, ValueType] = Field(default_factory=dict)
     """Types of result columns, for a database that keeps none of its own (SQLite: dates, decimals, bools)."""
@@ -127,7 +127,7 @@ class ReportSettings(_Section):
     csv_bom: bool = False
     """Begin CSV with a byte order mark, by which Excel knows UTF-8."""
     link_expires_seconds: int = Field(default=7 * 24 * 3600, ge=1, le=7 * 24 * 3600)
-    """How long the link in the mail works (S3)."""
+    """Lifetime of the link in the mail (S3)."""
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -149,7 +149,7 @@ class ColumnSettings(_Section):
 
     type: Literal["str", "int", "float", "decimal", "date", "datetime", "bool", "json"]
     path: str | None = None
-    """Where the value stands in a record; None: under the column's name."""
+    """Path of the value in a record; None: the column's name."""
 
 
 class SyncSettings(_Section):
@@ -164,14 +164,14 @@ class SyncSettings(_Section):
     params: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Sent with every request, such as `limit = 100`; `${NAME}` as in headers."""
     items: str = "items"
-    """Where the list of records stands."""
+    """Path of the list of records."""
     next_cursor: str = "next_cursor"
-    """Where the next page's cursor stands, or its URL on the same host; null, absent or empty on the last page."""
+    """Path of the next page's cursor, or of its URL on the same host; null, absent or empty on the last page."""
     cursor_param: str = "cursor"
     id: str = "id"
-    """Where a record's id stands; it goes into the primary key column `id`."""
+    """Path of a record's id, which goes into the primary key column `id`."""
     updated: str | None = None
-    """Where a record's time (or number) of change stands: the greatest seen is sent as `updated_param` next time."""
+    """Path of a record's time (or number) of change; the next run sends the greatest one as `updated_param`."""
     updated_param: str | None = None
     table: str
     """`orders` or `schema.orders`; made if it is not there."""
@@ -217,7 +217,7 @@ class SyncSettings(_Section):
             raise ValueError("updated and updated_param belong together: give both or neither")
         key = self.columns.get("id")
         if key is not None and (key.type not in ("str", "int") or key.path is not None):
-            raise ValueError("column 'id' takes type str or int and no path; the setting `id` says where it stands")
+            raise ValueError("column 'id' takes type str or int and no path; the setting `id` is its path")
         return self
 
 

@@ -1,5 +1,5 @@
-"""`[events.NAME]`, `[webhooks.NAME]` and `[hooks.NAME]`: which events become which jobs, whose webhooks are believed,
-and who is told of the ends of jobs."""
+"""`[events.NAME]`: the jobs that events become. `[webhooks.NAME]`: senders of incoming webhooks. `[hooks.NAME]`:
+receivers of outgoing webhooks, which report the ends of jobs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ OneOrMany = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 
 
 class EventRule(BaseModel):
-    """Events that fit become a job of this kind. Several rules may fit one event; each makes its job.
+    """Matching events become a job of this kind. Several rules may match one event; each makes its own job.
 
-    Patterns are as in a shell, `com.example.order.*`; case counts, and of several one must fit.
+    Patterns are as in a shell, `com.example.order.*`; case-sensitive; of several, one must match.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,39 +37,39 @@ class EventRule(BaseModel):
     """An event without a subject has an empty one."""
     kind: str
     fields: dict[str, str] | None = None
-    """For each field of the job where its value stands in the event, such as `data.order.id` or `subject`; what is not
-    there, or null, is left out. None: the fields are the members of the event's data."""
+    """Field of the job → path of its value in the event, such as `data.order.id` or `subject`; missing and null values
+    are left out. None: the fields are the members of the event's data."""
     values: dict[str, Any] = Field(default_factory=dict)
     """Fields with a fixed value."""
 
 
 class WebhookSettings(BaseModel):
-    """`POST /v1/webhooks/NAME`: requests of one sender, which become events."""
+    """`[webhooks.NAME]`: a sender of incoming webhooks (`POST /v1/webhooks/NAME`), which become events."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Literal["standard", "github", "stripe", "bearer"]
-    """How it proves who it is: Standard Webhooks, `X-Hub-Signature-256`, `Stripe-Signature`, or a secret in the header
-    `Authorization: Bearer …`."""
+    """How the sender proves its identity: Standard Webhooks, `X-Hub-Signature-256`, `Stripe-Signature`, or a secret in
+    the header `Authorization: Bearer …`."""
     secret: OneOrMany = Field(min_length=1, repr=False)
-    """Of several each is believed, so that one can be replaced. `${NAME}` is that environment variable."""
+    """Any of several is accepted, so that one can be replaced. `${NAME}` is that environment variable."""
     tolerance_seconds: float = Field(default=300.0, gt=0, le=86_400)
-    """How old a signature may be, where it says when it was made, and by how much clocks may differ."""
+    """Maximum age of a signature that has a timestamp, and allowed difference of the clocks."""
     tenant: str | None = Field(default=None, min_length=1, max_length=255)
-    """On whose behalf its jobs are."""
+    """Tenant of its jobs."""
 
     def secrets(self, name: str) -> list[str]:
         """Raises ConfigError: an environment variable is not set, or a secret is empty."""
         return _filled(self.secret, f"webhooks.{name}.secret")
 
 
-class HookSettings(BaseModel):
-    """A receiver of webhooks, signed as Standard Webhooks says: it is told when jobs have ended."""
+class OutgoingWebhookSettings(BaseModel):
+    """`[hooks.NAME]`: a receiver of outgoing webhooks (Standard Webhooks), which report the ends of jobs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str | None = None
-    """None: it is told of no job by itself; each `webhook.deliver` job says where to."""
+    """None: no job is reported by itself; each `webhook.deliver` job has its own `url`."""
     secret: OneOrMany = Field(min_length=1, repr=False)
     """`whsec_` and base64, or other text; with several the webhook has as many signatures. `${NAME}` is that
     environment variable of the worker."""
@@ -82,7 +82,7 @@ class HookSettings(BaseModel):
         "dead",
     )
     include: tuple[Literal["result", "error"], ...] = ()
-    """What else to tell of a job: both may hold what is not for everybody."""
+    """Additional parts of a job to send. Both may contain confidential data."""
     allow_networks: tuple[IPvAnyNetwork, ...] = ()
     """Addresses that are not public are refused unless they are in one of these, such as `10.1.0.0/16`."""
     timeout_seconds: float = Field(default=15.0, gt=0, le=50)
@@ -107,5 +107,5 @@ def _filled(secrets: Sequence[str], where: str) -> list[str]:
 
     filled = [_REFERENCE.sub(read, one) for one in secrets]
     if not all(filled):
-        raise ConfigError(f"{where}: is empty, so that anybody could sign with it")
+        raise ConfigError(f"{where}: is empty, so anyone could sign with it")
     return filled

@@ -1,4 +1,4 @@
-"""`[gateway]`: the HTTP door for what is not Python, or not on this network."""
+"""`[gateway]`: jobs over HTTP, for clients that are not Python or not on this network."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
-"""Of key pairs. With a shared secret, whoever checks tokens could make them too."""
+"""Algorithms with key pairs. With a shared secret, everyone who checks tokens could also make them."""
 
 
 class JwtSettings(BaseModel):
-    """`[gateway.jwt]`: tokens of an identity provider that are taken beside API keys."""
+    """`[gateway.jwt]`: tokens of an identity provider, accepted in addition to API keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     jwks_url: str
-    """Where the provider publishes its keys."""
+    """URL of the provider's keys."""
     issuer: str
     audience: str
     algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
@@ -24,13 +24,13 @@ class JwtSettings(BaseModel):
     """The claim that says what a token may do: an object with any of `kinds`, `queues` and `tenants`, lists of names.
     A token without it is refused."""
     leeway_seconds: float = Field(default=10.0, ge=0, le=300)
-    """By how much the provider's clock and ours may differ."""
+    """Allowed difference between the provider's clock and ours."""
 
     @field_validator("jwks_url")
     @classmethod
     def _http(cls, value: str) -> str:
         if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
-            raise ValueError(f"{value!r} is no http:// or https:// URL")
+            raise ValueError(f"{value!r} is not an http:// or https:// URL")
         return value
 
     @field_validator("algorithms")
@@ -42,22 +42,22 @@ class JwtSettings(BaseModel):
 
 
 class GatewaySettings(BaseModel):
-    """What the gateway takes from whom, and how much of it."""
+    """`[gateway]`: limits of the gateway, and the callers that it accepts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
-    """Of a request; a single job is held to `max_payload_bytes` beside it."""
+    """Limit of a request; each job is also limited by `max_payload_bytes`."""
     max_batch: int = Field(default=1000, ge=1, le=10_000)
     """Jobs in one request."""
     body_timeout_seconds: float = Field(default=30.0, gt=0)
-    """How long a request's body may take to arrive."""
+    """Time limit for a request's body to arrive."""
     requests_per_second: float | None = Field(default=None, gt=0)
-    """Of each caller whose key does not say; None: as many as it likes. Each gateway process counts for itself."""
+    """Limit of each caller whose key has no rate; None: no limit. Each gateway process counts for itself."""
     max_streams: int = Field(default=1000, ge=1)
     """Jobs that clients follow at a time, in one process."""
     cors_origins: tuple[str, ...] = ()
-    """Web pages of which other origins may call the gateway, such as `https://app.example.com`; none if not said."""
+    """Origins whose web pages may call the gateway, such as `https://app.example.com`; none by default."""
     jwt: JwtSettings | None = None
 
     @field_validator("cors_origins")
@@ -66,5 +66,5 @@ class GatewaySettings(BaseModel):
         for origin in value:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
-                raise ValueError(f"{origin!r} is no origin; write it as https://app.example.com, without a path")
+                raise ValueError(f"{origin!r} is not an origin; write it as https://app.example.com, without a path")
         return value

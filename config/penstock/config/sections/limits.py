@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LimitSettings(BaseModel):
-    """What the jobs of some kinds and queues together must keep to."""
+    """A limit that the jobs of several kinds and queues share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kinds: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
-    """Of these kinds, and whatever comes through these queues."""
+    """The limit applies to these kinds, and to every job of these queues."""
     concurrency: int | None = Field(default=None, ge=1)
     """Jobs that run at a time."""
     rate: int | None = Field(default=None, ge=1)
@@ -28,7 +28,7 @@ class LimitSettings(BaseModel):
     @model_validator(mode="after")
     def _of_something(self) -> Self:
         if not self.kinds and not self.queues:
-            raise ValueError("name the kinds or queues that it is for")
+            raise ValueError("name the kinds or queues that it applies to")
         if self.concurrency is None and self.rate is None:
             raise ValueError("give it concurrency, rate or both")
         if self.rate is None and self.model_fields_set & {"per", "burst"}:

@@ -1,4 +1,4 @@
-"""`[retention]`: how long the ledger keeps what is over."""
+"""`[retention]`: how long the ledger keeps jobs after their end, and other rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([hdw])")
 SHORTEST = timedelta(hours=1)
-"""A job's row is what makes a second delivery of it harmless; none comes as late as that."""
+"""A job's row makes a second delivery of the job harmless; no delivery comes later than this."""
 
 
 def _read(value: object) -> object:
-    """`"never"` as None, and text as a duration."""
+    """Text → duration; `"never"` → None."""
     if value is None or value == "never":
         return None
     if isinstance(value, timedelta):
@@ -26,18 +26,18 @@ def _read(value: object) -> object:
     except OverflowError:
         kept = None
     if kept is None:
-        raise ValueError(f'{value!r} is no time to keep; write "12h", "7d", "4w" or "never"')
+        raise ValueError(f'{value!r} is not a retention period; write "12h", "7d", "4w" or "never"')
     if kept < SHORTEST:
-        raise ValueError(f"{value!r} is too short; 1h is the least")
+        raise ValueError(f"{value!r} is too short; the minimum is 1h")
     return kept
 
 
 Kept = Annotated[timedelta | None, BeforeValidator(_read)]
-"""None: for ever."""
+"""None: forever."""
 
 
 class RetentionSettings(BaseModel):
-    """How long jobs are kept after their end, by state, and the rest after its own. Attempts, effects, dead letters and
+    """Retention periods of ended jobs, by state, and of other rows. Attempts, effects, dead letters and
     stored results go with their job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +46,7 @@ class RetentionSettings(BaseModel):
     discarded: Kept = timedelta(days=30)
     cancelled: Kept = timedelta(days=30)
     dead: Kept = None
-    """Nobody has decided about these yet."""
+    """These still wait for a person's decision."""
     letters: Kept = timedelta(days=30)
     """Dead letters that were discarded, with their jobs, after that; and replayed ones that have no job."""
     firings: Kept = timedelta(days=90)

@@ -1,4 +1,4 @@
-"""`[schedules.NAME]`: when to make which job."""
+"""`[schedules.NAME]`: jobs that are made at certain times."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _LONGEST = timedelta(days=36_525)
 
 TOLERANCE = timedelta(minutes=1)
-"""A time is missed when nobody has fired it for longer than this."""
+"""A time that has not fired for longer than this counts as missed."""
 
 
 def _read(value: object) -> object:
-    """Text as a duration, a number as seconds; what is neither, and ISO 8601, is left to pydantic."""
+    """Text → duration; numbers (seconds) and ISO 8601 are left to pydantic."""
     match = _DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
     if match is not None:
         try:
@@ -29,7 +29,7 @@ def _read(value: object) -> object:
         except OverflowError:
             raise ValueError(f"{value!r} is too long") from None
     if isinstance(value, str) and not value.startswith("P"):
-        raise ValueError(f'{value!r} is no duration; write "30s", "15m", "2h", "1d" or "1w"')
+        raise ValueError(f'{value!r} is not a duration; write "30s", "15m", "2h", "1d" or "1w"')
     return value
 
 
@@ -37,7 +37,7 @@ Duration = Annotated[timedelta, BeforeValidator(_read)]
 
 
 def duration_text(duration: timedelta) -> str:
-    """`15m`: as it may be written in the file."""
+    """Duration → text as in the file, such as `15m`."""
     seconds = duration.total_seconds()
     for unit, size in sorted(_UNITS.items(), key=lambda one: -one[1]):
         if seconds >= size and seconds % size == 0:
@@ -46,7 +46,7 @@ def duration_text(duration: timedelta) -> str:
 
 
 class ScheduleSettings(BaseModel):
-    """One schedule: when, and which job. `cron`, `every` or `at` says when."""
+    """A schedule: a job and its times, given by `cron`, `every` or `at`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,25 +56,25 @@ class ScheduleSettings(BaseModel):
     every: Duration | None = None
     """Elapsed time between two firings, from a second up, counted from `anchor`."""
     anchor: datetime | None = None
-    """One of the times of `every`; without an offset in `timezone`. 1970-01-01T00:00Z if not given."""
+    """A time from which `every` counts; without an offset in `timezone`. 1970-01-01T00:00Z if not given."""
     at: datetime | None = None
     """The only time; without an offset in `timezone`."""
     timezone: TimeZone = "UTC"
     calendar: str | None = None
-    """Whose holidays: a country (`DE`), a part of it (`DE-BY`), or a market (`NYSE`, `ECB`)."""
+    """Holidays: of a country (`DE`), a part of it (`DE-BY`), or a market (`NYSE`, `ECB`)."""
     closed: Literal["skip", "before", "after"] | None = None
-    """What becomes of a time on a weekend or holiday of `calendar`: nothing, or the business day before or after."""
+    """A time on a weekend or holiday of `calendar` is skipped, or moves to the business day before or after."""
     payload: dict[str, Any] = Field(default_factory=dict)
     time_field: str | None = None
-    """The payload's field that is given the time a job is for: a date or a datetime, as the field is declared."""
+    """The payload's field that gets the time of the firing: a date or a datetime, as the field is declared."""
     overlap: Literal["skip", "allow", "queue", "replace"] = "skip"
-    """What to do when the last firing's job has not ended."""
+    """Action when the last firing's job has not ended."""
     misfire: Literal["skip", "once", "all"] = "once"
-    """What to do with times missed while no dispatcher was up."""
+    """Action for times missed while no dispatcher ran."""
     catch_up: Duration | None = None
-    """How old a missed time may be to be made up for, from a minute up; None: as old as it likes."""
+    """Maximum age of a missed time that still fires, from a minute up; None: no limit."""
     jitter: Duration = timedelta()
-    """Fire later by up to this: always by the same, which is drawn from the schedule's name."""
+    """Fire later by up to this. The delay is the same each time: it is derived from the schedule's name."""
 
     @property
     def zone(self) -> ZoneInfo:
@@ -99,9 +99,9 @@ class ScheduleSettings(BaseModel):
     @classmethod
     def _not_too_short(cls, value: timedelta | None) -> timedelta | None:
         if value is not None and value < TOLERANCE:
-            raise ValueError("1m is the least: a time is missed when it is as late as that")
+            raise ValueError("the minimum is 1m: a time counts as missed only when it is that late")
         if value is not None and value > _LONGEST:
-            raise ValueError("a hundred years are the most; leave it out for as old as it likes")
+            raise ValueError("the maximum is 100 years; leave it out for no limit")
         return value
 
     @field_validator("jitter")
@@ -119,18 +119,18 @@ class ScheduleSettings(BaseModel):
         if self.anchor is not None and self.every is None:
             raise ValueError("anchor goes with every only")
         if (self.calendar is None) != (self.closed is None):
-            raise ValueError("calendar and closed go together: closed says what becomes of a time on a closed day")
+            raise ValueError("calendar and closed go together: closed says how a time on a closed day moves")
         if self.calendar is not None and self.cron is None:
             raise ValueError("calendar goes with cron only")
         return self
 
 
 class WrongSchedule(BaseModel):
-    """One that is refused. It does not keep the settings from being read, nor the others from firing.
+    """A schedule that is refused. The settings can still be read, and other schedules fire.
 
     Attributes:
-        key: of its table, the first that is wrong; empty if it is the table.
-        error: what is wrong, all of it.
+        key: the first wrong key of its table; empty if the table itself is wrong.
+        error: all that is wrong.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -141,7 +141,7 @@ class WrongSchedule(BaseModel):
 
 
 def read_entry(value: object) -> ScheduleSettings | WrongSchedule:
-    """A table of the file, checked."""
+    """Table of the file → checked settings, or the error."""
     if isinstance(value, ScheduleSettings | WrongSchedule):
         return value
     if not isinstance(value, dict):

@@ -18,7 +18,7 @@ def _one_or_many(value: Any) -> Any:
 
 
 Addresses = Annotated[tuple[EmailStr, ...], BeforeValidator(_one_or_many)]
-"""One address, or several."""
+"""An address, or several."""
 
 
 class Attachment(BaseModel):
@@ -69,7 +69,7 @@ class SendEmail(
         if self.template is None and self.variables:
             raise ValueError("variables need a template")
         if stranger := set(self.deliver_to) - {*self.to, *self.cc, *self.bcc}:
-            raise ValueError(f"deliver_to names {len(stranger)} that are not among the recipients")
+            raise ValueError(f"deliver_to names {len(stranger)} addresses that are not among the recipients")
         return self
 
 
@@ -88,6 +88,6 @@ class EmailSent(BaseModel):
     accepted: tuple[str, ...]
     """Recipients the server took the mail for."""
     refused: tuple[Refusal, ...] = ()
-    """Those it refused. The ones put off (4xx) get a job of their own."""
+    """Recipients that the server refused. Those put off (4xx) get a job of their own."""
     already_delivered: bool = False
     """An earlier attempt had delivered it, and nothing was sent (local mailbox folders can tell)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def find(document: Any, path: str) -> Any:
-    """What stands at a path; the document for an empty one; None where nothing does."""
+    """The value at a path; the document for an empty path; None if there is no value."""
     for key in path.split(".") if path else ():
         if isinstance(document, Mapping):
             document = document.get(key)

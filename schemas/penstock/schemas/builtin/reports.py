@@ -20,13 +20,13 @@ class BuildReport(Job, kind="report.build", queue="reports", timeout=1500, retry
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     """By name, for those without a default or to override it."""
     email_to: Addresses | None = None
-    """Who gets a mail with a link (template `report_ready`); None: nobody."""
+    """Recipients of a mail with a link (template `report_ready`); None: no mail."""
 
 
 class ReportBuilt(BaseModel):
     report: str
     key: str
-    """Of the file in the storage; made of report, parameters and job id."""
+    """Key of the file in the storage; made of report, parameters and job id."""
     format: str
     rows: int
     """Without the heading."""

@@ -14,7 +14,7 @@ class RunSync(Job, kind="sync.run", queue="syncs", timeout=1500, retry=RetryPoli
     sync: str = Field(min_length=1, max_length=191)
     """NAME."""
     full: bool = False
-    """Begin at the first record, and forget what was known of the last run. No row is deleted."""
+    """Start at the first record, whatever the last run did. No row is deleted."""
 
 
 class SyncFinished(BaseModel):
@@ -29,4 +29,4 @@ class SyncFinished(BaseModel):
     skipped: int
     """Records left out as `on_bad_record = "skip"` says, and earlier copies of an id within one page."""
     cursor: str | None
-    """Where the next run begins: the greatest change seen, else the last page's cursor."""
+    """Start of the next run: the greatest change seen, else the last page's cursor."""

@@ -12,11 +12,11 @@ class ProcessUpload(Job, kind="upload.process", queue="uploads", timeout=600, re
     """Check one object of the storage against `[uploads]`, and write what is made of it back."""
 
     key: str = Field(min_length=1, max_length=1024)
-    """Of the object in the storage."""
+    """Key of the object in the storage."""
     max_bytes: int | None = Field(default=None, ge=1)
     """A limit below the setting of that name, for this upload."""
     media_types: tuple[str, ...] | None = None
-    """What this upload may be, among what the settings accept, such as `("image/*",)` for a portrait."""
+    """Media types accepted for this upload, among those of the settings, such as `("image/*",)` for a portrait."""
 
 
 class Thumbnail(BaseModel):
@@ -28,7 +28,7 @@ class Thumbnail(BaseModel):
 
 
 class UploadProcessed(BaseModel):
-    """What was found and written. Also the content of the `metadata.json` beside the results.
+    """The results of an upload. Also the content of the `metadata.json` next to them.
 
     It depends on the bytes and the settings alone, so that the same upload under two names has the same results.
     """
@@ -37,15 +37,15 @@ class UploadProcessed(BaseModel):
     size: int
     """In bytes, as uploaded."""
     media_type: str
-    """As the content shows, whatever the name says."""
+    """As detected from the content, whatever the name."""
     original: str | None
     """Key of the bytes as they came; None for an image where `keep_original` is off."""
     clean: str | None = None
     """Key of an image's copy: turned upright, without EXIF, GPS, XMP or comments."""
     width: int | None = None
-    """In pixels, upright; None for what is no image."""
+    """In pixels, upright; None if the upload is not an image."""
     height: int | None = None
     frames: int | None = None
     thumbnails: tuple[Thumbnail, ...] = ()
     metadata: str
-    """Key of the JSON with these fields. It is written last: where it is, the rest is."""
+    """Key of the JSON with these fields. It is written last: if it exists, the rest does too."""

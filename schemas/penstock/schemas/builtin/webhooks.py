@@ -1,4 +1,4 @@
-"""`webhook.deliver`: tell somebody outside what happened."""
+"""`webhook.deliver`: send an outgoing webhook."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class DeliverWebhook(
     hook: str = Field(min_length=1, max_length=64)
     """NAME."""
     type: str = Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_.:-]+$")
-    """What happened, such as `job.succeeded`."""
+    """Type of the event, such as `job.succeeded`."""
     occurred_at: AwareDatetime
     data: Sensitive[dict[str, JsonValue]] = Field(default_factory=dict)
     url: Sensitive[str | None] = Field(default=None, max_length=2048, pattern=r"^https?://")
-    """Where to, for a hook without an address of its own."""
+    """The address, for a receiver without an address in `[hooks.NAME]`."""
 
 
 class WebhookDelivered(BaseModel):

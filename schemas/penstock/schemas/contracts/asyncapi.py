@@ -1,7 +1,7 @@
 """The kinds as an AsyncAPI 3.0 document: a channel for each queue, a message for each kind.
 
 It describes what workers receive, so a client in another language can be written, or generated, against it. Schemas
-are in the form that AsyncAPI reads without being told: JSON Schema draft 7.
+are JSON Schema draft 7, the default of AsyncAPI.
 https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic.json_schema import models_json_schema
 
-from penstock.schemas.contracts.export import Words
+from penstock.schemas.contracts.export import PermissiveJsonSchema
 from penstock.schemas.jobs.kind import Kind, Priority
 from penstock.schemas.wire.codec import HEADER
 
@@ -28,7 +28,7 @@ def document(kinds: Iterable[Kind], *, title: str, version: str, broker_url: str
 
     Arguments:
         title, version: of the application, for the document's `info`.
-        broker_url: its scheme, host and path are told, never its user or password.
+        broker_url: its scheme, host and path are included, never its user or password.
         prefix: the setting of that name.
     """
     kinds = list(kinds)
@@ -37,7 +37,10 @@ def document(kinds: Iterable[Kind], *, title: str, version: str, broker_url: str
     channels = dict(zip(queues, _keys(queues), strict=True))
     broker: Literal["redis", "amqp"] = "amqp" if broker_url.startswith("amqp") else "redis"
     models, shared = models_json_schema(
-        [(kind.job, "validation") for kind in kinds], by_alias=True, ref_template=_REFS, schema_generator=Words
+        [(kind.job, "validation") for kind in kinds],
+        by_alias=True,
+        ref_template=_REFS,
+        schema_generator=PermissiveJsonSchema,
     )
     fields = {kind.name: _draft_7(models[kind.job, "validation"]) for kind in kinds}
     return {
@@ -152,7 +155,7 @@ def _headers(kind: Kind) -> dict[str, Any]:
 
 
 def _draft_7(schema: Any) -> Any:
-    """The same schema in the older draft: tuples are written another way, and discriminators are not."""
+    """Schema → draft 7, which writes tuples in another way and has no discriminators."""
     if isinstance(schema, list):
         return [_draft_7(one) for one in schema]
     if not isinstance(schema, dict):

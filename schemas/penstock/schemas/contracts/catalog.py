@@ -30,7 +30,7 @@ def markdown(kinds: Mapping[str, Described]) -> str:
 
 
 def page(kinds: Mapping[str, Described]) -> str:
-    """The same as a page of HTML that needs no other file. Needs `penstock[cli]`."""
+    """The Markdown page as one HTML file. Needs `penstock[cli]`."""
     from markdown_it import MarkdownIt
 
     return _PAGE.format(
@@ -157,5 +157,5 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of others in Markdown: nothing in it is a tag."""
+    """Escape text for Markdown, so that nothing in it is a tag."""
     return html.escape(text, quote=False)

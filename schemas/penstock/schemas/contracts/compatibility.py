@@ -1,8 +1,8 @@
-"""What one JSON Schema accepts and another one refuses, field by field.
+"""Breaking changes between two JSON Schemas, field by field: what the old one accepts and the new one refuses.
 
-It knows what pydantic writes (JSON Schema 2020-12 without `if`, `not` and the like), and judges as pydantic validates
-where the two differ: a list with duplicates is fine for a set. What it cannot judge it reports. A library for this,
-jsoncompat, calls itself alpha and answers yes or no; here the answer is a sentence for each field.
+It covers what pydantic writes (JSON Schema 2020-12 without `if`, `not` and the like), and judges as pydantic validates
+where the two differ: a list with duplicates is fine for a set. It reports changes that it
+cannot judge. The library jsoncompat is alpha and answers yes or no; here each field gets a sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Rule = Literal["field-removed", "field-required", "field-narrowed"]
 
 _REFS = "#/$defs/"
 _FREE_FORMATS = {None, "binary", "byte", "password"}
-"""What a format says and pydantic does not check."""
+"""Formats that pydantic does not check."""
 _UNCHECKED = {
     *("$defs", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
     *("discriminator", "uniqueItems", "contentMediaType", "contentEncoding", "const", "type"),
@@ -33,7 +33,7 @@ _COMPARED = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Something that the first schema accepts and the second does not.
+    """A breaking change: the old schema accepts a value that the new one refuses.
 
     Attributes:
         path: `lines[].price`, `prices{}` for the values of a mapping; empty for the payload itself.
@@ -46,7 +46,7 @@ class Refusal:
 
 
 def refusals(old: Schema, new: Schema) -> list[Refusal]:
-    """What a payload may be by the old schema and may no longer be by the new one, in the order of the old fields."""
+    """Breaking changes of a payload from the old to the new schema, in the order of the old fields."""
     return list(dict.fromkeys(_Comparison(old, new).compare("", old, new)))
 
 
@@ -56,30 +56,30 @@ class _Comparison:
         self.under_way: set[tuple[str, str]] = set()
 
     def compare(self, path: str, old: Schema | bool, new: Schema | bool) -> list[Refusal]:
-        # A type that contains itself comes back to a pair that is being compared: it holds if the rest does.
+        # A recursive type comes back to a pair that is being compared: the pair is compatible if the rest is.
         pair = (json.dumps(old, sort_keys=True), json.dumps(new, sort_keys=True))
         if pair in self.under_way or (pair[0] == pair[1] and self.old_root == self.new_root):
             return []
         self.under_way.add(pair)
         try:
             takers = list(_alternatives(new, self.new_root))
-            found = []
-            for one in _alternatives(old, self.old_root):
-                fitting = [taker for taker in takers if _fits(one, taker)]
+            problems = []
+            for alternative in _alternatives(old, self.old_root):
+                fitting = [taker for taker in takers if _fits(alternative, taker)]
                 if not fitting:
-                    found.append(
-                        Refusal(path, "field-narrowed", f"accepts {_names(takers)}, no longer {_names([one])}")
+                    problems.append(
+                        Refusal(path, "field-narrowed", f"accepts {_names(takers)}, no longer {_names([alternative])}")
                     )
                 else:
-                    verdicts = [list(self._one(path, one, taker)) for taker in fitting]
+                    verdicts = [list(self._compare_pair(path, alternative, taker)) for taker in fitting]
                     best = min(verdicts, key=len)
-                    found += best
-            return found
+                    problems += best
+            return problems
         finally:
             self.under_way.discard(pair)
 
-    def _one(self, path: str, old: Schema, new: Schema) -> Iterator[Refusal]:
-        """Of two alternatives of one type."""
+    def _compare_pair(self, path: str, old: Schema, new: Schema) -> Iterator[Refusal]:
+        """Compare two alternatives of the same type."""
         say = partial(Refusal, path, "field-narrowed")
         if "const" in new:
             return
@@ -197,7 +197,7 @@ def _names(schemas: Sequence[Schema]) -> str:
 
 
 def _length(old: Schema, name: str) -> float:
-    """The old limit of this name: of a constant its length."""
+    """The old limit of this name; for a constant, its length."""
     if isinstance(old.get("const"), str):
         return len(old["const"]) if name.endswith("Length") else 0
     return old.get(name, 0 if name in _LEAST else float("inf"))  # type: ignore[no-any-return]

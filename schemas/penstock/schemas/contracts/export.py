@@ -1,7 +1,7 @@
-"""Contracts: what kinds promise to those who send them, written down and compared.
+"""Contracts: the fields and options of kinds, exported and compared.
 
-An *export* is that as JSON: `{"kinds": {name: …}}`. Two of them, of an older and a newer state of the code, tell which
-jobs that are on their way, or that somebody who was not told still sends, the newer one refuses.
+An *export* is JSON: `{"kinds": {name: …}}`. The comparison of an older and a newer export shows which jobs the newer
+code refuses: jobs that are on their way, and jobs that old clients still send.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from penstock.schemas.jobs.kind import Kind, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 
 Described = Mapping[str, Any]
-"""One kind of an export."""
+"""A kind of an export."""
 
 Severity = Literal["breaking", "warning"]
 
 
-class Words(GenerateJsonSchema):
-    """What JSON Schema has no words for, such as a type with a validator in Python only, may be anything in it."""
+class PermissiveJsonSchema(GenerateJsonSchema):
+    """JSON Schema generator that allows any value for types it cannot describe, such as those with a validator."""
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
         return {}
@@ -34,11 +34,11 @@ class Words(GenerateJsonSchema):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference between two exports that somebody should know of.
+    """A difference between two exports that matters to senders or workers.
 
     Attributes:
         severity: `breaking`: jobs of the older code become dead letters, or do as soon as they are sent. `warning`:
-            it is fine if something is done, which the message says.
+            it is safe after the action that the message names.
         field: its path, such as `lines[].price`; None where the change is about the whole kind.
         rule: its name, such as `field-removed`; the page on contracts lists them.
     """
@@ -71,7 +71,7 @@ def describe(kind: Kind, registry: Registry = default_registry) -> dict[str, Any
         "max_attempts": kind.retry.max_attempts,
         "track": kind.track,
         "sensitive": sorted(kind.sensitive),
-        "schema": kind.job.model_json_schema(by_alias=True, schema_generator=Words),
+        "schema": kind.job.model_json_schema(by_alias=True, schema_generator=PermissiveJsonSchema),
     }
 
 
@@ -82,7 +82,7 @@ def read_export(text: str, where: str) -> dict[str, Described]:
         where: the text is from, for the error.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not an export.
     """
     try:
         kinds = json.loads(text)["kinds"]
@@ -97,27 +97,27 @@ def read_export(text: str, where: str) -> dict[str, Described]:
 def compare(
     old: Mapping[str, Described], new: Mapping[str, Described], *, accepted: Collection[str] = ()
 ) -> list[Change]:
-    """What changed between two exports' kinds, in the order of the old names, what breaks first.
+    """Changes between the kinds of two exports, in the order of the old names; breaking ones come first.
 
     Arguments:
-        accepted: kinds whose breaking changes are meant: they are warnings.
+        accepted: kinds whose breaking changes are intended; they become warnings.
     """
     named = {alias: name for name, kind in new.items() for alias in kind.get("aliases", ())} | {
         name: name for name in new
     }
-    found: list[Change] = []
+    changes: list[Change] = []
     for name, kind in sorted(old.items()):
         if (now := named.get(name)) is None:
             message = f"no kind or alias has this name{_renamed(name, kind, old, new)}"
-            found.append(Change("breaking", name, None, "kind-removed", message))
+            changes.append(Change("breaking", name, None, "kind-removed", message))
         else:
-            found += _compare_kind(name, kind, new[now])
+            changes += _compare_kind(name, kind, new[now])
         for alias in kind.get("aliases", ()):
             if named.get(alias, "") != now:
-                message = f"alias {alias!r} is gone: who still sends it is not understood"
-                found.append(Change("breaking", name, None, "alias-removed", message))
-    found = [_accepted(change) if change.kind in accepted else change for change in found]
-    return sorted(found, key=lambda change: (change.severity != "breaking", change.kind))
+                message = f"alias {alias!r} was removed: jobs sent under it cannot be read"
+                changes.append(Change("breaking", name, None, "alias-removed", message))
+    changes = [_accepted(change) if change.kind in accepted else change for change in changes]
+    return sorted(changes, key=lambda change: (change.severity != "breaking", change.kind))
 
 
 def _accepted(change: Change) -> Change:
@@ -131,29 +131,29 @@ def _renamed(name: str, kind: Described, old: Mapping[str, Described], new: Mapp
     alike = [other for other in new if other not in old and fields(new[other]) == fields(kind)]
     if len(alike) == 1:
         return f"; if it was renamed to {alike[0]!r}, give that aliases=({name!r},)"
-    return "; what waits would be dead letters (or its module is not imported here: --import)"
+    return "; waiting jobs would become dead letters (or its module is not imported here: --import)"
 
 
 def _compare_kind(name: str, old: Described, new: Described) -> Iterator[Change]:
     was, now = old["version"], new["version"]
     missing = [step for step in range(was, now) if step not in new.get("upcasters", ())]
     if now < was:
-        message = f"version {now}, was {was}: what waits is newer than the code"
+        message = f"version {now}, was {was}: waiting jobs are newer than the code"
         yield Change("breaking", name, None, "version-lowered", message)
     for step in missing:
-        message = f"version {now} has no upcaster from version {step}: what waits cannot be read"
+        message = f"version {now} has no upcaster from version {step}: waiting jobs cannot be read"
         yield Change("breaking", name, None, "upcaster-missing", message)
     for step in sorted({*old.get("upcasters", ())} - {*new.get("upcasters", ())}):
         if step < min(was, now):
-            message = f"the upcaster from version {step} is gone: no job of that version may wait any more"
+            message = f"the upcaster from version {step} was removed: no job of that version may still wait"
             yield Change("warning", name, None, "upcaster-removed", message)
     refused = refusals(old["schema"], new["schema"])
     if now == was:
-        for one in refused:
+        for problem in refused:
             advice = f"; keep it, or make it version {now + 1} with an upcaster from version {now}"
-            yield Change("breaking", name, one.path or None, one.rule, one.reason + advice)
+            yield Change("breaking", name, problem.path or None, problem.rule, problem.reason + advice)
     elif refused and now > was:
-        message = f"stock clients send no version, so theirs counts as {now}: {_paths(refused)} must change there first"
+        message = f"unmodified clients send no version, so theirs counts as {now}: change {_paths(refused)} there first"
         yield Change("warning", name, None, "stock-clients", message)
     yield from _compare_fields(name, old, new)
     yield from _compare_options(name, old, new)
@@ -162,28 +162,28 @@ def _compare_kind(name: str, old: Described, new: Described) -> Iterator[Change]
 def _compare_fields(name: str, old: Described, new: Described) -> Iterator[Change]:
     before, after = list(old["schema"].get("properties", {})), list(new["schema"].get("properties", {}))
     if set(before) <= set(after) and after[: len(before)] != before:
-        message = "the order of the fields changed, which stock clients' positional arguments follow"
+        message = "the order of the fields changed, which positional arguments of unmodified clients follow"
         yield Change("warning", name, None, "fields-reordered", message)
     ignoring = old["version"] == new["version"] and new["schema"].get("additionalProperties", True) is not False
     for field in before:
         if ignoring and field not in after:
             yield Change("warning", name, field, "field-ignored", "is removed: its values are ignored from now on")
     for field in sorted(({*old.get("sensitive", ())} - {*new.get("sensitive", ())}) & set(after)):
-        yield Change("warning", name, field, "sensitive-removed", "is no longer sensitive: its values will show")
+        yield Change("warning", name, field, "sensitive-removed", "is no longer sensitive: its values become visible")
     if old["version"] != new["version"]:
         message = f"deploy workers before producers: older workers do not read version {new['version']}"
         yield Change("warning", name, None, "workers-first", message)
     elif unread := refusals(new["schema"], old["schema"]):
-        message = f"deploy workers before producers: older workers refuse what is new in {_paths(unread)}"
+        message = f"deploy workers before producers: older workers refuse new values of {_paths(unread)}"
         yield Change("warning", name, None, "workers-first", message)
 
 
 def _compare_options(name: str, old: Described, new: Described) -> Iterator[Change]:
     for option, advice in (
         ("queue", "keep a worker on the old queue until it is empty"),
-        ("delivery", "what waits runs under the new promise"),
-        ("unique", "what waits holds its key under the old policy"),
-        ("unique_by", "the keys of what waits differ from those of new jobs"),
+        ("delivery", "waiting jobs run with the new delivery"),
+        ("unique", "waiting jobs hold their keys under the old policy"),
+        ("unique_by", "the keys of waiting jobs differ from those of new jobs"),
     ):
         was, now = old.get(option), new.get(option)
         if option in old and was != now:
@@ -191,8 +191,8 @@ def _compare_options(name: str, old: Described, new: Described) -> Iterator[Chan
             yield Change("warning", name, None, f"{option.replace('_', '-')}-changed", message)
 
 
-def _paths(found: Iterable[Refusal]) -> str:
-    return ", ".join(dict.fromkeys(one.path or "the payload" for one in found))
+def _paths(problems: Iterable[Refusal]) -> str:
+    return ", ".join(dict.fromkeys(problem.path or "the payload" for problem in problems))
 
 
 def _text(value: Any) -> str:

@@ -52,7 +52,7 @@ def _make_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise ConfigError("a database_url is no URL; write it as postgresql+psycopg://user@host/name") from error
+        raise ConfigError("a database_url is not a URL; write it as postgresql+psycopg://user@host/name") from error
     options: dict[str, object] = {"pool_pre_ping": True, "pool_recycle": 1800}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": 30}  # seconds to wait for another writer, the ledger's perhaps

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command()
 def upgrade() -> None:
-    """Bring the ledger's tables up to date. Safe to run by several at once, and again."""
+    """Bring the ledger's tables up to date. Safe to repeat, and to run several at a time."""
     from penstock.ledger.sql.upgrade import upgrade as run_upgrade
 
     with open_ledger() as database:
@@ -26,25 +26,25 @@ def upgrade() -> None:
 
 @app.command()
 def current(as_json: AsJson = False) -> None:
-    """Say which revision the ledger is at, and which one this program works with."""
+    """Print the ledger's revision, and the revision that this program needs."""
     from penstock.ledger.sql import upgrade as upgrades
 
     with open_ledger() as database:
-        found, head = upgrades.current(database), upgrades.head()
+        revision, head = upgrades.current(database), upgrades.head()
     if as_json:
-        print_json({"current": found, "head": head})
-    elif found == head:
-        typer.echo(f"{found}, up to date")
+        print_json({"current": revision, "head": head})
+    elif revision == head:
+        typer.echo(f"{revision}, up to date")
     else:
-        typer.echo(f"{found or 'not set up'}; run: penstock db upgrade (to {head})")
+        typer.echo(f"{revision or 'not set up'}; run: penstock db upgrade (to {head})")
 
 
 @app.command()
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what is over for longer than the settings keep it. The dispatcher does so by itself, every few minutes."""
+    """Delete rows that are older than the retention settings. The dispatcher does this every few minutes."""
     from penstock.ledger.retention.pruning import Pruning
     from penstock.producers.storage import make_storage
 
@@ -59,19 +59,19 @@ def prune(
     if as_json:
         print_json({"dry_run": dry_run, "counts": counts})
     else:
-        print_rows(rows, tuple(rows[0]) if rows else (), as_json=False, empty="nothing is over for long enough")
+        print_rows(rows, tuple(rows[0]) if rows else (), as_json=False, empty="nothing to delete")
 
 
 @app.command("stats")
 def show_stats(as_json: AsJson = False) -> None:
-    """Say how large each table and outbox is, how many jobs each state has, and when the next of them are pruned."""
+    """Print the size of each table and outbox, the jobs in each state, and when the next are pruned."""
     from penstock.ledger.queries import stats
 
     settings = open_settings()
     with open_ledger(settings) as database:
-        tables = [asdict(one) for one in stats.tables(database)]
-        states = [asdict(one) for one in stats.states(database, settings.retention)]
-        outboxes = [asdict(one) for one in stats.outboxes(database, settings.outbox_urls)]
+        tables = [asdict(table) for table in stats.tables(database)]
+        states = [asdict(state) for state in stats.states(database, settings.retention)]
+        outboxes = [asdict(outbox) for outbox in stats.outboxes(database, settings.outbox_urls)]
     if as_json:
         print_json({"tables": tables, "states": states, "outboxes": outboxes})
         return
@@ -91,4 +91,4 @@ def _kept(state: dict[str, Any]) -> str:
     kept: timedelta | None = state["kept"]
     if kept is not None:
         return f"{kept / timedelta(days=1):g} d"
-    return "for ever" if state["state"].final else ""
+    return "forever" if state["state"].final else ""

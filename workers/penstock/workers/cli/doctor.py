@@ -1,4 +1,4 @@
-"""`penstock doctor`: whether everything a worker needs is there."""
+"""`penstock doctor`: checks of everything that a worker needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
-    """Check configuration, handlers, broker, ledger and storage, a line each. The exit code is 1 if one is wrong."""
+    """Check configuration, handlers, schedules, broker, ledger and storage. The exit code is 1 if a check fails."""
     checks: list[dict[str, Any]] = []
     settings: Any = None
 
@@ -32,7 +32,7 @@ def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
             detail, good = look(), True
         except PenstockError as error:
             detail, good = str(error), False
-        except Exception as error:  # whatever is wrong with one, the others are looked at
+        except Exception as error:  # the other checks still run
             detail, good = f"{type(error).__name__}: {error}", False
         checks.append({"check": name, "ok": good, "detail": detail})
 
@@ -41,7 +41,7 @@ def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
         from penstock.config.toml import find_config
 
         settings = open_settings()
-        return str(find_config() or "no penstock.toml, defaults and environment")
+        return str(find_config() or "no penstock.toml; using defaults and the environment")
 
     check("config", config)
     check("handlers", lambda: _handlers(imports or [], settings))
@@ -53,9 +53,9 @@ def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(checks)
     else:
-        for one in checks:
-            typer.echo(f"{'ok   ' if one['ok'] else 'WRONG'}  {one['check']:<9}  {one['detail']}")
-    if not all(one["ok"] for one in checks):
+        for result in checks:
+            typer.echo(f"{'ok   ' if result['ok'] else 'WRONG'}  {result['check']:<9}  {result['detail']}")
+    if not all(result["ok"] for result in checks):
         raise typer.Exit(FAILED)
 
 
@@ -75,10 +75,10 @@ def _schedules(settings: Any) -> str:
     from penstock.config.errors import ConfigError
     from penstock.workers.dispatcher.schedules.declarations import read_schedules
 
-    found = read_schedules(settings)
-    if wrong := [rule.error for rule in found if rule.error is not None]:
+    schedules = read_schedules(settings)
+    if wrong := [rule.error for rule in schedules if rule.error is not None]:
         raise ConfigError("; ".join(wrong))
-    return f"{len(found)} in penstock.toml and the code"
+    return f"{len(schedules)} in penstock.toml and the code"
 
 
 def _broker(settings: Any) -> str:
@@ -99,10 +99,10 @@ def _ledger(settings: Any) -> str:
 
     where = redact_url(settings.database_url)
     with open_ledger(settings) as database:
-        found, head = upgrade.current(database), upgrade.head()
-    if found != head:
-        raise LedgerUnavailable(f"{where} is at revision {found}, not {head}; run: penstock db upgrade")
-    return f"{where}, revision {found}"
+        current, head = upgrade.current(database), upgrade.head()
+    if current != head:
+        raise LedgerUnavailable(f"{where} is at revision {current}, not {head}; run: penstock db upgrade")
+    return f"{where}, revision {current}"
 
 
 def _storage(settings: Any) -> str:

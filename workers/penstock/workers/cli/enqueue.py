@@ -24,50 +24,51 @@ def enqueue(
         str, typer.Argument(metavar="JSON", help="Its fields as a JSON object; - reads them from stdin.")
     ] = "{}",
     delay: Annotated[
-        timedelta | None, typer.Option(parser=duration, metavar="DURATION", help="Run it no sooner: 30s, 5m, 1h, 2d.")
+        timedelta | None,
+        typer.Option(parser=duration, metavar="DURATION", help="Run it no sooner than after this: 30s, 5m, 1h, 2d."),
     ] = None,
     run_at: Annotated[
         datetime | None, typer.Option(parser=moment, metavar="TIME", help="Run it no sooner than this ISO 8601 time.")
     ] = None,
     priority: Annotated[str | None, typer.Option(help="high, normal or low.")] = None,
-    key: Annotated[str | None, typer.Option(help="What it is about, to find it by.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="On whose behalf.")] = None,
+    key: Annotated[str | None, typer.Option(help="A key to find it by, such as order-7.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant it runs for.")] = None,
     expires_in: Annotated[
         timedelta | None,
         typer.Option(parser=duration, metavar="DURATION", help="Discard it if it has not run by then."),
     ] = None,
-    queue: Annotated[str | None, typer.Option(help="Another queue than its kind's.")] = None,
+    queue: Annotated[str | None, typer.Option(help="A queue other than its kind's.")] = None,
     unique: Annotated[
         str | None, typer.Option(help="If a job of its kind holds its key: reject, existing, replace or debounce.")
     ] = None,
     unique_for: Annotated[
         timedelta | None,
-        typer.Option(parser=duration, metavar="DURATION", help="How long it holds its key, beside --unique."),
+        typer.Option(parser=duration, metavar="DURATION", help="How long it holds its key, with --unique."),
     ] = None,
     debounce: Annotated[
         timedelta | None,
         typer.Option(parser=duration, metavar="DURATION", help="The quiet period of --unique debounce."),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for its end; the exit code is 1 unless it succeeds.")
+        bool, typer.Option("--wait", help="Wait until it ends; the exit code is 1 unless it succeeds.")
     ] = False,
     timeout: Annotated[
-        timedelta | None, typer.Option(parser=duration, metavar="DURATION", help="The longest --wait.")
+        timedelta | None, typer.Option(parser=duration, metavar="DURATION", help="How long --wait waits at most.")
     ] = None,
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send one job and print its id. It is checked against its kind first."""
+    """Send one job and print its id. The job is checked against its kind first."""
     from penstock.config.errors import InvalidJob
     from penstock.producers import Producer
     from penstock.schemas.jobs.kind import PRIORITIES, registry
 
     if priority is not None and priority not in PRIORITIES:
-        raise typer.BadParameter(f"priority {priority!r} is none of {', '.join(PRIORITIES)}")
+        raise typer.BadParameter(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}")
     discover(imports or ())
-    found = registry.find(kind)
-    if found is None:
-        known = ", ".join(one.name for one in registry)
+    definition = registry.find(kind)
+    if definition is None:
+        known = ", ".join(known_kind.name for known_kind in registry)
         raise InvalidJob(f"no imported module defines kind {kind!r} (known: {known}); import its module with --import")
     options: dict[str, Any] = {
         "delay": delay,
@@ -82,7 +83,7 @@ def enqueue(
         "debounce": debounce,
     }
     with Producer.from_settings(open_settings()) as producer:
-        handle = producer.enqueue(_read(found, fields), **options)
+        handle = producer.enqueue(_read(definition, fields), **options)
         if not wait:
             print_json({"id": handle.id, "created": handle.created}) if as_json else typer.echo(handle.id)
             return

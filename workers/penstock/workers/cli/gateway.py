@@ -1,4 +1,4 @@
-"""`penstock gateway`: the HTTP door, and the keys to it."""
+"""`penstock gateway`: the HTTP gateway and its API keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gateway(
     imports: Imports = None,
     log_level: LogLevel = "INFO",
 ) -> None:
-    """Run the gateway until SIGTERM or Ctrl-C. It knows the kinds of the modules that it imports."""
+    """Run the gateway until SIGTERM or Ctrl-C. It accepts the kinds of the imported modules."""
     if context.invoked_subcommand is not None:
         return
     from penstock.config.logging import setup_logging
@@ -45,7 +45,7 @@ def write_openapi(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")] = None,
     imports: Imports = None,
 ) -> None:
-    """Write the OpenAPI document, with an operation for each kind: for the generators of clients."""
+    """Write the OpenAPI document, with an operation for each kind, for client generators."""
     discover(imports or ())
     text = _load("openapi").document_text(_load("app").create_app(open_settings()))
     if output is None:
@@ -56,35 +56,36 @@ def write_openapi(
 
 
 Patterns = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Only for this one, such as invoice.*; may be repeated.")
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Only for names that match, such as invoice.*; may be given repeatedly."),
 ]
 
 
 @keys.command("add")
 def add_key(
-    name: Annotated[str, typer.Argument(help="Whose it is, for lists and the audit log.")],
+    name: Annotated[str, typer.Argument(help="The owner of the key, for lists and the audit log.")],
     kind: Patterns = None,
     queue: Patterns = None,
     tenant: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only for this tenant's jobs; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only for this tenant's jobs; may be given repeatedly.")
     ] = None,
     per_second: Annotated[
         float | None,
         typer.Option("--rate", parser=rate, metavar="N/UNIT", help="How many requests: 50/s, 600/m, 1000/h."),
     ] = None,
     expires_in: Annotated[
-        timedelta | None, typer.Option(parser=duration, metavar="DURATION", help="How long it holds: 12h, 90d.")
+        timedelta | None, typer.Option(parser=duration, metavar="DURATION", help="How long the key is valid: 12h, 90d.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, for the only time: it is kept as a hash."""
+    """Make a key and print it. It is stored as a hash and cannot be shown again."""
     from penstock.ledger import api_keys
 
     if not name.strip() or len(name) > 200:
         raise typer.BadParameter("the name must have 1 to 200 characters")
     expires_at = None if expires_in is None else datetime.now(UTC) + expires_in
     with open_ledger() as database:
-        text, made = api_keys.add(
+        text, key = api_keys.add(
             database,
             name.strip(),
             kinds=kind or (),
@@ -94,10 +95,10 @@ def add_key(
             expires_at=expires_at,
         )
     if as_json:
-        print_json({"key": text, **asdict(made)})
+        print_json({"key": text, **asdict(key)})
         return
     typer.echo(text)
-    typer.echo(f"key {made.id} of {made.name}; it is not shown again", err=True)
+    typer.echo(f"key {key.id} of {key.name}; it is not shown again", err=True)
 
 
 @keys.command("list")
@@ -106,9 +107,9 @@ def list_keys(as_json: AsJson = False) -> None:
     from penstock.ledger import api_keys
 
     with open_ledger() as database:
-        found = api_keys.every(database)
+        api_key_list = api_keys.every(database)
     now = datetime.now(UTC)
-    rows: list[dict[str, Any]] = [asdict(one) | {"holds": one.holds(now)} for one in found]
+    rows: list[dict[str, Any]] = [asdict(key) | {"holds": key.holds(now)} for key in api_key_list]
     if not as_json:
         for row in rows:
             row |= {scope: ", ".join(row[scope]) if row[scope] else "all" for scope in ("kinds", "queues", "tenants")}
@@ -118,7 +119,7 @@ def list_keys(as_json: AsJson = False) -> None:
 
 @keys.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As keys list shows it.")]) -> None:
-    """End a key. Gateways notice within seconds."""
+    """Revoke a key. Gateways notice within seconds."""
     from penstock.ledger import api_keys
 
     with open_ledger() as database:

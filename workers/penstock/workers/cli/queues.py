@@ -21,7 +21,7 @@ def add_to(root: typer.Typer) -> None:
 
 @app.command("list")
 def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
-    """List every queue: who consumes it, what waits in the broker, and what the ledger keeps or runs of it."""
+    """List every queue: its workers, the jobs that wait in the broker, and its jobs in the ledger by state."""
     from penstock.config.errors import LedgerUnavailable
     from penstock.ledger.members import heartbeats
     from penstock.ledger.members.roster import Roster
@@ -50,19 +50,19 @@ def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
         sender.close()
     rows: list[dict[str, Any]] = []
     for name in sorted(names):
-        one = settings.queue(name)
-        engine = None if name == DISPATCHER_QUEUE else one.engine
+        queue = settings.queue(name)
+        engine = None if name == DISPATCHER_QUEUE else queue.engine
         numbers = {str(state): counted.get(name, {}).get(state, 0) for state in states}
         rows.append({"queue": name, "engine": engine, "workers": None if alive is None else alive.get(name, 0)})
-        rows[-1] |= {"waiting": depths[name], **numbers, "max_length": one.max_length}
+        rows[-1] |= {"waiting": depths[name], **numbers, "max_length": queue.max_length}
     columns = ("queue", "engine", "workers", "waiting", *map(str, states), "max_length")
     print_rows(rows, columns, as_json=as_json, empty="no queues")
 
 
 def limits(as_json: AsJson = False) -> None:
-    """List the limits that workers have told of: what runs under each, and what waits.
+    """List the limits that workers have reported: how many jobs run and wait under each.
 
-    A limit by tenant, key and so on has a line for each share that is in use; what it is a share of is not kept.
+    A limit by tenant, key or field has a line for each share that is in use; its value is not stored.
     """
     from penstock.ledger.rows import limit_waits
     from penstock.producers.limits import open_store
@@ -71,7 +71,7 @@ def limits(as_json: AsJson = False) -> None:
     settings = open_settings()
     store = open_store(settings)
     if store is None:
-        typer.echo("penstock: there is no Redis that limits are kept in; set PENSTOCK_LIMITS_URL", err=True)
+        typer.echo("penstock: limits need a Redis; set PENSTOCK_LIMITS_URL", err=True)
         raise typer.Exit(FAILED)
     try:
         with open_ledger(settings) as database:

@@ -1,4 +1,4 @@
-"""The commands that stay: `worker`, `dispatcher`, `up`, `demo`, `flower`."""
+"""The commands that keep running: `worker`, `dispatcher`, `up`, `demo`, `flower`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def worker(
     engine: Annotated[str, typer.Option(help="celery or dramatiq.")] = "celery",
     queues: Annotated[
         str | None,
-        typer.Option(help="Queues to consume, as a,b; all that penstock.toml gives to this engine if not given."),
+        typer.Option(help="Queues to consume, as a,b; if not given, all that penstock.toml gives to this engine."),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Jobs at a time; else as penstock.toml says for its queues.")
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="Jobs at a time; if not given, the setting of its queues in penstock.toml."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Its name; it must be unique among all workers.")] = None,
+    name: Annotated[str | None, typer.Option(help="The worker's name; it must be unique.")] = None,
     imports: Imports = None,
     log_level: LogLevel = "INFO",
 ) -> None:
@@ -52,7 +55,7 @@ def worker(
 
 
 def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
-    """Run the dispatcher: delayed jobs, retries, schedules, stock clients' jobs. Any number of them may run."""
+    """Run the dispatcher: delayed jobs, retries, schedules, jobs of unmodified clients. Several may run."""
     from penstock.config.logging import setup_logging
     from penstock.workers.dispatcher.dispatcher import run_dispatcher
 
@@ -63,7 +66,7 @@ def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
 
 
 def up(
-    folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("var"), imports: Imports = None
+    folder: Annotated[Path, typer.Option(help="The folder for all data.")] = Path("var"), imports: Imports = None
 ) -> None:
     """Start everything on this machine: a Redis, workers, dispatcher, gateway and Flower. Ctrl-C stops it."""
     from penstock.workers.local.up.command import run_up
@@ -72,7 +75,7 @@ def up(
 
 
 def demo(keep: Annotated[bool, typer.Option("--keep", help="Leave it running afterwards.")] = False) -> None:
-    """Show it all at work for a minute, with real input."""
+    """Run everything for about a minute on real input, and check the results."""
     from penstock.workers.local.demo.command import run_demo
 
     raise typer.Exit(run_demo(keep=keep))
@@ -83,7 +86,7 @@ def flower(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 5555,
     basic_auth: Annotated[
         str | None,
-        typer.Option(metavar="USER:PASSWORD", help="The login; better given as PENSTOCK_FLOWER_BASIC_AUTH."),
+        typer.Option(metavar="USER:PASSWORD", help="The login; safer as the variable PENSTOCK_FLOWER_BASIC_AUTH."),
     ] = None,
 ) -> None:
     """Run Flower for the workers of both engines."""

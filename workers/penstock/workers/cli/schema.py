@@ -17,7 +17,7 @@ from penstock.workers.handlers.discovery import discover
 app = typer.Typer(no_args_is_help=True)
 
 EXPORT = "kinds.json"
-"""The committed export that a git ref alone stands for."""
+"""The committed export that a git ref without a file means."""
 
 Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; may be given repeatedly.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")]
@@ -38,34 +38,35 @@ def check(
         str, typer.Option(metavar="REF_OR_FILE", help=f"An export: a file, REF:FILE, or REF for its {EXPORT}.")
     ],
     accept: Annotated[
-        list[str] | None, typer.Option("--accept", metavar="KIND", help="Its breaking changes are meant; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--accept", metavar="KIND", help="A kind whose breaking changes are intended; may be given repeatedly."
+        ),
     ] = None,
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the kinds with an earlier export. Exit code 1 if jobs that are on their way would not be understood."""
+    """Compare the kinds with an earlier export. The exit code is 1 if jobs that are on their way could not be read."""
     from penstock.schemas.contracts import export as exporting
 
     old = exporting.read_export(_read(against), against)
     new = exporting.export(_wanted(None, imports))["kinds"]
     if unknown := [name for name in accept or () if name not in old]:
         raise ConfigError(f"--accept {', '.join(unknown)}: no such kind in {against}")
-    found = exporting.compare(old, new, accepted=accept or ())
+    changes = exporting.compare(old, new, accepted=accept or ())
     rows = [
-        {"severity": one.severity, "kind": one.kind, "field": one.field, "rule": one.rule, "message": one.message}
-        for one in found
+        {name: getattr(change, name) for name in ("severity", "kind", "field", "rule", "message")} for change in changes
     ]
     columns = ["severity", "kind", "field", "rule", "message"]
     print_rows(rows, columns, as_json=as_json, empty=f"{len(old)} kinds of {against} are understood as before")
-    if breaking := sum(one.severity == "breaking" for one in found):
+    if breaking := sum(change.severity == "breaking" for change in changes):
         typer.echo(f"penstock: {breaking} breaking changes since {against}", err=True)
         raise typer.Exit(FAILED)
 
 
 @app.command()
 def catalog(kinds: Kinds = None, output: Output = None, imports: Imports = None) -> None:
-    """Write a page of all kinds, their fields and what is declared beside them: Markdown, or HTML for a file that is
-    named so."""
+    """Write a page of all kinds, their fields and options: HTML if the file is named .html, else Markdown."""
     from penstock.schemas.contracts import catalog as pages
     from penstock.schemas.contracts import export as exporting
 
@@ -76,8 +77,8 @@ def catalog(kinds: Kinds = None, output: Output = None, imports: Imports = None)
 
 @app.command()
 def asyncapi(
-    title: Annotated[str, typer.Option(help="Of the application.")] = "Jobs",
-    version: Annotated[str, typer.Option(help="Of the application.")] = "1.0.0",
+    title: Annotated[str, typer.Option(help="The title of the application.")] = "Jobs",
+    version: Annotated[str, typer.Option(help="The version of the application.")] = "1.0.0",
     kinds: Kinds = None,
     output: Output = None,
     imports: Imports = None,
@@ -110,7 +111,7 @@ def _read(against: str) -> str:
     if Path(against).is_file():
         return Path(against).read_text("utf-8")
     name = against if ":" in against else f"{against}:./{EXPORT}"
-    # A worktree of the ref, with its code run, would import what is installed beside it: the new code, unnoticed.
+    # Running the code of a worktree of the ref would silently import the installed, new code.
     command = ["git", "show", "--end-of-options", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)  # noqa: S603
@@ -118,9 +119,9 @@ def _read(against: str) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{against}: no such file, and git is not installed") from None
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or ["git show failed"])[0]
+        reason = (error.stderr.strip().splitlines() or ["git show failed"])[0]
         raise ConfigError(
-            f"{against}: no such file, and git has no {name} ({said}); commit one: penstock schema export -o {EXPORT}"
+            f"{against}: no such file, and git has no {name} ({reason}); commit one: penstock schema export -o {EXPORT}"
         ) from None
 
 

@@ -33,9 +33,9 @@ def list_workflows(
     from penstock.ledger.workflows import commands
 
     with open_ledger() as database:
-        found = commands.find(database, state=state, kind=kind, limit=limit)
+        rows = commands.find(database, state=state, kind=kind, limit=limit)
     columns = ("id", "kind", "state", "done", "steps", "started_at", "finished_at", "error")
-    print_rows([row._asdict() for row in found], columns, as_json=as_json, empty="no workflows")
+    print_rows([row._asdict() for row in rows], columns, as_json=as_json, empty="no workflows")
 
 
 @app.command()
@@ -46,7 +46,7 @@ def show(
     ] = "tree",
     as_json: AsJson = False,
 ) -> None:
-    """Draw one workflow: its steps, where they are, and how long they took."""
+    """Draw one workflow: its steps, their states, and how long they took."""
     from penstock.ledger.workflows import commands
     from penstock.workers.workflows import render
 
@@ -65,13 +65,13 @@ def show(
 
 
 # To start a workflow is to enqueue its job, with all options there are for that.
-app.command("start", help="Start one: as penstock enqueue, of a workflow's kind.")(enqueue.enqueue)
+app.command("start", help="Start a workflow: the same as penstock enqueue, with a workflow's kind.")(enqueue.enqueue)
 
 
 @app.command()
 def signal(
     workflow_id: Id,
-    step: Annotated[str, typer.Argument(help="The step that waits, or will.")],
+    step: Annotated[str, typer.Argument(help="A step that waits for an answer, or will.")],
     answer: Annotated[str, typer.Argument(metavar="JSON", help="The answer; - reads it from stdin.")],
     imports: Imports = None,
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
@@ -90,17 +90,19 @@ def signal(
 def retry(
     workflow_id: Id,
     from_step: Annotated[
-        str | None, typer.Option("--from", metavar="STEP", help="Begin this step and all that follow it anew.")
+        str | None, typer.Option("--from", metavar="STEP", help="Run this step and all that follow it again.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Begin all over, with the definition of now.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Start over, with the current definition.")] = False,
     edit: Annotated[
         str | None,
-        typer.Option("--input", metavar="JSON", help='Fields of its input to set, as {"field": value}; - reads them.'),
+        typer.Option(
+            "--input", metavar="JSON", help='Fields of its input to set, as {"field": value}; - reads them from stdin.'
+        ),
     ] = None,
     imports: Imports = None,
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
-    """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
+    """Continue a workflow that has ended: failed steps run again, and finished steps stay finished."""
     from penstock.ledger.workflows import commands
 
     if everything and from_step is not None:
@@ -120,11 +122,11 @@ def retry(
 def cancel(
     workflow_id: Id,
     compensate: Annotated[
-        bool, typer.Option("--compensate/--no-compensate", help="Whether what was done is undone.")
+        bool, typer.Option("--compensate/--no-compensate", help="Whether to undo the finished steps.")
     ] = True,
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
-    """Cancel a workflow: what waits of it now, what runs through its workers."""
+    """Cancel a workflow: waiting steps at once, running steps through their workers."""
     from penstock.ledger.workflows import commands
 
     with open_ledger() as database:
@@ -136,4 +138,4 @@ def _read(text: str, where: str) -> Any:
     try:
         return json.loads(typer.get_text_stream("stdin").read() if text == "-" else text)
     except ValueError as error:
-        raise typer.BadParameter(f"no JSON: {error}", param_hint=where) from None
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=where) from None

@@ -1,4 +1,4 @@
-"""`email.send`: rendering, attachments, and what the server's answer means for the job."""
+"""`email.send`: rendering, attachments, and the job's outcome for each answer of the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from penstock.workers.handlers.storage import Storage
 
 SHIPPED = Path(__file__).parent / "templates"
 PUT_OFF = timedelta(minutes=5)
-"""How long to wait for recipients that a server put off while it took others; greylisting lets pass after that."""
+"""Delay for recipients that a server put off while it accepted others; greylisting accepts mail after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,11 @@ class Templates:
     """`NAME.subject.txt`, `NAME.txt` and `NAME.html`, looked for in the user's folder, then among the shipped ones."""
 
     def __init__(self, folder: str | None = None) -> None:
-        from jinja2 import ChoiceLoader, FileSystemLoader, StrictUndefined  # with the first mail: others do without
+        from jinja2 import (
+            ChoiceLoader,
+            FileSystemLoader,
+            StrictUndefined,
+        )  # imported lazily: only workers that send mail need it
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         folders = [SHIPPED] if folder is None else [Path(folder).absolute(), SHIPPED]
@@ -156,7 +160,7 @@ def _message(
         else:
             message.set_content(content.html or "", subtype="html")
     except (ValueError, LookupError) as error:  # the email package refuses line breaks in headers
-        raise Permanent(f"no mail can be made of this: {error}") from error
+        raise Permanent(f"the fields do not make a valid mail: {error}") from error
     _attach(message, job, storage, settings.max_attachment_bytes)
     return message
 

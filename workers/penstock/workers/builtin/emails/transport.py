@@ -1,7 +1,7 @@
 """Outgoing mail: an SMTP server with kept connections, or a local maildir folder.
 
 `open_mailer` picks one by `smtp_url`: `smtp://user:password@host:587?starttls=true`, `smtps://…`, `maildir:folder`.
-Options: `starttls=true`, `timeout=30` (seconds), `cafile=path` (whom to trust beside the system's authorities).
+Options: `starttls=true`, `timeout=30` (seconds), `cafile=path` (additional certificate authorities).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class MailUnavailable(PenstockError):
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What became of a mail that at least one recipient got.
+    """Delivery of a mail that at least one recipient got.
 
     Attributes:
         refused: recipients the server did not take, with its reply: code and text.
-        already: it lay there from an earlier attempt.
+        already: an earlier attempt had delivered it.
     """
 
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class Mailer(ABC):
         """Hand over one mail, the recipients as bare addresses `a@b`.
 
         Raises:
-            MailRefused, MailUnavailable: nobody got it, or (a connection lost in the middle) nobody knows.
+            MailRefused, MailUnavailable: no recipient got it, or (after a lost connection) that is not known.
         """
 
     def close(self) -> None:  # noqa: B027  # nothing to close is fine
-        """Let go of connections."""
+        """Close the connections."""
 
 
 @provides
@@ -134,15 +134,15 @@ class SmtpMailer(Mailer):
     def deliver(self, message: EmailMessage, sender: str, recipients: Sequence[str]) -> Delivered:
         with self._slots:
             try:
-                refused = self._send(self._kept() or self._connected(), message, sender, recipients)
+                refused = self._send(self._idle_connection() or self._new_connection(), message, sender, recipients)
             except smtplib.SMTPSenderRefused as error:
                 # 421 before the mail began: many servers take only so many mails on one connection.
                 if error.smtp_code != 421:
-                    raise self._explained(error) from error
+                    raise self._translate_error(error) from error
                 try:
-                    refused = self._send(self._connected(), message, sender, recipients)
-                except smtplib.SMTPSenderRefused as again:
-                    raise self._explained(again) from again
+                    refused = self._send(self._new_connection(), message, sender, recipients)
+                except smtplib.SMTPSenderRefused as second_error:
+                    raise self._translate_error(second_error) from second_error
         return Delivered({address: (code, _text(reply)) for address, (code, reply) in refused.items()})
 
     def close(self) -> None:
@@ -159,32 +159,32 @@ class SmtpMailer(Mailer):
         try:
             refused = connection.send_message(message, sender, list(recipients))
         except BaseException as error:
-            connection.close()  # after a failure nobody knows in which state the dialogue is
+            connection.close()  # after a failure the state of the dialogue is unknown
             if isinstance(error, smtplib.SMTPSenderRefused):
                 raise
             if isinstance(error, (smtplib.SMTPException, OSError)):
-                raise self._explained(error) from error
+                raise self._translate_error(error) from error
             raise
         self._idle.put(connection)
         return refused
 
-    def _kept(self) -> smtplib.SMTP | None:
+    def _idle_connection(self) -> smtplib.SMTP | None:
         with contextlib.suppress(queue.Empty):
             while True:
                 connection = self._idle.get_nowait()
-                # Servers close idle connections, and only asking shows it: a mail lost on the way to a closed
-                # connection could not be told from one that arrived.
+                # Servers close idle connections, and only a NOOP shows it. A mail lost on a closed connection could not
+                # be distinguished from a delivered one.
                 with contextlib.suppress(smtplib.SMTPException, OSError):
                     if connection.noop()[0] == 250:
                         return connection
                 connection.close()
         return None
 
-    def _connected(self) -> smtplib.SMTP:
+    def _new_connection(self) -> smtplib.SMTP:
         try:
             return self._connect()
         except (smtplib.SMTPException, OSError) as error:
-            # Even a 5xx here is no fault of the mail: a wrong password is mended by an operator.
+            # Even a 5xx here is not the mail's fault: an operator can correct a wrong password.
             raise MailUnavailable(f"{self._host}:{self._port}: {_reason(error)}") from error
 
     def _connect(self) -> smtplib.SMTP:
@@ -205,7 +205,7 @@ class SmtpMailer(Mailer):
             raise
         return connection
 
-    def _explained(self, error: Exception) -> PenstockError:
+    def _translate_error(self, error: Exception) -> PenstockError:
         where = f"{self._host}:{self._port}"
         match error:
             case smtplib.SMTPRecipientsRefused():

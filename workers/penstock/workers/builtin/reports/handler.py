@@ -67,8 +67,8 @@ def build_report(
 ) -> ReportBuilt:
     """Run the query and store its rows under `reports/NAME/<hash of parameters>/NAME-<job id>.csv` (or `.xlsx`).
 
-    Beside the file lies a `.json` with the result, written last: a second run of the same job finds it and neither
-    asks the database again nor writes anything.
+    A `.json` file with the result is written last, next to the report: a second run of the same job finds it, and
+    neither queries the database again nor writes anything.
 
     Raises:
         Permanent: no such report, wrong parameters, or SQL that the database does not take.
@@ -177,7 +177,7 @@ def _streamed(connection: Connection, query: Any, parameters: dict[str, Any]) ->
 
 
 def _count(connection: Connection, sql: str, binds: Sequence[Any], parameters: dict[str, Any]) -> int | None:
-    """How many rows there will be; None where the query cannot be a subquery, such as for two columns of one name."""
+    """Count the rows; None if the query cannot be a subquery, such as with two columns of the same name."""
     try:
         query = text(f"SELECT COUNT(*) FROM ({sql}\n) AS counted").bindparams(*binds)  # noqa: S608  # the operator's
         return int(connection.execute(query, parameters).scalar_one())

@@ -21,7 +21,7 @@ MEDIA_TYPES = {
     "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
 }
 MAX_ROWS = 1_048_576
-"""Of an XLSX sheet, the heading included."""
+"""Rows of an XLSX sheet, the heading included."""
 MAX_COLUMNS = 16_384
 MAX_CELL = 32_767
 """Characters in an XLSX cell."""
@@ -55,7 +55,7 @@ class CsvSheet:
 
 
 class XlsxSheet:
-    """One workbook; begins another sheet where one is full."""
+    """A workbook; starts another sheet when one is full."""
 
     def __init__(self, workbook: Any, heading: Sequence[str], *, title: str, zone: ZoneInfo, max_rows: int) -> None:
         if len(heading) > MAX_COLUMNS:
@@ -127,7 +127,7 @@ def open_xlsx(
     Raises:
         Permanent: more columns or bytes than the format can hold.
     """
-    import xlsxwriter  # with the first workbook: other workers do without its memory
+    import xlsxwriter  # imported lazily: only workers that write workbooks need its memory
     from xlsxwriter.exceptions import FileSizeError
 
     options = {"constant_memory": True, "tmpdir": str(path.parent)}
@@ -136,7 +136,7 @@ def open_xlsx(
     try:
         yield XlsxSheet(workbook, heading, title=title, zone=zone, max_rows=max_rows)
     except BaseException:
-        # xlsxwriter knows no way to give a workbook up; to close it would first write all of it.
+        # xlsxwriter cannot discard a workbook: close() would write all of it.
         for sheet in workbook.worksheets():
             sheet.row_data_fh.close()
         raise

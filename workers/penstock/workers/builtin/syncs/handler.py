@@ -17,7 +17,7 @@ from penstock.schemas.builtin.paths import find
 from penstock.schemas.builtin.syncs import RunSync, SyncFinished
 from penstock.workers.builtin.databases import Databases
 from penstock.workers.builtin.syncs.pages import Page, Pages, StaleCursor
-from penstock.workers.builtin.syncs.tables import MAX_ID, Position, PositionMoved, SyncTable
+from penstock.workers.builtin.syncs.tables import MAX_ID, PositionConflict, SyncPosition, SyncTable
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.returns import Permanent, Retry, Snooze
@@ -31,13 +31,13 @@ async def run_sync(
 
     Each page and the position behind it are one transaction: whatever happens, the next attempt goes on with the page
     after the last one saved, and a page fetched twice writes the same rows. Two runs of one sync at a time do not mix:
-    the later one finds the position moved and is tried again.
+    the later one finds the position moved and is retried.
 
     Raises:
         Permanent: no such sync, a 4xx, an answer or a table of another shape, a record that does not fit.
         SQLAlchemyError: worth another try.
     """
-    import httpx  # with the first sync: other workers do without its memory
+    import httpx  # imported lazily: only workers that run syncs need its memory
 
     sync = settings.syncs.get(job.sync)
     if sync is None:
@@ -55,7 +55,7 @@ async def run_sync(
 
 
 async def _run(
-    job: RunSync, ctx: Context, sync: SyncSettings, table: SyncTable, pages: Pages, position: Position
+    job: RunSync, ctx: Context, sync: SyncSettings, table: SyncTable, pages: Pages, position: SyncPosition
 ) -> SyncFinished | Retry | Snooze:
     counts = {"pages": 0, "fetched": 0, "inserted": 0, "updated": 0, "skipped": 0}
     resumed = position.page is not None
@@ -77,7 +77,7 @@ async def _run(
         batch = await asyncio.to_thread(read_records, job.sync, sync, page.records)
         try:
             saved = await asyncio.to_thread(table.save, batch.rows, position, _after(position, page, batch, sync))
-        except PositionMoved:
+        except PositionConflict:
             return Retry(reason=f"sync {job.sync!r}: another run of it is under way")
         position, resumed = saved.position, False
         counts["pages"] += 1
@@ -90,15 +90,15 @@ async def _run(
             return SyncFinished(sync=job.sync, cursor=position.since or position.page, **counts)
 
 
-def _after(position: Position, page: Page, batch: Batch, sync: SyncSettings) -> Position:
+def _after(position: SyncPosition, page: Page, batch: Batch, sync: SyncSettings) -> SyncPosition:
     """The position once a page is saved."""
     seen = later(position.seen, batch.seen)
     if page.next is not None:
         return replace(position, page=page.next, seen=seen)
     if sync.updated is not None:
-        return Position(since=later(position.since, seen))
+        return SyncPosition(since=later(position.since, seen))
     # Without a time of change, the last page is where new records will turn up.
-    return Position(page=position.page)
+    return SyncPosition(page=position.page)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ def _instant(text: str) -> float:
 
 @contextmanager
 def _settings_errors(name: str) -> Iterator[None]:
-    """What httpx refuses before anything is sent lies in the settings."""
+    """Translate httpx errors about wrong settings, raised before anything is sent, into Permanent."""
     import httpx
 
     try:

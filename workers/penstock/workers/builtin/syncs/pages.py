@@ -1,4 +1,4 @@
-"""Fetching a sync's pages over HTTP, and what the server's answers mean."""
+"""Pages of a sync over HTTP, and the job's outcome for each answer of the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.config.sections.builtin import SyncSettings
 from penstock.schemas.builtin.paths import find
-from penstock.workers.builtin.syncs.tables import Position
+from penstock.workers.builtin.syncs.tables import SyncPosition
 from penstock.workers.handlers.retry_after import retry_after
 from penstock.workers.handlers.returns import Permanent, Retry, Snooze
 
@@ -51,10 +51,10 @@ class Pages:
         self._params = {key: self._filled(key, str(value)) for key, value in _spelled(sync.params).items()}
         self._headers = {key: self._filled(key, value) for key, value in sync.headers.items()}
 
-    async def fetch(self, position: Position, *, resumed: bool = False) -> Page | Retry | Snooze:
-        """One page, or how to go on later.
+    async def fetch(self, position: SyncPosition, *, resumed: bool = False) -> Page | Retry | Snooze:
+        """Fetch a page, or return how to continue later.
 
-        429 and 503 are waited out here if `Retry-After` is short; a long one is a Snooze, as the server said when.
+        429 and 503 are waited out here if `Retry-After` is short; a long one becomes a Snooze.
 
         Arguments:
             resumed: the cursor is from an earlier run, and may have grown too old.
@@ -92,7 +92,7 @@ class Pages:
             else:
                 raise Permanent(self._refusal(response, body))
 
-    async def _get(self, position: Position) -> tuple[httpx.Response, bytes]:
+    async def _get(self, position: SyncPosition) -> tuple[httpx.Response, bytes]:
         params: dict[str, str] | None = dict(self._params)
         url = self._url
         if position.page is not None and position.page.startswith(("http://", "https://")):
@@ -118,16 +118,16 @@ class Pages:
         try:
             target = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise Permanent(f"{self._where}: the next page's URL is none: {error}") from error
+            raise Permanent(f"{self._where}: the next page's URL is not valid: {error}") from error
         if (target.scheme, target.host, target.port) != (self._url.scheme, self._url.host, self._url.port):
-            raise Permanent(f"{self._where}: the next page is said to be at {target.host}, another server")
+            raise Permanent(f"{self._where}: the next page is at {target.host}, another server")
         return target
 
     def _page(self, body: bytes) -> Page | Retry:
         try:
             document = json.loads(body, parse_constant=_refuse)
         except (ValueError, RecursionError):
-            # With status 200, most often a proxy's page in front of a server that is away.
+            # With status 200, this is most often a proxy's page in front of a server that is down.
             return Retry(reason=f"{self._where}: the answer is not JSON")
         records = find(document, self._sync.items)
         if not isinstance(records, list):

@@ -1,4 +1,4 @@
-"""Where a sync's records and its position are kept: the table named in the settings, and `penstock_sync_cursors`."""
+"""Tables of a sync: the records go into the table named in the settings, the position into `penstock_sync_cursors`."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ _cursors = Table(
 )
 
 
-class PositionMoved(Exception):
+class PositionConflict(Exception):
     """Another run of the same sync has saved a page in the meantime; nothing of ours was written."""
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """How far a sync is.
+class SyncPosition:
+    """Progress of a sync.
 
     Attributes:
         page: the cursor of the page to fetch next; None: the first.
@@ -87,26 +87,26 @@ class Position:
     job: str | None = None
     revision: int = 0
 
-    def restarted(self, job: str | None = None) -> Position:
+    def restarted(self, job: str | None = None) -> SyncPosition:
         """From the first page; as a full pass of a job, without what was known."""
         return replace(self, page=None, seen=None, job=job, since=None if job else self.since)
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedPage:
     inserted: int
     updated: int
-    position: Position
+    position: SyncPosition
 
 
 class SyncTable:
-    """One sync's table and position. Methods block; call them in a thread."""
+    """A sync's table and position. Methods block; call them in a thread."""
 
     def __init__(self, engine: Engine, name: str, sync: SyncSettings) -> None:
         self._engine, self._name = engine, name
         self._table = _table(sync)
 
-    def prepare(self) -> Position:
+    def prepare(self) -> SyncPosition:
         """Make the tables that are missing, and read how far the sync is.
 
         Raises:
@@ -120,13 +120,13 @@ class SyncTable:
                 return position
         try:
             with self._engine.begin() as connection:
-                connection.execute(insert(_cursors).values(name=self._name, **_columns(Position())))
+                connection.execute(insert(_cursors).values(name=self._name, **_columns(SyncPosition())))
         except IntegrityError:  # another worker was quicker
             with self._engine.begin() as connection:
-                return self._read(connection) or Position()
-        return Position()
+                return self._read(connection) or SyncPosition()
+        return SyncPosition()
 
-    def save(self, rows: Sequence[dict[str, Any]], before: Position, after: Position) -> Saved:
+    def save(self, rows: Sequence[dict[str, Any]], before: SyncPosition, after: SyncPosition) -> SavedPage:
         """Write a page's rows and the position behind it in one transaction.
 
         Arguments:
@@ -146,7 +146,7 @@ class SyncTable:
                     .values(**_columns(after))
                 )
                 if moved.rowcount != 1:
-                    raise PositionMoved(self._name)
+                    raise PositionConflict(self._name)
                 known = self._known(connection, [row["id"] for row in rows])
                 if rows:
                     connection.execute(self._upsert(), list(rows))
@@ -154,16 +154,16 @@ class SyncTable:
             raise Permanent(f"sync {self._name!r}: table {self._table}: {error.orig}") from error
         except (UnicodeEncodeError, OverflowError) as error:
             raise Permanent(f"sync {self._name!r}: table {self._table} cannot hold a value: {error}") from error
-        return Saved(len(rows) - known, known, after)
+        return SavedPage(len(rows) - known, known, after)
 
-    def _read(self, connection: Connection) -> Position | None:
+    def _read(self, connection: Connection) -> SyncPosition | None:
         found = connection.execute(
             select(_cursors.c.cursor, _cursors.c.revision).where(_cursors.c.name == self._name)
         ).one_or_none()
-        return None if found is None else Position(**{**json.loads(found.cursor), "revision": found.revision})
+        return None if found is None else SyncPosition(**{**json.loads(found.cursor), "revision": found.revision})
 
     def _known(self, connection: Connection, ids: Sequence[Any]) -> int:
-        """How many of the ids are in the table."""
+        """Count the ids that are in the table."""
         key, count = self._table.c.id, 0
         for start in range(0, len(ids), 500):  # databases bound the parameters of one statement
             some = ids[start : start + 500]
@@ -221,7 +221,7 @@ def _create(engine: Engine, table: Table) -> None:
             raise
 
 
-def _columns(position: Position) -> dict[str, Any]:
+def _columns(position: SyncPosition) -> dict[str, Any]:
     kept = asdict(position)
     revision = kept.pop("revision")
     return {"cursor": json.dumps(kept), "revision": revision, "updated_at": datetime.now(UTC)}

@@ -113,7 +113,7 @@ def _all_text(path: Path) -> bool:
 
 
 def _known(storage: Storage, base: str, picture: Picture | None, policy: UploadsSettings) -> UploadProcessed | None:
-    """What an earlier run wrote, if it is all there and made under the same settings."""
+    """The result of an earlier run, if it is complete and was made under the same settings."""
     key = f"{base}/metadata.json"
     try:
         with storage.read(key) as stream:

@@ -127,7 +127,7 @@ class UploadedImage:
 
 
 def _durations(image: Image.Image) -> list[int]:
-    """Of each frame, in milliseconds; from here on the image stands at its first frame again."""
+    """Durations of the frames, in milliseconds. Afterwards the image is at its first frame again."""
     found = []
     for frame in ImageSequence.Iterator(image):
         frame.load()  # WebP knows it only then

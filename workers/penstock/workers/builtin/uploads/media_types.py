@@ -1,4 +1,4 @@
-"""What kind of content bytes are, judged by the bytes alone: names and declared types can lie."""
+"""Media types detected from the bytes alone: names and declared types can be wrong."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def sniff(head: bytes, *, complete: bool) -> str:
     if head.startswith(b"PK\x03\x04"):
         office = (_BY_EXTENSION[kind] for folder, kind in _OFFICE if folder in head)
         return next(office, "application/zip") if b"[Content_Types].xml" in head else "application/zip"
-    import puremagic  # with the first such content: other workers do without its memory
+    import puremagic  # imported lazily: only few uploads need its memory
 
     try:
         return puremagic.magic_string(head)[0].mime_type or "application/octet-stream"
@@ -66,7 +66,7 @@ def sniff(head: bytes, *, complete: bool) -> str:
 
 
 def is_text(piece: bytes, *, complete: bool) -> bool:
-    """Whether it is UTF-8 without the control characters of binary content. A cut may fall inside a letter."""
+    """Whether bytes are UTF-8 without the control characters of binary content. A cut may fall inside a character."""
     if not piece or _CONTROL.search(piece):
         return False
     try:

@@ -1,4 +1,4 @@
-"""`webhook.deliver`: a signed POST to a receiver, and what its answer means for the job."""
+"""`webhook.deliver`: a signed POST to a receiver, and the job's outcome for its answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penstock.workers.handlers.returns import Discard, Permanent
 GONE = 410
 
 
-class NotTaken(Exception):
+class DeliveryFailed(Exception):
     """The receiver did not answer with success. Has its `response`, for its `Retry-After`."""
 
     def __init__(self, response: Any) -> None:
@@ -28,27 +28,31 @@ class NotTaken(Exception):
 
 @handles(DeliverWebhook)
 async def deliver(job: DeliverWebhook, ctx: Context, settings: Settings) -> WebhookDelivered | Discard:
-    """Any answer but success is worth another try, except 410, with which a receiver wants no more.
+    """Send an outgoing webhook. Any answer but success is retried, except 410: the receiver wants no more.
 
     Raises:
-        Permanent: there is no such hook, it has no address, or one where nothing is sent to.
+        Permanent: the receiver is not configured, has no address, or has one that is not allowed.
         NotTaken, OSError, httpx.HTTPError: worth another try.
     """
-    hook = settings.hooks.get(job.hook)
-    if hook is None:
+    receiver = settings.hooks.get(job.hook)
+    if receiver is None:
         known = ", ".join(sorted(settings.hooks)) or "none"
         raise Permanent(f"no hook {job.hook!r} in penstock.toml; there is: {known}")
-    if hook.url is not None and job.url is not None:
+    if receiver.url is not None and job.url is not None:
         raise Permanent(f"hook {job.hook!r} has an address of its own; what is signed for it goes nowhere else")
-    if (url := hook.url or job.url) is None:
+    if (url := receiver.url or job.url) is None:
         raise Permanent(f"neither hook {job.hook!r} nor the job says where to")
     body = to_json({"type": job.type, "timestamp": job.occurred_at.isoformat(), "data": job.data})
     now = int(time.time())
-    signed = [sign(secret, ctx.job_id, now, body) for secret in hook.secrets(job.hook)]
-    headers = {**signed[0], SIGNATURE: " ".join(one[SIGNATURE] for one in signed), "content-type": "application/json"}
-    response = await post(url, body, headers, allowed=hook.allow_networks, timeout_seconds=hook.timeout_seconds)
+    signatures = [sign(secret, ctx.job_id, now, body) for secret in receiver.secrets(job.hook)]
+    headers = {
+        **signatures[0],
+        SIGNATURE: " ".join(signature[SIGNATURE] for signature in signatures),
+        "content-type": "application/json",
+    }
+    response = await post(url, body, headers, allowed=receiver.allow_networks, timeout_seconds=receiver.timeout_seconds)
     if response.status_code == GONE:
         return Discard("the receiver wants no more of these (410)")
     if not response.is_success:
-        raise NotTaken(response)
+        raise DeliveryFailed(response)
     return WebhookDelivered(status=response.status_code)

@@ -1,4 +1,4 @@
-"""Requests to addresses that others chose: never into the networks around the worker, unless that is allowed."""
+"""HTTP requests to addresses that other people chose: refused for private networks unless these are allowed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ async def post(
     timeout_seconds: float,
     verify: Any = True,
 ) -> httpx.Response:
-    """One POST, without redirects or proxies. The body of the answer is not read.
+    """Send a POST, without redirects or proxies. The body of the answer is not read.
 
-    The name is resolved once, and the connection made to the address that was looked at: a server of names that answers
-    otherwise the next moment changes nothing. Certificates are checked for the name.
+    The name is resolved once, and the connection is made to the address that was checked, so a DNS server that changes
+    its answer in between has no effect. Certificates are checked for the name.
 
     Arguments:
         allowed: networks that are not public and may be reached.
@@ -42,21 +42,25 @@ async def post(
         Permanent: none of the addresses is public or allowed.
         OSError, httpx.HTTPError: it cannot be resolved, reached or understood.
     """
-    import httpx  # with the first request: other workers do without its memory
+    import httpx  # imported lazily: only workers that send webhooks need its memory
 
     try:
-        asked = httpx.URL(url)
+        target = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise Permanent(f"no URL: {error}") from None
-    if asked.scheme not in ("http", "https") or not asked.host:
-        raise Permanent("no http:// or https:// URL")
-    address = await resolve(asked.host, asked.port or (443 if asked.scheme == "https" else 80), allowed)
-    pinned = asked.copy_with(host=str(address))
-    said = {**headers, "host": asked.netloc.decode("ascii"), "user-agent": "penstock"}
+        raise Permanent(f"not a URL: {error}") from None
+    if target.scheme not in ("http", "https") or not target.host:
+        raise Permanent("not an http:// or https:// URL")
+    address = await resolve(target.host, target.port or (443 if target.scheme == "https" else 80), allowed)
+    pinned = target.copy_with(host=str(address))
+    request_headers = {**headers, "host": target.netloc.decode("ascii"), "user-agent": "penstock"}
     async with (
         httpx.AsyncClient(timeout=timeout_seconds, follow_redirects=False, trust_env=False, verify=verify) as client,
         client.stream(
-            "POST", pinned, content=body, headers=said, extensions={"sni_hostname": asked.raw_host.decode("ascii")}
+            "POST",
+            pinned,
+            content=body,
+            headers=request_headers,
+            extensions={"sni_hostname": target.raw_host.decode("ascii")},
         ) as response,
     ):
         return response
@@ -68,17 +72,17 @@ async def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> Addr
     Raises:
         Permanent: there is none; OSError: the name cannot be resolved.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]
     for address in addresses:
         if is_public(address) or any(address in network for network in allowed):
             return address
-    told = ", ".join(map(str, dict.fromkeys(addresses)))
-    raise Permanent(f"{host} is {told}, which is not public; allow_networks may name its network")
+    resolved = ", ".join(map(str, dict.fromkeys(addresses)))
+    raise Permanent(f"{host} is {resolved}, which is not public; allow_networks may name its network")
 
 
 def is_public(address: Address) -> bool:
-    """Also of an IPv4 address that is wrapped in an IPv6 one."""
+    """Whether an address is public. An IPv4 address wrapped in an IPv6 one is judged by itself."""
     if isinstance(address, ipaddress.IPv6Address):
         wrapped = address.ipv4_mapped or address.sixtofour
         if address in _NAT64:

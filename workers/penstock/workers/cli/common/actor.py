@@ -1,4 +1,4 @@
-"""Who acts, for the audit log."""
+"""The actor of a command, for the audit log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def this_user(actor: str | None) -> str:
-    """The actor that was named, else the operating system's name of who runs this."""
+    """The named actor, else the user name of the operating system."""
     if actor is not None and actor.strip():
         return actor.strip()
     try:
@@ -27,7 +27,7 @@ Actor = Annotated[
         metavar="NAME",
         callback=this_user,
         show_default="the user's name",
-        help="Who does this, for the audit log.",
+        help="The person or program that does this, for the audit log.",
     ),
 ]
-"""Give it the default None: the callback turns that into a name."""
+"""Use None as the default: the callback turns it into a name."""

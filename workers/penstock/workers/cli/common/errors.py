@@ -1,4 +1,4 @@
-"""How commands end: an error of ours is a line on stderr and an exit code, never a traceback."""
+"""Exit codes of commands: a Penstock error is a line on stderr and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 
 class Commands(TyperGroup):
-    """1: it failed. 2: wrong usage, configuration or module. 130: interrupted by Ctrl-C."""
+    """A command group with exit codes. 1: failed. 2: wrong usage, configuration or module. 130: Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -20,7 +20,7 @@ def duration(text: str) -> timedelta:
             return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
     except OverflowError:
         pass
-    raise typer.BadParameter(f"{text!r} is no duration; write 90, 30s, 5m, 1h or 2d")
+    raise typer.BadParameter(f"{text!r} is not a duration; write 90, 30s, 5m, 1h or 2d")
 
 
 def moment(text: str) -> datetime:
@@ -28,7 +28,7 @@ def moment(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time; write it as 2026-03-01T09:00+01:00") from None
+        raise typer.BadParameter(f"{text!r} is not a time; write it as 2026-03-01T09:00+01:00") from None
     if time.tzinfo is None:
         raise typer.BadParameter(f"{text!r} has no offset; add one, such as +01:00, or Z for UTC")
     return time.astimezone(UTC)
@@ -43,7 +43,7 @@ def rate(text: str) -> float:
     match = _RATE.fullmatch(text.strip().lower())
     per_second = float(match[1]) / _PER[match[2]] if match is not None else 0.0
     if not 0 < per_second <= 1_000_000:
-        raise typer.BadParameter(f"{text!r} is no rate; write 50/s, 600/m or 1000/h")
+        raise typer.BadParameter(f"{text!r} is not a rate; write 50/s, 600/m or 1000/h")
     return per_second
 
 
@@ -57,7 +57,7 @@ def past(text: str) -> datetime:
         raise typer.BadParameter(f"{error.message}; or how long ago: 1h, 2d") from None
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE", help="Import a module with kinds or handlers; may be given repeatedly."),

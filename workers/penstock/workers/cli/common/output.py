@@ -14,16 +14,16 @@ HIDDEN = "***"
 
 
 def print_json(value: Any) -> None:
-    """Times become ISO 8601."""
+    """Print a value as JSON; datetimes as ISO 8601."""
     typer.echo(json.dumps(value, indent=2, default=_plain, ensure_ascii=False))
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
-    """A table.
+    """Print rows as a table, or as JSON.
 
     Arguments:
-        columns: those people see, in order; JSON has all that the rows have.
-        empty: what to say to people if there are no rows.
+        columns: of the table, in order; JSON has all fields of the rows.
+        empty: the line in place of an empty table.
     """
     if as_json:
         print_json(list(rows))
@@ -40,12 +40,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
         table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name == "id")
     for row in rows:
         table.add_row(*(_text(row[name]) for name in columns))
-    # Into a file or pipe nothing is folded for a terminal that is not there.
+    # Output into a file or pipe is not folded: there is no terminal.
     Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False).print(table)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """One thing, a line for each field that has a value."""
+    """Print a line for each field that has a value."""
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         if value not in (None, "", [], {}):
@@ -57,8 +57,8 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 
 
 def hide(kind_name: str | None, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """A payload fit for people. Of a kind that is not known here only the names of the fields are: which of them are
-    sensitive is declared beside the kind."""
+    """Payload without its sensitive values. For a kind that is not registered here, all values are hidden: the kind
+    declares which fields are sensitive."""
     from penstock.schemas.jobs.kind import registry
 
     kind = registry.find(kind_name or "")

@@ -1,4 +1,4 @@
-"""What commands open: the settings and the ledger, closed when the command ends."""
+"""Session of a command: the settings and the ledger, which is closed when the command ends."""
 
 from __future__ import annotations
 
@@ -33,18 +33,17 @@ def open_ledger(settings: Settings | None = None) -> Iterator[Database]:
         database.close()
 
 
-def for_each(ids: Sequence[str], act: Callable[[Database, str], str]) -> None:
-    """Do something to each of several of the ledger's, and say what became of it. One that fails does not stop the
-    others.
+def for_each(ids: Sequence[str], action: Callable[[Database, str], str]) -> None:
+    """Apply an action to each id and print its result. A failure does not stop the others.
 
     Raises:
-        Exit: (1) when all are done and one failed.
+        Exit: (1) after the last id, if an action failed.
     """
     failed = False
     with open_ledger() as database:
-        for one in ids:
+        for item in ids:
             try:
-                typer.echo(f"{one} {act(database, one)}")
+                typer.echo(f"{item} {action(database, item)}")
             except PenstockError as error:
                 failed = True
                 typer.echo(f"penstock: {error}", err=True)

@@ -1,1 +1,1 @@
-"""`penstock jobs`, `penstock deadletters` and what belongs to them."""
+"""`penstock jobs`, `penstock deadletters` and `penstock audit`."""

@@ -16,15 +16,15 @@ app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")
-def list_acts(
+def list_actions(
     subject: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only what was done to this job, dead letter or queue.")
+        str | None, typer.Option(metavar="ID", help="Only decisions about this job, dead letter, schedule or workflow.")
     ] = None,
     act: Annotated[
         list[str] | None,
-        typer.Option(help="Only these acts, such as replay, edit, discard or retry; may be given repeatedly."),
+        typer.Option(help="Only these actions, such as replay, edit, discard or retry; may be given repeatedly."),
     ] = None,
-    actor: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this one did.")] = None,
+    actor: Annotated[str | None, typer.Option(metavar="NAME", help="Only decisions of this person or program.")] = None,
     since: Annotated[
         datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Done since: 1h, 2d, or a time.")
     ] = None,
@@ -34,12 +34,12 @@ def list_acts(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List what operators decided: who, when, what, and to how many. The newest comes first."""
+    """List the decisions of operators, newest first: who did what, when, and to how many."""
     from penstock.ledger.rows import audit
 
     with open_ledger() as database:
-        found = audit.find(
+        entries = audit.find(
             database, subject=subject, acts=act or (), actor=actor, since=since, until=until, limit=limit
         )
     columns = ("at", "actor", "act", "subject_kind", "subject", "count", "detail")
-    print_rows([asdict(one) for one in found], columns, as_json=as_json, empty="nothing was done")
+    print_rows([asdict(entry) for entry in entries], columns, as_json=as_json, empty="nothing was done")

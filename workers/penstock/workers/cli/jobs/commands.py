@@ -23,8 +23,8 @@ app = typer.Typer(no_args_is_help=True)
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Jobs.")]
 Chosen = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Jobs, or give --key.")]
-Key = Annotated[str | None, typer.Option(help="All that have this key and have not ended.")]
-Tenant = Annotated[str | None, typer.Option(help="With --key, only those of this tenant.")]
+Key = Annotated[str | None, typer.Option(help="All jobs that have this key and have not ended.")]
+Tenant = Annotated[str | None, typer.Option(help="With --key, only jobs of this tenant.")]
 
 
 @app.command("list")
@@ -40,15 +40,15 @@ def list_jobs(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the jobs the ledger knows, newest first."""
+    """List the jobs in the ledger, newest first."""
     from penstock.ledger.queries import jobs
 
     with open_ledger() as database:
-        found = jobs.find(
+        rows = jobs.find(
             database, state=state, kind=kind, queue=queue, key=key, tenant=tenant, since=since, limit=limit
         )
     columns = ("id", "kind", "queue", "state", "attempt", "enqueued_at", "due_at", "key", "error")
-    print_rows([row._asdict() for row in found], columns, as_json=as_json, empty="no jobs")
+    print_rows([row._asdict() for row in rows], columns, as_json=as_json, empty="no jobs")
 
 
 @app.command()
@@ -57,7 +57,7 @@ def show(
 ) -> None:
     """Show one job, its attempts, and the traceback of the last one (--json: of each).
 
-    Of a kind that no imported module defines, the fields' values are hidden.
+    The fields' values are hidden if no imported module defines the kind.
     """
     from penstock.ledger.queries import jobs
 
@@ -84,20 +84,20 @@ def show(
 @app.command()
 def retry(
     ids: Ids,
-    force: Annotated[bool, typer.Option("--force", help="Also run again what succeeded.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also run jobs again that succeeded.")] = False,
     imports: Imports = None,
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
 ) -> None:
-    """Try ended jobs again, now."""
+    """Run ended jobs again, now."""
     from penstock.ledger.transitions.replay import retry as retry_job
 
     discover(imports or ())
 
-    def act(database: Database, job_id: str) -> str:
+    def retry_one(database: Database, job_id: str) -> str:
         retry_job(database, job_id, actor=actor, force=force)
         return "scheduled"
 
-    for_each(ids, act)
+    for_each(ids, retry_one)
 
 
 @app.command()
@@ -106,7 +106,7 @@ def cancel(
     key: Key = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="Its kind, for a job that still waits in the broker; with --key only those of this kind."),
+        typer.Option(help="The job's kind, if it still waits in the broker; with --key, only jobs of this kind."),
     ] = None,
     tenant: Tenant = None,
     imports: Imports = None,
@@ -114,19 +114,19 @@ def cancel(
 ) -> None:
     """Cancel jobs: at once while they wait, through their worker while they run.
 
-    With --key, those that the broker has and no worker has seen are cancelled when a worker gets them.
+    With --key, jobs that are still in the broker are cancelled when a worker receives them.
     """
     from penstock.ledger.transitions.cancel import cancel_key, request_cancel
 
     _check_chosen(ids, key, tenant)
     discover(imports or ())
 
-    def act(database: Database, job_id: str) -> str:
+    def cancel_one(database: Database, job_id: str) -> str:
         state = request_cancel(database, job_id, actor=actor, kind=kind)
         return "is asked to stop" if state == State.RUNNING else str(state)
 
     if key is None:
-        for_each(ids or (), act)
+        for_each(ids or (), cancel_one)
         return
     with open_ledger() as database:
         cancelled = cancel_key(database, key, actor=actor, kind=kind, tenant=tenant)
@@ -137,17 +137,17 @@ def cancel(
 def reschedule(
     ids: Chosen = None,
     key: Key = None,
-    kind: Annotated[str | None, typer.Option(help="With --key, only those of this kind.")] = None,
+    kind: Annotated[str | None, typer.Option(help="With --key, only jobs of this kind.")] = None,
     tenant: Tenant = None,
     at: Annotated[datetime | None, typer.Option(parser=moment, metavar="TIME", help="The new due time.")] = None,
     after: Annotated[
         timedelta | None,
-        typer.Option("--in", parser=duration, metavar="DURATION", help="Or how long from now; 0: now."),
+        typer.Option("--in", parser=duration, metavar="DURATION", help="How long from now, in place of --at; 0: now."),
     ] = None,
     imports: Imports = None,
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
-    """Let jobs that wait for their time in the ledger run at another: delayed ones, snoozed ones and retries."""
+    """Change the due time of delayed jobs, snoozed jobs and retries."""
     from penstock.ledger.transitions import reschedule as move
 
     _check_chosen(ids, key, tenant or kind)
@@ -156,12 +156,12 @@ def reschedule(
     due_at = at or datetime.now(UTC) + (after or timedelta())
     discover(imports or ())
 
-    def act(database: Database, job_id: str) -> str:
+    def reschedule_one(database: Database, job_id: str) -> str:
         move.reschedule(database, job_id, due_at, actor=actor)
         return f"is due at {due_at.isoformat()}"
 
     if key is None:
-        for_each(ids or (), act)
+        for_each(ids or (), reschedule_one)
         return
     with open_ledger() as database:
         moved = move.reschedule_key(database, key, due_at, actor=actor, kind=kind, tenant=tenant)
@@ -172,7 +172,7 @@ def _check_chosen(ids: list[str] | None, key: str | None, with_key: str | None) 
     if (key is None) == (not ids):
         raise typer.BadParameter("give the ids of jobs, or --key")
     if key is None and with_key is not None:
-        raise typer.BadParameter("--kind and --tenant choose among those of a --key")
+        raise typer.BadParameter("--kind and --tenant choose among the jobs of a --key")
 
 
 def _print_done(ids: list[str], what: str) -> None:

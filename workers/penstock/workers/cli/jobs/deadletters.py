@@ -38,13 +38,15 @@ Until = Annotated[
     datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Dead before: 1h, 2d, or a time.")
 ]
 ErrorText = Annotated[str | None, typer.Option("--error", metavar="TEXT", help="Only those whose error contains this.")]
-Everything = Annotated[bool, typer.Option("--all", help="All that wait for a decision, if nothing else chooses.")]
+Everything = Annotated[
+    bool, typer.Option("--all", help="All that wait for a decision; not together with other filters.")
+]
 AtMost = Annotated[int | None, typer.Option("--limit", min=1, help="How many at most, the oldest first.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen to each, and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen to each, and change nothing.")]
 
 
 @app.command("list")
-def list_letters(
+def list_dead_letters(
     reason: Reason = None,
     kind: KindName = None,
     queue: Queue = None,
@@ -54,8 +56,8 @@ def list_letters(
     since: Since = None,
     until: Until = None,
     error: ErrorText = None,
-    replayed: Annotated[bool, typer.Option("--replayed", help="Those that were replayed instead.")] = False,
-    discarded: Annotated[bool, typer.Option("--discarded", help="Those that were discarded instead.")] = False,
+    replayed: Annotated[bool, typer.Option("--replayed", help="Show those that were replayed instead.")] = False,
+    discarded: Annotated[bool, typer.Option("--discarded", help="Show those that were discarded instead.")] = False,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -67,13 +69,13 @@ def list_letters(
     decided: Literal["replayed", "discarded"] | None = "replayed" if replayed else "discarded" if discarded else None
     selection = dead_letters.Selection(None, decided, reason, kind, queue, group, key, tenant, since, until, error)
     with open_ledger() as database:
-        found = dead_letters.find(database, selection, limit=limit)
+        letters = dead_letters.find(database, selection, limit=limit)
     columns = ("id", "kind", "queue", "reason", "created_at", "fingerprint", "detail")
-    print_rows([row._asdict() for row in found], columns, as_json=as_json, empty="no dead letters")
+    print_rows([row._asdict() for row in letters], columns, as_json=as_json, empty="no dead letters")
 
 
-@app.command()
-def groups(
+@app.command("groups")
+def list_groups(
     reason: Reason = None,
     kind: KindName = None,
     queue: Queue = None,
@@ -85,47 +87,47 @@ def groups(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Count the dead letters that wait for a decision by what they died of, the most frequent first."""
+    """Count the dead letters that wait for a decision, grouped by cause, the most frequent first."""
     from penstock.ledger.queries import dead_letters
 
     selection = dead_letters.Selection(None, None, reason, kind, queue, None, key, tenant, since, until, error)
     with open_ledger() as database:
-        found = dead_letters.groups(database, selection, limit=limit)
+        failure_groups = dead_letters.groups(database, selection, limit=limit)
     columns = ("fingerprint", "count", "kind", "reason", "error", "first_at", "last_at", "newest_id")
-    print_rows([asdict(one) for one in found], columns, as_json=as_json, empty="no dead letters")
+    print_rows([asdict(group) for group in failure_groups], columns, as_json=as_json, empty="no dead letters")
 
 
 @app.command()
 def show(
     dead_letter_id: Annotated[str, typer.Argument(metavar="ID")],
     raw: Annotated[
-        bool, typer.Option("--raw", help="Write the message's bytes as they came; nothing is hidden.")
+        bool, typer.Option("--raw", help="Write the message's bytes as received; nothing is hidden.")
     ] = False,
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter, its attempts, and what was decided about it.
+    """Show one dead letter, its attempts, and the decisions about it.
 
-    Of a kind that no imported module defines, the fields' values are hidden.
+    The fields' values are hidden if no imported module defines the kind.
     """
     from penstock.ledger.queries import dead_letters
 
     if not raw:
         discover(imports or ())
     with open_ledger() as database:
-        shown = dead_letters.show(database, dead_letter_id)
-    letter, job = shown.row, shown.job
+        details = dead_letters.show(database, dead_letter_id)
+    letter, job = details.row, details.job
     if raw:
         sys.stdout.buffer.write(letter.raw or b"")
         return
     fields: dict[str, Any] = letter._asdict()
-    fields["headers"] = shown.headers
+    fields["headers"] = details.headers
     fields["raw"] = None if letter.raw is None else f"{len(letter.raw)} bytes; see --raw"
-    fields["payload"] = shown.payload or None
+    fields["payload"] = details.payload or None
     if job is not None:
         fields |= {name: getattr(job, name) for name in ("state", "key", "tenant", "version", "enqueued_at")}
-    attempts = [attempt._asdict() for attempt in shown.attempts]
-    decisions = [asdict(one) for one in shown.decisions]
+    attempts = [attempt._asdict() for attempt in details.attempts]
+    decisions = [asdict(decision) for decision in details.decisions]
     if as_json:
         print_json(fields | {"attempts": attempts, "decisions": decisions})
         return
@@ -155,11 +157,13 @@ def replay(
     edit: Annotated[
         str | None,
         typer.Option(
-            metavar="JSON", help='Fields to set, as {"field": value}, or - to read them; of one ID or one --group.'
+            metavar="JSON",
+            help='Fields to set, as {"field": value}; - reads them from stdin. Needs one ID or one --group.',
         ),
     ] = None,
     throttle: Annotated[
-        float | None, typer.Option(parser=rate, metavar="N/s", help="How many become due: 50/s, 600/m or 1000/h.")
+        float | None,
+        typer.Option(parser=rate, metavar="N/s", help="How many become due per unit of time: 50/s, 600/m or 1000/h."),
     ] = None,
     limit: AtMost = None,
     dry_run: DryRun = False,
@@ -167,7 +171,7 @@ def replay(
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
     as_json: AsJson = False,
 ) -> None:
-    """Let dead letters be tried again: their jobs are due now, with failures and crashes forgotten."""
+    """Run the jobs of dead letters again, now. Their counts of failures and crashes start at zero."""
     from penstock.ledger.queries import dead_letters
     from penstock.ledger.transitions.replay import replay as replay_letters
 
@@ -178,10 +182,10 @@ def replay(
     fields = _fields(edit)
     discover(imports or ())
     with open_ledger() as database:
-        verdicts = replay_letters(
+        results = replay_letters(
             database, selection, actor=actor, edit=fields, per_second=throttle, dry_run=dry_run, limit=limit
         )
-    _print_verdicts(verdicts, "replayed", named=bool(ids), dry_run=dry_run, as_json=as_json)
+    _print_results(results, "replayed", named=bool(ids), dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -189,7 +193,7 @@ def discard(
     why: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit log.")],
     ids: Ids = None,
     everything: Everything = False,
-    # --reason says why here, as people will type it.
+    # Here --reason is the reason of the decision, as people will type it.
     reason: Annotated[str | None, typer.Option("--dead-reason", metavar="NAME", help=_REASON)] = None,
     kind: KindName = None,
     queue: Queue = None,
@@ -204,25 +208,25 @@ def discard(
     actor: Actor = None,  # type: ignore[assignment]
     as_json: AsJson = False,
 ) -> None:
-    """Close dead letters: nothing is to be done about them. They stay on record, and their jobs dead."""
+    """Close dead letters without running them. They stay on record, and their jobs stay dead."""
     from penstock.ledger.queries import dead_letters
     from penstock.ledger.transitions.replay import discard as discard_letters
 
     if not why.strip():
-        raise typer.BadParameter("say why", param_hint="--reason")
+        raise typer.BadParameter("give a reason", param_hint="--reason")
     selection = dead_letters.Selection(
         tuple(ids) if ids else None, None, reason, kind, queue, group, key, tenant, since, until, error
     )
     _check_chosen(selection, everything)
     with open_ledger() as database:
-        verdicts = discard_letters(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
-    _print_verdicts(verdicts, "discarded", named=bool(ids), dry_run=dry_run, as_json=as_json)
+        results = discard_letters(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
+    _print_results(results, "discarded", named=bool(ids), dry_run=dry_run, as_json=as_json)
 
 
 def _check_chosen(selection: Selection, everything: bool) -> None:
     named, filtered = selection.ids is not None, bool(selection.filters)
     if not (named or filtered or everything) or (named and (filtered or everything)):
-        raise typer.BadParameter("give the ids of dead letters, or what chooses them, such as --group, or --all")
+        raise typer.BadParameter("give the ids of dead letters, a filter such as --group, or --all")
 
 
 def _fields(edit: str | None) -> dict[str, Any] | None:
@@ -231,22 +235,21 @@ def _fields(edit: str | None) -> dict[str, Any] | None:
     try:
         fields = json.loads(sys.stdin.read() if edit == "-" else edit)
     except ValueError as error:
-        raise typer.BadParameter(f"no JSON: {error}", param_hint="--edit") from None
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--edit") from None
     if not isinstance(fields, dict) or not fields:
         raise typer.BadParameter('write the fields to set as {"field": value}', param_hint="--edit")
     return fields
 
 
-def _print_verdicts(verdicts: list[ReplayResult], what: str, *, named: bool, dry_run: bool, as_json: bool) -> None:
-    """What became of each: all of them where they were named or nothing was done, else those that were refused.
+def _print_results(results: list[ReplayResult], what: str, *, named: bool, dry_run: bool, as_json: bool) -> None:
+    """Print the result of each dead letter that was named or refused; in a dry run, of all.
 
     Raises:
         Exit: (1) when something could not be done.
     """
-    done = sum(verdict.problem is None for verdict in verdicts)
+    done = sum(result.problem is None for result in results)
     rows = [
-        {**asdict(verdict), "problem": None if verdict.problem is None else str(verdict.problem)}
-        for verdict in verdicts
+        {**asdict(result), "problem": None if result.problem is None else str(result.problem)} for result in results
     ]
     if as_json:
         print_json({"dry_run": dry_run, what: done, "refused": len(rows) - done, "letters": rows})

@@ -20,18 +20,19 @@ def add_to(app: typer.Typer) -> None:
 def effects(
     job_id: Annotated[str, typer.Argument(metavar="ID")],
     confirm: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Say that this effect happened; a replay then goes on after it.")
+        str | None,
+        typer.Option(metavar="KEY", help="Confirm that this effect happened; a replay then continues after it."),
     ] = None,
     result: Annotated[
-        str | None, typer.Option(metavar="JSON", help="With --confirm: what the handler is to get as its result.")
+        str | None, typer.Option(metavar="JSON", help="With --confirm: the result that the handler gets.")
     ] = None,
     forget: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Say that it did not happen; a replay then calls it anew.")
+        str | None, typer.Option(metavar="KEY", help="Declare that it did not happen; a replay then calls it again.")
     ] = None,
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
     as_json: AsJson = False,
 ) -> None:
-    """Show what a job has begun with ctx.once(key), or decide about what is in doubt."""
+    """Show the effects that a job started with ctx.once(key), or decide about one that is in doubt."""
     from penstock.ledger import effects as records
 
     if (confirm is not None and forget is not None) or (result is not None and confirm is None):
@@ -40,14 +41,14 @@ def effects(
         try:
             json.loads(result)
         except ValueError as error:
-            raise typer.BadParameter(f"--result is no JSON: {error}") from error
+            raise typer.BadParameter(f"--result is not JSON: {error}") from error
     with open_ledger() as database:
         if (key := confirm if confirm is not None else forget) is not None:
             records.decide(database, job_id, key, happened=confirm is not None, result=result, actor=actor)
             typer.echo(
                 f"effect {key} of job {job_id} {'happened' if confirm is not None else 'did not happen'}", err=True
             )
-        found = records.effects_of(database, job_id)
+        recorded = records.effects_of(database, job_id)
     rows = [
         {
             "key": row.key,
@@ -57,6 +58,6 @@ def effects(
             "done_at": row.done_at,
             "result": None if row.result is None else json.loads(row.result),
         }
-        for row in found
+        for row in recorded
     ]
     print_rows(rows, ("key", "id", "state", "begun_at", "done_at", "result"), as_json=as_json, empty="no effects")

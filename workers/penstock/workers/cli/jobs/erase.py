@@ -23,16 +23,17 @@ def add_to(app: typer.Typer) -> None:
 def erase(
     where: Annotated[
         list[str],
-        typer.Option("--where", metavar="FIELD=VALUE", help="key=…, tenant=… or id=…; several must all hold."),
+        typer.Option("--where", metavar="FIELD=VALUE", help="key=…, tenant=… or id=…; if repeated, all must match."),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be erased.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be erased.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
 ) -> None:
     """Erase one person's data: jobs, attempts, results, dead letters and effects, in the ledger and the storage.
 
-    Of a job that may still be on its way an empty row stays, cancelled. What runs is left, and said: cancel it first.
+    A job that may still be in the broker leaves an empty, cancelled row. Running jobs are kept and listed: cancel
+    them first.
     """
     from penstock.ledger.retention import erasure
     from penstock.producers.storage import make_storage
@@ -43,8 +44,10 @@ def erase(
     try:
         with open_ledger(settings) as database:
             if not dry_run and not yes:
-                meant = erasure.erase(database, chosen, lambda: storage, actor=actor, dry_run=True)
-                typer.confirm(f"{_said(meant, 'would be erased')}. This cannot be undone. Go on?", abort=True, err=True)
+                preview = erasure.erase(database, chosen, lambda: storage, actor=actor, dry_run=True)
+                typer.confirm(
+                    f"{_summary(preview, 'would be erased')}. This cannot be undone. Go on?", abort=True, err=True
+                )
             done = erasure.erase(database, chosen, lambda: storage, actor=actor, dry_run=dry_run)
     finally:
         storage.close()
@@ -52,30 +55,31 @@ def erase(
         counts = {name: done.counts[name] for name in erasure.COUNTED}
         print_json({"dry_run": dry_run, "counts": counts, "running": done.running, "failed": done.failed})
     else:
-        typer.echo(_said(done, "would be erased" if dry_run else "erased"))
+        typer.echo(_summary(done, "would be erased" if dry_run else "erased"))
     for job_id in done.running:
         typer.echo(
-            f"penstock: job {job_id} runs and is left; cancel it (penstock jobs cancel {job_id}) or wait", err=True
+            f"penstock: job {job_id} is running and was not erased; cancel it (penstock jobs cancel {job_id}) or wait",
+            err=True,
         )
     for job_id in done.failed:
-        typer.echo(f"penstock: job {job_id} is left: its result in the storage cannot be deleted", err=True)
+        typer.echo(f"penstock: job {job_id} was not erased: its result in the storage cannot be deleted", err=True)
     if done.running or done.failed:
         raise typer.Exit(FAILED)
 
 
 def _read(where: list[str], fields: tuple[str, ...]) -> dict[str, str]:
     chosen: dict[str, str] = {}
-    for one in where:
-        name, separator, value = one.partition("=")
+    for condition in where:
+        name, separator, value = condition.partition("=")
         if name not in fields or not separator or not value:
-            raise typer.BadParameter(f"--where {one!r}: write {', '.join(f'{field}=VALUE' for field in fields)}")
+            raise typer.BadParameter(f"--where {condition!r}: write {', '.join(f'{field}=VALUE' for field in fields)}")
         if name in chosen:
             raise typer.BadParameter(f"--where {name}= is given twice, and no job has two")
         chosen[name] = value
     return chosen
 
 
-def _said(done: Erasure, verb: str) -> str:
+def _summary(done: Erasure, verb: str) -> str:
     counts = done.counts
     jobs = counts["jobs"] + counts["tombstones"]
     parts = [f"{jobs} job{'' if jobs == 1 else 's'}"]

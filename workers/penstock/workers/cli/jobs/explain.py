@@ -23,15 +23,15 @@ def add_to(app: typer.Typer) -> None:
 
 def explain(
     job_id: Annotated[str | None, typer.Argument(metavar="ID", help="A job, or give --key.")] = None,
-    key: Annotated[str | None, typer.Option(help="Say which job holds this unique key, and why it still does.")] = None,
-    kind: Annotated[str | None, typer.Option(help="With --key, only that of this kind.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="With --key, only that of this tenant.")] = None,
+    key: Annotated[str | None, typer.Option(help="Explain which job holds this unique key, and why.")] = None,
+    kind: Annotated[str | None, typer.Option(help="With --key, only the job of this kind.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="With --key, only the job of this tenant.")] = None,
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say why a job isn't running, or what became of it, and what to do about it.
+    """Explain why a job isn't running, or how it ended, and what to do about it.
 
-    The exit code is 1 for a job that neither ledger nor broker knows, and for a key that no job has taken.
+    The exit code is 1 if neither ledger nor broker knows the job, or no job has taken the key.
     """
     from penstock.producers import explain as explaining
     from penstock.producers.explain.queue_position import open_positions
@@ -41,22 +41,22 @@ def explain(
     if (job_id is None) == (key is None):
         raise typer.BadParameter("give the id of a job, or --key")
     if key is None and (kind is not None or tenant is not None):
-        raise typer.BadParameter("--kind and --tenant choose among those of a --key")
+        raise typer.BadParameter("--kind and --tenant choose among the jobs of a --key")
     discover(imports or ())
     settings = open_settings()
     timeout = settings.broker_timeout_seconds
     positions = open_positions(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
     limits = open_store(settings)
-    found: list[Explanation]
+    explanations: list[Explanation]
     try:
         with open_ledger(settings) as database:
             if job_id is not None:
                 queues = registry.queues() | set(settings.queues)
-                found = [
+                explanations = [
                     explaining.explain(database, job_id, positions, lease=settings.lease, queues=queues, limits=limits)
                 ]
             else:
-                found = explaining.explain_key(
+                explanations = explaining.explain_key(
                     database, key or "", positions, kind=kind, tenant=tenant, lease=settings.lease
                 )
     finally:
@@ -64,23 +64,25 @@ def explain(
         if limits is not None:
             limits.close()
     if as_json:
-        shown = [asdict(one) for one in found]
-        print_json(shown if job_id is None else shown[0])
+        documents = [asdict(explanation) for explanation in explanations]
+        print_json(documents if job_id is None else documents[0])
     else:
-        for number, one in enumerate(found):
+        for number, explanation in enumerate(explanations):
             if number:
                 typer.echo()
-            _print(one)
-    if not found:
+            _print(explanation)
+    if not explanations:
         typer.echo(f"penstock: no job has taken the unique key {key!r}; see penstock jobs list --key {key}", err=True)
-    if not found or (job_id is not None and found[0].state is None and "queue" not in found[0].facts):
+    if not explanations or (
+        job_id is not None and explanations[0].state is None and "queue" not in explanations[0].facts
+    ):
         raise typer.Exit(FAILED)
 
 
-def _print(one: Explanation) -> None:
-    typer.echo(f"{one.job_id} ({one.state or 'not on record'}): {one.because}")
-    if one.advice is not None:
-        typer.echo(f"To do: {one.advice}")
-    if one.facts:
+def _print(explanation: Explanation) -> None:
+    typer.echo(f"{explanation.job_id} ({explanation.state or 'not on record'}): {explanation.because}")
+    if explanation.advice is not None:
+        typer.echo(f"To do: {explanation.advice}")
+    if explanation.facts:
         typer.echo()
-        print_fields(one.facts)
+        print_fields(explanation.facts)

@@ -61,7 +61,7 @@ def add(
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
     as_json: AsJson = False,
 ) -> None:
-    """Make a schedule in the ledger; it fires from now on. One of penstock.toml is better kept there."""
+    """Make a schedule in the ledger; it fires from now on. Permanent schedules belong in penstock.toml."""
     from penstock.ledger.schedules.commands import add as add_schedule
     from penstock.ledger.schedules.overview import next_times
 
@@ -105,7 +105,7 @@ def remove(names: Names, actor: Actor = None) -> None:  # type: ignore[assignmen
 
 @app.command()
 def pause(names: Names, actor: Actor = None) -> None:  # type: ignore[assignment]
-    """Let schedules make no jobs until they are resumed."""
+    """Pause schedules: they make no jobs until they are resumed."""
     from penstock.ledger.schedules.commands import pause as pause_schedule
 
     def pause_one(database: Database, name: str) -> str:
@@ -117,12 +117,12 @@ def pause(names: Names, actor: Actor = None) -> None:  # type: ignore[assignment
 
 @app.command()
 def resume(names: Names, actor: Actor = None) -> None:  # type: ignore[assignment]
-    """Let paused schedules go on from now. What they would have done meanwhile is not made up for; see backfill."""
+    """Resume paused schedules from now on. The times missed meanwhile make no jobs; see backfill."""
     from penstock.ledger.schedules.commands import resume as resume_schedule
 
     def resume_one(database: Database, name: str) -> str:
         next_at = resume_schedule(database, name, actor=actor)
-        return f"resumed; next at {next_at.isoformat()}" if next_at is not None else "resumed; it has no next time"
+        return f"resumed; next at {next_at.isoformat()}" if next_at is not None else "resumed; there is no next time"
 
     for_each(names, resume_one)
 
@@ -134,7 +134,7 @@ def run(
     actor: Actor = None,  # type: ignore[assignment]
     as_json: AsJson = False,
 ) -> None:
-    """Make a job of a schedule now, paused or not, whatever its last one does. Prints the job's id."""
+    """Make a job of a schedule now, even if it is paused or its last job has not ended. Prints the job's id."""
     from penstock.ledger.schedules.commands import run as run_schedule
 
     discover(imports or ())
@@ -149,19 +149,21 @@ def run(
 @app.command()
 def backfill(
     name: Name,
-    begin: Annotated[str, typer.Option("--from", metavar="DATE|TIME", help="In the schedule's zone, if not said.")],
+    begin: Annotated[
+        str, typer.Option("--from", metavar="DATE|TIME", help="In the schedule's zone, unless it has an offset.")
+    ],
     until: Annotated[
-        str | None, typer.Option("--until", metavar="DATE|TIME", help="Which is not taken itself; now if not given.")
+        str | None, typer.Option("--until", metavar="DATE|TIME", help="The end, itself excluded; now if not given.")
     ] = None,
     limit: Limit = 10_000,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say which times would make a job, and make none.")
+        bool, typer.Option("--dry-run", help="Print the times that would make a job, and make none.")
     ] = False,
     imports: Imports = None,
     actor: Actor = None,  # type: ignore[assignment]
     as_json: AsJson = False,
 ) -> None:
-    """Make a job for each time between two dates that has none. They may run beside each other."""
+    """Make a job for each time between two dates that has none. These jobs may run at the same time."""
     from penstock.ledger.schedules.commands import backfill as backfill_schedule
     from penstock.ledger.schedules.commands import find
     from penstock.ledger.schedules.rules import schedule_of_row

@@ -1,4 +1,4 @@
-"""The options that say when a schedule fires and how: each a key of `[schedules.NAME]`."""
+"""Options of schedules: each is a key of `[schedules.NAME]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"no JSON: {error}") from None
+        raise typer.BadParameter(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise typer.BadParameter('write the fields as {"field": value}')
     return value
@@ -32,36 +32,42 @@ def parse_local_time(text: str | None, zone: ZoneInfo) -> datetime | None:
     try:
         return None if text is None else localized(datetime.fromisoformat(text), zone)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time; write 2026-03-01, 2026-03-01T09:00 or with +01:00") from None
+        raise typer.BadParameter(f"{text!r} is not a time; write 2026-03-01, 2026-03-01T09:00 or with +01:00") from None
 
 
 _CRON = 'minute hour day month weekday, such as "0 9 * * mon-fri"; six fields begin with seconds; or @daily.'
 Cron = Annotated[str | None, typer.Option(metavar="RULE", help=_CRON)]
-Every = Annotated[str | None, typer.Option(metavar="DURATION", help="Elapsed time between two: 30s, 15m, 2h, 1d.")]
+Every = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="Elapsed time between two firings: 30s, 15m, 2h, 1d.")
+]
 Anchor = Annotated[
-    str | None, typer.Option(metavar="TIME", help="One of the times of --every; 1970-01-01T00:00Z if not given.")
+    str | None, typer.Option(metavar="TIME", help="A time from which --every counts; 1970-01-01T00:00Z if not given.")
 ]
 At = Annotated[str | None, typer.Option(metavar="TIME", help="The only time.")]
 Zone = Annotated[str, typer.Option("--timezone", metavar="ZONE", help="An IANA name, such as Europe/Berlin.")]
-Calendar = Annotated[str | None, typer.Option(help="Whose holidays: DE, DE-BY, NYSE; goes with --closed.")]
+Calendar = Annotated[
+    str | None, typer.Option(help="A country, region or market with its holidays: DE, DE-BY, NYSE; goes with --closed.")
+]
 Closed = Annotated[
     str | None,
-    typer.Option(metavar="skip|before|after", help="What becomes of a time on a weekend or holiday of --calendar."),
+    typer.Option(metavar="skip|before|after", help="How to move a time on a weekend or holiday of --calendar."),
 ]
 Payload = Annotated[
     Any, typer.Option(parser=_object, metavar="JSON", help='The fields of its jobs, as {"field": value}.')
 ]
-TimeField = Annotated[str | None, typer.Option(metavar="FIELD", help="The field that is given the time a job is for.")]
+TimeField = Annotated[str | None, typer.Option(metavar="FIELD", help="The field that gets the time of the firing.")]
 Overlap = Annotated[
     str, typer.Option(metavar="skip|allow|queue|replace", help="What to do when the last job has not ended.")
 ]
 Misfire = Annotated[
-    str, typer.Option(metavar="skip|once|all", help="What to do with times missed while no dispatcher was up.")
+    str, typer.Option(metavar="skip|once|all", help="What to do with times missed while no dispatcher ran.")
 ]
 CatchUp = Annotated[
-    str | None, typer.Option(metavar="DURATION", help="How old a missed time may be to be made up for.")
+    str | None, typer.Option(metavar="DURATION", help="The maximum age of a missed time that still fires.")
 ]
-Jitter = Annotated[str | None, typer.Option(metavar="DURATION", help="Fire later by up to this, always by the same.")]
+Jitter = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="Delay firings by up to this; the delay is the same each time.")
+]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 Names = Annotated[list[str], typer.Argument(metavar="NAME…")]
-Count = Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many times.")]
+Count = Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many times to print.")]

@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_schedules(imports: Imports = None, as_json: AsJson = False) -> None:
-    """List the schedules: those the ledger has, and those of penstock.toml that no dispatcher has read yet."""
+    """List the schedules of the ledger, and those of penstock.toml and the code that no dispatcher has read yet."""
     discover(imports or ())
     rows = [_fields(schedule, row) for schedule, row in _all_schedules(open_settings()).values()]
     columns = ("name", "kind", "when", "timezone", "state", "next_at", "last_at", "error")
@@ -47,7 +47,7 @@ def list_schedules(imports: Imports = None, as_json: AsJson = False) -> None:
 
 def show(
     name: Name,
-    limit: Annotated[int, typer.Option(min=0, max=1000, help="How many of its last runs.")] = 10,
+    limit: Annotated[int, typer.Option(min=0, max=1000, help="How many of its last runs to show.")] = 10,
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +69,7 @@ def show(
         return
     print_fields(fields)
     typer.echo()
-    print_rows(times, ("at", "clock"), as_json=False, empty="no time to come")
+    print_rows(times, ("at", "clock"), as_json=False, empty="no next times")
     columns = ("fire_at", "cause", "skipped", "job_id", "state", "started_at", "finished_at")
     print_rows(last_runs, columns, as_json=False, empty="no runs yet")
 
@@ -80,7 +80,7 @@ def list_next_times(
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the next times, in each schedule's time zone, with what the clock does there."""
+    """Print the next times in each schedule's time zone, with the changes of the clock."""
     from penstock.ledger.schedules.overview import next_times
 
     discover(imports or ())
@@ -98,7 +98,7 @@ def preview(
     calendar: Calendar = None,
     closed: Closed = None,
     begin: Annotated[
-        str | None, typer.Option("--from", metavar="DATE|TIME", help="From when on; now if not given.")
+        str | None, typer.Option("--from", metavar="DATE|TIME", help="The time to start from; now if not given.")
     ] = None,
     count: Count = 10,
     as_json: AsJson = False,

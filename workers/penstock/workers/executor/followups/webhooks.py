@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from penstock.config.errors import PayloadTooLarge
-from penstock.config.sections.events import HookSettings
+from penstock.config.sections.events import OutgoingWebhookSettings
 from penstock.config.settings import Settings
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.builtin.webhooks import DeliverWebhook
@@ -36,7 +36,7 @@ class OutgoingWebhooks:
             self._envelope(name, hook, outcome) for name, hook in self._hooks.items() if _matches(hook, kind, outcome)
         ]
 
-    def _envelope(self, name: str, hook: HookSettings, outcome: AttemptOutcome) -> Envelope:
+    def _envelope(self, name: str, hook: OutgoingWebhookSettings, outcome: AttemptOutcome) -> Envelope:
         message = outcome.claim.message
         data: dict[str, Any] = {
             "id": message.id,
@@ -63,5 +63,5 @@ class OutgoingWebhooks:
         return encode(job, tenant=message.tenant, traceparent=message.traceparent, max_bytes=self._max_bytes)
 
 
-def _matches(hook: HookSettings, kind: str, outcome: AttemptOutcome) -> bool:
+def _matches(hook: OutgoingWebhookSettings, kind: str, outcome: AttemptOutcome) -> bool:
     return str(outcome.state) in hook.states and any(fnmatchcase(kind, pattern) for pattern in hook.kinds)

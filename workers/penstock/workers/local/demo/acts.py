@@ -1,4 +1,4 @@
-"""What the demo does, act by act. Each returns lines for the table at the end."""
+"""The acts of the demo. Each returns rows for the table at the end."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from penstock.schemas.states import State
 from penstock.workers.local.demo import checks
 from penstock.workers.local.demo.checks import CheckFailed, expect
 from penstock.workers.local.demo.mails import DELAY, GONE, LATER, Mails, welcome
+from penstock.workers.local.demo.narrator import Narrator, Row
 from penstock.workers.local.demo.nightly import OFFICE, Nightly
-from penstock.workers.local.demo.show import Row, Show
 from penstock.workers.local.demo.work import Work, follow
 from penstock.workers.local.demo.world.customers_api import PAGE, RECORDS
 from penstock.workers.local.demo.world.stage import EVERY_SECONDS, PDF, PHOTO, Stage
@@ -39,8 +39,10 @@ MAILS, CUSTOMERS, DEAD_LETTERS = "mailbox", "customers.db", "penstock deadletter
 
 
 class Acts:
-    def __init__(self, show: Show, stage: Stage, producer: Producer, database: Database, stopping: Stopping) -> None:
-        self._show, self._stage, self._producer, self._database = show, stage, producer, database
+    def __init__(
+        self, narrator: Narrator, stage: Stage, producer: Producer, database: Database, stopping: Stopping
+    ) -> None:
+        self._narrator, self._stage, self._producer, self._database = narrator, stage, producer, database
         self._stopping = stopping
         self._mails = Mails(stage.mailbox)
         self._refused: JobHandle | None = None
@@ -68,12 +70,12 @@ class Acts:
             Work("refused mail", [self._refused], self._check_dead, DEAD_LETTERS, State.DEAD),
         )
 
-    def amends(self) -> list[Row]:
-        """The dead letter is replayed, and the sync brings what has changed since."""
+    def recover(self) -> list[Row]:
+        """Replay the dead letter, and sync the records that have changed since."""
         assert self._refused is not None
         rows = dead_letters.find(self._database)
         for dead_letter in rows:
-            self._show.line(f"dead letter {dead_letter.id}: {dead_letter.kind}: {dead_letter.detail}")
+            self._narrator.line(f"dead letter {dead_letter.id}: {dead_letter.kind}: {dead_letter.detail}")
         self._stage.mailbox.refused.clear()
         replayed_at = datetime.now(UTC)
         try:
@@ -81,7 +83,9 @@ class Acts:
         except PenstockError as error:
             return [Row("replayed mail", "", "", None, DEAD_LETTERS, str(error))]
         changed = self._stage.api.change(CHANGED)
-        self._show.line(f"the server takes {GONE} now, and {CHANGED} of {RECORDS:,} records have changed in the API")
+        self._narrator.line(
+            f"the mail server now accepts {GONE}, and {CHANGED} of {RECORDS:,} records have changed in the API"
+        )
         sync = self._producer.enqueue(RunSync(sync="customers"))
         files = f"file://{self._stage.folder}/storage"
         nightly = self._producer.enqueue(Nightly(orders=f"{self._stage.folder}/orders.db", files=files), delay=DELAY)
@@ -109,7 +113,7 @@ class Acts:
             timed=False,
         )
         if len(fired) < 2:
-            return Row(what, "", "", None, where, f"it fired {len(fired)} times in {self._show.seconds:.0f} s")
+            return Row(what, "", "", None, where, f"it fired {len(fired)} times in {self._narrator.seconds:.0f} s")
         return self._follow(work)[0]
 
     def flower(self) -> Row:
@@ -126,12 +130,12 @@ class Acts:
             except (CheckFailed, OSError, ValueError, LookupError, TypeError) as error:
                 problem = str(error)
                 self._stopping.pause(0.5)
-        row = Row("Flower", "", f"workers of {names}", None, layout.flower_url, problem)
-        self._show.finished(row)
+        row = Row("Flower", "", f"workers online: {names}", None, layout.flower_url, problem)
+        self._narrator.finished(row)
         return row
 
-    def _follow(self, *works: Work) -> list[Row]:
-        return follow(self._show, self._database, works, ACT_SECONDS, self._stopping)
+    def _follow(self, *tasks: Work) -> list[Row]:
+        return follow(self._narrator, self._database, tasks, ACT_SECONDS, self._stopping)
 
     def _of(self, check: Callable[[Stage, dict[str, Any]], str]) -> Callable[[Sequence[Any]], str]:
         return lambda results: check(self._stage, results[0])
@@ -139,7 +143,7 @@ class Acts:
     def _check_first_sync(self, results: Sequence[dict[str, Any]]) -> str:
         (result,) = results
         pages = RECORDS // PAGE
-        expect((result["inserted"], result["pages"]) == (RECORDS, pages), f"it says {result}")
+        expect((result["inserted"], result["pages"]) == (RECORDS, pages), f"the result is {result}")
         checks.check_customers(self._stage)
         answers = self._stage.api.answers
         expect(answers[429] >= 1 and answers[503] >= 1, f"the API answered {dict(answers)}")
@@ -148,10 +152,10 @@ class Acts:
     def _check_second_sync(self, changed: set[int], result: dict[str, Any]) -> str:
         expect(
             (result["fetched"], result["updated"], result["inserted"]) == (len(changed), len(changed), 0),
-            f"it says {result}",
+            f"the result is {result}",
         )
         checks.check_customers(self._stage)
-        return f"{result['fetched']} records, those that changed"
+        return f"{result['fetched']} changed records"
 
     def _check_nightly(self, results: Sequence[dict[str, Any]]) -> str:
         mails = self._stage.mailbox.received(OFFICE)
@@ -165,17 +169,17 @@ class Acts:
         dead_letter = dead_letters.show(self._database, self._refused.id).row
         expect(
             "550" in dead_letter.detail and dead_letter.replayed_at is None,
-            f"its dead letter says {dead_letter.detail!r}",
+            f"its dead letter reports {dead_letter.detail!r}",
         )
-        expect(self._stage.mailbox.refusals == 1, f"the server was asked {self._stage.mailbox.refusals} times")
-        expect(not self._stage.mailbox.received(GONE), "the server got the mail that it refused")
+        expect(self._stage.mailbox.refusals == 1, f"the server refused it {self._stage.mailbox.refusals} times")
+        expect(not self._stage.mailbox.received(GONE), "the server received the mail that it refused")
         return "1 dead letter, after 1 attempt"
 
     def _check_firings(self, times: Sequence[datetime], results: Sequence[dict[str, Any]]) -> str:
         for fire_at, result in zip(times, results, strict=True):
             expect(fire_at.second % EVERY_SECONDS == 0 and fire_at.microsecond == 0, f"it fired for {fire_at}")
             checks.check_towns(self._stage, result)
-        expect(len({result["key"] for result in results}) == len(times), "two firings made one report")
+        expect(len({result["key"] for result in results}) == len(times), "two firings made the same report")
         return f"fired {len(times)} times"
 
 
@@ -188,5 +192,5 @@ def _flower_workers(url: str, auth: str) -> list[str]:
     request = urllib.request.Request(f"{url}/workers?json=1&refresh=1")  # noqa: S310  # our own Flower
     request.add_header("Authorization", "Basic " + base64.b64encode(auth.encode()).decode())
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
-        found = json.load(answer)
-    return [worker["hostname"] for worker in found["data"] if worker.get("status", True)]
+        document = json.load(answer)
+    return [worker["hostname"] for worker in document["data"] if worker.get("status", True)]

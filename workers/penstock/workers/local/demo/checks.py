@@ -1,4 +1,4 @@
-"""Whether what the jobs claim is true: each check opens the artefact itself."""
+"""Checks of the results: each opens the artefact itself and compares it with what the job reported."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from penstock.workers.local.demo.world.stage import PDF, PHOTO, Stage
 
 _CELLS = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _TRACES = (inputs.CAMERA.encode(), b"Exif\0\0", b"<x:xmpmeta", b"2026:05:17")
-"""What a cleaned picture must not hold, wherever in its bytes."""
+"""Bytes that a cleaned picture must not contain."""
 
 
 class CheckFailed(Exception):
-    """Something is not as it was promised."""
+    """A result differs from the expected one."""
 
 
 def expect(condition: object, message: str) -> None:
@@ -61,7 +61,7 @@ def check_photo(stage: Stage, result: dict[str, Any]) -> str:
 
 def check_pdf(stage: Stage, result: dict[str, Any]) -> str:
     _check_upload(stage, result, stage.uploads[PDF], "application/pdf")
-    return f"{result['size']:,} bytes, SHA-256 right"
+    return f"{result['size']:,} bytes, SHA-256 correct"
 
 
 def check_csv(stage: Stage, result: dict[str, Any]) -> str:
@@ -114,7 +114,7 @@ def check_customers(stage: Stage) -> None:
 
 
 def _check_upload(stage: Stage, result: dict[str, Any], original: bytes, media_type: str) -> None:
-    expect(result["media_type"] == media_type, f"it was taken for {result['media_type']}")
+    expect(result["media_type"] == media_type, f"its media type is {result['media_type']}")
     expect(result["sha256"] == hashlib.sha256(original).hexdigest(), "its hash is wrong")
     expect(read(stage, result["original"]) == original, "the original was changed")
     expect(json.loads(read(stage, result["metadata"])) == result, "metadata.json differs from the job's result")
@@ -134,9 +134,9 @@ def _check_picture(content: bytes, format: str, width: int, height: int) -> None
 
 
 def _check_orders(stage: Stage, result: dict[str, Any], rows: int, cents: int) -> None:
-    expect(rows == ROWS, f"the file has {rows:,} rows, the database {ROWS:,}")
-    expect(result["rows"] == rows, f"the result says {result['rows']:,} rows, the file has {rows:,}")
-    expect(cents == stage.order_cents, f"the amounts add up to {cents}, in the database to {stage.order_cents}")
+    expect(rows == ROWS, f"the file has {rows:,} rows, the database has {ROWS:,}")
+    expect(result["rows"] == rows, f"the result names {result['rows']:,} rows, the file has {rows:,}")
+    expect(cents == stage.order_cents, f"the amounts add up to {cents}, but to {stage.order_cents} in the database")
 
 
 def _xlsx_rows(content: bytes) -> Iterator[list[str]]:

@@ -13,11 +13,11 @@ from penstock.producers.enqueue.producer import Producer
 from penstock.workers.handlers.discovery import discover
 from penstock.workers.local.demo.acts import Acts
 from penstock.workers.local.demo.crash import crash
-from penstock.workers.local.demo.show import Row, Show
+from penstock.workers.local.demo.narrator import Narrator, Row
 from penstock.workers.local.demo.world.stage import IMPORTS, LEASE_SECONDS, set_stage
 from penstock.workers.local.up.command import overview
 from penstock.workers.local.up.lock import folder_lock
-from penstock.workers.local.up.running import running
+from penstock.workers.local.up.run import running_services
 from penstock.workers.local.up.signals import Stopping, stopping_on_signals
 from penstock.workers.local.up.supervisor import Supervisor
 
@@ -35,16 +35,14 @@ def run_demo(keep: bool = False) -> int:
     Raises:
         PenstockError: something did not start.
     """
-    show = Show()
+    narrator = Narrator()
     folder = Path(tempfile.mkdtemp(prefix="penstock-demo-")).resolve()
-    show.line(f"everything of this demo lies in {folder}; nothing else is touched")
-    show.line(
-        f"a silent worker loses its jobs after {LEASE_SECONDS:g} s here, for the demo's sake; the default is 15 s"
-    )
+    narrator.line(f"the demo keeps all its files in {folder}, and changes nothing else")
+    narrator.line(f"here a silent worker loses its jobs after {LEASE_SECONDS:g} s, to save time; the default is 15 s")
     good = interrupted = False
     try:
         with stopping_on_signals() as stopping:
-            good = _run(show, folder, stopping, keep)
+            good = _run(narrator, folder, stopping, keep)
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -52,42 +50,44 @@ def run_demo(keep: bool = False) -> int:
         nothing_began = not (folder / "log").exists()
         if nothing_began or ((good or interrupted) and not keep):
             shutil.rmtree(folder, ignore_errors=True)
-            show.line("the folder is removed; `penstock demo --keep` leaves it, and keeps everything running")
+            narrator.line("the folder was removed; `penstock demo --keep` keeps it, and leaves everything running")
         else:
-            show.line(f"left in {folder}; the logs are in {folder}/log")
+            narrator.line(f"the files are in {folder}, the logs in {folder}/log")
     return 0 if good else 1
 
 
-def _run(show: Show, folder: Path, stopping: Stopping, keep: bool) -> bool:
-    """Whether all went well."""
+def _run(narrator: Narrator, folder: Path, stopping: Stopping, keep: bool) -> bool:
+    """Run all acts. Returns whether every check held."""
     discover(IMPORTS)
     with folder_lock(folder) as lock, set_stage(folder) as stage:
         layout = stage.layout
-        show.title("Starting")
-        with running(layout, lock=lock, stopping=stopping, say=show.line) as (supervisor, database):
+        narrator.title("Starting")
+        with running_services(layout, lock=lock, stopping=stopping, say=narrator.line) as (supervisor, database):
             stopping.check()
             with _watching(supervisor), Producer.from_settings(layout.settings) as producer:
                 for line in overview(layout):
-                    show.console.print(line, markup=False)
-                acts = Acts(show, stage, producer, database, stopping)
-                show.title("Uploads, reports, a sync and mails")
+                    narrator.console.print(line, markup=False)
+                acts = Acts(narrator, stage, producer, database, stopping)
+                narrator.title("Uploads, reports, a sync and mails")
                 rows = acts.work()
-                show.title("Making amends: what was dead, and what has changed")
-                rows += acts.amends()
-                show.title("A worker is killed")
-                rows.append(crash(show, producer, database, supervisor, folder, stopping))
-                show.finished(rows[-1])
-                show.title("What happened beside it")
+                narrator.title("The dead letter is replayed, and a second sync fetches the changes")
+                rows += acts.recover()
+                narrator.title("A worker is killed")
+                rows.append(crash(narrator, producer, database, supervisor, folder, stopping))
+                narrator.finished(rows[-1])
+                narrator.title("In the background")
                 rows += [acts.schedule(), acts.flower(), _both_engines(rows)]
                 good = all(row.problem is None for row in rows)
-                show.table(rows)
+                narrator.table(rows)
                 if keep:
-                    show.line(f"all of it keeps running; `source {layout.environment_file}`, then penstock jobs list")
-                    show.line(f"Flower: {layout.flower_url}, login {layout.flower_auth}; Ctrl-C stops everything")
+                    narrator.line(
+                        f"all keeps running; in another terminal: source {layout.environment_file}; penstock jobs list"
+                    )
+                    narrator.line(f"Flower: {layout.flower_url}, login {layout.flower_auth}; Ctrl-C stops everything")
                     stopping.wait()
-            show.title("Stopping")
+            narrator.title("Stopping")
     verdict = "every check held" if good else f"{sum(row.problem is not None for row in rows)} checks failed"
-    show.line(f"{len(rows)} things done in {show.seconds:.0f} s: {verdict}")
+    narrator.line(f"{len(rows)} results in {narrator.seconds:.0f} s: {verdict}")
     return good
 
 
@@ -107,5 +107,5 @@ def _watching(supervisor: Supervisor) -> Iterator[None]:
 def _both_engines(rows: list[Row]) -> Row:
     used = {engine for row in rows for engine in row.engine.split(", ") if engine}
     missing = ", ".join(sorted(ENGINES - used))
-    problem = f"{missing} did nothing" if missing else None
-    return Row("both engines", "", f"{' and '.join(sorted(used))} worked", None, "", problem)
+    problem = f"{missing} ran no job" if missing else None
+    return Row("both engines", "", f"{' and '.join(sorted(used))} ran jobs", None, "", problem)

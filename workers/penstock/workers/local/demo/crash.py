@@ -17,7 +17,7 @@ from penstock.producers.enqueue.producer import Producer
 from penstock.schemas.states import Outcome, State
 from penstock.workers.local.demo.checks import CheckFailed, expect
 from penstock.workers.local.demo.jobs import FillReservoir
-from penstock.workers.local.demo.show import Row, Show
+from penstock.workers.local.demo.narrator import Narrator, Row
 from penstock.workers.local.demo.work import LOOK_SECONDS, Work, judge
 from penstock.workers.local.up.signals import Stopping
 from penstock.workers.local.up.supervisor import Supervisor
@@ -28,7 +28,7 @@ RUNNING_SECONDS, END_SECONDS = 60.0, 120.0
 
 
 def crash(
-    show: Show, producer: Producer, database: Database, supervisor: Supervisor, folder: Path, stopping: Stopping
+    narrator: Narrator, producer: Producer, database: Database, supervisor: Supervisor, folder: Path, stopping: Stopping
 ) -> Row:
     """Enqueue a job of some seconds, kill its worker under it, and see it end all the same."""
     job = FillReservoir(journal=str(folder / "reservoir.journal"))
@@ -40,16 +40,16 @@ def crash(
 
     work = Work(NAME, [handle], check, "reservoir.journal")
     try:
-        with show.bars():
-            status = _wait(show, work, KILL_AT_STEP, RUNNING_SECONDS, stopping)
-            killed.append(_kill(show, database, supervisor, status))
-            _wait(show, work, None, END_SECONDS, stopping)
+        with narrator.bars():
+            status = _wait(narrator, work, KILL_AT_STEP, RUNNING_SECONDS, stopping)
+            killed.append(_kill(narrator, database, supervisor, status))
+            _wait(narrator, work, None, END_SECONDS, stopping)
     except CheckFailed as error:
         return Row(NAME, "", "", None, work.where, str(error))
     return judge(work, database)
 
 
-def _wait(show: Show, work: Work, step: int | None, seconds: float, stopping: Stopping) -> JobStatus:
+def _wait(narrator: Narrator, work: Work, step: int | None, seconds: float, stopping: Stopping) -> JobStatus:
     """Wait until the job is at a step, or has ended. Raises CheckFailed."""
     deadline = time.monotonic() + seconds
     while True:
@@ -57,7 +57,7 @@ def _wait(show: Show, work: Work, step: int | None, seconds: float, stopping: St
         status = work.statuses[0]
         done = status.progress.done if status.progress is not None else 0
         total = status.progress.total if status.progress is not None else None
-        show.update(NAME, done, total, f"{status.state}, attempt {status.attempt}")
+        narrator.update(NAME, done, total, f"{status.state}, attempt {status.attempt}")
         if status.final and step is None:
             return status
         expect(not status.final, f"the job is {status.state} before its worker could be killed: {status.error}")
@@ -70,15 +70,15 @@ def _wait(show: Show, work: Work, step: int | None, seconds: float, stopping: St
         stopping.pause(LOOK_SECONDS)
 
 
-def _kill(show: Show, database: Database, supervisor: Supervisor, status: JobStatus) -> int:
+def _kill(narrator: Narrator, database: Database, supervisor: Supervisor, status: JobStatus) -> int:
     """Kill the worker that runs a job, which must be one of ours. Returns its pid."""
     select = sa.select(workers.c.pid).where(workers.c.name == status.worker)
     pid = database.read(lambda connection: connection.execute(select).scalar())
-    expect(pid in {child.pid for child in supervisor.children.values()}, f"pid {pid} is no process of this demo")
+    expect(pid in {child.pid for child in supervisor.children.values()}, f"pid {pid} is not a process of this demo")
     assert pid is not None
     assert status.progress is not None
     os.kill(pid, signal.SIGKILL)
-    show.line(f"kill -9 {pid}: worker {status.worker}, at step {status.progress.done} of {status.progress.total}")
+    narrator.line(f"kill -9 {pid}: worker {status.worker}, at step {status.progress.done} of {status.progress.total}")
     return int(pid)
 
 
@@ -97,6 +97,6 @@ def _check(database: Database, job: FillReservoir, status: JobStatus, killed: li
     expect(
         set(steps) == {*killed, survivor} and survivor not in killed, f"the journal was written by pids {sorted(steps)}"
     )
-    expect(len(steps[killed[0]]) < job.steps, "the killed process had done all of the work")
-    expect(steps[survivor] == list(range(1, job.steps + 1)), "the second attempt left out steps")
-    return f"{job.steps} steps, 1 crash, taken over"
+    expect(len(steps[killed[0]]) < job.steps, "the killed process had already done all steps")
+    expect(steps[survivor] == list(range(1, job.steps + 1)), "the second attempt skipped steps")
+    return f"{job.steps} steps, 1 crash, done by another process"

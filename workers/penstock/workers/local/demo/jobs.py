@@ -25,7 +25,7 @@ class FillReservoir(Job, kind="demo.fill", queue="demo", timeout=120):
 class Filled(BaseModel):
     steps: int
     pid: int
-    """Of the worker that filled it to the brim."""
+    """Process id of the worker that finished the job."""
 
 
 @handles(FillReservoir)

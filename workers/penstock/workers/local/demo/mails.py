@@ -1,4 +1,4 @@
-"""The demo's mails, and whether the server got them."""
+"""The demo's mails, and checks that the server received them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def welcome(name: str, to: str) -> SendEmail:
 
 @dataclass
 class Mails:
-    """What was sent to whom."""
+    """The mails that the demo sends, and their checks."""
 
     mailbox: Mailbox
     addresses: list[str] = field(default_factory=lambda: [f"{name.lower()}@example.com" for name in NAMES])
@@ -33,13 +33,13 @@ class Mails:
         return producer.enqueue_many(welcome(name, to) for name, to in zip(NAMES, self.addresses, strict=True))
 
     def check(self, results: Sequence[dict[str, Any]]) -> str:
-        """Each of the five lies in the mailbox, once."""
+        """Check that the mailbox has each of the mails once."""
         for name, address, result in zip(NAMES, self.addresses, results, strict=True):
             self._check(address, name, result)
         return f"{len(self.addresses)} mails received"
 
     def check_delayed(self, enqueued_at: datetime, results: Sequence[dict[str, Any]]) -> str:
-        """It came, and not before its time."""
+        """Check that the delayed mail arrived, and not before its due time."""
         self._check(LATER, "Later", results[0])
         waited = self.mailbox.received(LATER)[0].received_at - enqueued_at
         expect(waited >= DELAY, f"the delayed mail came after {waited.total_seconds():.2f} s already")

@@ -17,7 +17,7 @@ OFFICE = "office@example.com"
 
 
 class FindTowns(Job, kind="demo.towns", queue="demo"):
-    """Which towns there are orders from.
+    """Find the towns of all orders.
 
     Attributes:
         database: path of the orders' SQLite.
@@ -28,11 +28,11 @@ class FindTowns(Job, kind="demo.towns", queue="demo"):
 
 @handles(FindTowns)
 async def find_towns(job: FindTowns) -> list[str]:
-    def ask() -> list[str]:
+    def select_towns() -> list[str]:
         with closing(sqlite3.connect(job.database)) as connection:
             return [town for (town,) in connection.execute("SELECT DISTINCT town FROM orders ORDER BY town")]
 
-    return await asyncio.to_thread(ask)
+    return await asyncio.to_thread(select_towns)
 
 
 class Nightly(Workflow, kind="demo.nightly", queue="demo"):
@@ -55,6 +55,6 @@ class Nightly(Workflow, kind="demo.nightly", queue="demo"):
 
     @step
     def mail(self, sync: SyncFinished, report: list[ReportBuilt]) -> SendEmail:
-        links = [f"{one.parameters['town']}, {one.rows:,} orders: {self.files}/{one.key}" for one in report]
+        links = [f"{built.parameters['town']}, {built.rows:,} orders: {self.files}/{built.key}" for built in report]
         text = "\n".join([f"{sync.fetched:,} customers have changed.", "", *links])
         return SendEmail(to=(OFFICE,), subject=f"{len(report)} reports of last night", text=text)

@@ -1,4 +1,4 @@
-"""Following jobs to their end, and judging what they left."""
+"""Work of the demo: its jobs, followed to their end and checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penstock.ledger.sql.tables import workers
 from penstock.producers.handles.handles import JobHandle
 from penstock.schemas.states import State
 from penstock.workers.local.demo.checks import CheckFailed, expect
-from penstock.workers.local.demo.show import Row, Show
+from penstock.workers.local.demo.narrator import Narrator, Row
 from penstock.workers.local.up.signals import Stopping
 
 LOOK_SECONDS = 0.1
@@ -26,7 +26,7 @@ LOOK_SECONDS = 0.1
 
 @dataclass
 class Work:
-    """Some jobs that make one line of the table.
+    """Jobs that make one row of the table.
 
     Attributes:
         check: given the results, in the order of the handles, opens what the jobs made and returns how many of what.
@@ -52,7 +52,7 @@ class Work:
 
 
 def follow(
-    show: Show, database: Database, works: Sequence[Work], timeout_seconds: float, stopping: Stopping
+    narrator: Narrator, database: Database, tasks: Sequence[Work], timeout_seconds: float, stopping: Stopping
 ) -> list[Row]:
     """Show the works' progress until all have ended or the timeout; returns a row for each.
 
@@ -61,23 +61,23 @@ def follow(
     """
     deadline = time.monotonic() + timeout_seconds
     rows: dict[int, Row] = {}
-    with show.bars():
-        while len(rows) < len(works):
+    with narrator.bars():
+        while len(rows) < len(tasks):
             late = time.monotonic() > deadline
-            for number, work in enumerate(works):
+            for number, work in enumerate(tasks):
                 if number in rows:
                     continue
                 work.statuses = [handle.status() for handle in work.handles]
-                _show(show, work)
+                _update_bar(narrator, work)
                 if work.ended or late:
                     rows[number] = judge(work, database)
-                    show.finished(rows[number])
+                    narrator.finished(rows[number])
             stopping.pause(LOOK_SECONDS)
-    return [rows[number] for number in range(len(works))]
+    return [rows[number] for number in range(len(tasks))]
 
 
 def judge(work: Work, database: Database) -> Row:
-    """Whether the jobs ended as they must, and left what they say."""
+    """Check the end states of the jobs and their results. Returns the row for the table."""
     engine, count, problem = engines_of(database, work.handles), "", None
     try:
         for status in work.statuses:
@@ -87,12 +87,12 @@ def judge(work: Work, database: Database) -> Row:
     except CheckFailed as error:
         problem = str(error)
     except (PenstockError, OSError, LookupError, TypeError, ValueError) as error:
-        problem = f"{type(error).__name__}: {error}"  # such as a file that is not there
+        problem = f"{type(error).__name__}: {error}"  # such as a missing file
     return Row(work.what, engine, count, _seconds(work) if work.timed else None, work.where, problem)
 
 
 def engines_of(database: Database, handles: Sequence[JobHandle]) -> str:
-    """Which engines' workers ran the last attempts of jobs."""
+    """The engines whose workers ran the last attempts of the jobs."""
     ids = [handle.id for handle in handles]
     select = (
         sa.select(history.c.job_id, workers.c.engine)
@@ -110,15 +110,15 @@ def _seconds(work: Work) -> float | None:
     return (max(ended) - min(begun)).total_seconds() if begun and ended else None
 
 
-def _show(show: Show, work: Work) -> None:
+def _update_bar(narrator: Narrator, work: Work) -> None:
     if len(work.statuses) == 1:
         (status,) = work.statuses
         progress = status.progress
         if progress is not None and not status.final:
-            show.update(work.what, progress.done, progress.total, progress.note or "")
+            narrator.update(work.what, progress.done, progress.total, progress.note or "")
         else:
             done = progress.done if progress is not None else 1
-            show.update(work.what, done if status.final else 0, done if status.final else None, str(status.state))
+            narrator.update(work.what, done if status.final else 0, done if status.final else None, str(status.state))
     else:
         ended = sum(status.final for status in work.statuses)
-        show.update(work.what, ended, len(work.statuses))
+        narrator.update(work.what, ended, len(work.statuses))

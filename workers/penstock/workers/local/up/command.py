@@ -14,7 +14,7 @@ from penstock.config.toml import find_config
 from penstock.workers.handlers.discovery import discover
 from penstock.workers.local.up.layout import Layout, plan, queues_by_engine
 from penstock.workers.local.up.lock import folder_lock
-from penstock.workers.local.up.running import running
+from penstock.workers.local.up.run import running_services
 from penstock.workers.local.up.signals import stopping_on_signals
 
 DEFAULT_FOLDER = Path("var")
@@ -24,8 +24,8 @@ def run_up(folder: str | Path | None = None, imports: Sequence[str] = ()) -> int
     """Run everything on this machine until Ctrl-C, SIGTERM or SIGHUP. Returns the exit code.
 
     Arguments:
-        folder: of all state; None: `./var`.
-        imports: modules with handlers of the user's own.
+        folder: for all data; None: `./var`.
+        imports: the user's modules with handlers.
 
     Raises:
         FolderInUse: another one runs there. PortInUse. ConfigError, BrokerUnavailable, LedgerUnavailable,
@@ -40,19 +40,19 @@ def run_up(folder: str | Path | None = None, imports: Sequence[str] = ()) -> int
     with folder_lock(home) as lock, stopping_on_signals() as stopping:
         discover(imports)
         layout = plan(load_settings(), home, imports, config=find_config())
-        with running(layout, lock=lock, stopping=stopping, say=say) as (supervisor, _database):
+        with running_services(layout, lock=lock, stopping=stopping, say=say) as (supervisor, _database):
             if not stopping.is_set():
                 hint = f"In another terminal: source {_short(layout.environment_file)}; penstock enqueue … then works."
                 for line in ("", *overview(layout), "", hint, "Ctrl-C stops everything.", ""):
                     console.print(line, markup=False)
             supervisor.watch(stopping)
-            say("stopping: workers finish what they run; Ctrl-C again kills them")
-    say("all has stopped")
+            say("stopping: workers finish their running jobs; Ctrl-C again kills them")
+    say("everything has stopped")
     return 0
 
 
 def overview(layout: Layout) -> list[str]:
-    """What runs where, as lines."""
+    """Services and their addresses, as lines."""
     settings = layout.settings
     user, _, password = layout.flower_auth.partition(":")
     workers = queues_by_engine(settings).items()

@@ -1,8 +1,8 @@
-"""Stops what a killed supervisor left behind. Run as a script of its own: it must start fast and need nothing.
+"""Guard: stops the services that a killed supervisor left behind. A script of its own, so it starts fast.
 
-The supervisor holds the other end of our stdin and says on it what runs: `+PID STAGE` and `-PID`, a line each. When
-the pipe ends, the supervisor is gone, in whatever way: what still runs is stopped, the lower stages first, so that
-workers give their jobs back while Redis is still there. The folder's lock is inherited, and so held until then.
+The supervisor writes to our stdin which processes run: `+PID STAGE` and `-PID`, a line each. When the pipe ends, the
+supervisor is gone. The guard then stops the remaining processes, the lower stages first, so that workers return their
+jobs while Redis still runs. The folder's lock is inherited, and so held until then.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def stop(pids: list[int], grace_seconds: float) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; one that ended and that nobody has waited for, as in many containers, does not."""
+    """Whether a process runs. A zombie, which many containers do not reap, does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

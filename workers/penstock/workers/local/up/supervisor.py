@@ -15,11 +15,11 @@ from penstock.workers.local.up.processes import Child, Guard, Service
 LOOK_SECONDS = 0.1
 """Between looks at the children."""
 START_SECONDS = 120.0
-"""How long a service may take until it is ready."""
-TELL_SECONDS = 2.0
-"""How long the end of everything waits for who is told of a death."""
+"""Time limit for a service to become ready."""
+REPORT_SECONDS = 2.0
+"""Time limit for the last `died` callbacks at the end."""
 LAST_LINES = 12
-"""Of the log of a service that did not start."""
+"""Lines shown of the log of a service that did not start."""
 
 
 class Supervisor:
@@ -29,8 +29,8 @@ class Supervisor:
         logs: the folder of the log files, one for each service.
         grace_seconds: how long a stage may take to stop before it is killed.
         say: takes a line for each change of state.
-        died: is told of each process that ended: its pid, how, and the bytes of memory it has used at most. Called in
-            a thread, so that it may take its time; what it raises is of no consequence.
+        died: called for each process that ended, with its pid, how it ended and its peak memory in bytes. It runs in
+            a thread, so it may block; its errors are ignored.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Supervisor:
         self._logs, self._grace, self._tell = logs, grace_seconds, say
         self._guard = Guard(lock, grace_seconds)
         self._died = died
-        self._telling: list[threading.Thread] = []
+        self._reports: list[threading.Thread] = []
 
     def start(self, services: Sequence[Service], stopping: threading.Event) -> None:
         """Start services together and return when all are ready, or `stopping` is set.
@@ -83,13 +83,13 @@ class Supervisor:
         """Stop all, the lowest stage first, and return when nothing runs.
 
         Arguments:
-            hurry: becomes true when nobody wants to wait any longer; what runs is then killed.
+            hurry: returns true once waiting is no longer wanted; running processes are then killed.
         """
         for stage in sorted({child.service.stage for child in self.children.values()}):
             self._stop([child for child in self.children.values() if child.service.stage == stage], hurry)
         self._guard.close()
-        for thread in self._telling:
-            thread.join(TELL_SECONDS)
+        for thread in self._reports:
+            thread.join(REPORT_SECONDS)
 
     def _start(self, child: Child) -> None:
         self._guard.add(child.start(), child.service.stage)
@@ -103,7 +103,7 @@ class Supervisor:
                 self._say(f"{child.service.name} starts again (pid {child.pid})")
         elif (code := child.ended()) is not None:
             self._guard.remove(pid)
-            self._tell_death(pid, _named(code), child.peak_memory_bytes)
+            self._report_exit(pid, _named(code), child.peak_memory_bytes)
             self._say(
                 f"{child.service.name} (pid {pid}) ended with {_named(code)}; starts again in "
                 f"{child.start_at - time.monotonic():.1f} s; its log: {child.log}"
@@ -116,17 +116,17 @@ class Supervisor:
             child.ready = True
             self._say(f"{child.service.name} is ready (pid {child.pid})")
 
-    def _tell_death(self, pid: int, how: str, peak: int | None) -> None:
+    def _report_exit(self, pid: int, how: str, peak: int | None) -> None:
         def tell() -> None:
             with contextlib.suppress(Exception):
                 self._died(pid, how, peak)
 
-        self._telling = [thread for thread in self._telling if thread.is_alive()]
-        self._telling.append(threading.Thread(target=tell, daemon=True))
-        self._telling[-1].start()
+        self._reports = [thread for thread in self._reports if thread.is_alive()]
+        self._reports.append(threading.Thread(target=tell, daemon=True))
+        self._reports[-1].start()
 
     def _say(self, line: str) -> None:
-        # A terminal that was closed must not keep us from stopping; rich leaves with SystemExit then.
+        # A closed terminal must not prevent the stop; rich raises SystemExit then.
         with contextlib.suppress(OSError, SystemExit):
             self._tell(line)
 
@@ -139,7 +139,7 @@ class Supervisor:
                 pid = child.pid
                 if (code := child.ended()) is not None and pid is not None:
                     self._guard.remove(pid)
-                    self._tell_death(pid, _named(code), child.peak_memory_bytes)
+                    self._report_exit(pid, _named(code), child.peak_memory_bytes)
                     self._say(f"{child.service.name} has stopped" + (f" with {_named(code)}" if code else ""))
             if hurry() or time.monotonic() > deadline:
                 for child in children:

@@ -1,4 +1,4 @@
-"""The demo's HTTP API: customers as pages of JSON, with the bad moods of a real one."""
+"""The demo's HTTP API: customers as pages of JSON, with the errors of a real API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 RECORDS = 2_000
 PAGE = 100
 MOODS = {4: (429, "1"), 9: (503, None), 15: (429, "1"), 21: (503, "1")}
-"""By number of the request, from 1: what it is answered instead, and `Retry-After`."""
+"""Number of the request, from 1 → status and `Retry-After` of the error response."""
 _START = datetime(2026, 5, 1, tzinfo=UTC)
 
 
@@ -108,7 +108,7 @@ def _handler(api: CustomersApi) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing; `answers` counts."""
+            """Log nothing; `answers` counts the requests."""
 
     return Handler
 

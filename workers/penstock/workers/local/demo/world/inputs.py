@@ -10,9 +10,9 @@ from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 CAMERA = "Penstock Demo Camera"
 WIDTH, HEIGHT = 1600, 1200
-"""Of the photograph as it is to be seen; its file holds it lying on its side, as cameras do."""
+"""Size of the upright photograph; the file stores it on its side, as cameras do."""
 SUN = (1250, 260)
-"""Where the sun stands, to see by that the picture was turned upright."""
+"""Position of the sun, which shows whether the picture was turned upright."""
 PLACE = ((46.0, 34.0, 30.0), (7.0, 54.0, 20.0))
 """Degrees, minutes, seconds: north and east."""
 

@@ -1,4 +1,4 @@
-"""The demo's mail server: it takes mail on loopback, and refuses whom it is told to."""
+"""The demo's mail server: it accepts mail on loopback, except for the addresses in `refused`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penstock.workers.local.up.redis_server import free_port
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One mail as it came in, and for whom."""
+    """A received mail and its recipients."""
 
     received_at: datetime
     recipients: tuple[str, ...]
@@ -32,7 +32,7 @@ class Mailbox:
         folder: made; each mail is also written there, for people to look at.
 
     Attributes:
-        refused: addresses that are answered 550, for good, while they are in this set.
+        refused: addresses that get a permanent refusal (550) while they are in this set.
     """
 
     def __init__(self, folder: Path) -> None:

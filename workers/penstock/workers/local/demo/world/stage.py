@@ -1,4 +1,4 @@
-"""The demo's folder: inputs, a `penstock.toml`, and the two servers that stand for other people's."""
+"""The demo's folder: inputs, a `penstock.toml`, and two servers in place of external ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from penstock.workers.local.up.redis_server import free_port
 
 TEMPLATE = Path(__file__).with_name("penstock.toml")
 LEASE_SECONDS = 5.0
-"""Shorter than the default of 15, so that nobody waits long for a killed worker's job."""
+"""Shorter than the default of 15, so that a killed worker's job is soon taken over."""
 PHOTO, PDF = "incoming/valley.jpg", "incoming/delivery-note.pdf"
 IMPORTS = ("penstock.workers.local.demo.jobs", "penstock.workers.local.demo.nightly")
 EVERY_SECONDS = 5
@@ -31,7 +31,7 @@ EVERY_SECONDS = 5
 
 @dataclass(frozen=True)
 class Stage:
-    """All that the demo works on.
+    """The environment of the demo.
 
     Attributes:
         uploads: the bytes that were put into the storage, by key.

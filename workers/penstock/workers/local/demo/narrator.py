@@ -1,4 +1,4 @@
-"""What the demo shows: progress bars in a terminal, plain lines elsewhere, and a table at the end."""
+"""The demo's output: progress bars in a terminal, plain lines elsewhere, and a table at the end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the final table.
+    """A row of the final table.
 
     Attributes:
-        engine: that did it, or "" where neither did.
-        seconds: from enqueueing to the end; None where that means nothing.
-        problem: what does not hold; None: all checks did.
+        engine: the engine that ran the jobs; "" if there is none.
+        seconds: from enqueueing to the end; None if it is not timed.
+        problem: the failed check; None if all passed.
     """
 
     what: str
@@ -31,19 +31,19 @@ class Row:
     problem: str | None = None
 
 
-class Show:
+class Narrator:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = 120
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
 
     @property
     def seconds(self) -> float:
         """Since the demo began."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self._started_at
 
     def title(self, text: str) -> None:
         self.console.print(f"\n[bold]{escape(text)}[/]")
@@ -81,7 +81,7 @@ class Show:
         self._progress.update(self._bars[name], completed=done, total=total, note=escape(note))
 
     def finished(self, row: Row) -> None:
-        """Say that something is done and checked."""
+        """Report a finished row."""
         mark = "ok    " if row.problem is None else "FAILED"
         took = "" if row.seconds is None else f"; {row.seconds:.1f} s"
         by = f" ({row.engine})" if row.engine else ""

@@ -1,4 +1,4 @@
-"""Starting all services of a layout, and stopping them however the block around them ends."""
+"""Run all services of a layout, and stop them however the block around them ends."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from penstock.workers.local.up.signals import Stopping
 from penstock.workers.local.up.supervisor import Supervisor
 
 STOP_MARGIN_SECONDS = 5.0
-"""What a worker gets beyond its grace, to record outcomes and sign off."""
+"""Extra time of a worker beyond its grace, to record outcomes and sign off."""
 
 
 @contextlib.contextmanager
-def running(
+def running_services(
     layout: Layout, *, lock: int, stopping: Stopping, say: Callable[[str], None]
 ) -> Iterator[tuple[Supervisor, Database]]:
     """Run everything while the block does; yields when all is ready, or `stopping` is set.
