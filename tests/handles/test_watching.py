@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from handles.watched_jobs import NEVER, Background, Blind, Play, cues, watchers
-from pydantic import BaseModel, ConfigDict
+from handles.watched_jobs import NEVER, Background, Blind, Play, Sent, cues, watchers
 from support.polling import WAIT_SECONDS, until, until_async
 
 from penstock.config.errors import InvalidResult, JobFailed, NotTracked, WaitTimeout
@@ -19,34 +18,11 @@ from penstock.ledger.queries.status import Progress
 from penstock.producers import AsyncJobHandle, AsyncProducer, Producer
 from penstock.producers.handles import handles, redis_listener
 from penstock.schemas.wire.ids import new_id
-from penstock.workers import Context
-from penstock.workers import handles as runs
 from penstock.workers.engines.worker import Worker
-
-
-class Sent(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    day: date
-    parts: tuple[int, ...]
 
 
 def say(name: str, what: Any) -> None:
     cues.setdefault(name, []).append(what)
-
-
-@runs(Play)
-async def play(job: Play, ctx: Context) -> Any:
-    while job.name:
-        await until_async(lambda: cues.get(job.name))
-        match cues[job.name].pop(0):
-            case int(done):
-                ctx.progress(done, 9)
-            case "fail":
-                raise ValueError("boom")
-            case "end":
-                break
-    return Sent(day=date(2026, 2, 1), parts=(1, 2))
 
 
 @pytest.fixture

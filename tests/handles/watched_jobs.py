@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import redis
-from support.polling import WAIT_SECONDS
+from pydantic import BaseModel, ConfigDict
+from support.polling import WAIT_SECONDS, until_async
 
 from penstock.schemas import Job, RetryPolicy
+from penstock.workers import Context
 from penstock.workers import handles as runs
 
 NEVER = 3600.0
@@ -25,6 +28,27 @@ class Blind(Job, kind="watch.blind", queue="watched", track=False): ...
 
 
 cues: dict[str, list[Any]] = {}
+
+
+class Sent(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    day: date
+    parts: tuple[int, ...]
+
+
+@runs(Play)
+async def play(job: Play, ctx: Context) -> Any:
+    while job.name:
+        await until_async(lambda: cues.get(job.name))
+        match cues[job.name].pop(0):
+            case int(done):
+                ctx.progress(done, 9)
+            case "fail":
+                raise ValueError("boom")
+            case "end":
+                break
+    return Sent(day=date(2026, 2, 1), parts=(1, 2))
 
 
 @runs(Blind)
