@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.testing import mark_due_as_sent
 from penstock.ledger.transitions.cancel import cancel_in
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.due import envelope_of
@@ -153,7 +154,7 @@ class _Firing:
                 cancel_in(connection, database, str(self._last))
             [answer] = enter(connection, database, [self._rule.envelope(_now(), time)], _now())
             self._last = answer.job_id
-            _send(connection, [answer.job_id])
+            mark_due_as_sent(connection, [answer.job_id])
 
 
 class _Run:
@@ -181,7 +182,7 @@ class _Run:
         self._raised = self._outcome = None
         self._refused = False
         envelope = envelope_of(row)
-        self._database.write(functools.partial(_hand_over, row=row))
+        self._database.write(functools.partial(hand_over, row=row))
         consumer = MemoryConsumer(self._broker, [row.queue])
         self._broker.send([envelope])
         self._executor.submit(consumer.fetch(1, 0.0))
@@ -190,7 +191,7 @@ class _Run:
             self._broker.lanes.clear()  # of released deliveries: the row says what follows
         if self._outcome is not None:
             if enqueued := [envelope.id for envelope in self._outcome.outgoing if envelope.queue != DISPATCHER_QUEUE]:
-                self._database.write(functools.partial(_send, ids=enqueued))
+                self._database.write(functools.partial(mark_due_as_sent, ids=enqueued))
             return self._ran(self._outcome, raising)
         if self._refused:
             return None
@@ -250,20 +251,6 @@ class _Run:
 
     def ended(self, outcome: AttemptOutcome) -> None:
         self._outcome = outcome
-
-
-def _send(connection: sa.Connection, ids: Sequence[str]) -> None:
-    """Mark jobs as sent, as a dispatcher would: those enqueued for now show no delay then."""
-    due = sa.and_(jobs.c.id.in_(ids), jobs.c.state == State.SCHEDULED, jobs.c.due_at <= _now())
-    connection.execute(sa.update(jobs).where(due).values(state=State.QUEUED, due_at=jobs.c.enqueued_at))
-
-
-def _hand_over(connection: sa.Connection, row: Any) -> None:
-    """Mark a job as sent. An untracked job leaves the ledger then, unless it has failed before."""
-    if registry[row.kind].track or row.fence > 0 or row.failures > 0:
-        connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(state=State.QUEUED, due_at=_now()))
-    else:
-        connection.execute(sa.delete(jobs).where(jobs.c.id == row.id))
 
 
 def _now() -> datetime:
