@@ -20,7 +20,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
-from penstock.ledger.testing import mark_due_as_sent
+from penstock.ledger.testing import hand_over, mark_due_as_sent
 from penstock.ledger.transitions.cancel import cancel_in
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.due import envelope_of
