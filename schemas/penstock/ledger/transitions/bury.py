@@ -1,7 +1,14 @@
-"""Burying: a message that cannot become a job, or a job that nothing may run again, becomes a dead letter."""
+"""Burying: every way in which a job becomes dead ends here, with the insertion of its dead letter.
+
+- A message that cannot become a job: `bury_message`.
+- A job whose worker died, and that nothing may run again: `bury_crashed`, which `abandoned` calls.
+- A job whose attempt failed for good (`outcome`), and a workflow that failed (`workflow_end`): they set the state with
+  what else changes, and call `bury`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +32,16 @@ ARROWS = fan((None, State.SCHEDULED, State.QUEUED), (State.DEAD,), "its message 
 
 _OVERWRITTEN = frozenset({State.SCHEDULED, State.QUEUED})
 """States of a job whose message turned out unreadable. In any other the message is a copy, and the job goes on."""
+
+
+def bury(connection: sa.Connection, database: Database, rows: Sequence[Row]) -> None:
+    """Insert the dead letters of jobs that die in this transaction.
+
+    Arguments:
+        rows: as `rows.dead_letters` makes them; a dead letter replaces an earlier one of its job.
+    """
+    if rows:
+        connection.execute(database.upsert(dead_letters), list(rows))
 
 
 def bury_message(database: Database, envelope: Envelope, raw: bytes, reason: str, detail: str) -> str:
@@ -58,7 +75,7 @@ def bury_crashed(connection: sa.Connection, database: Database, row: Any, reason
     kept = dead_letter.of_job(
         row.id, row.kind, row.queue, reason=reason, detail=error, error=f"{reason}: {error}", created_at=now
     )
-    connection.execute(database.upsert(dead_letters), [kept])
+    bury(connection, database, [kept])
 
 
 def _bury_message(
@@ -91,7 +108,7 @@ def _bury_message(
                 announce_ends(connection, database, [job_id])
             elif kept["kind"] is not None:
                 connection.execute(database.insert_ignore(jobs), [_row_of(envelope, now) | change])
-    connection.execute(database.upsert(dead_letters), [kept])
+    bury(connection, database, [kept])
     return str(kept["id"])
 
 

@@ -17,7 +17,8 @@ from penstock.ledger.rows.ended import announce_ends
 from penstock.ledger.rows.jobs import Row, message_row
 from penstock.ledger.sql.clock import seconds_from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import UtcDateTime, attempts, dead_letters, jobs
+from penstock.ledger.sql.tables import UtcDateTime, attempts, jobs
+from penstock.ledger.transitions.bury import bury
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.enqueue import enter
 from penstock.schemas.states import WAITING, Outcome, State
@@ -126,8 +127,7 @@ def write_outcomes(
     )
     if rows := [_attempt_row(outcome, worker) for outcome in accepted if _has_attempt_row(outcome)]:
         database.execute_many(connection, database.insert_ignore(attempts), rows)
-    if dead := [_dead_letter(outcome) for outcome in accepted if outcome.state == State.DEAD]:
-        connection.execute(database.upsert(dead_letters), dead)
+    bury(connection, database, [_dead_letter(outcome) for outcome in accepted if outcome.state == State.DEAD])
     # Only a step's job has a mark in its embed. One that seems to go on has ended, too, if it was asked to cancel.
     marked = [outcome.claim.message for outcome in accepted if outcome.claim.message.embed is not None]
     if of_steps := [message.id for message in marked if message.embed and steps.MARK in message.embed]:

@@ -12,7 +12,8 @@ from penstock.ledger.rows import steps
 from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.ended import final_columns
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.sql.tables import jobs
+from penstock.ledger.transitions.bury import bury
 from penstock.schemas.states import State
 
 ARROWS = fan((State.SCHEDULED,), (State.SUCCEEDED, State.CANCELLED, State.DEAD), "ended with its workflow")
@@ -59,7 +60,7 @@ def bury_own_job(
     """End the own job of a workflow that failed: it is a dead letter."""
     now = datetime.now(UTC)
     row = dead_letter.of_job(workflow_id, kind, queue, reason="failed", detail=error or "", created_at=now)
-    connection.execute(database.upsert(dead_letters), [row])
+    bury(connection, database, [row])
     _end_own_job(connection, workflow_id, State.DEAD, error, now)
 
 
