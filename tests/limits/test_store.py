@@ -12,11 +12,11 @@ from limits.clocked_store import INTERVAL, LEASE, ONE, PACED, RULES, TWO, Clocke
 from penstock.producers.limits.store import (
     LEAD_SECONDS,
     PATIENCE_SECONDS,
-    Entered,
-    Free,
-    HeldBack,
+    FreeSlot,
     LimitStore,
-    Place,
+    Slot,
+    SlotGrant,
+    SlotRefusal,
 )
 from penstock.producers.senders.redis.protocol import pack
 
@@ -29,19 +29,19 @@ def store(redis_url: str, prefix: str) -> Iterator[Clocked]:
     store.close()
 
 
-def enter(store: LimitStore, *places: Place, job: str = "") -> Entered | HeldBack:
-    return store.enter([entry(job or uuid.uuid4().hex, *places)])[0]
+def enter(store: LimitStore, *slots: Slot, job: str = "") -> SlotGrant | SlotRefusal:
+    return store.enter([entry(job or uuid.uuid4().hex, *slots)])[0]
 
 
 def test_a_concurrency_limit_starts_the_next_job_when_one_finishes(store: Clocked) -> None:
     jobs = [entry(str(n), TWO) for n in range(3)]
-    assert store.enter(jobs) == [Entered(0), Entered(0), HeldBack("two:")]
+    assert store.enter(jobs) == [SlotGrant(0), SlotGrant(0), SlotRefusal("two:")]
     assert store.take(10) == []
     store.leave([jobs[0]])
     [free] = store.take(10)
     assert (free.slot, free.count) == ("two:", 1)
     store.wake(free, ["2"], more=False)
-    assert store.enter([jobs[2]]) == [Entered(0)]
+    assert store.enter([jobs[2]]) == [SlotGrant(0)]
     assert store.look(["two:"])[0].running == ("1", "2")
 
 
@@ -49,10 +49,10 @@ def test_a_later_job_does_not_take_the_slot_of_a_waiting_one(store: Clocked) -> 
     first, waits = entry("first", ONE), entry("waits", ONE)
     store.enter([first, waits])
     store.leave([first])
-    assert enter(store, ONE) == HeldBack("one:")
+    assert enter(store, ONE) == SlotRefusal("one:")
     store.wake(store.take(10)[0], ["waits"], more=True)
-    assert enter(store, ONE) == HeldBack("one:")
-    assert store.enter([waits]) == [Entered(0)]
+    assert enter(store, ONE) == SlotRefusal("one:")
+    assert store.enter([waits]) == [SlotGrant(0)]
 
 
 def test_a_killed_worker_has_its_places_for_a_lease_and_a_living_one_for_good(store: Clocked) -> None:
@@ -62,8 +62,8 @@ def test_a_killed_worker_has_its_places_for_a_lease_and_a_living_one_for_good(st
         store.after(LEASE / 4)
         store.renew([], [alive])
     assert store.look(["two:"])[0].running == ("alive",)
-    assert enter(store, TWO) == Entered(0)
-    assert enter(store, TWO) == HeldBack("two:")
+    assert enter(store, TWO) == SlotGrant(0)
+    assert enter(store, TWO) == SlotRefusal("two:")
 
 
 def test_the_end_of_a_lease_wakes_who_waits(store: Clocked) -> None:
@@ -93,19 +93,19 @@ def test_a_late_writer_gives_back_nothing_of_the_next_attempt(store: Clocked) ->
     store.after(LEASE)
     store.renew([], [])
     store.after(LEASE / 2)
-    assert store.enter([now]) == [Entered(0)]
+    assert store.enter([now]) == [SlotGrant(0)]
     store.leave([late])
     assert store.look(["one:"])[0].running == ("job",)
 
 
 def test_a_job_that_one_limit_holds_back_has_no_place_under_another(store: Clocked) -> None:
     store.enter([entry("holder", ONE)])
-    assert store.enter([entry("both", TWO, ONE)]) == [HeldBack("one:")]
+    assert store.enter([entry("both", TWO, ONE)]) == [SlotRefusal("one:")]
     assert store.look(["two:"])[0].running == ()
     store.enter([entry("a", PACED), entry("b", PACED)])
-    assert store.enter([entry("paced", TWO, PACED)]) == [HeldBack("paced:")]
+    assert store.enter([entry("paced", TWO, PACED)]) == [SlotRefusal("paced:")]
     assert store.look(["two:"])[0].running == ()
-    assert store.enter([entry("back", PACED, ONE)]) == [HeldBack("paced:")]
+    assert store.enter([entry("back", PACED, ONE)]) == [SlotRefusal("paced:")]
 
 
 def test_a_woken_job_that_another_limit_holds_back_lets_its_place_go(store: Clocked) -> None:
@@ -113,28 +113,28 @@ def test_a_woken_job_that_another_limit_holds_back_lets_its_place_go(store: Cloc
     store.leave([entry("a", TWO)])
     store.wake(store.take(10)[0], ["c"], more=True)
     assert store.look(["two:"])[0].woken == ("c",)
-    assert store.enter([entry("c", TWO, ONE)]) == [HeldBack("one:")]
+    assert store.enter([entry("c", TWO, ONE)]) == [SlotRefusal("one:")]
     assert store.look(["two:"])[0].woken == ()
     assert [(free.slot, free.count) for free in store.take(10)] == [("two:", 1)]
 
 
 def test_a_rate_lets_in_a_burst_and_then_one_each_interval(store: Clocked) -> None:
-    assert [enter(store, PACED) for _ in range(3)] == [Entered(0), Entered(0), HeldBack("paced:")]
+    assert [enter(store, PACED) for _ in range(3)] == [SlotGrant(0), SlotGrant(0), SlotRefusal("paced:")]
     assert store.take(10) == []
     store.after(INTERVAL - LEAD_SECONDS)
     [free] = store.take(10)
     assert free.count == 1
     store.wake(free, ["w"], more=False)
-    assert store.enter([entry("w", PACED)]) == [Entered(pytest.approx(LEAD_SECONDS))]
-    assert enter(store, PACED) == HeldBack("paced:")
+    assert store.enter([entry("w", PACED)]) == [SlotGrant(pytest.approx(LEAD_SECONDS))]
+    assert enter(store, PACED) == SlotRefusal("paced:")
 
 
 def test_a_woken_job_waits_in_its_worker_for_no_longer_than_a_moment(store: Clocked) -> None:
     for _ in range(3):
         enter(store, PACED)
-    store.wake(Free("paced:", 1, "0"), ["early"], more=True)
+    store.wake(FreeSlot("paced:", 1, "0"), ["early"], more=True)
     store.after(INTERVAL - PATIENCE_SECONDS - 0.01)
-    assert store.enter([entry("early", PACED)]) == [HeldBack("paced:")]
+    assert store.enter([entry("early", PACED)]) == [SlotRefusal("paced:")]
 
 
 def test_a_rate_wakes_no_job_for_a_slot_that_is_reserved(store: Clocked) -> None:
@@ -153,10 +153,10 @@ def test_jobs_are_held_back_after_a_silence_until_workers_could_report_what_they
     runs = entry("runs", ONE)
     store.enter([runs])
     store.after(2 * LEASE)  # Redis was down for longer than the lease
-    assert enter(store, ONE) == HeldBack("one:")
+    assert enter(store, ONE) == SlotRefusal("one:")
     store.renew([], [runs])
     store.after(LEASE / 2)
-    assert enter(store, ONE) == HeldBack("one:")
+    assert enter(store, ONE) == SlotRefusal("one:")
     assert store.look(["one:"])[0].running == ("runs",)
 
 
@@ -165,12 +165,12 @@ def test_jobs_are_held_back_by_an_emptied_redis_until_workers_could_report_what_
     store.enter([runs])
     names = ["", ":since", ":asked", ":busy", ":wakes", ":held:one:"]
     store._connections.execute(pack("DEL", *(f"{store._base}{name}" for name in names)))
-    assert enter(store, TWO) == HeldBack("two:")
+    assert enter(store, TWO) == SlotRefusal("two:")
     store.renew([*RULES.values()], [runs])
     store.after(LEASE / 2)
-    assert enter(store, TWO) == HeldBack("two:")  # a job waits, and comes first
+    assert enter(store, TWO) == SlotRefusal("two:")  # a job waits, and comes first
     assert {free.slot: free.count for free in store.take(10)} == {"two:": 2}
-    assert enter(store, ONE) == HeldBack("one:")
+    assert enter(store, ONE) == SlotRefusal("one:")
 
 
 def test_the_next_job_starts_at_once_after_an_orderly_stop(store: Clocked) -> None:
@@ -178,7 +178,7 @@ def test_the_next_job_starts_at_once_after_an_orderly_stop(store: Clocked) -> No
     store.leave([entry("ran", ONE)])
     store.renew([], [])
     store.after(10 * LEASE)
-    assert enter(store, ONE) == Entered(0)
+    assert enter(store, ONE) == SlotGrant(0)
 
 
 def test_a_slot_is_shown_to_one_dispatcher_at_a_time_and_again_if_that_one_dies(store: Clocked) -> None:

@@ -14,10 +14,10 @@ from limits.clocked_store import INTERVAL, LEASE, ONE, PACED, RULES, TOLERANCE, 
 from penstock.producers.limits.store import (
     LEAD_SECONDS,
     PATIENCE_SECONDS,
-    Entered,
     Entry,
-    HeldBack,
-    Place,
+    Slot,
+    SlotGrant,
+    SlotRefusal,
 )
 from penstock.schemas import Concurrency
 
@@ -37,7 +37,7 @@ class Model(RuleBasedStateMachine):
         self.waited: set[str] = set()
         self.running: dict[str, Entry] = {}
         self.lines: dict[str, list[str]] = {slot: [] for slot in self.held}
-        self.places: dict[str, tuple[Place, ...]] = {}
+        self.slots: dict[str, tuple[Slot, ...]] = {}
         self.starts: list[float] = []
         self.made = 0
 
@@ -45,29 +45,29 @@ class Model(RuleBasedStateMachine):
         if hasattr(self, "store"):
             self.store.close()
 
-    @rule(places=st.sampled_from([(TWO,), (ONE,), (PACED,), (TWO, PACED), (PACED, ONE), (ONE, TWO), (TWO, ONE, PACED)]))
-    def comes(self, places: tuple[Place, ...]) -> None:
+    @rule(slots=st.sampled_from([(TWO,), (ONE,), (PACED,), (TWO, PACED), (PACED, ONE), (ONE, TWO), (TWO, ONE, PACED)]))
+    def comes(self, slots: tuple[Slot, ...]) -> None:
         self.made += 1
-        self._enter(f"j{self.made}", places)
+        self._enter(f"j{self.made}", slots)
 
     @rule(data=st.data())
     def comes_again(self, data: Any) -> None:
         """Woken or not."""
         if waiting := [job for line in self.lines.values() for job in line] + [
-            job for job, places in self.places.items() if self._is_woken(job, places)
+            job for job, slots in self.slots.items() if self._is_woken(job, slots)
         ]:
             job = data.draw(st.sampled_from(waiting))
             for line in self.lines.values():
                 if job in line:
                     line.remove(job)
-            self._enter(job, self.places[job])
+            self._enter(job, self.slots[job])
 
     @rule(data=st.data())
     def ends(self, data: Any) -> None:
         if self.running:
             job_entry = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
             self.store.leave([job_entry])
-            for _, slot in job_entry.places:
+            for _, slot in job_entry.slots:
                 self.held[slot].pop(job_entry.member, None)
 
     @rule()
@@ -76,7 +76,7 @@ class Model(RuleBasedStateMachine):
         self.store.renew([], self.running.values())
         self.busy = False
         for job_entry in self.running.values():
-            for which, slot in job_entry.places:
+            for which, slot in job_entry.slots:
                 if isinstance(which.limit, Concurrency):
                     self.held[slot][job_entry.member] = self.store.now + LEASE
                     self.busy = True
@@ -109,14 +109,14 @@ class Model(RuleBasedStateMachine):
         for first, third in zip(starts, starts[2:], strict=False):
             assert third - first >= INTERVAL - 0.001, starts
 
-    def _enter(self, job: str, places: tuple[Place, ...]) -> None:
-        self.places[job] = places
-        job_entry = entry(job, *places)
-        expected, start = self._expected(job, places)
+    def _enter(self, job: str, slots: tuple[Slot, ...]) -> None:
+        self.slots[job] = slots
+        job_entry = entry(job, *slots)
+        expected, start = self._expected(job, slots)
         [answer] = self.store.enter([job_entry])
         if expected is None:
-            assert answer == Entered(pytest.approx(start - self.store.now, abs=0.001))
-            for which, slot in places:
+            assert answer == SlotGrant(pytest.approx(start - self.store.now, abs=0.001))
+            for which, slot in slots:
                 self.held[slot].pop(f"w/{job}", None)
                 if isinstance(which.limit, Concurrency):
                     self.held[slot][job_entry.member] = self.store.now + LEASE
@@ -126,18 +126,18 @@ class Model(RuleBasedStateMachine):
                     self.starts.append(start)
             self.running[job] = job_entry
         else:
-            assert answer == HeldBack(expected)
-            for _, slot in places:
+            assert answer == SlotRefusal(expected)
+            for _, slot in slots:
                 self.held[slot].pop(f"w/{job}", None)
             self.waited.add(expected)
             self.lines[expected].append(job)
 
-    def _expected(self, job: str, places: tuple[Place, ...]) -> tuple[str | None, float]:
+    def _expected(self, job: str, slots: tuple[Slot, ...]) -> tuple[str | None, float]:
         """The slot that holds it back; else when it starts."""
         self._heard()
         now = start = self.store.now
-        woken = self._is_woken(job, places)
-        for which, slot in places:
+        woken = self._is_woken(job, slots)
+        for which, slot in slots:
             if now < self.since + LEASE / 2 or (slot in self.waited and not woken):
                 return slot, 0.0
             if isinstance(which.limit, Concurrency):
@@ -158,8 +158,8 @@ class Model(RuleBasedStateMachine):
         start = max(self.next, self.store.now) - TOLERANCE
         return int((self.store.now + LEAD_SECONDS - start) // INTERVAL) + 1 - used
 
-    def _is_woken(self, job: str, places: tuple[Place, ...]) -> bool:
-        return any(f"w/{job}" in self.held[slot] for _, slot in places)
+    def _is_woken(self, job: str, slots: tuple[Slot, ...]) -> bool:
+        return any(f"w/{job}" in self.held[slot] for _, slot in slots)
 
     def _heard(self) -> None:
         if self.store.now - self.asked > LEASE / 2 and self.busy:

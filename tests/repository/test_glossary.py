@@ -23,6 +23,7 @@ REPLACED = {old: word for word, _, replaced in ROWS for old in replaced.split(",
 NOT_THE_COMMON_WORD = {
     "beside": "next to",
     "drawing": "render",
+    "entrance": "unique_enqueue",
     "forks": "fork_safety",
     "notes": "steps",
     "presence": "heartbeat",

@@ -12,19 +12,19 @@ from typing import Any
 
 from penstock.config.errors import ConfigError
 
-PLACES = (Path("penstock.toml"), Path("config/penstock.toml"))
+CONFIG_PATHS = (Path("penstock.toml"), Path("config/penstock.toml"))
 """Paths of the file, relative to the working directory, if none is named."""
 
 
 def find_config(path: str | Path | None = None) -> Path | None:
-    """The file to read: `path`, else `PENSTOCK_CONFIG`, else the first of `PLACES` that exists, else None.
+    """The file to read: `path`, else `PENSTOCK_CONFIG`, else the first of `CONFIG_PATHS` that exists, else None.
 
     Raises:
         ConfigError: a file was named and is not there.
     """
     named = path or os.environ.get("PENSTOCK_CONFIG")
     if named is None:
-        return next((place for place in PLACES if place.is_file()), None)
+        return next((path for path in CONFIG_PATHS if path.is_file()), None)
     if not Path(named).is_file():
         raise ConfigError(f"{named}: no such file; give an existing penstock.toml or leave PENSTOCK_CONFIG unset")
     return Path(named)

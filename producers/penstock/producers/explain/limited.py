@@ -14,7 +14,7 @@ from penstock.producers.explain.case import COUNTED, NAMED, Case, Explanation
 from penstock.producers.explain.pools import START_DISPATCHER, no_dispatcher, pool_trouble
 from penstock.producers.explain.wording import when
 from penstock.producers.limits.rules import Rule
-from penstock.producers.limits.store import LimitStore, Told, Use
+from penstock.producers.limits.store import LimitStore, PublishedRule, SlotUse
 from penstock.schemas.states import State
 
 
@@ -46,7 +46,9 @@ def explain_limited(case: Case, slot: str, before: int, database: Database, stor
     return Explanation(case.id, State.SCHEDULED, because, facts, advice)
 
 
-def _describe_concurrency(case: Case, rule: Told, use: Use, database: Database, facts: dict[str, Any]) -> str:
+def _describe_concurrency(
+    case: Case, rule: PublishedRule, use: SlotUse, database: Database, facts: dict[str, Any]
+) -> str:
     """The jobs that hold the limit; those outside of the caller's bounds are counted and not named."""
     columns = (jobs.c.id, jobs.c.worker, jobs.c.kind, jobs.c.queue, jobs.c.tenant)
     select = sa.select(*columns).where(database.among(jobs.c.id, [*use.running, *use.woken]))
@@ -69,7 +71,7 @@ def _describe_concurrency(case: Case, rule: Told, use: Use, database: Database, 
     return because if is_full else f"{because}; a place is free, and the next is sent"
 
 
-def _describe_rate(case: Case, rule: Told, use: Use, before: int, facts: dict[str, Any]) -> str:
+def _describe_rate(case: Case, rule: PublishedRule, use: SlotUse, before: int, facts: dict[str, Any]) -> str:
     ahead = before + len(use.woken)
     facts["may_run_at"] = case.now + max(use.next - rule.tolerance + ahead * rule.interval, timedelta())
     return f"{rule.text} reached; it may run {when(facts['may_run_at'], case.now)}"

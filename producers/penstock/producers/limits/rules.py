@@ -1,4 +1,4 @@
-"""Which limits hold for a job, and which of its values it shares each with."""
+"""Rules: the limits of a job, and the value by which it shares each with other jobs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Rule:
     limit: Limit
 
     def slot(self, message: Message) -> str:
-        """What a job shares with others under this rule: the name, and a hash of its value, which may be personal."""
+        """Slot of a job under this rule: the name, and a hash of the job's value, which may be personal."""
         by = self.limit.by
         if by is None:
             return f"{self.name}:"
-        told = message.job.model_dump(mode="json", include={by}) if by not in SHARES else {by: getattr(message, by)}
-        digest = hashlib.sha256(json.dumps(told.get(by), sort_keys=True).encode()).hexdigest()
+        values = message.job.model_dump(mode="json", include={by}) if by not in SHARES else {by: getattr(message, by)}
+        digest = hashlib.sha256(json.dumps(values.get(by), sort_keys=True).encode()).hexdigest()
         return f"{self.name}:{digest[:24]}"
 
     @staticmethod
     def of_slot(slot: str) -> tuple[str, str]:
-        """The name of the rule, and the hash of the share, empty if there are no shares."""
+        """The name of the rule, and the hash of the share, empty for a rule without shares."""
         name, _, share = slot.rpartition(":")
         return name, share
 
@@ -43,30 +43,30 @@ class Rule:
 
 
 class Rules:
-    """The rules of each kind in each queue; what settings say comes after what is declared beside the kind."""
+    """The rules of each kind in each queue: those that the kind declares, then those of the settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self._given = settings.limits
-        self._found: dict[tuple[str, str], tuple[Rule, ...]] = {}
+        self._limits = settings.limits
+        self._cached: dict[tuple[str, str], tuple[Rule, ...]] = {}
 
     def of(self, kind: Kind, queue: str) -> tuple[Rule, ...]:
-        found = self._found.get((kind.name, queue))
-        if found is None:
-            found = self._found[kind.name, queue] = tuple(self._rules(kind, queue))
-        return found
+        rules = self._cached.get((kind.name, queue))
+        if rules is None:
+            rules = self._cached[kind.name, queue] = tuple(self._rules(kind, queue))
+        return rules
 
     def _rules(self, kind: Kind, queue: str) -> Iterable[Rule]:
         for limit in kind.limits:
             yield Rule(f"{kind.name}/{limit.label}", limit)
         names = {kind.name, *kind.aliases}
-        for name, given in sorted(self._given.items()):
-            if queue not in given.queues and not names & set(given.kinds):
+        for name, limits in sorted(self._limits.items()):
+            if queue not in limits.queues and not names & set(limits.kinds):
                 continue
-            if given.concurrency is not None:
-                at_a_time = Concurrency(given.concurrency, by=given.by)
+            if limits.concurrency is not None:
+                at_a_time = Concurrency(limits.concurrency, by=limits.by)
                 yield Rule(f"{name}/{at_a_time.label}", at_a_time)
-            if given.rate is not None:
-                rate = Rate(given.rate, given.per, given.burst, by=given.by)
+            if limits.rate is not None:
+                rate = Rate(limits.rate, limits.per, limits.burst, by=limits.by)
                 yield Rule(f"{name}/{rate.label}", rate)
 
 
@@ -74,7 +74,7 @@ def store_url(settings: Settings) -> str | None:
     """The Redis that limits are kept in; None: there is none.
 
     Raises:
-        ConfigError: of a URL whose scheme nobody knows.
+        ConfigError: the URL has an unknown scheme.
     """
     url = settings.limits_url or settings.broker_url
     return url if scheme(url) == "redis" else None

@@ -1,4 +1,4 @@
-"""What Redis runs in one piece for limits. All times are microseconds on Redis' own clock.
+"""Redis scripts for limits; each runs atomically. All times are microseconds on Redis' own clock.
 
 | key (after `{prefix}:limits`) | holds |
 | --- | --- |
@@ -7,20 +7,21 @@
 | `:since` | since when it has been asked without a longer silence |
 | `:asked` | when it was asked last |
 | `:busy` | set: the workers that run something, as far as known |
-| `:wakes` | sorted set: each slot that somebody waits for -> when to look whether it is free |
+| `:wakes` | sorted set: each slot that jobs wait for -> when to look whether it is free |
 | `:held:{slot}` | sorted set: `fence/job` that runs, or `w/job` that was woken and is on its way -> end of its lease |
 | `:next:{slot}` | of a rate: the theoretical arrival time |
 
 Concurrency is the size of `held`. A rate is the generic cell rate algorithm (GCRA, in its virtual scheduling form:
 ITU-T I.371, annex A.1): one number, the time at which the next job would arrive if all came evenly spread.
 
-Who runs something says so every quarter of a lease. After a silence of half a lease, in which leases may have ended for
-no other reason than that Redis was away, and where Redis is new or has lost what it knew, nobody is let in for another
-half, in which all who run something say so. Workers that stopped in order ran nothing, and need no such wait.
+A worker that runs jobs renews them every quarter of a lease. After a silence of half a lease, in which leases may have
+ended for no other reason than that Redis was down, and where Redis is new or has lost its data, no job is admitted for
+another half, in which every worker renews what it runs. Workers that stopped in order ran nothing, and need no such
+wait.
 
-Nobody overtakes: while somebody waits for a slot, only those that the dispatcher has woken, the oldest first, are let
-in, and a place is kept for each of them until it comes or its lease has ended. They come with places kept by one rule
-only; the others must be free, which is why a job that waits for one rule never keeps places of another.
+No job overtakes: while jobs wait for a slot, only those that the dispatcher has woken, the oldest first, are admitted,
+and a slot is kept for each of them until it comes or its lease has ended. They come with slots kept by one rule only;
+the others must be free, which is why a job that waits for one rule never keeps slots of another.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ RENEW = (
     _START
     + """
 -- ARGV: lease, worker, count of rules; for each: name, numbers, text; then slot, member of what runs.
--- What runs is entered again where Redis has lost it: it does run.
+-- A running job is inserted again where Redis has lost it: it does run.
 local lease, count = tonumber(ARGV[1]), tonumber(ARGV[3])
 heard(lease)
 for i = 4, 3 + 3 * count, 3 do
@@ -146,7 +147,7 @@ TAKE = (
     _START
     + """
 -- Slots to look at, and how many more each lets in. ARGV: how many, lead, hold.
--- Returns slot, count, token of each that lets any in. For `hold` no other dispatcher is told of it.
+-- Returns slot, count, token of each that admits any. No other dispatcher gets it for `hold`.
 local lead, hold = tonumber(ARGV[2]), tonumber(ARGV[3])
 local found = {}
 for _, slot in ipairs(redis.call('ZRANGEBYSCORE', wakes, '-inf', int(now), 'LIMIT', 0, ARGV[1])) do
@@ -182,7 +183,7 @@ return found
 WAKE = (
     _START
     + """
--- Keep places for jobs that are being woken. ARGV: slot, token of TAKE, lease, whether more wait; the jobs.
+-- Keep slots for jobs that are being woken. ARGV: slot, token of TAKE, lease, whether more wait; the jobs.
 local slot = ARGV[1]
 for i = 5, #ARGV do keep(slot, ARGV[i], tonumber(ARGV[3])) end
 if redis.call('ZSCORE', wakes, slot) == ARGV[2] then

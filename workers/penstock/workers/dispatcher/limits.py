@@ -8,7 +8,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.rows import limit_waits
 from penstock.ledger.sql.database import Database
 from penstock.producers.limits import open_store
-from penstock.producers.limits.store import Free, LimitStore
+from penstock.producers.limits.store import FreeSlot, LimitStore
 from penstock.producers.senders import Sender, open_sender_from
 from penstock.workers.dispatcher.due_jobs import send_due
 from penstock.workers.dispatcher.poller import Poller
@@ -53,7 +53,7 @@ class Limits(Poller):
         self._sender.close()
         self._store.close()
 
-    def _wake(self, free: Free) -> int:
+    def _wake(self, free: FreeSlot) -> int:
         """Wake jobs of a slot. Returns how many are due now."""
         turn = limit_waits.turn(self._database, free.slot, min(free.count, _MOST))
         # The slots come first: a job that reaches a worker before its slot is kept would be held back again.

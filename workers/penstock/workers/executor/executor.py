@@ -16,7 +16,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
-from penstock.producers.limits.store import Place
+from penstock.producers.limits.store import Slot
 from penstock.schemas.jobs.kind import Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.states import State
@@ -173,17 +173,17 @@ class Executor:
             self._finish(entry, quarantined(claim))
         elif message.expires_at is not None and message.expires_at <= claim.started_at:
             self._finish(entry, expired(claim))
-        elif self._limits is not None and (places := self._limits.places(attempt)):
-            attempt.task = self._tasks.spawn(self._run_within_limits(entry, attempt, self._limits, places))
+        elif self._limits is not None and (slots := self._limits.slots(attempt)):
+            attempt.task = self._tasks.spawn(self._run_within_limits(entry, attempt, self._limits, slots))
         else:
             self.observers.started(claim)
             attempt.task = self._tasks.spawn(self._run_attempt(entry, attempt))
 
     async def _run_within_limits(
-        self, entry: InFlight, attempt: Attempt, limits: LimitGate, places: tuple[Place, ...]
+        self, entry: InFlight, attempt: Attempt, limits: LimitGate, slots: tuple[Slot, ...]
     ) -> None:
         """Run it if its limits let it in, else give it back."""
-        if (outcome := await limits.enter(attempt, places)) is not None:
+        if (outcome := await limits.enter(attempt, slots)) is not None:
             self._finish(entry, outcome)
         else:
             self.observers.started(attempt.claim)

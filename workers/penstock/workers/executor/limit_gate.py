@@ -1,4 +1,4 @@
-"""The gate between a claim and its run: it asks the limits' store to let jobs in, and renews their places."""
+"""The gate between a claim and its run: it asks the limit store to admit jobs, and renews their slots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.limits import open_store
 from penstock.producers.limits.rules import Rule, Rules
-from penstock.producers.limits.store import Entered, Entry, HeldBack, LimitStore, Place
+from penstock.producers.limits.store import Entry, LimitStore, Slot, SlotGrant, SlotRefusal
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.outcome import stopped
@@ -35,7 +35,7 @@ class LimitGate:
     """Runs on the executor's loop. Calls to the store gather while one is under way, in a thread of their own.
 
     Arguments:
-        served: the rules of the kinds that the worker runs, published for those who have no kinds.
+        served: the rules of the kinds that the worker runs, published for services that have no kinds.
 
     Attributes:
         unavailable: whether the last call could not reach the store. No job is let in then.
@@ -47,7 +47,7 @@ class LimitGate:
         self._pause = lease.total_seconds() / 4
         self._tasks = Tasks(log)
         self._thread = ThreadPoolExecutor(1, "penstock limits")
-        self._asking: list[tuple[Entry, asyncio.Future[Entered | HeldBack]]] = []
+        self._asking: list[tuple[Entry, asyncio.Future[SlotGrant | SlotRefusal]]] = []
         self._running: dict[str, Entry] = {}
         self._held_back: dict[str, str] = {}  # and not on record yet
         self._left: list[Entry] = []
@@ -58,17 +58,17 @@ class LimitGate:
     def start(self) -> None:
         self._renewing = self._tasks.spawn(self._renew())
 
-    def places(self, attempt: Attempt) -> tuple[Place, ...]:
-        """The places that the job needs; mostly none."""
+    def slots(self, attempt: Attempt) -> tuple[Slot, ...]:
+        """The slots that the job needs; mostly none."""
         message = attempt.claim.message
         return tuple((rule, rule.slot(message)) for rule in self._rules.of(message.kind, message.queue))
 
-    async def enter(self, attempt: Attempt, places: tuple[Place, ...]) -> AttemptOutcome | None:
+    async def enter(self, attempt: Attempt, slots: tuple[Slot, ...]) -> AttemptOutcome | None:
         """Wait until the job may run, for milliseconds. Returns None, or the outcome of a job that may not run."""
-        entry = Entry(attempt.claim.message.id, attempt.claim.fence, places)
+        entry = Entry(attempt.claim.message.id, attempt.claim.fence, slots)
         try:
             answer = await self._ask(entry)
-            if isinstance(answer, HeldBack):
+            if isinstance(answer, SlotRefusal):
                 self._held_back[entry.job_id] = answer.slot
                 return _held_back(attempt, answer.slot)
             await asyncio.sleep(answer.wait_seconds)
@@ -77,7 +77,7 @@ class LimitGate:
         return None
 
     def settled(self, job_ids: Iterable[str]) -> None:
-        """Give the places of these jobs to others: their outcomes are on record, or given up."""
+        """Release the slots of these jobs: their outcomes are on record, or given up."""
         for job_id in job_ids:
             if (entry := self._running.pop(job_id, None)) is not None:
                 self._left.append(entry)
@@ -94,13 +94,13 @@ class LimitGate:
         self._thread.shutdown()
         self._store.close()
 
-    async def _ask(self, entry: Entry) -> Entered | HeldBack:
+    async def _ask(self, entry: Entry) -> SlotGrant | SlotRefusal:
         if self.unavailable:  # each job would wait for the timeout, in a slot that others could use
-            return HeldBack(entry.places[0][1])
+            return SlotRefusal(entry.slots[0][1])
         future = asyncio.get_running_loop().create_future()
         self._asking.append((entry, future))
         self._call_store()
-        answer: Entered | HeldBack = await future
+        answer: SlotGrant | SlotRefusal = await future
         return answer
 
     def _call_store(self) -> None:
@@ -123,22 +123,22 @@ class LimitGate:
         finally:
             self._busy = False
 
-    async def _enter(self, batch: list[tuple[Entry, asyncio.Future[Entered | HeldBack]]]) -> None:
-        answers: Sequence[Entered | HeldBack]
+    async def _enter(self, batch: list[tuple[Entry, asyncio.Future[SlotGrant | SlotRefusal]]]) -> None:
+        answers: Sequence[SlotGrant | SlotRefusal]
         try:
             answers = await self._in_thread(partial(self._store.enter, [entry for entry, _ in batch]))
         except Exception:
-            answers = [HeldBack(entry.places[0][1]) for entry, _ in batch]
+            answers = [SlotRefusal(entry.slots[0][1]) for entry, _ in batch]
         for (entry, future), answer in zip(batch, answers, strict=True):
             if future.cancelled():
                 self._left.append(entry)  # its attempt was stopped in the meantime
                 continue
-            if isinstance(answer, Entered):
+            if isinstance(answer, SlotGrant):
                 self._running[entry.job_id] = entry
             future.set_result(answer)
 
     async def _renew(self) -> None:
-        """Renew the places of running jobs, until this is cancelled."""
+        """Renew the slots of running jobs, until this is cancelled."""
         while True:
             running = list(self._running.values())
             with contextlib.suppress(Exception):  # `_in_thread` has logged it

@@ -69,9 +69,9 @@ def list_dead_letters(
     decided: Literal["replayed", "discarded"] | None = "replayed" if replayed else "discarded" if discarded else None
     selection = dead_letters.Selection(None, decided, reason, kind, queue, group, key, tenant, since, until, error)
     with open_ledger() as database:
-        letters = dead_letters.find(database, selection, limit=limit)
+        rows = dead_letters.find(database, selection, limit=limit)
     columns = ("id", "kind", "queue", "reason", "created_at", "fingerprint", "detail")
-    print_rows([row._asdict() for row in letters], columns, as_json=as_json, empty="no dead letters")
+    print_rows([row._asdict() for row in rows], columns, as_json=as_json, empty="no dead letters")
 
 
 @app.command("groups")
@@ -116,13 +116,13 @@ def show(
         discover(imports or ())
     with open_ledger() as database:
         details = dead_letters.show(database, dead_letter_id)
-    letter, job = details.row, details.job
+    dead_letter, job = details.row, details.job
     if raw:
-        sys.stdout.buffer.write(letter.raw or b"")
+        sys.stdout.buffer.write(dead_letter.raw or b"")
         return
-    fields: dict[str, Any] = letter._asdict()
+    fields: dict[str, Any] = dead_letter._asdict()
     fields["headers"] = details.headers
-    fields["raw"] = None if letter.raw is None else f"{len(letter.raw)} bytes; see --raw"
+    fields["raw"] = None if dead_letter.raw is None else f"{len(dead_letter.raw)} bytes; see --raw"
     fields["payload"] = details.payload or None
     if job is not None:
         fields |= {name: getattr(job, name) for name in ("state", "key", "tenant", "version", "enqueued_at")}
@@ -173,7 +173,7 @@ def replay(
 ) -> None:
     """Run the jobs of dead letters again, now. Their counts of failures and crashes start at zero."""
     from penstock.ledger.queries import dead_letters
-    from penstock.ledger.transitions.replay import replay as replay_letters
+    from penstock.ledger.transitions.replay import replay as replay_dead_letters
 
     selection = dead_letters.Selection(
         tuple(ids) if ids else None, None, reason, kind, queue, group, key, tenant, since, until, error
@@ -182,7 +182,7 @@ def replay(
     fields = _fields(edit)
     discover(imports or ())
     with open_ledger() as database:
-        results = replay_letters(
+        results = replay_dead_letters(
             database, selection, actor=actor, edit=fields, per_second=throttle, dry_run=dry_run, limit=limit
         )
     _print_results(results, "replayed", named=bool(ids), dry_run=dry_run, as_json=as_json)
@@ -210,7 +210,7 @@ def discard(
 ) -> None:
     """Close dead letters without running them. They stay on record, and their jobs stay dead."""
     from penstock.ledger.queries import dead_letters
-    from penstock.ledger.transitions.replay import discard as discard_letters
+    from penstock.ledger.transitions.replay import discard as discard_dead_letters
 
     if not why.strip():
         raise typer.BadParameter("give a reason", param_hint="--reason")
@@ -219,7 +219,7 @@ def discard(
     )
     _check_chosen(selection, everything)
     with open_ledger() as database:
-        results = discard_letters(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
+        results = discard_dead_letters(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
     _print_results(results, "discarded", named=bool(ids), dry_run=dry_run, as_json=as_json)
 
 

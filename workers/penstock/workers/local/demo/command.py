@@ -64,7 +64,7 @@ def _run(narrator: Narrator, folder: Path, stopping: Stopping, keep: bool) -> bo
         narrator.title("Starting")
         with running_services(layout, lock=lock, stopping=stopping, say=narrator.line) as (supervisor, database):
             stopping.check()
-            with _watching(supervisor), Producer.from_settings(layout.settings) as producer:
+            with _supervised(supervisor), Producer.from_settings(layout.settings) as producer:
                 for line in overview(layout):
                     narrator.console.print(line, markup=False)
                 acts = Acts(narrator, stage, producer, database, stopping)
@@ -92,7 +92,7 @@ def _run(narrator: Narrator, folder: Path, stopping: Stopping, keep: bool) -> bo
 
 
 @contextmanager
-def _watching(supervisor: Supervisor) -> Iterator[None]:
+def _supervised(supervisor: Supervisor) -> Iterator[None]:
     """Let the supervisor restart what dies while the block runs."""
     ended = threading.Event()
     thread = threading.Thread(target=supervisor.watch, args=(ended,), name="supervisor")

@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 1600, 1200
 """Size of the upright photograph; the file stores it on its side, as cameras do."""
 SUN = (1250, 260)
 """Position of the sun, which shows whether the picture was turned upright."""
-PLACE = ((46.0, 34.0, 30.0), (7.0, 54.0, 20.0))
+COORDINATES = ((46.0, 34.0, 30.0), (7.0, 54.0, 20.0))
 """Degrees, minutes, seconds: north and east."""
 
 
@@ -26,8 +26,8 @@ def photo() -> bytes:
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.DateTime] = "2026:05:17 18:42:09"
     position = exif.get_ifd(ExifTags.IFD.GPSInfo)
-    position[ExifTags.GPS.GPSLatitudeRef], position[ExifTags.GPS.GPSLatitude] = "N", PLACE[0]
-    position[ExifTags.GPS.GPSLongitudeRef], position[ExifTags.GPS.GPSLongitude] = "E", PLACE[1]
+    position[ExifTags.GPS.GPSLatitudeRef], position[ExifTags.GPS.GPSLatitude] = "N", COORDINATES[0]
+    position[ExifTags.GPS.GPSLongitudeRef], position[ExifTags.GPS.GPSLongitude] = "E", COORDINATES[1]
     file = io.BytesIO()
     # Orientation 6 says: turn me by 90° clockwise to see me upright.
     picture.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", quality=88, exif=exif)
