@@ -132,7 +132,7 @@ def test_the_thread_runs_only_while_a_job_is_watched(
     monkeypatch.setattr(redis_listener, "_RENEW_SECONDS", 0.02)
 
     def threads() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name == "penstock-watching"]
+        return [thread.name for thread in threading.enumerate() if thread.name == "penstock-subscriptions"]
 
     for name in ("first", "second"):
         wait = Background(producer.enqueue(Play(name=name)).wait)

@@ -49,7 +49,7 @@ class Outbox(BaseOutbox):
     Arguments:
         database_url: the ledger's, for handles; None: as the settings say when a handle first asks.
         max_payload_bytes: the largest job.
-        queues: known ones beside those that kinds name.
+        queues: known queues in addition to those that kinds name.
     """
 
     @overload
@@ -145,5 +145,5 @@ def _insert(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
 
 
 def _is_async_session(target: object) -> bool:
-    loaded = sys.modules.get("sqlalchemy.ext.asyncio")  # whoever has one has loaded it
+    loaded = sys.modules.get("sqlalchemy.ext.asyncio")  # imported wherever a session of its exists
     return loaded is not None and isinstance(target, loaded.AsyncSession | loaded.async_scoped_session)

@@ -1,7 +1,7 @@
 """Tokens that let a browser follow one job for a while, without a key or a session of its own.
 
-A backend makes one for a page it serves; who holds it may read this job's state and progress, and nothing else, until
-it expires. It is signed, not encrypted, and cannot be taken back sooner.
+A backend makes a token for a page it serves; its holder may read this job's state and progress, and nothing else, until
+it expires. It is signed, not encrypted, and cannot be revoked sooner.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_progress_token(token: str, *, secret: str) -> str:
     """The id of the job that a token is for.
 
     Raises:
-        InvalidToken: it is no token of this secret's, or has expired.
+        InvalidToken: the token is not signed with this secret, or has expired.
         ConfigError: the secret is too short.
     """
     body, _, signature = token[:_LONGEST].partition(".")

@@ -34,7 +34,7 @@ def follow(header: str | None) -> Token[str | None]:
 
 
 def current_traceparent() -> str | None:
-    """Of the active OpenTelemetry span, where the application has one, else of the request; None: there is neither."""
+    """Traceparent of the active OpenTelemetry span, else of the request; None: there is neither."""
     if (telemetry := sys.modules.get("opentelemetry.trace")) is not None:
         span = telemetry.get_current_span().get_span_context()
         if span.is_valid:
@@ -43,7 +43,7 @@ def current_traceparent() -> str | None:
 
 
 def _read(header: str | None) -> str | None:
-    found = _FORM.fullmatch(header.strip()) if header else None
-    if found is None or (found[1] == "00" and found[3]):
+    match = _FORM.fullmatch(header.strip()) if header else None
+    if match is None or (match[1] == "00" and match[3]):
         return None
-    return f"00{found[2]}"  # of a later version the part that this one knows
+    return f"00{match[2]}"  # of a later version, only the fields of version 00

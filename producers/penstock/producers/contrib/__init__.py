@@ -1,1 +1,1 @@
-"""One small module for each web framework. Each needs its framework, and nothing that the framework does not."""
+"""Integrations: a small module per web framework, with no dependencies but the framework's."""

@@ -48,7 +48,7 @@ class Penstock:
 
     @property
     def producer(self) -> Producer:
-        """Of the current application."""
+        """Producer of the current application."""
         producer: Producer = current_app.extensions["penstock"]
         return producer
 

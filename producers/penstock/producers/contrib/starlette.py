@@ -30,18 +30,18 @@ __all__ = ["Penstock", "State", "Traces", "producer_of"]
 
 
 class State(TypedDict):
-    """What the lifespan adds to `request.state`."""
+    """State that the lifespan adds to `request.state`."""
 
     penstock: AsyncProducer
 
 
 class Penstock:
-    """One for each application.
+    """Penstock in a Starlette or FastAPI application; make one instance per application.
 
     Arguments:
         secret: what tokens for browsers are signed with; at least 16 bytes.
         producer: None: one as `penstock.toml` and the environment say when the application starts. It is closed
-            with the application, and connects anew if it is used again.
+            with the application, and connects again if it is used again.
     """
 
     def __init__(self, *, secret: str, producer: AsyncProducer | None = None) -> None:
@@ -104,6 +104,6 @@ class Traces:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = [value for name, value in scope.get("headers", ()) if name == b"traceparent"]
-        with traced(found[0].decode("latin-1") if len(found) == 1 else None):
+        headers = [value for name, value in scope.get("headers", ()) if name == b"traceparent"]
+        with traced(headers[0].decode("latin-1") if len(headers) == 1 else None):
             await self._app(scope, receive, send)

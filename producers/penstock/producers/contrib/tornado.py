@@ -30,7 +30,7 @@ __all__ = ["Penstock", "Traced"]
 
 
 class Penstock:
-    """One for each application.
+    """Penstock in a Tornado application; make one instance per application.
 
     Arguments:
         secret: what tokens for browsers are signed with; at least 16 bytes.
@@ -56,8 +56,8 @@ class Penstock:
     def handlers(self, prefix: str = "/penstock") -> list[URLSpec]:
         """`/events` and `/ready`, for the Application."""
         self._prefix = prefix
-        given = {"penstock": self}
-        return [URLSpec(f"{prefix}/events", _Events, given), URLSpec(f"{prefix}/ready", _Ready, given)]
+        arguments = {"penstock": self}
+        return [URLSpec(f"{prefix}/events", _Events, arguments), URLSpec(f"{prefix}/ready", _Ready, arguments)]
 
     def events_path(self, handle: AnyHandle, expires_in: timedelta = timedelta(hours=1)) -> str:
         """The path of the stream of a job's progress, with a token for it, to hand to a browser."""

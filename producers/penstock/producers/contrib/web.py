@@ -1,4 +1,4 @@
-"""What the modules for web frameworks share: a job's course as Server-Sent Events, and whether the broker answers."""
+"""Shared by the modules for web frameworks: a job's progress as Server-Sent Events, and the readiness check."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _frame(status: JobStatus) -> bytes:
 
 
 def ready(producer: Producer) -> tuple[int, dict[str, str]]:
-    """Status and body of a readiness route: 503 while the broker does not answer. Why not is logged, not told."""
+    """Status and body of a readiness route: 503 while the broker does not answer. The cause is only logged."""
     try:
         producer.ping()
     except BrokerUnavailable as error:

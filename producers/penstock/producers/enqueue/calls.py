@@ -57,7 +57,7 @@ class BaseProducer(Generic[S, H]):
         self._own_ledger = LedgerConnections(
             database_url,
             storage_url=storage_url,
-            broker_url=broker_url if sender is None else None,  # else there is no Redis to hear of changes through
+            broker_url=broker_url if sender is None else None,  # else no Redis notifies of changes
             prefix=prefix,
             timeout_seconds=timeout,
         )

@@ -148,7 +148,7 @@ def _policy(kind: Kind, options: EnqueueOptions) -> Unique | None:
     if not kind.track:
         raise InvalidJob(f"{kind.name}: unique={unique!r} needs the ledger, and this kind has track=False")
     if options.get("key") is None and not kind.unique_by and kind.unique is None:
-        raise InvalidJob(f"{kind.name}: unique={unique!r} needs a key; give key=…, or unique_by=(…) beside the kind")
+        raise InvalidJob(f"{kind.name}: unique={unique!r} needs a key; give key=…, or unique_by=(…) with the kind")
     return policy
 
 

@@ -68,7 +68,7 @@ def _describe_concurrency(
     if use.woken:
         because += f"; {len(use.woken)} on their way to a worker"
     is_full = len(use.running) + len(use.woken) >= rule.most
-    return because if is_full else f"{because}; a place is free, and the next is sent"
+    return because if is_full else f"{because}; a slot is free, and the next is sent"
 
 
 def _describe_rate(case: Case, rule: PublishedRule, use: SlotUse, before: int, facts: dict[str, Any]) -> str:

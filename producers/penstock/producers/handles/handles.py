@@ -69,7 +69,7 @@ class JobHandle:
     Attributes:
         id: its id.
         kind, queue: as it was sent.
-        created: False where an earlier job holds the key, and stands for the unique one that was enqueued.
+        created: False where an earlier job holds the key, and takes the place of the unique one that was enqueued.
     """
 
     created = True

@@ -73,7 +73,7 @@ class Subscriptions:
     def _start(self, url: str) -> None:
         loop = asyncio.new_event_loop()
         listener = RedisListener(url, self._prefix, self._timeout_seconds, lambda: self._on_idle(loop))
-        thread = threading.Thread(target=_run, args=(loop,), name="penstock-watching", daemon=True)
+        thread = threading.Thread(target=_run, args=(loop,), name="penstock-subscriptions", daemon=True)
         thread.start()
         self._loop, self._listener, self._thread = loop, listener, thread
 
@@ -105,7 +105,7 @@ class AsyncSubscriptions:
         return waiter
 
     def unsubscribe(self, waiter: AsyncWaiter) -> None:
-        """End the subscription; a look that its thread has not begun is dropped. The loop may be closed by now."""
+        """End the subscription; a look that its thread has not started is dropped. The loop may be closed by now."""
         waiter.closed = True
         with contextlib.suppress(RuntimeError):
             if subscriptions := self._loops.get(asyncio.get_running_loop()):

@@ -44,7 +44,7 @@ class Sender(Protocol):
 
 
 class AsyncSender(Protocol):
-    """The same for one or more event loops."""
+    """Sender for one or more event loops."""
 
     async def send(self, envelopes: Sequence[Envelope]) -> None: ...
 
@@ -115,16 +115,16 @@ def scheme(url: str) -> str:
     Raises:
         ConfigError: for anything else.
     """
-    given = urlsplit(url).scheme
-    if given in REDIS_SCHEMES:
+    url_scheme = urlsplit(url).scheme
+    if url_scheme in REDIS_SCHEMES:
         return "redis"
-    if given in RABBITMQ_SCHEMES:
+    if url_scheme in RABBITMQ_SCHEMES:
         return "rabbitmq"
-    if given in ("redis+cluster", "rediss+cluster"):
+    if url_scheme in ("redis+cluster", "rediss+cluster"):
         raise ConfigError(
-            f"broker URL with scheme {given!r}: Redis Cluster holds each queue on another server, which a worker of "
-            "several queues cannot read from at once; use one server, or redis+sentinel://…?master=NAME"
+            f"broker URL with scheme {url_scheme!r}: Redis Cluster holds each queue on another server, which a worker "
+            "of several queues cannot read from at once; use one server, or redis+sentinel://…?master=NAME"
         )
     raise ConfigError(
-        f"broker URL with scheme {given!r}: use redis://, rediss://, redis+sentinel://, unix://, amqp:// or amqps://"
+        f"broker URL with scheme {url_scheme!r}: use redis://, rediss://, redis+sentinel://, unix://, amqp:// or amqps://"
     )

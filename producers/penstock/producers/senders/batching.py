@@ -53,7 +53,7 @@ class BatchingSender:
             except Exception as error:
                 refusal = error
             for _, sent in together:
-                if sent.done():  # whoever waited was cancelled
+                if sent.done():  # its caller was cancelled
                     continue
                 if refusal is None:
                     sent.set_result(None)

@@ -15,7 +15,7 @@ def host_and_port(url: str, default_port: int) -> str:
     """`host:port` of a URL, for messages.
 
     Raises:
-        ConfigError: the port is no number; the message leaves out the rest of the URL, which may hold a password.
+        ConfigError: the port is not a number; the message leaves out the rest of the URL, which may hold a password.
     """
     parts = urlsplit(url)
     try:
@@ -56,12 +56,12 @@ def look_up(host: str, port: int, timeout_seconds: float) -> int:
         pass
     else:
         return 1
-    found: list[int] = []
+    counts: list[int] = []
     errors: list[OSError] = []
 
     def ask() -> None:
         try:
-            found.append(len(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+            counts.append(len(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
         except (OSError, UnicodeError) as error:
             errors.append(error if isinstance(error, OSError) else OSError(f"not a host name: {error}"))
 
@@ -70,6 +70,6 @@ def look_up(host: str, port: int, timeout_seconds: float) -> int:
     thread.join(timeout_seconds)
     if errors:
         raise errors[0]
-    if not found:
+    if not counts:
         raise TimeoutError(f"no answer for the name {host} within {timeout_seconds:g} s")
-    return found[0]
+    return counts[0]

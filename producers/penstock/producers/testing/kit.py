@@ -170,7 +170,7 @@ class Kit:
     # Running them.
 
     def drain(self, *jobs: type[Job], raising: bool = True, limit: int = 1000) -> list[Ran]:
-        """Run what is due with the real handlers, one after the other, and what that enqueues, until nothing is due.
+        """Run what is due with the real handlers, one after the other, and what that enqueues, until no job is due.
 
         Delayed jobs and schedules are due when `travel` has brought their time; a retry always waits for a `travel`.
 
@@ -198,7 +198,7 @@ class Kit:
 
     @property
     def now(self) -> datetime:
-        """What the test's clock says: this machine's, and what was travelled. Handlers see only this machine's."""
+        """Time of the test's clock: this machine's plus what was travelled. Handlers see only this machine's."""
         return self._clock.now
 
     def travel(

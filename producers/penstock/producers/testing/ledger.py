@@ -89,7 +89,7 @@ def take_outbox(target: Session | scoped_session[Any] | sa.Connection | str) -> 
 
 
 def admit(database: Database, envelopes: Sequence[Envelope]) -> list[Envelope]:
-    """Record jobs as the dispatcher does. Returns those that no other job stands for."""
+    """Record jobs as the dispatcher does. Returns those whose key no other job holds."""
     if not envelopes:
         return []
     now = datetime.now(UTC)

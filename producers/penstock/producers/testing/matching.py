@@ -22,7 +22,7 @@ class JobMatcher:
     """Filter that an assertion asks for.
 
     Arguments:
-        job: a class, which stands for its subclasses too; or a job, which must be equal.
+        job: a class, which includes its subclasses; or a job, which must be equal.
         values: of fields.
 
     Raises:

@@ -157,7 +157,7 @@ def _headers(kind: Kind) -> dict[str, Any]:
 def _draft_7(schema: Any) -> Any:
     """Schema → draft 7, which writes tuples in another way and has no discriminators."""
     if isinstance(schema, list):
-        return [_draft_7(one) for one in schema]
+        return [_draft_7(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     converted = {}
@@ -165,7 +165,7 @@ def _draft_7(schema: Any) -> Any:
         if name in ("default", "const", "enum", "examples"):
             converted[name] = value
         elif name in ("properties", "$defs"):
-            converted[name] = {field: _draft_7(one) for field, one in value.items()}
+            converted[name] = {field: _draft_7(part) for field, part in value.items()}
         elif name == "prefixItems":
             converted["items"] = _draft_7(value)
         elif name == "items" and "prefixItems" in schema:

@@ -25,7 +25,7 @@ th, td {{ border: 1px solid #8884; padding: .3rem .6rem; text-align: left }}
 
 
 def markdown(kinds: Mapping[str, Described]) -> str:
-    """A table of all kinds, then each with its fields and what is declared beside them."""
+    """A table of all kinds, then each with its fields and what is declared with them."""
     return "\n".join(_lines(kinds)) + "\n"
 
 
@@ -108,14 +108,14 @@ def _type(field: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         part = root.get("$defs", {}).get(name, {})
         return _type(part, root) if "enum" in part or "const" in part else _code(name)
     if union := field.get("anyOf") or field.get("oneOf"):
-        return " or ".join(dict.fromkeys(_type(one, root) for one in union))
+        return " or ".join(dict.fromkeys(_type(member, root) for member in union))
     if "const" in field or "enum" in field:
         return " or ".join(_code(json.dumps(value)) for value in field.get("enum", [field.get("const")]))
     name = str(field.get("type", "anything"))
     if name == "array" and isinstance(field.get("items"), Mapping):
         name += f" of {_type(field['items'], root)}"
     elif name == "array" and "prefixItems" in field:
-        name += f" of {', '.join(_type(one, root) for one in field['prefixItems'])}"
+        name += f" of {', '.join(_type(item, root) for item in field['prefixItems'])}"
     elif name == "object" and isinstance(field.get("additionalProperties"), Mapping):
         name += f" of {_type(field['additionalProperties'], root)}"
     if "format" in field:

@@ -145,15 +145,15 @@ def _alternatives(schema: Schema | bool, root: Schema) -> Iterator[Schema]:
     elif parts := schema.get("allOf"):
         merged: dict[str, Any] = {}
         for part in (*parts, own):
-            for one in _alternatives(part, root):
-                merged.update(one)
+            for alternative in _alternatives(part, root):
+                merged.update(alternative)
         yield merged
     elif union := schema.get("anyOf") or schema.get("oneOf"):
-        for one in union:
-            yield from _alternatives(one if isinstance(one, bool) else {**own, **one}, root)
+        for member in union:
+            yield from _alternatives(member if isinstance(member, bool) else {**own, **member}, root)
     elif isinstance(types := schema.get("type"), list):
-        for one in types:
-            yield from _alternatives({**schema, "type": one}, root)
+        for name in types:
+            yield from _alternatives({**schema, "type": name}, root)
     elif "enum" in schema:
         for value in schema["enum"]:
             yield {"const": value}
@@ -192,7 +192,9 @@ def _names(schemas: Sequence[Schema]) -> str:
     if not schemas:
         return "nothing"
     return " or ".join(
-        dict.fromkeys(json.dumps(one["const"]) if "const" in one else _type(one) or "anything" for one in schemas)
+        dict.fromkeys(
+            json.dumps(schema["const"]) if "const" in schema else _type(schema) or "anything" for schema in schemas
+        )
     )
 
 
@@ -218,11 +220,11 @@ def _lowest(schema: Schema, sign: int = 1) -> tuple[float, bool]:
     including, excluding = ("minimum", "exclusiveMinimum") if sign == 1 else ("maximum", "exclusiveMaximum")
     if isinstance(value := schema.get("const"), int | float):
         return sign * value, False
-    found = [(sign * schema[including], False)] if including in schema else []
+    bounds = [(sign * schema[including], False)] if including in schema else []
     if excluding in schema:
         limit = sign * schema[excluding]
-        found.append((limit + 1, False) if schema.get("type") == "integer" else (limit, True))
-    return max(found, default=(float("-inf"), False))
+        bounds.append((limit + 1, False) if schema.get("type") == "integer" else (limit, True))
+    return max(bounds, default=(float("-inf"), False))
 
 
 def _limit(including: str, excluding: str, bound: tuple[float, bool], sign: int = 1) -> str:

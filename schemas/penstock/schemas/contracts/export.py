@@ -55,7 +55,7 @@ def export(kinds: Iterable[Kind], registry: Registry = default_registry) -> dict
 
 
 def describe(kind: Kind, registry: Registry = default_registry) -> dict[str, Any]:
-    """A kind as JSON values: the JSON Schema of its fields and what is declared beside them."""
+    """A kind as JSON values: the JSON Schema of its fields and what is declared with them."""
     return {
         "description": inspect.cleandoc(kind.job.__doc__ or ""),
         "queue": kind.queue,

@@ -34,7 +34,7 @@ class Outbox(BaseOutbox):
         Arguments:
             using: another database than the outbox's own, for this job.
             options: those of `Producer.enqueue`. Whether a unique job's key is held is decided after the commit: one
-                that is refused then is logged, and its handle tells nothing.
+                that is refused then is logged, and its handle finds no job.
 
         Returns a handle, whose id is known before the commit.
 

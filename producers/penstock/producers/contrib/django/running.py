@@ -33,14 +33,14 @@ def producer() -> Producer:
 
 @cache
 def async_producer() -> AsyncProducer:
-    """The same for asynchronous views."""
+    """The process's producer for asynchronous views, made with the first call."""
     return AsyncProducer.from_settings()
 
 
 def enqueue_on_commit(job: Job, *, using: str | None = None, **options: Any) -> None:
     """Send a job once the current transaction is committed; at once where there is none.
 
-    It is lost if the process dies in between, and if the broker is away `BrokerUnavailable` comes when the data is
+    It is lost if the process dies in between, and if the broker is down `BrokerUnavailable` comes when the data is
     committed already. `Outbox` has neither, and a handle.
 
     Arguments:
@@ -56,7 +56,7 @@ def events_path(handle: AnyHandle, expires_in: timedelta = timedelta(hours=1)) -
 
 
 def token_secret() -> str:
-    """What tokens for browsers are signed with: PENSTOCK_TOKEN_SECRET, else SECRET_KEY."""
+    """Secret that signs tokens for browsers: PENSTOCK_TOKEN_SECRET, else SECRET_KEY."""
     return str(getattr(settings, "PENSTOCK_TOKEN_SECRET", settings.SECRET_KEY))
 
 

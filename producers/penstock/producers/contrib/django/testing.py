@@ -11,7 +11,7 @@ from penstock.schemas.wire.codec import Envelope
 
 
 def take_outbox(alias: str) -> list[Envelope]:
-    """What the current transaction sees in the outbox, in order; taken out of it in that transaction."""
+    """Delete, in the current transaction, the outbox rows that it sees; return their envelopes in order."""
     entries = OutboxEntry._default_manager.using(alias)
     with transaction.atomic(using=alias):
         rows = list(entries.order_by("position"))

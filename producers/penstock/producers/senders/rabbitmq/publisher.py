@@ -1,4 +1,4 @@
-"""One connection to RabbitMQ, what is declared there, and publishing with confirms. Imports py-amqp.
+"""Connection to RabbitMQ: declares queues and exchanges, and publishes with confirms. Imports py-amqp.
 
 A queue is three quorum queues, one for each priority. What RabbitMQ gives up on (its delivery limit) goes through the
 fanout exchange `{prefix}.dead` to the queue of that name, which the dispatcher empties into the ledger.
@@ -54,7 +54,7 @@ def open_channel(connection: Any) -> Any:
 def declare_dead(channel: Any, prefix: str) -> None:
     name = dead_name(prefix)
     channel.exchange_declare(name, "fanout", durable=True, auto_delete=False)
-    # RabbitMQ 4 drops messages after 20 deliveries unless told otherwise, and this is where they must not get lost.
+    # RabbitMQ 4 drops messages after 20 deliveries by default, and here they must not get lost.
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
     channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
     channel.queue_bind(name, name)
@@ -63,7 +63,7 @@ def declare_dead(channel: Any, prefix: str) -> None:
 def declare_lane(channel: Any, prefix: str, queue: str, priority: Priority) -> None:
     """Make the lane, or check that it is there as we want it. `declare_dead` comes first.
 
-    `max_length` is not among the arguments: they cannot be changed later, and must be equal for whoever declares.
+    `max_length` is not among the arguments: they cannot be changed later, and must be equal in every declaration.
 
     Raises:
         ConfigError: a queue of this name exists with other arguments.

@@ -10,7 +10,7 @@ Reply = Any
 
 
 def pack(*arguments: bytes | str | int) -> bytes:
-    """One command in the Redis protocol (RESP)."""
+    """Pack a command in the Redis protocol (RESP)."""
     parts = [b"*%d\r\n" % len(arguments)]
     for argument in arguments:
         data = argument if isinstance(argument, bytes) else str(argument).encode()

@@ -69,7 +69,7 @@ class EntryPacker:
 
 
 class _Sending:
-    """What both senders share: everything but the reading and writing."""
+    """Shared part of both senders: everything but input and output."""
 
     def __init__(self, address: str, prefix: str, max_lengths: dict[str, int]) -> None:
         self.address, self.prefix, self.max_lengths = address, prefix, max_lengths
@@ -144,8 +144,8 @@ class RedisSender:
         depths = dict.fromkeys(queues, 0)
         per_queue = 2 * len(PRIORITIES)
         for i, queue in enumerate(queues):
-            mine = replies[i * per_queue : (i + 1) * per_queue]
-            for length, pending in zip(mine[::2], mine[1::2], strict=True):
+            queue_replies = replies[i * per_queue : (i + 1) * per_queue]
+            for length, pending in zip(queue_replies[::2], queue_replies[1::2], strict=True):
                 self._sending.check([length])
                 running = 0 if isinstance(pending, Exception) else pending[0]  # no group yet: nothing was fetched
                 depths[queue] += max(0, length - running)

@@ -65,20 +65,20 @@ class Sentinels:
         problems = []
         for host in list(self.hosts):
             try:
-                found = ask(self._sentinel(host), ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.master))
+                address = ask(self._sentinel(host), ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.master))
             except Exception as error:
                 problems.append(str(error))
                 continue
-            if found:
+            if address:
                 self.hosts = [host, *(other for other in self.hosts if other != host)]
-                name, port = (part.decode() for part in found)
+                name, port = (part.decode() for part in address)
                 name = f"[{name}]" if ":" in name else name
                 return self._url(f"{self._account}{name}:{port}{self._path}")
             problems.append(f"{host} knows no master called {self.master!r}")
         raise OSError("; ".join(problems))
 
     def kombu_url(self) -> str:
-        """The same for kombu; its transport option `master_name` is the master's name."""
+        """URL for kombu; its transport option `master_name` is the master's name."""
         query = f"?{urlencode(self._rest)}" if self._rest else ""
         return ";".join(f"sentinel://{self._account}{host}{self._path}" for host in self.hosts) + query
 
