@@ -24,7 +24,7 @@ ONE = "limits.one/concurrency:"
 
 
 def begin(site: Site, *, until_go: bool = True, seconds: float = 0.0) -> str:
-    """A job that has the only place. Returns its id."""
+    """A job that has the only slot. Returns its id."""
     [handle] = site.enqueue([One(n=0, until_go=until_go, seconds=seconds)])
     until(lambda: site.book.started, "the first one's begin")
     return handle.id
@@ -45,7 +45,7 @@ def test_a_concurrency_limit_runs_the_oldest_first_and_does_not_delay_other_jobs
     assert site.book.most["one"] == 1
     assert [job.n for _, job in site.book.started if isinstance(job, One)] == list(range(30))
     until(lambda: site.states() == {"succeeded": 60}, "the last outcome")
-    until(lambda: site.store.look([ONE])[0].running == (), "the last place given back")
+    until(lambda: site.store.uses([ONE])[0].running == (), "the last slot released")
     assert limit_waits.counts(site.database) == {}
 
 
@@ -83,7 +83,7 @@ def test_a_job_of_several_limits_keeps_to_all(site: Site) -> None:
     site.until_ended(24)
     assert site.book.most["both"] <= 2
     until(lambda: site.states() == {"succeeded": 24}, "the last outcome")
-    until(lambda: not any(slot.startswith("limits.both/") for slot in site.store.used()), "all places given back")
+    until(lambda: not any(slot.startswith("limits.both/") for slot in site.store.used_slots()), "all slots released")
 
 
 def test_a_limit_of_the_settings_is_over_kinds_together(open_site: Callable[..., Site]) -> None:
@@ -94,7 +94,7 @@ def test_a_limit_of_the_settings_is_over_kinds_together(open_site: Callable[...,
     site.until_ended(12)
     starts = sorted(at for at, _ in site.book.started)
     assert len(starts) == 12
-    until(lambda: site.store.look(["together/concurrency:"])[0].running == (), "the places given back")
+    until(lambda: site.store.uses(["together/concurrency:"])[0].running == (), "the slots released")
 
 
 def test_a_job_cancelled_while_it_waits_does_not_block_the_next(site: Site) -> None:

@@ -104,7 +104,7 @@ def test_a_concurrency_limit_holds_although_a_worker_is_killed(
     held: list[int] = []
 
     def watched() -> None:
-        [use] = store.look(["limits.noted/concurrency:"])
+        [use] = store.uses(["limits.noted/concurrency:"])
         held.append(len(use.running) + len(use.woken))
 
     try:
@@ -117,7 +117,7 @@ def test_a_concurrency_limit_holds_although_a_worker_is_killed(
         victim.wait()
         killed_at = time.monotonic()
         until(lambda: watched() or count(jobs.c.state == "succeeded") == JOBS, "the last one")
-        until(lambda: watched() or held[-1] == 0, "every place given back")
+        until(lambda: watched() or held[-1] == 0, "every slot released")
     finally:
         producer.close()
         database.close()

@@ -30,102 +30,102 @@ def store(redis_url: str, prefix: str) -> Iterator[Clocked]:
 
 
 def enter(store: LimitStore, *slots: Slot, job: str = "") -> SlotGrant | SlotRefusal:
-    return store.enter([entry(job or uuid.uuid4().hex, *slots)])[0]
+    return store.acquire([entry(job or uuid.uuid4().hex, *slots)])[0]
 
 
 def test_a_concurrency_limit_starts_the_next_job_when_one_finishes(store: Clocked) -> None:
     jobs = [entry(str(n), TWO) for n in range(3)]
-    assert store.enter(jobs) == [SlotGrant(0), SlotGrant(0), SlotRefusal("two:")]
-    assert store.take(10) == []
-    store.leave([jobs[0]])
-    [free] = store.take(10)
+    assert store.acquire(jobs) == [SlotGrant(0), SlotGrant(0), SlotRefusal("two:")]
+    assert store.take_free(10) == []
+    store.release([jobs[0]])
+    [free] = store.take_free(10)
     assert (free.slot, free.count) == ("two:", 1)
     store.wake(free, ["2"], more=False)
-    assert store.enter([jobs[2]]) == [SlotGrant(0)]
-    assert store.look(["two:"])[0].running == ("1", "2")
+    assert store.acquire([jobs[2]]) == [SlotGrant(0)]
+    assert store.uses(["two:"])[0].running == ("1", "2")
 
 
 def test_a_later_job_does_not_take_the_slot_of_a_waiting_one(store: Clocked) -> None:
     first, waits = entry("first", ONE), entry("waits", ONE)
-    store.enter([first, waits])
-    store.leave([first])
+    store.acquire([first, waits])
+    store.release([first])
     assert enter(store, ONE) == SlotRefusal("one:")
-    store.wake(store.take(10)[0], ["waits"], more=True)
+    store.wake(store.take_free(10)[0], ["waits"], more=True)
     assert enter(store, ONE) == SlotRefusal("one:")
-    assert store.enter([waits]) == [SlotGrant(0)]
+    assert store.acquire([waits]) == [SlotGrant(0)]
 
 
 def test_a_killed_worker_has_its_places_for_a_lease_and_a_living_one_for_good(store: Clocked) -> None:
     dead, alive = entry("dead", TWO), entry("alive", TWO)
-    store.enter([dead, alive])
+    store.acquire([dead, alive])
     for _ in range(4):
         store.after(LEASE / 4)
         store.renew([], [alive])
-    assert store.look(["two:"])[0].running == ("alive",)
+    assert store.uses(["two:"])[0].running == ("alive",)
     assert enter(store, TWO) == SlotGrant(0)
     assert enter(store, TWO) == SlotRefusal("two:")
 
 
 def test_the_end_of_a_lease_wakes_who_waits(store: Clocked) -> None:
-    store.enter([entry("dead", ONE), entry("waits", ONE)])
+    store.acquire([entry("dead", ONE), entry("waits", ONE)])
     store.after(LEASE - 1)
     store.renew([], [])
-    assert store.take(10) == []
+    assert store.take_free(10) == []
     store.after(1)
-    assert [(free.slot, free.count) for free in store.take(10)] == [("one:", 1)]
+    assert [(free.slot, free.count) for free in store.take_free(10)] == [("one:", 1)]
 
 
 def test_a_place_that_is_kept_for_a_job_that_never_comes_is_free_after_a_lease(store: Clocked) -> None:
-    store.enter([entry("first", ONE), entry("gone", ONE), entry("next", ONE)])
-    store.leave([entry("first", ONE)])
-    store.wake(store.take(10)[0], ["gone"], more=True)
-    assert store.take(10) == []
+    store.acquire([entry("first", ONE), entry("gone", ONE), entry("next", ONE)])
+    store.release([entry("first", ONE)])
+    store.wake(store.take_free(10)[0], ["gone"], more=True)
+    assert store.take_free(10) == []
     store.renew([], [])
     store.after(LEASE)
-    [free] = store.take(10)
+    [free] = store.take_free(10)
     assert free.count == 1
 
 
 def test_a_late_writer_gives_back_nothing_of_the_next_attempt(store: Clocked) -> None:
     late, now = entry("job", ONE, fence=1), entry("job", ONE, fence=2)
-    store.enter([late])
+    store.acquire([late])
     store.renew([], [])
     store.after(LEASE)
     store.renew([], [])
     store.after(LEASE / 2)
-    assert store.enter([now]) == [SlotGrant(0)]
-    store.leave([late])
-    assert store.look(["one:"])[0].running == ("job",)
+    assert store.acquire([now]) == [SlotGrant(0)]
+    store.release([late])
+    assert store.uses(["one:"])[0].running == ("job",)
 
 
 def test_a_job_that_one_limit_holds_back_has_no_place_under_another(store: Clocked) -> None:
-    store.enter([entry("holder", ONE)])
-    assert store.enter([entry("both", TWO, ONE)]) == [SlotRefusal("one:")]
-    assert store.look(["two:"])[0].running == ()
-    store.enter([entry("a", PACED), entry("b", PACED)])
-    assert store.enter([entry("paced", TWO, PACED)]) == [SlotRefusal("paced:")]
-    assert store.look(["two:"])[0].running == ()
-    assert store.enter([entry("back", PACED, ONE)]) == [SlotRefusal("paced:")]
+    store.acquire([entry("holder", ONE)])
+    assert store.acquire([entry("both", TWO, ONE)]) == [SlotRefusal("one:")]
+    assert store.uses(["two:"])[0].running == ()
+    store.acquire([entry("a", PACED), entry("b", PACED)])
+    assert store.acquire([entry("paced", TWO, PACED)]) == [SlotRefusal("paced:")]
+    assert store.uses(["two:"])[0].running == ()
+    assert store.acquire([entry("back", PACED, ONE)]) == [SlotRefusal("paced:")]
 
 
 def test_a_woken_job_that_another_limit_holds_back_lets_its_place_go(store: Clocked) -> None:
-    store.enter([entry("a", TWO), entry("b", TWO), entry("c", TWO, ONE), entry("holder", ONE)])
-    store.leave([entry("a", TWO)])
-    store.wake(store.take(10)[0], ["c"], more=True)
-    assert store.look(["two:"])[0].woken == ("c",)
-    assert store.enter([entry("c", TWO, ONE)]) == [SlotRefusal("one:")]
-    assert store.look(["two:"])[0].woken == ()
-    assert [(free.slot, free.count) for free in store.take(10)] == [("two:", 1)]
+    store.acquire([entry("a", TWO), entry("b", TWO), entry("c", TWO, ONE), entry("holder", ONE)])
+    store.release([entry("a", TWO)])
+    store.wake(store.take_free(10)[0], ["c"], more=True)
+    assert store.uses(["two:"])[0].woken == ("c",)
+    assert store.acquire([entry("c", TWO, ONE)]) == [SlotRefusal("one:")]
+    assert store.uses(["two:"])[0].woken == ()
+    assert [(free.slot, free.count) for free in store.take_free(10)] == [("two:", 1)]
 
 
 def test_a_rate_lets_in_a_burst_and_then_one_each_interval(store: Clocked) -> None:
     assert [enter(store, PACED) for _ in range(3)] == [SlotGrant(0), SlotGrant(0), SlotRefusal("paced:")]
-    assert store.take(10) == []
+    assert store.take_free(10) == []
     store.after(INTERVAL - LEAD_SECONDS)
-    [free] = store.take(10)
+    [free] = store.take_free(10)
     assert free.count == 1
     store.wake(free, ["w"], more=False)
-    assert store.enter([entry("w", PACED)]) == [SlotGrant(pytest.approx(LEAD_SECONDS))]
+    assert store.acquire([entry("w", PACED)]) == [SlotGrant(pytest.approx(LEAD_SECONDS))]
     assert enter(store, PACED) == SlotRefusal("paced:")
 
 
@@ -134,74 +134,76 @@ def test_a_woken_job_waits_in_its_worker_for_no_longer_than_a_moment(store: Cloc
         enter(store, PACED)
     store.wake(FreeSlot("paced:", 1, "0"), ["early"], more=True)
     store.after(INTERVAL - PATIENCE_SECONDS - 0.01)
-    assert store.enter([entry("early", PACED)]) == [SlotRefusal("paced:")]
+    assert store.acquire([entry("early", PACED)]) == [SlotRefusal("paced:")]
 
 
 def test_a_rate_wakes_no_job_for_a_slot_that_is_reserved(store: Clocked) -> None:
     for _ in range(4):
         enter(store, PACED)
     store.after(INTERVAL)
-    [free] = store.take(10)
+    [free] = store.take_free(10)
     assert free.count == 1
     store.wake(free, ["w"], more=True)
-    assert store.take(10) == []
+    assert store.take_free(10) == []
     store.after(INTERVAL - LEAD_SECONDS)
-    assert [free.count for free in store.take(10)] == [1]  # its place is kept, and this is the next one
+    assert [free.count for free in store.take_free(10)] == [1]  # its slot is kept, and this is the next one
 
 
 def test_jobs_are_held_back_after_a_silence_until_workers_could_report_what_they_run(store: Clocked) -> None:
     runs = entry("runs", ONE)
-    store.enter([runs])
+    store.acquire([runs])
     store.after(2 * LEASE)  # Redis was down for longer than the lease
     assert enter(store, ONE) == SlotRefusal("one:")
     store.renew([], [runs])
     store.after(LEASE / 2)
     assert enter(store, ONE) == SlotRefusal("one:")
-    assert store.look(["one:"])[0].running == ("runs",)
+    assert store.uses(["one:"])[0].running == ("runs",)
 
 
 def test_jobs_are_held_back_by_an_emptied_redis_until_workers_could_report_what_they_run(store: Clocked) -> None:
     runs = entry("runs", ONE)
-    store.enter([runs])
+    store.acquire([runs])
     names = ["", ":since", ":asked", ":busy", ":wakes", ":held:one:"]
     store._connections.execute(pack("DEL", *(f"{store._base}{name}" for name in names)))
     assert enter(store, TWO) == SlotRefusal("two:")
     store.renew([*RULES.values()], [runs])
     store.after(LEASE / 2)
     assert enter(store, TWO) == SlotRefusal("two:")  # a job waits, and comes first
-    assert {free.slot: free.count for free in store.take(10)} == {"two:": 2}
+    assert {free.slot: free.count for free in store.take_free(10)} == {"two:": 2}
     assert enter(store, ONE) == SlotRefusal("one:")
 
 
 def test_the_next_job_starts_at_once_after_an_orderly_stop(store: Clocked) -> None:
-    store.enter([entry("ran", ONE)])
-    store.leave([entry("ran", ONE)])
+    store.acquire([entry("ran", ONE)])
+    store.release([entry("ran", ONE)])
     store.renew([], [])
     store.after(10 * LEASE)
     assert enter(store, ONE) == SlotGrant(0)
 
 
 def test_a_slot_is_shown_to_one_dispatcher_at_a_time_and_again_if_that_one_dies(store: Clocked) -> None:
-    store.enter([entry("first", ONE), entry("waits", ONE)])
-    store.leave([entry("first", ONE)])
-    assert len(store.take(10)) == 1
-    assert store.take(10) == []
+    store.acquire([entry("first", ONE), entry("waits", ONE)])
+    store.release([entry("first", ONE)])
+    assert len(store.take_free(10)) == 1
+    assert store.take_free(10) == []
     store.after(5)
-    assert len(store.take(10)) == 1
+    assert len(store.take_free(10)) == 1
 
 
 def test_a_job_that_came_while_the_queue_was_read_is_looked_for_again(store: Clocked) -> None:
-    store.enter([entry("first", ONE), entry("waits", ONE)])
-    store.leave([entry("first", ONE)])
-    [free] = store.take(10)
-    store.leave([], ["one:"])  # a worker has put another one on record meanwhile
+    store.acquire([entry("first", ONE), entry("waits", ONE)])
+    store.release([entry("first", ONE)])
+    [free] = store.take_free(10)
+    store.release([], ["one:"])  # a worker has put another one on record meanwhile
     store.wake(free, [], more=False)
-    assert [free.slot for free in store.take(10)] == ["one:"]
+    assert [free.slot for free in store.take_free(10)] == ["one:"]
 
 
 def test_waiting_jobs_are_looked_for_although_redis_has_lost_them(store: Clocked) -> None:
-    store.expect(["two:", "gone/concurrency:"])
-    assert [(free.slot, free.count) for free in store.take(10)] == [("two:", 2)]  # of the other the rule is not known
+    store.mark_wanted(["two:", "gone/concurrency:"])
+    assert [(free.slot, free.count) for free in store.take_free(10)] == [
+        ("two:", 2)
+    ]  # of the other the rule is not known
 
 
 def test_rules_are_published_for_processes_without_kinds(store: Clocked) -> None:

@@ -66,7 +66,7 @@ class Model(RuleBasedStateMachine):
     def ends(self, data: Any) -> None:
         if self.running:
             job_entry = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
-            self.store.leave([job_entry])
+            self.store.release([job_entry])
             for _, slot in job_entry.slots:
                 self.held[slot].pop(job_entry.member, None)
 
@@ -88,7 +88,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def dispatches(self) -> None:
-        for free in self.store.take(10):
+        for free in self.store.take_free(10):
             assert free.count == self._free(free.slot), free
             jobs = self.lines[free.slot][: free.count]
             del self.lines[free.slot][: free.count]
@@ -102,7 +102,7 @@ class Model(RuleBasedStateMachine):
     def no_more_than_may_run(self) -> None:
         if not hasattr(self, "store"):
             return
-        for use, slot in zip(self.store.look(list(self.held)), self.held, strict=True):
+        for use, slot in zip(self.store.uses(list(self.held)), self.held, strict=True):
             members = {member.partition("/")[2] for member in self.held[slot]}
             assert {*use.running, *use.woken} == members, slot
         starts = sorted(self.starts)
@@ -113,7 +113,7 @@ class Model(RuleBasedStateMachine):
         self.slots[job] = slots
         job_entry = entry(job, *slots)
         expected, start = self._expected(job, slots)
-        [answer] = self.store.enter([job_entry])
+        [answer] = self.store.acquire([job_entry])
         if expected is None:
             assert answer == SlotGrant(pytest.approx(start - self.store.now, abs=0.001))
             for which, slot in slots:

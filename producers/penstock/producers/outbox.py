@@ -65,7 +65,7 @@ class Outbox(BaseOutbox):
         Arguments:
             session: a Session, AsyncSession, either one scoped, or a Connection.
             options: those of `Producer.enqueue`. Whether a unique job's key is held is decided after the commit: one
-                that is refused then is logged, and its handle tells nothing.
+                that is refused then is logged, and its handle finds no job.
 
         Returns a handle, whose id is known before the commit: an AsyncJobHandle for an asynchronous session.
 

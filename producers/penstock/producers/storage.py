@@ -178,7 +178,7 @@ class S3Storage(Storage):
         return self._prefix + check_key(key)
 
     def _call(self, key: str, call: Callable[[], T]) -> T:
-        return _translated(f"s3://{self.bucket}", key, call)
+        return _wrap_errors(f"s3://{self.bucket}", key, call)
 
 
 class _Body:
@@ -189,7 +189,7 @@ class _Body:
 
     def read(self, size: int = -1) -> bytes:
         amount = None if size < 0 else size
-        return cast(bytes, _translated("S3", self._key, lambda: self._body.read(amount)))
+        return cast(bytes, _wrap_errors("S3", self._key, lambda: self._body.read(amount)))
 
 
 class _KeptOpen:
@@ -212,7 +212,7 @@ class _KeptOpen:
         return b"".join(pieces)
 
 
-def _translated(where: str, key: str, call: Callable[[], T]) -> T:
+def _wrap_errors(where: str, key: str, call: Callable[[], T]) -> T:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -23,7 +23,7 @@ def explain_limited(case: Case, slot: str, before: int, database: Database, stor
     facts: dict[str, Any] = {"limit": name, "share": share, "waits_before_it": before if before <= COUNTED else "many"}
     because = f"held by limit {name}"
     try:
-        rule, use = (None, None) if store is None else (store.rules().get(name), store.look([slot])[0])
+        rule, use = (None, None) if store is None else (store.rules().get(name), store.uses([slot])[0])
     except BrokerUnavailable as error:
         rule = use = None
         facts["store"] = "cannot be asked" if case.scope.is_bounded else f"cannot be asked: {error}"

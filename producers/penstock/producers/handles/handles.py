@@ -26,8 +26,8 @@ _LOOK_WHEN_PUSHED = 1.0
 """Seconds between looks where they are: one may be lost, and changes by the dispatcher are not pushed."""
 
 
-class _Course:
-    """Course of a watch, for threads and coroutines alike: which looks are news, and when the next one is due."""
+class _WatchProgress:
+    """State of a watch, for threads and coroutines alike: which statuses are changes, and when to look next."""
 
     def __init__(self, id: str, kind: str, timeout: float | None) -> None:
         self._name, self._timeout = f"job {id} ({kind})" if kind else f"job {id}", timeout
@@ -41,10 +41,10 @@ class _Course:
                 "end; give the kind track=True, or ask status() for its failures"
             )
 
-    def is_news(self, status: JobStatus) -> bool:
+    def is_change(self, status: JobStatus) -> bool:
         """Whether its state or progress differs from the last one."""
         last, self._last = self._last, status
-        return last is None or _shown(last) != _shown(status)
+        return last is None or _visible_part(last) != _visible_part(status)
 
     def pause(self, pushed: bool) -> float:
         """Seconds until the next look, if nothing is heard before. Raises WaitTimeout."""
@@ -59,7 +59,7 @@ class _Course:
         return min(pause, left)
 
 
-def _shown(status: JobStatus) -> tuple[object, ...]:
+def _visible_part(status: JobStatus) -> tuple[object, ...]:
     return status.state, status.attempt, status.failures, status.progress
 
 
@@ -108,21 +108,21 @@ class JobHandle:
             NotTracked: at once, for a kind with `track=False`.
             WatchClosed: the producer was closed meanwhile.
         """
-        return self._watch(_Course(self.id, self.kind, timeout))
+        return self._watch(_WatchProgress(self.id, self.kind, timeout))
 
-    def _watch(self, course: _Course) -> Iterator[JobStatus]:
+    def _watch(self, progress: _WatchProgress) -> Iterator[JobStatus]:
         subscriptions = self._ledger.subscriptions()
         waiter: Waiter | None = None
         try:
             while True:
                 status = self._look(waiter)
-                if course.is_news(status):
+                if progress.is_change(status):
                     yield status
                 if status.final:
                     return
                 if waiter is None:  # most often one look was enough, and this does not come to pass
                     waiter = subscriptions.subscribe(self.id)
-                waiter.wait(course.pause(waiter.live))
+                waiter.wait(progress.pause(waiter.live))
         finally:
             if waiter is not None:
                 subscriptions.unsubscribe(waiter)
@@ -212,21 +212,21 @@ class AsyncJobHandle:
 
     def watch(self, timeout: float | None = None) -> AsyncIterator[JobStatus]:
         """See `JobHandle.watch`; between looks no thread is held."""
-        return self._watch(_Course(self.id, self.kind, timeout))
+        return self._watch(_WatchProgress(self.id, self.kind, timeout))
 
-    async def _watch(self, course: _Course) -> AsyncIterator[JobStatus]:
+    async def _watch(self, progress: _WatchProgress) -> AsyncIterator[JobStatus]:
         subscriptions = self._ledger.async_subscriptions()
         waiter: AsyncWaiter | None = None
         try:
             while True:
                 status = await self._status(waiter)
-                if course.is_news(status):
+                if progress.is_change(status):
                     yield status
                 if status.final:
                     return
                 if waiter is None:
                     waiter = subscriptions.subscribe(self.id)
-                await waiter.wait(course.pause(waiter.live))
+                await waiter.wait(progress.pause(waiter.live))
         finally:
             if waiter is not None:
                 subscriptions.unsubscribe(waiter)

@@ -124,7 +124,7 @@ class LimitStore:
         self._lease = _micros(lease.total_seconds())
         self._worker = worker
 
-    def enter(self, entries: Sequence[Entry]) -> list[SlotGrant | SlotRefusal]:
+    def acquire(self, entries: Sequence[Entry]) -> list[SlotGrant | SlotRefusal]:
         """Grant each entry all of its slots, or none; in the order of the entries."""
         fixed = (self._lease, _micros(PATIENCE_SECONDS), self._worker)
         packed = [
@@ -137,7 +137,7 @@ class LimitStore:
             for entry, reply in zip(entries, replies, strict=True)
         ]
 
-    def leave(self, ended: Iterable[Entry], waiting: Sequence[str] = ()) -> None:
+    def release(self, ended: Iterable[Entry], waiting: Sequence[str] = ()) -> None:
         """Release the slots of ended jobs; mark the slots that jobs wait for, once that is on record."""
         left = [part for entry in ended for part in _members(entry)]
         self._connections.execute(self._packed(scripts.LEAVE, len(waiting), *waiting, *left))
@@ -150,7 +150,7 @@ class LimitStore:
             self._packed(scripts.RENEW, self._lease, self._worker, len(rules), *published, *members)
         )
 
-    def take(self, most: int) -> list[FreeSlot]:
+    def take_free(self, most: int) -> list[FreeSlot]:
         """Slots that jobs wait for and that have become free. No other dispatcher gets them for some seconds."""
         [reply] = self._connections.execute(
             self._packed(scripts.TAKE, most, _micros(LEAD_SECONDS), _micros(_HOLD_SECONDS))
@@ -166,13 +166,13 @@ class LimitStore:
             self._packed(scripts.WAKE, free.slot, free.token, self._lease, int(more), *map(_woken, job_ids))
         )
 
-    def expect(self, slots: Iterable[str]) -> None:
+    def mark_wanted(self, slots: Iterable[str]) -> None:
         """Mark that jobs wait for these slots, where Redis does not know it."""
         packed = [pack("ZADD", f"{self._base}:wakes", "NX", 0, slot) for slot in slots]
         if packed:
             self._connections.execute(*packed)
 
-    def look(self, slots: Sequence[str]) -> list[SlotUse]:
+    def uses(self, slots: Sequence[str]) -> list[SlotUse]:
         """Current use of each slot."""
         if not slots:
             return []
@@ -188,7 +188,7 @@ class LimitStore:
             for name, rule in zip(numbers[::2], numbers[1::2], strict=True)
         }
 
-    def used(self) -> set[str]:
+    def used_slots(self) -> set[str]:
         """Every slot under which a job runs or is about to."""
         start, cursor, slots = f"{self._base}:held:", b"0", set[str]()
         while True:

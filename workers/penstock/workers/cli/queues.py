@@ -76,10 +76,10 @@ def limits(as_json: AsJson = False) -> None:
     try:
         with open_ledger(settings) as database:
             waiting = limit_waits.counts(database)
-        rules, slots = store.rules(), sorted(store.used() | set(waiting))
+        rules, slots = store.rules(), sorted(store.used_slots() | set(waiting))
         named = {Rule.of_slot(slot)[0] for slot in slots}
         slots = sorted([*slots, *(f"{name}:" for name in rules if name not in named)])
-        uses = store.look(slots)
+        uses = store.uses(slots)
     finally:
         store.close()
     rows: list[dict[str, Any]] = []

@@ -42,9 +42,9 @@ class Limits(Poller):
 
     def run_once(self) -> bool:
         if time.monotonic() >= self._search_at:
-            self._store.expect(limit_waits.slots(self._database))
+            self._store.mark_wanted(limit_waits.slots(self._database))
             self._search_at = time.monotonic() + _SEARCH_SECONDS
-        slots = self._store.take(_SLOTS)
+        slots = self._store.take_free(_SLOTS)
         if sum(map(self._wake, slots)):
             send_due(self._database, self._sender)
         return len(slots) == _SLOTS

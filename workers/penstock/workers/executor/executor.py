@@ -183,7 +183,7 @@ class Executor:
         self, entry: InFlight, attempt: Attempt, limits: LimitGate, slots: tuple[Slot, ...]
     ) -> None:
         """Run it if its limits let it in, else give it back."""
-        if (outcome := await limits.enter(attempt, slots)) is not None:
+        if (outcome := await limits.acquire(attempt, slots)) is not None:
             self._finish(entry, outcome)
         else:
             self.observers.started(attempt.claim)

@@ -63,7 +63,7 @@ class LimitGate:
         message = attempt.claim.message
         return tuple((rule, rule.slot(message)) for rule in self._rules.of(message.kind, message.queue))
 
-    async def enter(self, attempt: Attempt, slots: tuple[Slot, ...]) -> AttemptOutcome | None:
+    async def acquire(self, attempt: Attempt, slots: tuple[Slot, ...]) -> AttemptOutcome | None:
         """Wait until the job may run, for milliseconds. Returns None, or the outcome of a job that may not run."""
         entry = Entry(attempt.claim.message.id, attempt.claim.fence, slots)
         try:
@@ -116,7 +116,7 @@ class LimitGate:
                     waiting, self._waiting = self._waiting, set()
                     # If this fails, the leases end, and the dispatcher finds the waiting jobs in the ledger.
                     with contextlib.suppress(Exception):
-                        await self._in_thread(partial(self._store.leave, left, sorted(waiting)))
+                        await self._in_thread(partial(self._store.release, left, sorted(waiting)))
                 if self._asking:
                     batch, self._asking = self._asking[:_BATCH], self._asking[_BATCH:]
                     await self._enter(batch)
@@ -126,7 +126,7 @@ class LimitGate:
     async def _enter(self, batch: list[tuple[Entry, asyncio.Future[SlotGrant | SlotRefusal]]]) -> None:
         answers: Sequence[SlotGrant | SlotRefusal]
         try:
-            answers = await self._in_thread(partial(self._store.enter, [entry for entry, _ in batch]))
+            answers = await self._in_thread(partial(self._store.acquire, [entry for entry, _ in batch]))
         except Exception:
             answers = [SlotRefusal(entry.slots[0][1]) for entry, _ in batch]
         for (entry, future), answer in zip(batch, answers, strict=True):
