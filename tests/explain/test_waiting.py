@@ -145,7 +145,7 @@ def test_a_job_in_its_queue_says_at_which_position(ledger: Database) -> None:
     assert sorted(explanation.facts["workers"]) == ["w1", "w2"]
     assert explain(ledger, high.id, MemoryPositions(broker)).facts["position"] == 1
     assert explain(ledger, first.id, MemoryPositions(broker)).facts["position"] == 2
-    assert "where in it cannot be told" in explain(ledger, first.id).because
+    assert "its position is unknown" in explain(ledger, first.id).because
 
 
 def test_an_unavailable_broker_is_a_fact_and_the_rest_is_explained(ledger: Database) -> None:

@@ -14,7 +14,7 @@ from penstock.ledger.rows import limit_waits
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.limits.rules import Rule
-from penstock.producers.limits.store import Entry, LimitStore
+from penstock.producers.limits.store import LimitStore, SlotRequest
 from penstock.producers.outbox import Outbox
 from penstock.schemas import Outcome
 from penstock.schemas.jobs.limits import Concurrency
@@ -133,7 +133,7 @@ def test_holders_of_a_limit_are_named_within_the_bounds_and_else_counted(gateway
     holders = {tenant: message(invoice(), tenant=tenant).id for tenant in ("acme", "other")}
     for tenant, job_id in holders.items():
         claimed(gateway.database, message(invoice(), id=job_id, tenant=tenant))
-    entries = [Entry(job_id, 1, ((rule, slot),)) for job_id in holders.values()]
+    entries = [SlotRequest(job_id, 1, ((rule, slot),)) for job_id in holders.values()]
     store = LimitStore(settings.broker_url, prefix=settings.prefix, lease=LEASE, timeout_seconds=10, worker="w1")
     store.renew([rule], entries)
     store.close()

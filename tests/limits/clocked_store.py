@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from penstock.producers.limits.rules import Rule
 from penstock.producers.limits.store import (
-    Entry,
     LimitStore,
     Slot,
+    SlotRequest,
 )
 from penstock.producers.senders.redis.protocol import pack
 from penstock.schemas import Concurrency, Rate
@@ -57,5 +57,5 @@ TWO, ONE, PACED = ((rule, f"{name}:") for name, rule in RULES.items())
 INTERVAL, TOLERANCE = 5.0, 5.0
 
 
-def entry(job_id: str, *slots: Slot, fence: int = 1) -> Entry:
-    return Entry(job_id, fence, slots)
+def entry(job_id: str, *slots: Slot, fence: int = 1) -> SlotRequest:
+    return SlotRequest(job_id, fence, slots)

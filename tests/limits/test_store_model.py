@@ -14,10 +14,10 @@ from limits.clocked_store import INTERVAL, LEASE, ONE, PACED, RULES, TOLERANCE, 
 from penstock.producers.limits.store import (
     LEAD_SECONDS,
     PATIENCE_SECONDS,
-    Entry,
     Slot,
     SlotGrant,
     SlotRefusal,
+    SlotRequest,
 )
 from penstock.schemas import Concurrency
 
@@ -35,7 +35,7 @@ class Model(RuleBasedStateMachine):
         self.held: dict[str, dict[str, float]] = {"two:": {}, "one:": {}, "paced:": {}}
         self.next, self.busy = 0.0, False
         self.waited: set[str] = set()
-        self.running: dict[str, Entry] = {}
+        self.running: dict[str, SlotRequest] = {}
         self.lines: dict[str, list[str]] = {slot: [] for slot in self.held}
         self.slots: dict[str, tuple[Slot, ...]] = {}
         self.starts: list[float] = []

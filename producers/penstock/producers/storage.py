@@ -149,7 +149,7 @@ class S3Storage(Storage):
 
     def write(self, key: str, source: BinaryIO, media_type: str | None = None) -> None:
         extra = {"ContentType": media_type or guess_media_type(key)}
-        stream = cast("IO[Any]", _KeptOpen(source))
+        stream = cast("IO[Any]", _UploadStream(source))
         self._call(key, lambda: self._client.upload_fileobj(stream, self.bucket, self._key(key), ExtraArgs=extra))
 
     def find(self, key: str) -> Stored | None:
@@ -192,11 +192,11 @@ class _Body:
         return cast(bytes, _wrap_errors("S3", self._key, lambda: self._body.read(amount)))
 
 
-class _KeptOpen:
-    """A stream as upload_fileobj needs it.
+class _UploadStream:
+    """Stream in the form that upload_fileobj needs.
 
-    That one closes what it was given (boto/s3transfer#80), which the caller may want to rewind; and it takes a read
-    that returns less than it asked for as the end, which would store the beginning alone.
+    upload_fileobj closes its stream (boto/s3transfer#80), which the caller may want to rewind. It also takes a short
+    read for the end of the stream, which would store only the beginning.
     """
 
     def __init__(self, source: BinaryIO) -> None:
@@ -227,7 +227,7 @@ def _wrap_errors(where: str, key: str, call: Callable[[], T]) -> T:
 
 
 def guess_media_type(key: str) -> str:
-    """By the ending of the key; for what was stored, not for what was uploaded."""
+    """Media type by the suffix of the key; for stored objects, not for uploads."""
     if key.endswith(".webp"):
         return "image/webp"  # unknown to mimetypes before Python 3.13
     return mimetypes.guess_type(key, strict=False)[0] or "application/octet-stream"

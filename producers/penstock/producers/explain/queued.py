@@ -42,7 +42,7 @@ def _in_queue(case: Case, position: QueuePosition | None) -> str:
     queue, count = case.job.queue, len(case.roster.consuming(case.job.queue))
     pool = f"{count} live worker{'' if count == 1 else 's'}"
     if position is None:
-        return f"it waits in queue {queue!r} ({pool}), where in it cannot be told"
+        return f"it waits in queue {queue!r} ({pool}), its position is unknown"
     if position.held_by is not None:
         return f"worker {position.held_by} has fetched it, and begins it when one of its running jobs ends"
     if position.ahead is not None:

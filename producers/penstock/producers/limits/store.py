@@ -27,7 +27,7 @@ Slot = tuple[Rule, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SlotRequest:
     """A job that asks for its slots.
 
     Attributes:
@@ -124,25 +124,25 @@ class LimitStore:
         self._lease = _micros(lease.total_seconds())
         self._worker = worker
 
-    def acquire(self, entries: Sequence[Entry]) -> list[SlotGrant | SlotRefusal]:
-        """Grant each entry all of its slots, or none; in the order of the entries."""
+    def acquire(self, requests: Sequence[SlotRequest]) -> list[SlotGrant | SlotRefusal]:
+        """Grant each request all of its slots, or none; in the order of the requests."""
         fixed = (self._lease, _micros(PATIENCE_SECONDS), self._worker)
         packed = [
-            self._packed(scripts.ENTER, _woken(entry.job_id), entry.member, *fixed, *_numbers(entry.slots))
-            for entry in entries
+            self._packed(scripts.ENTER, _woken(request.job_id), request.member, *fixed, *_numbers(request.slots))
+            for request in requests
         ]
         replies = self._connections.execute(*packed)
         return [
-            SlotGrant(int(reply[1]) / 1e6) if reply[0] else SlotRefusal(entry.slots[int(reply[1])][1])
-            for entry, reply in zip(entries, replies, strict=True)
+            SlotGrant(int(reply[1]) / 1e6) if reply[0] else SlotRefusal(request.slots[int(reply[1])][1])
+            for request, reply in zip(requests, replies, strict=True)
         ]
 
-    def release(self, ended: Iterable[Entry], waiting: Sequence[str] = ()) -> None:
+    def release(self, ended: Iterable[SlotRequest], waiting: Sequence[str] = ()) -> None:
         """Release the slots of ended jobs; mark the slots that jobs wait for, once that is on record."""
         left = [part for entry in ended for part in _members(entry)]
         self._connections.execute(self._packed(scripts.LEAVE, len(waiting), *waiting, *left))
 
-    def renew(self, rules: Sequence[Rule], running: Iterable[Entry]) -> None:
+    def renew(self, rules: Sequence[Rule], running: Iterable[SlotRequest]) -> None:
         """Publish the rules, and renew the slots of running jobs."""
         published = [part for rule in rules for part in (rule.name, _rule(rule), rule.text)]
         members = [part for entry in running for part in _members(entry)]
@@ -215,7 +215,7 @@ def _woken(job_id: str) -> str:
     return f"{_WOKEN}/{job_id}"
 
 
-def _members(entry: Entry) -> Iterable[str]:
+def _members(entry: SlotRequest) -> Iterable[str]:
     for rule, slot in entry.slots:
         if isinstance(rule.limit, Concurrency):
             yield slot

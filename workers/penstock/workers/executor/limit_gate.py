@@ -16,7 +16,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.limits import open_store
 from penstock.producers.limits.rules import Rule, Rules
-from penstock.producers.limits.store import Entry, LimitStore, Slot, SlotGrant, SlotRefusal
+from penstock.producers.limits.store import LimitStore, Slot, SlotGrant, SlotRefusal, SlotRequest
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.outcome import stopped
@@ -47,10 +47,10 @@ class LimitGate:
         self._pause = lease.total_seconds() / 4
         self._tasks = Tasks(log)
         self._thread = ThreadPoolExecutor(1, "penstock limits")
-        self._asking: list[tuple[Entry, asyncio.Future[SlotGrant | SlotRefusal]]] = []
-        self._running: dict[str, Entry] = {}
+        self._asking: list[tuple[SlotRequest, asyncio.Future[SlotGrant | SlotRefusal]]] = []
+        self._running: dict[str, SlotRequest] = {}
         self._held_back: dict[str, str] = {}  # and not on record yet
-        self._left: list[Entry] = []
+        self._left: list[SlotRequest] = []
         self._waiting: set[str] = set()
         self._busy = False
         self._renewing: asyncio.Task[None] | None = None
@@ -65,7 +65,7 @@ class LimitGate:
 
     async def acquire(self, attempt: Attempt, slots: tuple[Slot, ...]) -> AttemptOutcome | None:
         """Wait until the job may run, for milliseconds. Returns None, or the outcome of a job that may not run."""
-        entry = Entry(attempt.claim.message.id, attempt.claim.fence, slots)
+        entry = SlotRequest(attempt.claim.message.id, attempt.claim.fence, slots)
         try:
             answer = await self._ask(entry)
             if isinstance(answer, SlotRefusal):
@@ -94,7 +94,7 @@ class LimitGate:
         self._thread.shutdown()
         self._store.close()
 
-    async def _ask(self, entry: Entry) -> SlotGrant | SlotRefusal:
+    async def _ask(self, entry: SlotRequest) -> SlotGrant | SlotRefusal:
         if self.unavailable:  # each job would wait for the timeout, in a slot that others could use
             return SlotRefusal(entry.slots[0][1])
         future = asyncio.get_running_loop().create_future()
@@ -123,7 +123,7 @@ class LimitGate:
         finally:
             self._busy = False
 
-    async def _enter(self, batch: list[tuple[Entry, asyncio.Future[SlotGrant | SlotRefusal]]]) -> None:
+    async def _enter(self, batch: list[tuple[SlotRequest, asyncio.Future[SlotGrant | SlotRefusal]]]) -> None:
         answers: Sequence[SlotGrant | SlotRefusal]
         try:
             answers = await self._in_thread(partial(self._store.acquire, [entry for entry, _ in batch]))
