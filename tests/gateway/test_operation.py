@@ -103,9 +103,9 @@ def test_kinds_are_listed_with_their_schemas(gateway: Gateway) -> None:
     ("toml", "expected"),
     [
         ("[gateway]\nmax_bodies = 1", "gateway.max_bodies: unknown setting"),
-        ('[gateway]\ncors_origins = ["*"]', "is no origin"),
-        ('[gateway]\ncors_origins = ["https://a.example.com/path"]', "is no origin"),
-        ('[gateway.jwt]\njwks_url = "file:///etc/passwd"\nissuer = "a"\naudience = "b"', "is no http"),
+        ('[gateway]\ncors_origins = ["*"]', "is not an origin"),
+        ('[gateway]\ncors_origins = ["https://a.example.com/path"]', "is not an origin"),
+        ('[gateway.jwt]\njwks_url = "file:///etc/passwd"\nissuer = "a"\naudience = "b"', "is not an http"),
         ('[gateway.jwt]\njwks_url = "https://a"\nissuer = "a"\naudience = "b"\nalgorithms = ["HS256"]', "HS256"),
         ('token_secret = "short"', "token_secret"),
     ],

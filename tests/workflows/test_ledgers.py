@@ -65,7 +65,7 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
         def loop() -> None:
             while not stopping.is_set():
                 try:
-                    run_jobs()
+                    work()
                 except BaseException as error:
                     failures.append(error)
                     return
@@ -90,7 +90,8 @@ def test_a_fan_in_fires_once_with_several_dispatchers_that_die_and_many_workers(
     except AssertionError as error:
         error.add_note(f"its steps are { ({name: row.state for name, row in rows_of(ledger, workflow_id).items()}) }")
         raise
-    stopping.set()
+    finally:
+        stopping.set()
     for thread in threads:
         thread.join(30)
     assert failures == []
