@@ -24,7 +24,7 @@ from support.servers.proxy import Proxy
 
 from penstock.producers import AsyncProducer, Producer
 from penstock.producers.senders.rabbitmq import sender
-from penstock.producers.senders.redis import connections
+from penstock.producers.senders.redis import async_connections, connections
 from penstock.workers.brokers import Consumer, open_consumer
 from penstock.workers.local.up.redis_server import free_port
 
@@ -144,7 +144,7 @@ def through(firewall: Firewall, broker_url: str) -> str:
 
 def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an hour pass for every connection."""
-    for module in (sender, connections):
+    for module in (sender, connections, async_connections):
         monkeypatch.setattr(module, "TRUST_IDLE_SECONDS", -3600.0)
 
 
