@@ -1,1 +1,1 @@
-"""Penstock beside its peers: the same job, the same server, the same run. `python -m benchmarks`."""
+"""Benchmarks of Penstock and its peers: the same job, the same server, the same run. `python -m benchmarks`."""

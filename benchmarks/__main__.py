@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure Penstock beside its peers, print the ratios, and write them as JSON."""
+"""`python -m benchmarks`: measure Penstock and its peers, print the ratios, and write them as JSON."""
 
 from __future__ import annotations
 

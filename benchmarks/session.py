@@ -61,7 +61,8 @@ class Servers:
             self.missing.append(f"RabbitMQ (rabbitmqctl, for a virtual host of our own: {error})")
 
     def _renew_vhost(self) -> None:
-        """A virtual host of this run's own: no queue of one contestant for the next, and nobody else's touched."""
+        """Replace the virtual host of this run: a contestant finds no queue of the one before it, and no other virtual
+        host is touched."""
         self._delete_vhost()
         name = f"penstock-bench-{uuid.uuid4().hex[:8]}"
         _rabbitmqctl("add_vhost", name)

@@ -20,18 +20,18 @@ def prepare() -> list[str]:
     failed = []
     VENVS.mkdir(exist_ok=True)
     (VENVS / ".gitignore").write_text("*\n")
-    for name, wanted in LISTS.items():
-        folder, source = VENVS / name, ROOT / "benchmarks" / "peers" / wanted
-        done = folder / wanted
+    for name, file_name in LISTS.items():
+        folder, source = VENVS / name, ROOT / "benchmarks" / "peers" / file_name
+        done = folder / file_name
         if done.exists() and done.read_text() == source.read_text():
             continue
-        say(f"installing the peers of {wanted} into {folder}")
+        say(f"installing the peers of {file_name} into {folder}")
         try:
             subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, capture_output=True)
             pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
             subprocess.run([*pip, "-r", source], check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
-            failed.append(f"{wanted}: {str(error.stderr).strip().splitlines()[-1:]}")
+            failed.append(f"{file_name}: {str(error.stderr).strip().splitlines()[-1:]}")
             shutil.rmtree(folder, ignore_errors=True)
             continue
         done.write_text(source.read_text())

@@ -20,11 +20,12 @@ SUPPORTED = ("3.11", "3.12", "3.13")
 SELECTION = (
     "tests/schemas",
     "tests/config",
-    "tests/executor",
+    "tests/workers/executor",
     "tests/ledger",
-    "tests/producers",
-    "tests/workflows/test_running.py",
-    "tests/workflows/test_testing_kit.py",
+    "tests/producers/enqueue",
+    "tests/producers/test_outbox.py",
+    "tests/workers/workflows/test_running.py",
+    "tests/workers/workflows/test_testing_kit.py",
     "tests/test_house.py",
 )
 """What depends on the Python most: annotations, asyncio, sqlite3, subprocesses. SQLite is the only database."""

@@ -24,14 +24,15 @@ for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and no
     del os.environ[_name]
 
 
-ONCE_MORE = {"chaos", "conformance", "engines", "migration", "up"}
+TESTS = Path(__file__).parent
+ONCE_MORE = {"chaos", "conformance", "engines", "migration", "local"}
 """Folders of tests that start, kill and freeze whole processes next to servers that others use."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give these a second try in case a busy machine has upset the first; the summary says which needed it, and why."""
     for item in items:
-        if item.path.parent.name in ONCE_MORE:
+        if not ONCE_MORE.isdisjoint(item.path.relative_to(TESTS).parts):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

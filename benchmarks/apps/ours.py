@@ -51,7 +51,7 @@ async def sleep(job: Sleep) -> None:
 
 @handles(Compute)
 async def compute(job: Compute) -> None:
-    for _ in range(1000):  # pieces too short to let go of the interpreter
+    for _ in range(1000):  # pieces too short to release the GIL
         hashlib.sha256(job.text.encode() * 100).digest()
     tick(job.number)
 

@@ -65,7 +65,7 @@ class Chain(Workflow, kind="bench.chain", queue=QUEUE):
 
 
 class FanOut(Workflow, kind="bench.fanout", queue=QUEUE):
-    """As many jobs side by side as its input says, and one that gets all their results."""
+    """Fan-out of as many jobs as the input says, and a job that gets all their results."""
 
     jobs: int
 

@@ -1,7 +1,7 @@
 """The outbox: from before the commit to the moment the broker has the job, and how fast a full outbox is emptied.
 
 Database and ledger are one on PostgreSQL, the broker is Redis, and the dispatcher's own services run in threads of this
-process, beside the one that commits.
+process, next to the one that commits.
 """
 
 from __future__ import annotations

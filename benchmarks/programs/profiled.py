@@ -2,7 +2,7 @@
 
 A worker as an engine hosts it. `steps`: processor time of the thread that takes a step, in microseconds a job off a
 full queue. `way`: what passes between the stations of a lone job on its way to the handler, in microseconds, the
-median. Timing costs a little itself, so these are no runs to take a throughput or a latency from.
+median. Timing costs a little itself, so take no throughput or latency from these runs.
 """
 
 from __future__ import annotations

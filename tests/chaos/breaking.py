@@ -93,8 +93,8 @@ class Breaker:
             self.error = error
 
     def _one_of_each(self) -> list[str]:
-        wanted = ("kill_worker", "kill_dispatcher", "kill_redis", "kill_rabbitmq", "kill_database", "lock_database")
-        names = [act.__name__ for act, _ in self._acts if act.__name__ in wanted]
+        kills = ("kill_worker", "kill_dispatcher", "kill_redis", "kill_rabbitmq", "kill_database", "lock_database")
+        names = [act.__name__ for act, _ in self._acts if act.__name__ in kills]
         self._random.shuffle(names)
         return names
 

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,7 +23,7 @@ from support.servers.rabbitmq_node import RabbitmqNode
 from penstock.config.errors import PenstockError
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.sql.tables import dead_letters, jobs, workers
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.producers.senders.rabbitmq.names import lane_name
@@ -31,6 +32,8 @@ from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
 from penstock.schemas.states import FINAL
 
 HERE = Path(__file__).parent
+FOLDERS = [HERE, *(HERE / name for name in ("environment", "jobs", "outbox", "schedules", "workflows"))]
+"""Modules of chaos are found by their bare names, in its processes as well."""
 PENSTOCK = Path(sys.executable).parent / "penstock"
 LEASE_SECONDS = 2.0
 
@@ -65,6 +68,10 @@ class Site:
         broker_server: to break, or None: the broker at `broker_url` is not touched.
         postgres: the ledger's server, to break.
         ledger_url: where there is none; None: SQLite in the folder.
+
+    Attributes:
+        modules: imported by workers and dispatchers.
+        changes: of the environment of workers, by slot.
     """
 
     def __init__(
@@ -103,6 +110,8 @@ class Site:
         self.producer = Producer.from_settings(self.settings)
         self.workers: list[subprocess.Popen[bytes] | None] = [None] * workers
         self.dispatchers: list[subprocess.Popen[bytes] | None] = [None] * dispatchers
+        self.modules = ["chaos_jobs"]
+        self.changes: dict[int, dict[str, str]] = {}
         self._started = 0
 
     def start(self) -> None:
@@ -113,23 +122,28 @@ class Site:
 
     def start_worker(self, slot: int) -> None:
         self.workers[slot] = self._run(
-            ["worker", "--engine", self.engine, "--queues", QUEUE, "--concurrency", "30", "--import", "chaos_jobs"]
+            ["worker", "--engine", self.engine, "--queues", QUEUE, "--concurrency", "30", *self._imports()],
+            self.changes.get(slot, {}),
         )
 
     def start_dispatcher(self, slot: int) -> None:
-        self.dispatchers[slot] = self._run(["dispatcher", "--import", "chaos_jobs"])
+        self.dispatchers[slot] = self._run(["dispatcher", *self._imports()])
 
-    def revive(self) -> None:
+    def _imports(self) -> list[str]:
+        return [word for module in self.modules for word in ("--import", module)]
+
+    def revive(self) -> int:
         """Start again processes that have ended by themselves, as a supervisor would: a worker cannot start without its
-        ledger."""
-        for slot, process in enumerate(self.workers):
-            if process is not None and process.poll() is not None:
-                self.start_worker(slot)
-        for slot, process in enumerate(self.dispatchers):
-            if process is not None and process.poll() is not None:
-                self.start_dispatcher(slot)
+        ledger. Returns how many."""
+        revived = 0
+        for processes, start in ((self.workers, self.start_worker), (self.dispatchers, self.start_dispatcher)):
+            for slot, process in enumerate(processes):
+                if process is not None and process.poll() is not None:
+                    start(slot)
+                    revived += 1
+        return revived
 
-    def _run(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def _run(self, command: list[str], changes: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
         settings = self.settings
         environment = os.environ | {
             "PENSTOCK_BROKER_URL": settings.broker_url,
@@ -142,9 +156,10 @@ class Site:
             "PENSTOCK_BROKER_TIMEOUT_SECONDS": str(settings.broker_timeout_seconds),
             "PENSTOCK_GRACE_SECONDS": str(settings.grace_seconds),
             "PENSTOCK_MAX_CRASHES": str(settings.max_crashes),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [*map(str, FOLDERS), os.environ.get("PYTHONPATH")])),
             "CHAOS_TRACE": str(self.trace),
             "CHAOS_PROVIDER": str(self.provider),
+            **changes,
         }
         self._started += 1
         with (self.folder / f"{self._started:03d}-{command[0]}.log").open("wb") as log:
@@ -212,6 +227,11 @@ class Site:
         """The jobs in the ledger: id, kind, state, when it ended, and its error."""
         columns = (jobs.c.id, jobs.c.kind, jobs.c.state, jobs.c.finished_at, jobs.c.error, jobs.c.payload)
         return {row.id: row for row in self._read(sa.select(*columns))}
+
+    def live_workers(self) -> list[str]:
+        """Names of the workers that have started."""
+        where = workers.c.stopped_at.is_(None) & (workers.c.engine != "dispatcher")
+        return [row.name for row in self._read(sa.select(workers.c.name).where(where))]
 
     def unfinished(self) -> dict[str, str]:
         select = sa.select(jobs.c.id, jobs.c.state).where(jobs.c.state.not_in(sorted(FINAL)))

@@ -13,9 +13,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from chaos_site import FOLDERS  # noqa: E402
+
+sys.path[:0] = map(str, FOLDERS)
+
 from chaos_outbox import one_outbox_round  # noqa: E402
 from chaos_schedules import one_schedule_round  # noqa: E402
 from chaos_workflows import one_workflow_round  # noqa: E402
+from environment import NAMES, QUICK, Pace, run_environment  # noqa: E402
 from pairs import PAIRS, ServerMissing, has_postgres, has_rabbitmq, one_round  # noqa: E402
 
 WIPES = 2
@@ -27,6 +32,8 @@ def main() -> int:
     options = _options()
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are stopped
+    if options.environment:
+        return _environment(options, seed)
     failed = False
     for number in range(options.rounds):
         for pair in (*PAIRS, *OTHERS) if options.pair == "all" else (options.pair,):
@@ -64,6 +71,23 @@ def main() -> int:
     return 1 if failed else 0
 
 
+def _environment(options: argparse.Namespace, seed: int) -> int:
+    """The faults of the environment, a row for each."""
+    print(f"seed {seed}; a row again: --environment --pair PAIR --fault FAULT --seed {seed}", flush=True)
+    rows = run_environment(
+        PAIRS if options.pair == "all" else (options.pair,),
+        options.fault or NAMES,
+        seed,
+        QUICK if options.quick else Pace(),
+        lambda: Path(tempfile.mkdtemp(prefix="penstock-chaos-")),
+        " --quick" if options.quick else "",
+    )
+    for row, folder in rows:
+        if not row.faults and not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    return 1 if any(row.faults for row, _ in rows) else 0
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="repeat this run's first round; random if not given")
@@ -81,6 +105,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ledger", default=None, help="an empty database of another server, which is left alone")
     parser.add_argument("--wipe", action="store_true", help="the broker loses all it has, too")
     parser.add_argument("--keep", action="store_true", help="keep the folder with logs and ledger even if all is well")
+    parser.add_argument(
+        "--environment", action="store_true", help="faults of database, broker and process, one at a time, and handlers"
+    )
+    parser.add_argument("--fault", action="append", choices=NAMES, help="with --environment: only this one, and others")
     options = parser.parse_args()
     jobs, seconds = (1000, 15.0) if options.quick else (10_000, 60.0)
     options.jobs, options.seconds = options.jobs or jobs, options.seconds or seconds

@@ -57,6 +57,10 @@ def test_config_penstock_toml_and_a_named_file_are_found(monkeypatch: pytest.Mon
         ("\n\n[queues.emails]\nengine = 'celery'\nspeed = 1\n", r"penstock\.toml:5: queues\.emails\.speed: unknown"),
         ("[queues.emails]\nengine = 'rq'\n", r"penstock\.toml:2: queues\.emails\.engine: .*'celery' or 'dramatiq'"),
         ("# one\n[queues]\nemails = { concurrency = 0 }", r"penstock\.toml:3: queues\.emails\.concurrency"),
+        ("max_jobs = 0", r"penstock\.toml:1: max_jobs: Input should be greater than or equal to 1"),
+        ("max_memory = 0", r"penstock\.toml:1: max_memory: Input should be greater than or equal to 1"),
+        ("max_memory = '1 pound'", r"max_memory: '1 pound' is not a size; write 512MB, 1GiB or a number of bytes"),
+        ("max_memory = true", r"max_memory: True is not a size"),
         ("lease_seconds = -1", r"penstock\.toml:1: lease_seconds"),
         ("this is = = not toml", r"penstock\.toml: not valid TOML.*line 1"),
     ],
@@ -97,7 +101,7 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "output"),
     [
         ("redis://user:s3cret@host:6379/0", "redis://user:***@host:6379/0"),
         ("redis://:s3cret@host/0", "redis://:***@host/0"),
@@ -105,5 +109,19 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
         ("postgresql+psycopg://u:p%40ss@h/db?x=1", "postgresql+psycopg://u:***@h/db?x=1"),
     ],
 )
-def test_a_password_is_not_shown(url: str, shown: str) -> None:
-    assert redact_url(url) == shown
+def test_a_password_is_not_shown(url: str, output: str) -> None:
+    assert redact_url(url) == output
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MB", 512_000_000), ("1GiB", 2**30), ("1.5 Gi", 1.5 * 2**30), ("100k", 100_000), ("4096", 4096), ("7 B", 7)],
+)
+def test_sizes_have_units(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv("PENSTOCK_MAX_MEMORY", text)
+    monkeypatch.setenv("PENSTOCK_MAX_JOBS", "7")
+    settings = load_settings()
+    assert (settings.max_memory, settings.max_jobs) == (size, 7)
+    write(f"max_memory = {size:.0f}")
+    monkeypatch.delenv("PENSTOCK_MAX_MEMORY")
+    assert load_settings().max_memory == size

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.servers.shared import broker_url, delete_queues
+from support.servers.shared import broker_url
 
 from penstock.workers.local.up.redis_server import RedisServer
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "outages")]
 
-from support.stack import PAIRS, Stack
+from support.stack import PAIRS, Stack, stopped_at_the_end
 
 
 @pytest.fixture(scope="module", params=[("inline", "memory"), *PAIRS], ids="-".join)
@@ -25,12 +25,8 @@ def stack(
     stack = Stack(
         engine, broker_url(broker, redis_server), prefix, tmp_path_factory.mktemp(f"{engine}-{broker}")
     ).start()
-    yield stack
-    failed = request.session.testsfailed
-    stack.stop()
-    if failed:
-        print(stack.logs())
-    delete_queues(broker, prefix)
+    with stopped_at_the_end(stack, broker, request.session):
+        yield stack
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -40,9 +36,5 @@ def own_stack(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_pat
     prefix = f"t{uuid.uuid4().hex[:10]}"
     stack = Stack(engine, broker_url(broker, redis_server), prefix, tmp_path)
     stack.start_dispatcher()
-    yield stack
-    failed = request.session.testsfailed
-    stack.stop()
-    if failed:
-        print(stack.logs())
-    delete_queues(broker, prefix)
+    with stopped_at_the_end(stack, broker, request.session):
+        yield stack

@@ -60,6 +60,12 @@ def test_plain_functions_and_isolated_ones_run_too(stack: Stack, tmp_path: Path)
     assert isolated.status().result["pid"] != os.getpid()
 
 
+def test_a_result_of_an_isolated_handler_may_be_larger_than_a_sockets_buffer(stack: Stack) -> None:
+    text = "y" * 200_000
+    status = stack.producer.enqueue(acme.Isolated(text=text)).wait(WAIT_SECONDS)
+    assert (status.state, status.error) == ("succeeded", None)
+
+
 def test_a_delayed_job_does_not_run_before_its_time(stack: Stack, tmp_path: Path) -> None:
     delay = timedelta(seconds=1)
     before = datetime.now(UTC)

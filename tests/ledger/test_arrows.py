@@ -111,7 +111,9 @@ def enqueues(stage: Stage) -> None:
             )
         )
         with stage.walk("transitions/enqueue.py"):
-            stage.write(lambda connection, made=admissions: made.give_back(connection, stage.ledger, "uniq"))
+            stage.write(
+                lambda connection, admissions=admissions: admissions.give_back(connection, stage.ledger, "uniq")
+            )
 
 
 def is_due(stage: Stage) -> None:
@@ -125,6 +127,9 @@ def is_due(stage: Stage) -> None:
     stage.put(State.SCHEDULED, Tick())
     with stage.walk("transitions/due.py"):
         assert due_jobs.send_due(stage.ledger, MemoryBroker()) == 3
+    request = due.HoldRequest(due.waiting(stage.put(State.QUEUED)), 0, False, "unknown_kind", "because")
+    with stage.walk("transitions/due.py"):
+        assert due.hold_back(stage.ledger, [request], worker="w1", grace=timedelta(hours=1)) == ["held"]
 
 
 def claims(stage: Stage) -> None:

@@ -20,7 +20,7 @@ ALLOWED = {
     # The outbox lies in the database of the web backend, and its rows go in with the backend's own transaction.
     "producers/penstock/producers/outbox.py": {"outbox"},
     "producers/penstock/producers/testing/ledger.py": {"outbox"},  # empties it, as the dispatcher would
-    "producers/penstock/producers/gateway/requests/idempotency.py": {"requests"},  # nobody else reads them
+    "producers/penstock/producers/gateway/requests/idempotency.py": {"requests"},  # no one else reads them
 }
 """File outside of the ledger → tables that it may write all the same."""
 
@@ -41,16 +41,16 @@ def written(text: str) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == tables.__name__:
             names |= {alias.asname: alias.name for alias in node.names if alias.asname and alias.name in TABLES}
-    found: set[str] = set()
+    written: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _name(node.func) in WRITING:
-            found |= {names[name] for name in (_name(one) for one in node.args[:1]) if name in names}
+            written |= {names[name] for name in (_name(argument) for argument in node.args[:1]) if name in names}
             # As in jobs.update().
             if isinstance(node.func, ast.Attribute) and (owner := _name(node.func.value)) in names:
-                found.add(names[owner])
+                written.add(names[owner])
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found |= {match[3].removeprefix("penstock_") for match in SQL.finditer(node.value)}
-    return found
+            written |= {match[3].removeprefix("penstock_") for match in SQL.finditer(node.value)}
+    return written
 
 
 def _name(node: ast.expr) -> str:

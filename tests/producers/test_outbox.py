@@ -181,18 +181,18 @@ def test_enqueue_many_writes_jobs_in_order_with_one_insert(engine: sa.Engine) ->
         if statement.startswith("INSERT"):
             inserts.append(statement)
 
-    wanted = [str(number) for number in range(300)]
+    expected = [str(number) for number in range(300)]
     with Session(engine) as session:
         Outbox().enqueue(session, Note(text="first"))
-        handles = Outbox().enqueue_many(session, [Note(text=text) for text in wanted])
+        handles = Outbox().enqueue_many(session, [Note(text=text) for text in expected])
         session.commit()
     if engine.dialect.name != "sqlite":  # SQLAlchemy inserts row by row there, which costs no round trip
         assert len(inserts) == 1
     inserts.clear()
     with engine.begin() as connection:
-        Outbox().enqueue_many(connection, [Note(text=text) for text in wanted])
+        Outbox().enqueue_many(connection, [Note(text=text) for text in expected])
     assert len(inserts) == 1
-    assert texts(engine) == ["first", *wanted, *wanted]
+    assert texts(engine) == ["first", *expected, *expected]
     assert len({handle.id for handle in handles}) == 300
 
 

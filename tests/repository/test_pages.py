@@ -94,9 +94,9 @@ def test_functions_of_imported_modules_exist(path: Path) -> None:
 
 def commands(text: str) -> list[str]:
     """The command lines of `penstock` on a page, shown or named, without comments."""
-    shown = re.findall(r"^ {4}(?:\$ )?penstock ([^\n]+)$", text, re.MULTILINE)
+    output = re.findall(r"^ {4}(?:\$ )?penstock ([^\n]+)$", text, re.MULTILINE)
     named = re.findall(r"`penstock ([a-z][^`]*)`", text)
-    return [re.split(r"\s{2,}#|\s#\s|\s\[|\s2>", line.replace("\n", " "))[0] for line in shown + named]
+    return [re.split(r"\s{2,}#|\s#\s|\s\[|\s2>", line.replace("\n", " "))[0] for line in output + named]
 
 
 @cache
@@ -116,9 +116,9 @@ def test_commands_and_their_options_exist(path: Path) -> None:
             child = command.get_command(None, words[0])
             assert child is not None, f"penstock {line}: no {words[0]!r}"
             command, words = child, words[1:]
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         used = {word.partition("=")[0] for word in words if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", word)}
-        assert used <= known | {"--help"}, f"penstock {line}: no {sorted(used - known)}"
+        assert used <= options | {"--help"}, f"penstock {line}: no {sorted(used - options)}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page)

@@ -50,6 +50,12 @@ def test_a_binary_event_is_its_headers_and_its_body() -> None:
     assert binary().data is None
 
 
+def test_a_header_may_be_raw_utf_8_which_servers_read_as_latin_1() -> None:
+    received = "café ✓".encode().decode("latin-1")
+    event = binary(ce_subject=received, ce_tenant=f"{received} caf%C3%A9")
+    assert (event.subject, event.extensions) == ("café ✓", {"tenant": "café ✓ café"})
+
+
 def test_data_in_base64_is_what_its_content_type_says() -> None:
     encoded = base64.b64encode(b'{"id": 7}').decode()
     [event] = structured({**MINIMAL, "data_base64": encoded, "datacontenttype": "application/vnd.shop+json"})
@@ -110,6 +116,7 @@ def test_a_wrong_event_is_refused_by_the_name_of_its_attribute(changes: dict[str
         ({"ce-specversion": "1.0"}, b"", "id"),
         ({"ce-specversion": "1.0", "ce-data": "x"}, b"", "data"),
         ({"ce-specversion": "1.0", "ce-id": "%ff"}, b"", "id"),
+        ({"ce-specversion": "1.0", "ce-id": "\xff"}, b"", "id"),
         ({"ce-specversion": "1.0", "content-type": "application/json"}, b"{", "data"),
         ({"ce-specversion": "1.0", "content-type": "text/plain"}, b"\xff", "data"),
     ],

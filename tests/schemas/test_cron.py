@@ -90,6 +90,18 @@ def test_six_fields_begin_with_seconds() -> None:
         ("@hourly", "0 * * * *"),
         ("0 9 * jan-mar mon-fri", "0 9 * 1-3 1-5"),
         ("0 9 * * 7", "0 9 * * sun"),
+        ("0 9 * * sat-sun", "0 9 * * 0,6"),
+        ("0 9 * * 6-7", "0 9 * * 0,6"),
+        ("0 9 * * fri-mon", "0 9 * * 5,6,0,1"),
+        ("0 9 * * 7-2", "0 9 * * 0,1,2"),
+        ("0 9 * * 7-sun", "0 9 * * 0"),
+        ("0 9 * * fri-tue/2", "0 9 * * 5,0,2"),
+        ("0 22-2 * * *", "0 22,23,0,1,2 * * *"),
+        ("0 22-4/3,12 * * *", "0 22,1,4,12 * * *"),
+        ("50-10/10 * * * *", "50,0,10 * * * *"),
+        ("0 9 28-2 nov-feb *", "0 9 28,29,30,31,1,2 11,12,1,2 *"),
+        ("55-5/5 0 0 * * *", "55,0,5 0 0 * * *"),
+        ("*/60 */24 * */12 *", "0 0 * 1 *"),
     ],
 )
 def test_names_of_days_and_months_are_numbers(rule: str, same: str) -> None:
@@ -109,6 +121,23 @@ def test_ten_years_of_any_zone_are_as_its_clock_shows_them(zone: str) -> None:
         for rule in (some_rule(draw) for _ in range(RULES)):
             end = begin + length * DAY
             assert between(rule, info, begin, end) == list(Oracle(rule).fires(info, begin, end)), (rule, begin)
+
+
+@pytest.mark.parametrize(
+    ("rule", "instead"),
+    [
+        ("*/90 * * * *", 'every = "90m"'),
+        ("5/61 * * * *", 'every = "61m"'),
+        ("0 0,*/36 * * *", 'every = "36h"'),
+        ("0 0 1-31/40 * *", 'every = "40d"'),
+        ("0 0 * * */8", 'every = "8d"'),
+        ("*/90 * * * * *", 'every = "90s"'),
+        ("0 0 1 */18 *", "name the months"),
+    ],
+)
+def test_a_step_that_is_larger_than_its_field_is_refused_with_the_way_to_write_it(rule: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=instead):
+        Cron(rule, BERLIN)
 
 
 @pytest.mark.parametrize("cron", ["35 */3 * * *", "30 2 * * *", "0 */2 * * *", "15,45 1-3 * * SUN", "0 0 L * *"])

@@ -85,10 +85,10 @@ def test_widening_is_compatible_and_its_opposite_is_not(narrow: Any, wide: Any) 
     assert between(wide, narrow) != []
 
 
-@pytest.mark.parametrize(("one", "other"), [(int, str), (bool, int), (list[int], dict[str, int]), (Cat, Dog)])
-def test_types_that_share_nothing_are_refused_both_ways(one: Any, other: Any) -> None:
-    assert between(one, other)
-    assert between(other, one)
+@pytest.mark.parametrize(("left", "right"), [(int, str), (bool, int), (list[int], dict[str, int]), (Cat, Dog)])
+def test_types_that_share_nothing_are_refused_both_ways(left: Any, right: Any) -> None:
+    assert between(left, right)
+    assert between(right, left)
 
 
 def test_duplicates_for_a_set_are_fine_as_pydantic_takes_them() -> None:

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.config.errors import ConfigError, InvalidEvent, WrongSignature
-from penstock.config.sections.events import EventRule, WebhookSettings
+from penstock.config.sections.events import EventRule, OutgoingWebhookSettings, WebhookSettings
 from penstock.config.settings import load_settings
 from penstock.schemas import Job, registry
 from penstock.schemas.events.cloudevents import Event
 from penstock.schemas.events.rules import check_rules, jobs_of
-from penstock.schemas.events.signatures import sign, verify_standard
+from penstock.schemas.events.signatures import sign, verify_bearer, verify_standard
 from penstock.schemas.events.webhooks import read_webhook, s3
 
 NOW = 1_614_265_330
@@ -45,6 +45,38 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
     assert verify(SIGNED) == SIGNED["webhook-id"]
     assert verify(SIGNED, secrets=("whsec_AAAA", SECRET)) == SIGNED["webhook-id"]
     assert verify({**SIGNED, "webhook-signature": "v2,x v1,AAAA " + SIGNED["webhook-signature"]})
+
+
+def test_a_secret_without_its_prefix_is_base64_as_in_the_libraries_of_standard_webhooks() -> None:
+    bare = SECRET.removeprefix("whsec_")
+    assert sign(bare, SIGNED["webhook-id"], NOW, BODY) == SIGNED
+    assert verify(SIGNED, secrets=(bare,)) == SIGNED["webhook-id"]
+    assert verify(SIGNED, secrets=("AAAA", bare)) == SIGNED["webhook-id"]
+
+
+@pytest.mark.parametrize("secret", ["not base64", "whsec_not base64", "whsec_", "whsec_é", "a"])
+def test_a_secret_of_standard_webhooks_that_is_not_base64_is_refused_by_the_name_of_its_setting(secret: str) -> None:
+    with pytest.raises(ConfigError, match=r"^webhooks\.shop\.secret: .*base64"):
+        WebhookSettings(scheme="standard", secret=secret).secrets("shop")
+    with pytest.raises(ConfigError, match=r"^hooks\.shop\.secret: .*base64"):
+        OutgoingWebhookSettings(secret=("c2VjcmV0", secret)).secrets("shop")
+    assert WebhookSettings(scheme="github", secret=secret).secrets("shop") == [secret]
+
+
+def test_a_webhooks_id_is_signed_as_the_bytes_of_its_header() -> None:
+    signed = sign(SECRET, "msg_é", NOW, BODY)
+    received = {name: value.encode().decode("latin-1") for name, value in signed.items()}
+    assert verify(received) == "msg_é"
+    with pytest.raises(WrongSignature, match="webhook-id is not UTF-8"):
+        verify({**received, "webhook-id": "msg_é"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_bearers_secret_may_be_sent_in_either_encoding(encoding: str) -> None:
+    received = "Bearer gehéim".encode(encoding).decode("latin-1")
+    verify_bearer({"authorization": received}, ["gehéim"])
+    with pytest.raises(WrongSignature):
+        verify_bearer({"authorization": received}, ["geheim"])
 
 
 @pytest.mark.parametrize(

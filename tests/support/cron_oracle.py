@@ -64,20 +64,20 @@ class Oracle:
 
     def fires(self, zone: ZoneInfo, begin: datetime, end: datetime) -> Iterator[datetime]:
         """Every full minute from `begin` to before `end`, both in UTC, at which it fires."""
-        shown: dict[datetime, datetime] = {}
+        fired: dict[datetime, datetime] = {}
         time, before = begin - 3 * HOUR, (begin - 3 * HOUR - MINUTE).astimezone(zone).replace(tzinfo=None)
         while time < end:
             wall = time.astimezone(zone).replace(tzinfo=None)
-            fires = self.shows(wall) and not (self.fixed and wall in shown)
+            fires = self.shows(wall) and not (self.fixed and wall in fired)
             if wall - before > MINUTE:
                 hourly = not self.fixed and len(self.hours) == 24 and not (wall - before - MINUTE) % HOUR
                 skipped = [before + number * MINUTE for number in range(1, (wall - before) // MINUTE)]
                 fires = fires or (not hourly and any(map(self.shows, skipped)))
             if fires and time >= begin:
                 yield time
-            if not before < wall or len(shown) > 2000:  # only when the clock goes back does the past matter
-                shown = {moment: at for moment, at in shown.items() if time - at < 3 * HOUR}
-            shown[wall], before = time, wall
+            if not before < wall or len(fired) > 2000:  # only when the clock goes back does the past matter
+                fired = {moment: at for moment, at in fired.items() if time - at < 3 * HOUR}
+            fired[wall], before = time, wall
             time += MINUTE
 
 

@@ -106,6 +106,7 @@ _STATES = {
     Outcome.CANCELLED: State.CANCELLED,
     Outcome.DEAD: State.DEAD,
     Outcome.INTERRUPTED: State.QUEUED,
+    Outcome.CRASHED: State.SCHEDULED,
 }
 
 

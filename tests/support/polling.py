@@ -21,6 +21,8 @@ SETTLE_SECONDS = 300.0
 """Longest wait for a whole installation: a chaos round that settles, `penstock up`, a server of our own that starts."""
 
 _PAUSE_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 0.1
+"""Pauses grow while a wait lasts: a look at a database or a log costs time that the thing waited for needs."""
 _parsing = threading.Lock()  # Python 3.11 cannot parse in two threads at once
 
 _short = reprlib.Repr()
@@ -46,9 +48,9 @@ def until(
     Raises:
         AssertionError: the time is over. It shows the condition, its last value, and the values of its parts.
     """
-    poll = _Poll(condition, what, seconds, unless)
+    poll = _Poll(condition, what, seconds, unless, pause=pause)
     while not poll.look():
-        time.sleep(pause)
+        time.sleep(poll.pause())
     return poll.value  # type: ignore[no-any-return]
 
 
@@ -56,7 +58,7 @@ async def until_async(condition: Callable[[], T | None], what: str = "", seconds
     """`until` for a coroutine: the event loop runs on between two looks."""
     poll = _Poll(condition, what, seconds, None)
     while not poll.look():  # noqa: ASYNC110
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await asyncio.sleep(poll.pause())
     return poll.value  # type: ignore[no-any-return]
 
 
@@ -77,9 +79,9 @@ def retry(
             raise AssertionError(f"{type(error).__name__}: {error}") from error
         return True
 
-    poll = _Poll(succeeds, "", WAIT_SECONDS, unless, shown=act)
+    poll = _Poll(succeeds, "", WAIT_SECONDS, unless, source_of=act, pause=pause)
     while not poll.look():
-        time.sleep(pause)
+        time.sleep(poll.pause())
     return results[0]
 
 
@@ -92,11 +94,14 @@ class _Poll:
         what: str,
         seconds: float,
         unless: Callable[[], object] | None,
-        shown: Callable[[], Any] | None = None,
+        source_of: Callable[[], Any] | None = None,
+        *,
+        pause: float = _PAUSE_SECONDS,
     ) -> None:
         self.value: Any = None
+        self._first_pause, self._pause = pause, pause
         self._condition, self._what, self._seconds, self._unless = condition, what, seconds, unless
-        self._shown = shown or condition
+        self._source_of = source_of or condition
         self._error: AssertionError | None = None
         self._deadline = time.monotonic() + seconds
 
@@ -115,8 +120,13 @@ class _Poll:
             )
         return False
 
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        pause, self._pause = self._pause, max(min(self._pause * 1.1, _LONGEST_PAUSE_SECONDS), self._first_pause)
+        return min(pause, max(self._deadline - time.monotonic(), 0.0))
+
     def _wanted(self) -> str:
-        source = _source(self._shown)
+        source = _source(self._source_of)
         return f"{self._what} ({source})" if self._what else source
 
     def _seen(self) -> Iterator[str]:

@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 import sqlalchemy as sa
 
 from penstock.config.settings import Settings
@@ -20,10 +23,14 @@ from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.workers.engines.inline import Inline
 from support.polling import WAIT_SECONDS
+from support.servers.shared import delete_queues
 
 PENSTOCK = Path(sys.executable).parent / "penstock"
 TESTS = Path(__file__).parent.parent
 PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
+
+
+S = TypeVar("S", bound="Stack")
 
 
 class Stack:
@@ -60,6 +67,7 @@ class Stack:
             stock_queues=(self.stock_queue, self.dramatiq_queue),
             lease_seconds=lease_seconds,
             grace_seconds=20,
+            unknown_kind_grace=timedelta(),
         )
         self.database = Database(self.settings.database_url)
         upgrade(self.database)
@@ -100,7 +108,8 @@ class Stack:
             "PENSTOCK_STOCK_QUEUES": json.dumps(settings.stock_queues),
             "PENSTOCK_LEASE_SECONDS": str(settings.lease_seconds),
             "PENSTOCK_GRACE_SECONDS": str(settings.grace_seconds),
-            "PYTHONPATH": str(TESTS / "conformance"),
+            "PENSTOCK_UNKNOWN_KIND_GRACE": f"{settings.unknown_kind_grace.total_seconds()}s",
+            "PYTHONPATH": os.pathsep.join([str(TESTS / "conformance"), str(TESTS / "conformance/outages")]),
             **changes,
         }
         log = (self.folder / f"{command[0]}-{len(self.processes)}.log").open("wb")
@@ -147,5 +156,23 @@ class Stack:
         return list(self.database.read(lambda connection: connection.execute(select).all()))
 
 
+@contextmanager
+def stopped_at_the_end(stack: S, broker: str, session: pytest.Session) -> Iterator[S]:
+    """Stop a stack after its tests, show its logs if a test of this run has failed, and delete its queues."""
+    yield stack
+    failed = session.testsfailed
+    stack.stop()
+    if failed:
+        print(stack.logs())
+    delete_queues(broker, stack.settings.prefix)
+
+
 def lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
+
+
+def faketime_library() -> Path | None:
+    """The library that gives a process a clock of its own; None where it is not installed."""
+    folders = Path("/usr/lib")
+    places = [*folders.glob("*/faketime/libfaketimeMT.so.1"), *folders.glob("faketime/libfaketimeMT*")]
+    return places[0] if places else None

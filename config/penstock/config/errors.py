@@ -9,6 +9,7 @@ message says what happened, to which job or setting, and what to do about it. `p
     │   ├── ImportFailed              penstock.workers.handlers.discovery
     │   └── PortInUse                 penstock.workers.local.up.ports
     ├── FolderInUse                   penstock.workers.local.up.lock
+    ├── ProcessFailed                 penstock.config.supervision
     ├── KindError
     │   └── DuplicateKind
     ├── InvalidJob
@@ -92,12 +93,14 @@ class UndecodableMessage(PenstockError):
     """Bytes off the wire cannot become a job. The worker keeps them as a dead letter.
 
     Attributes:
-        reason: `undecodable`, `unknown_kind`, `invalid_payload`, `unknown_version` or `unsupported`.
+        reason: `undecodable`, `too_large`, `unknown_kind`, `invalid_payload`, `unknown_version`, `unsupported` or
+            `no_handler`.
+        newer: whether a worker with newer code may be able to run it, as during a rolling deploy.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, *, newer: bool = False) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.newer = reason, detail, newer
 
 
 class InvalidEvent(PenstockError):

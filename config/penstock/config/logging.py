@@ -5,14 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from collections.abc import MutableMapping
+from io import StringIO
+from typing import Any, TextIO
 
 from penstock.config.errors import ConfigError
+from penstock.config.printable import printable
 
 EXTRAS = ("job_id", "attempt", "kind", "queue", "worker", "tenant")
 """Attributes of a record that are shown when they are there, such as those of `ctx.log`."""
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+LINES = {"lines": True}
+"""`extra` of a record whose message has several lines of ours, such as a stack.
+
+In others the ends of lines are escaped like all control characters: an id or an error in a message must not look like a
+record of its own."""
 
 
 def setup_logging(level: str = "INFO", fmt: str | None = None) -> None:
@@ -24,7 +34,7 @@ def setup_logging(level: str = "INFO", fmt: str | None = None) -> None:
     Raises:
         ConfigError: the level or format is not one of these.
     """
-    from structlog.dev import ConsoleRenderer, plain_traceback
+    from structlog.dev import ConsoleRenderer
     from structlog.processors import JSONRenderer, TimeStamper, format_exc_info
     from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
 
@@ -33,18 +43,40 @@ def setup_logging(level: str = "INFO", fmt: str | None = None) -> None:
         raise ConfigError(f"log level {level!r}: use one of {', '.join(LEVELS)}")
     fmt = fmt or os.environ.get("PENSTOCK_LOG") or "text"
     render: list[Any]
+    escape: list[Any] = []  # JSON escapes by itself
     if fmt == "json":
         render = [format_exc_info, JSONRenderer(default=str)]
     elif fmt == "text":
         # The tracebacks of rich show local variables, and with them what is sensitive.
-        render = [ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain_traceback, pad_event_to=0)]
+        escape = [_escape]
+        render = [ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback, pad_event_to=0)]
     else:
         raise ConfigError(f"log format {fmt!r} (PENSTOCK_LOG): use text or json")
     before: list[Any] = [add_log_level, add_logger_name, ExtraAdder(allow=EXTRAS), TimeStamper(fmt="iso", utc=True)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        ProcessorFormatter(foreign_pre_chain=before, processors=[ProcessorFormatter.remove_processors_meta, *render])
+        ProcessorFormatter(
+            foreign_pre_chain=before, processors=[*escape, ProcessorFormatter.remove_processors_meta, *render]
+        )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+
+def _escape(logger: Any, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape the control characters of a record's texts."""
+    has_lines = getattr(event["_record"], "lines", False)
+    for key, value in event.items():
+        if key[0] != "_" and value is not None and not isinstance(value, int | float | tuple):
+            event[key] = printable(str(value), lines=has_lines and key == "event")
+    return event
+
+
+def _write_traceback(stream: TextIO, error: Any) -> None:
+    """Write a traceback, in whose lines only the error's own text can have control characters."""
+    from structlog.dev import plain_traceback
+
+    plain = StringIO()
+    plain_traceback(plain, error)
+    stream.write(printable(plain.getvalue(), lines=True))

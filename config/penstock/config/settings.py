@@ -16,9 +16,13 @@ from penstock.config.sections.events import EventRule, OutgoingWebhookSettings, 
 from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.sections.limits import LimitSettings
 from penstock.config.sections.retention import RetentionSettings
-from penstock.config.sections.schedules import ScheduleEntry
+from penstock.config.sections.schedules import Duration, ScheduleEntry
 from penstock.config.sections.schedules import ScheduleSettings as ScheduleSettings
+from penstock.config.sections.values import HttpUrl, Size
 from penstock.config.toml import TomlFile, find_config
+
+_HEADER_BYTES = 128 * 1024
+"""Room for the headers of a message."""
 
 
 class QueueSettings(BaseModel):
@@ -32,6 +36,8 @@ class QueueSettings(BaseModel):
     """Jobs that one worker process runs at a time."""
     max_length: int | None = Field(default=None, ge=1)
     """Waiting jobs past which producers get `QueueFull`; None: no limit."""
+    weight: int = Field(default=1, ge=1, le=1000)
+    """Its share of a worker that has several queues with jobs, against theirs."""
 
 
 class Settings(BaseSettings):
@@ -43,6 +49,9 @@ class Settings(BaseSettings):
     """`redis://`, `rediss://`, `unix://` or `amqp://`, `amqps://`."""
     database_url: str = "sqlite:///var/penstock.db"
     """The ledger: `sqlite:///path`, `postgresql+psycopg://…` or `mysql+pymysql://…`."""
+    database_direct_url: str | None = None
+    """The ledger's PostgreSQL without PgBouncer, for notifications of the outbox. None: the same as `database_url`, or,
+    if that has `?pgbouncer=true`, polling in their place."""
     storage_url: str = "file:var/storage"
     """Object storage: `file:folder`, or `s3://bucket/prefix?endpoint_url=…&region=…`."""
     smtp_url: str = "maildir:var/mail"
@@ -58,6 +67,9 @@ class Settings(BaseSettings):
     outbox_urls: tuple[str, ...] = ()
     """Databases of web backends whose outbox the dispatcher empties, in addition to the ledger's own."""
     max_payload_bytes: int = Field(default=256 * 1024, ge=1024)
+    max_message_bytes: Annotated[Size, Field(ge=1024)] | None = None
+    """Size of a message, headers and all, past which a worker or dispatcher does not read it: it becomes a dead letter,
+    of which only the beginning is kept. None: 16 times `max_payload_bytes`."""
     max_result_bytes_inline: int = Field(default=64 * 1024, ge=0, le=4 * 1024 * 1024)
     """Results over this go to the storage, and the ledger keeps where they are."""
     broker_timeout_seconds: float = Field(default=5.0, gt=0)
@@ -66,10 +78,25 @@ class Settings(BaseSettings):
     """A worker that is silent for longer loses its jobs to others."""
     grace_seconds: float = Field(default=30.0, ge=0)
     """Time for running jobs to finish when their worker is asked to stop."""
+    max_jobs: int | None = Field(default=None, ge=1)
+    """Jobs after which a process of `penstock worker` is replaced by a new one; each process draws its own number,
+    up to a tenth more or less, so that not all are replaced at a time. None: it is never replaced for its jobs."""
+    max_memory: Annotated[Size, Field(ge=1)] | None = None
+    """Resident memory of a process of `penstock worker`, as `"512MB"`, `"1GiB"` or in bytes. One that has more when a
+    job ends is replaced by a new one. None: it is never replaced for its memory."""
     max_crashes: int = Field(default=3, ge=1)
     """Crashes of a worker under one job after which it becomes a dead letter."""
+    unknown_kind_grace: Annotated[Duration, Field(ge=timedelta(), le=timedelta(days=30))] = timedelta(minutes=15)
+    """How long a job whose kind, version or fields a worker does not know waits for workers that do, before it becomes
+    a dead letter. 0: it becomes one at once."""
+    session_connections: int = Field(default=20, ge=1)
+    """The most connections of a worker for `ctx.session` in threads, as many for those in coroutines, and as many for
+    each database of reports and syncs; never more than its concurrency. Handlers beyond these wait."""
     rabbitmq_consumer_timeout_seconds: float = Field(default=1800.0, gt=0)
     """The `consumer_timeout` of the RabbitMQ, in seconds. A worker refuses kinds whose timeout is not below it."""
+    rabbitmq_management_url: HttpUrl | None = None
+    """The management API of the RabbitMQ, which `penstock queues list` and `jobs explain` ask for its queues. None: the
+    broker's host, port 15672 (15671 with TLS), with its user and password."""
 
     token_secret: str | None = Field(default=None, min_length=16, repr=False)
     """Signs the tokens with which browsers follow a job. The same for all gateways and web backends; None: each gateway
@@ -102,6 +129,12 @@ class Settings(BaseSettings):
     def lease(self) -> timedelta:
         return timedelta(seconds=self.lease_seconds)
 
+    @property
+    def message_limit(self) -> int:
+        """The bytes of the largest message that is read; a job that a producer accepts always fits."""
+        limit = self.max_message_bytes or 16 * self.max_payload_bytes
+        return max(limit, self.max_payload_bytes + _HEADER_BYTES)
+
     def queue(self, name: str) -> QueueSettings:
         """The settings of a queue; the defaults where the file does not list it."""
         return self.queues.get(name) or QueueSettings()
@@ -113,7 +146,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
     Raises:
         ConfigError: a setting is unknown or wrong; names it, with its file and line.
     """
-    file = TomlFile.read(found) if (found := find_config(path)) else TomlFile.empty()
+    file = TomlFile.read(config_path) if (config_path := find_config(path)) else TomlFile.empty()
     environment = EnvSettingsSource(Settings)()
     try:
         settings = Settings(**_merged(file.values, environment))

@@ -54,7 +54,7 @@ class TomlFile:
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
     def where(self, keys: Sequence[str]) -> str:
-        """`file:line` of the deepest of `keys` that stands in the file.
+        """`file:line` of the deepest of `keys` that is in the file.
 
         tomllib keeps no positions, so the line is found again: the table header that opens the longest part of
         the path, then the assignment of the next key below it.

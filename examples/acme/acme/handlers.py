@@ -1,4 +1,4 @@
-"""What the workers run."""
+"""Handlers of the jobs: the code that the workers run."""
 
 from __future__ import annotations
 

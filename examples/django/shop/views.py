@@ -1,4 +1,4 @@
-"""What the shop answers."""
+"""Views of the shop."""
 
 from __future__ import annotations
 

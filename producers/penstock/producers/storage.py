@@ -69,7 +69,7 @@ class FileStorage(Storage):
         temporary: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Beside its target, as a rename is atomic only within one file system.
+            # In the target's folder, as a rename is atomic only within one file system.
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
                 temporary = file.name
                 shutil.copyfileobj(source, file, CHUNK)

@@ -16,12 +16,25 @@ from datetime import timedelta
 
 from penstock.config.errors import ConfigError, InvalidToken
 
-__all__ = ["progress_token", "read_progress_token"]
+__all__ = ["check_secret", "progress_token", "read_progress_token"]
 
 LEAST_SECRET_BYTES = 16
 _LONGEST = 1024
 _PURPOSE = b"penstock.progress.v1:"
 """Signed with each token, so that nothing else that is signed with the same secret passes for one."""
+
+
+def check_secret(secret: object) -> str:
+    """The secret, if it can sign tokens.
+
+    Raises:
+        ConfigError: it is not text, or is shorter than 16 bytes.
+    """
+    if not isinstance(secret, str):
+        raise ConfigError(f"the secret of progress tokens is {secret.__class__.__name__}; give text")
+    if (size := len(secret.encode())) < LEAST_SECRET_BYTES:
+        raise ConfigError(f"the secret of progress tokens has {size} bytes; give at least {LEAST_SECRET_BYTES}")
+    return secret
 
 
 def progress_token(job_id: str, *, secret: str, expires_in: timedelta = timedelta(hours=1)) -> str:
@@ -47,6 +60,16 @@ def read_progress_token(token: str, *, secret: str) -> str:
         InvalidToken: the token is not signed with this secret, or has expired.
         ConfigError: the secret is too short.
     """
+    job_id, _expires_at = read_token(token, secret=secret)
+    return job_id
+
+
+def read_token(token: str, *, secret: str) -> tuple[str, float]:
+    """The id of the job that a token is for, and when the token expires, in seconds since the epoch.
+
+    Raises:
+        InvalidToken, ConfigError: see `read_progress_token`.
+    """
     body, _, signature = token[:_LONGEST].partition(".")
     if not hmac.compare_digest(_signature(body, secret).encode(), signature.encode("utf-8", "replace")):
         raise InvalidToken("the token is not one of this server's; ask for a new one")
@@ -56,13 +79,11 @@ def read_progress_token(token: str, *, secret: str) -> str:
         raise InvalidToken("the token cannot be read; ask for a new one") from error
     if time.time() >= expires_at:
         raise InvalidToken("the token has expired; ask for a new one")
-    return str(job_id)
+    return str(job_id), float(expires_at)
 
 
 def _signature(body: str, secret: str) -> str:
-    key = secret.encode()
-    if len(key) < LEAST_SECRET_BYTES:
-        raise ConfigError(f"the secret of progress tokens has {len(key)} bytes; give at least {LEAST_SECRET_BYTES}")
+    key = check_secret(secret).encode()
     return _encode(hmac.digest(key, _PURPOSE + body.encode("utf-8", "replace"), hashlib.sha256))
 
 

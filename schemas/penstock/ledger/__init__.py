@@ -1,7 +1,7 @@
 """The ledger: the SQL record of jobs, attempts and outcomes, and the truth about them.
 
-Every write of a job's state is in here, and nothing that speaks to a broker. `transitions/` is the state machine, a
-file for each arrow; `rows/` says how each thing is written; `queries/` reads.
+All writes of a job's state are in this package, and it never speaks to a broker. `transitions/` is the state machine, a
+file for each arrow; `rows/` defines how each thing is written; `queries/` reads.
 
 `__all__` names what programs may use, over a `Database`. Importing this package loads no SQLAlchemy: a name is loaded
 when it is first used.

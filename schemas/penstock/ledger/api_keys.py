@@ -1,7 +1,7 @@
-"""API keys of the gateway, in the ledger's database. Of a key itself only a hash is kept: who loses it needs another.
+"""API keys of the gateway, in the ledger's database. Only a hash of a key is kept, so a lost key must be replaced.
 
-A key is `psk_`, its id (no secret; what lists and logs show), `_`, and 256 random bits. Of so many a plain SHA-256
-gives nothing away.
+A key is `psk_`, its id (not secret; lists and logs show it), `_`, and 256 random bits. With so many, a plain SHA-256
+reveals nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.config.errors import PenstockError
+from penstock.config.errors import ConfigError, PenstockError
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import api_keys
+from penstock.ledger.sql.text import is_storable
 
 START = "psk_"
+_LONGEST_NAME = 200
 _FORM = re.compile(r"psk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
 
@@ -32,7 +34,7 @@ class ApiKey:
 
     Attributes:
         kinds, queues: patterns of what it may be used for, such as `invoice.*`; None: all.
-        tenants: whose jobs it may send and see; None: everybody's, and nobody's.
+        tenants: whose jobs it may send and see; None: those of all tenants, and jobs without one.
         requests_per_second: None: as the settings say.
     """
 
@@ -60,15 +62,20 @@ def add(
     requests_per_second: float | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[str, ApiKey]:
-    """Make a key. Returns it, for the only time, and what is known of it.
+    """Make a key. Returns its text, which cannot be had again, and its record.
 
     Arguments:
         name: whose it is, for lists and the audit log.
         kinds, queues, tenants: see `ApiKey`; none given: all.
+
+    Raises:
+        ConfigError: the name has more than 200 characters, or some that no database takes.
     """
+    if len(name) > _LONGEST_NAME or not is_storable(name):
+        raise ConfigError(f"an API key's name must have at most {_LONGEST_NAME} characters, and no NUL")
     key_id = secrets.token_hex(6)
     text = f"{START}{key_id}_{secrets.token_urlsafe(32)}"
-    made = ApiKey(
+    key = ApiKey(
         key_id,
         name,
         tuple(kinds) or None,
@@ -79,16 +86,16 @@ def add(
         expires_at,
         None,
     )
-    row = {field: getattr(made, field) for field in ApiKey.__slots__}
+    row = {field: getattr(key, field) for field in ApiKey.__slots__}
     for scope in ("kinds", "queues", "tenants"):
         row[scope] = None if row[scope] is None else json.dumps(row[scope])
     row["digest"] = _digest(text)
     database.write(lambda connection: connection.execute(sa.insert(api_keys).values(row)))
-    return text, made
+    return text, key
 
 
 def find(database: Database, text: str) -> ApiKey | None:
-    """The key that this is, whether it still holds or not; None: it is none."""
+    """The record of this key, whether it still holds or not; None: it is not a key."""
     key_id = id_of(text)
     if key_id is None:
         return None
@@ -100,7 +107,7 @@ def find(database: Database, text: str) -> ApiKey | None:
 
 
 def every(database: Database) -> list[ApiKey]:
-    """All that were ever made, the newest first."""
+    """All keys that were ever made, the newest first."""
     select = sa.select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
     return [_key(row) for row in database.read(lambda connection: connection.execute(select).all())]
 
@@ -112,22 +119,22 @@ def revoke(database: Database, key_id: str) -> ApiKey:
         PenstockError: no key has this id.
     """
 
-    def write(connection: sa.Connection) -> Any:
+    def revoke_key(connection: sa.Connection) -> Any:
         where = api_keys.c.id == key_id
         unrevoked = sa.update(api_keys).where(where, api_keys.c.revoked_at.is_(None))
         connection.execute(unrevoked.values(revoked_at=datetime.now(UTC)))
         return connection.execute(sa.select(api_keys).where(where)).first()
 
-    row = database.write(write)
+    row = database.write(revoke_key)
     if row is None:
         raise PenstockError(f"no API key has the id {key_id!r}; penstock gateway keys list shows all")
     return _key(row)
 
 
 def id_of(text: str) -> str | None:
-    """The id in a key; None: it has not the form of one."""
-    rows = _FORM.fullmatch(text)
-    return None if rows is None else rows[1]
+    """The id in a key; None: the text does not have the form of a key."""
+    match = _FORM.fullmatch(text)
+    return None if match is None else match[1]
 
 
 def _key(row: Any) -> ApiKey:

@@ -1,4 +1,4 @@
-"""Test ledgers: a test plays broker, dispatcher and clock, and these write what those would have written."""
+"""Test ledgers: a test plays broker, dispatcher and clock, and these functions write the rows that they would write."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ import sqlalchemy as sa
 from penstock.ledger.rows.jobs import waiting_row
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import (
-    UtcDateTime,
     attempts,
     cancelled_keys,
     dead_letters,
     effects,
+    held_jobs,
     jobs,
+    limit_waits,
     steps,
     unique_keys,
     workflows,
 )
+from penstock.ledger.sql.types import UtcDateTime
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.states import WAITING, State
 from penstock.schemas.wire.codec import Envelope
 
-_JOB_TABLES = (jobs, attempts, unique_keys, cancelled_keys, dead_letters, effects, workflows, steps)
+_JOB_TABLES = (
+    *(jobs, attempts, unique_keys, cancelled_keys, dead_letters, effects, held_jobs, limit_waits),
+    *(workflows, steps),
+)
 """Tables about jobs. The leases of workers are left alone."""
 
 
 def record_as_sent(database: Database, envelopes: Iterable[Envelope]) -> None:
-    """Record jobs as if broker and dispatcher had them. Those on record as sent stay as they are."""
+    """Record jobs as if the broker had them, or the dispatcher. Jobs on record as sent stay as they are."""
     rows = []
     for envelope in envelopes:
         row = waiting_row(envelope)
@@ -56,7 +61,7 @@ def waiting_rows(database: Database) -> Sequence[Any]:
 
 
 def age(database: Database, by: timedelta) -> None:
-    """Move every time on record about jobs so much into the past."""
+    """Move all recorded times of jobs into the past by this much."""
 
     def move_times(connection: sa.Connection) -> None:
         for table in _JOB_TABLES:
@@ -72,7 +77,7 @@ def age(database: Database, by: timedelta) -> None:
 
 
 def mark_due_as_sent(connection: sa.Connection, ids: Sequence[str]) -> None:
-    """Mark jobs as sent, as a dispatcher would: those enqueued for now show no delay then."""
+    """Mark due jobs as sent at the time of their enqueueing, so that they show no delay."""
     due = sa.and_(jobs.c.id.in_(ids), jobs.c.state == State.SCHEDULED, jobs.c.due_at <= datetime.now(UTC))
     connection.execute(sa.update(jobs).where(due).values(state=State.QUEUED, due_at=jobs.c.enqueued_at))
 

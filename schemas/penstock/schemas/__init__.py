@@ -1,10 +1,11 @@
-"""What travels: jobs, kinds, retry policies, the wire, and the ledger's tables."""
+"""Contracts that all parts share: jobs, kinds, retry policies, the wire, and the ledger's tables."""
 
 from penstock.config.errors import DuplicateKind, InvalidEvent, KindError, UndecodableMessage, WrongSignature
-from penstock.schemas.jobs.job import Job, Sensitive
+from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.kind import Kind, Priority, registry, upcasts
 from penstock.schemas.jobs.limits import Concurrency, Rate
 from penstock.schemas.jobs.retry_policy import RetryPolicy
+from penstock.schemas.jobs.sensitive import Sensitive
 from penstock.schemas.schedules.decorator import scheduled
 from penstock.schemas.states import Outcome, State
 

@@ -43,4 +43,4 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
     """Given back unfinished because the worker stopped; costs no attempt."""
     CRASHED = "crashed"
-    """The worker died under it; found by whoever took the job over."""
+    """Its process died: the worker, as whoever took the job over found, or a child in which it ran apart."""

@@ -57,7 +57,7 @@ class Storage(ABC):
 
     @abstractmethod
     def find(self, key: str) -> Stored | None:
-        """Size and media type; None where there is no such object."""
+        """Size and media type; None if the object does not exist."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -68,4 +68,4 @@ class Storage(ABC):
         """A URL to read it without credentials: presigned for S3 (at most 7 days), `file://` for a folder."""
 
     def close(self) -> None:  # noqa: B027  # nothing to close is fine
-        """Let go of connections."""
+        """Close connections."""

@@ -21,10 +21,10 @@ def declared() -> dict[str, tuple[Arrow, ...]]:
     """File, such as `transitions/claim.py` → its arrows."""
     files: dict[str, tuple[Arrow, ...]] = {}
     for package in (transitions, retention):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            arrows = getattr(importlib.import_module(found.name), "ARROWS", None)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            arrows = getattr(importlib.import_module(module.name), "ARROWS", None)
             if arrows is not None:
-                files[found.name.removeprefix("penstock.ledger.").replace(".", "/") + ".py"] = arrows
+                files[module.name.removeprefix("penstock.ledger.").replace(".", "/") + ".py"] = arrows
     return files
 
 

@@ -84,9 +84,7 @@ class Workers(World):
         4,
         when=lambda self: self.held,
         number=numbers,
-        outcome=st.sampled_from(
-            [outcome for outcome in Outcome if outcome not in (Outcome.CRASHED, Outcome.CANCELLED)]
-        ),
+        outcome=st.sampled_from([outcome for outcome in Outcome if outcome != Outcome.CANCELLED]),
         session=st.booleans(),
         acknowledged=st.booleans(),
     )
@@ -95,9 +93,16 @@ class Workers(World):
         held = pick(self.held, number)
         if held.charge == "found in doubt":
             outcome = Outcome.DEAD
-        if outcome == Outcome.INTERRUPTED and self.model[held.claim.message.id].delivery == "at_most_once":
+        crashed = outcome == Outcome.CRASHED
+        if crashed and held.claim.crashes + 1 >= MAX_CRASHES:
             outcome = Outcome.DEAD
-        self._end(held, outcome, session=session and outcome == Outcome.SUCCEEDED, acknowledged=acknowledged)
+        if (
+            outcome in (Outcome.INTERRUPTED, Outcome.CRASHED)
+            and self.model[held.claim.message.id].delivery == "at_most_once"
+        ):
+            outcome = Outcome.DEAD
+        session = session and outcome == Outcome.SUCCEEDED
+        self._end(held, outcome, session=session, acknowledged=acknowledged, crashed=crashed)
 
     @act(
         2,

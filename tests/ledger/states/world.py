@@ -150,12 +150,19 @@ class World(RuleBasedStateMachine):
             but.cancel_requested = True  # seen as running; its worker then finds the key
 
     def _end(
-        self, held: Held, outcome: Outcome, *, session: bool, reason: str | None = None, acknowledged: bool = True
+        self,
+        held: Held,
+        outcome: Outcome,
+        *,
+        session: bool,
+        reason: str | None = None,
+        acknowledged: bool = True,
+        crashed: bool = False,
     ) -> None:
         """Record how an attempt ended, and settle its message."""
         job = self.model[held.claim.message.id]
-        later = outcome in (Outcome.RETRY, Outcome.SNOOZED)
-        end = attempt_outcome(held.claim, outcome, delay=HOUR if later else None, reason=reason)
+        later = outcome in (Outcome.RETRY, Outcome.SNOOZED, Outcome.CRASHED)
+        end = attempt_outcome(held.claim, outcome, delay=HOUR if later else None, reason=reason, crashed=crashed)
         keeps = self._may_write(held)
         if session:
             assert self._commit(held, end) == keeps
@@ -169,7 +176,8 @@ class World(RuleBasedStateMachine):
                 held.copy.holder, held.copy.deliveries = None, held.copy.deliveries + 1
         if not keeps:
             return
-        if outcome == Outcome.RETRY or (outcome == Outcome.DEAD and not held.claim.quarantine):
+        job.crashes += crashed
+        if outcome == Outcome.RETRY or (outcome == Outcome.DEAD and not held.claim.quarantine and not crashed):
             job.failures += 1
         if outcome == Outcome.SUCCEEDED:
             job.successes += 1

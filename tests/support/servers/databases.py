@@ -18,6 +18,14 @@ from support.polling import SETTLE_SECONDS, retry
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 
 
+def run(url: str, *statements: str) -> None:
+    """Run statements on a server or database, each in a transaction of its own."""
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
 class PostgresServer:
     """PostgreSQL. It does not run as root: then the user `postgres` has it, in a folder that is not pytest's, which
     only its owner may enter."""
@@ -107,3 +115,65 @@ class MariadbServer:
             self._process = None
 
     close = stop
+
+
+class PgBouncer:
+    """PgBouncer in transaction mode in front of a PostgreSQL.
+
+    Arguments:
+        url: of the database; its user needs no password.
+        pool_size: connections to the database.
+    """
+
+    def __init__(self, url: str, *, pool_size: int) -> None:
+        program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+        if program is None:
+            pytest.skip("PgBouncer is not installed")
+        self._program, self._target, self.port = program, sa.make_url(url), free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-pgbouncer-"))
+        self._user: dict[str, Any] = {}
+        if os.getuid() == 0:
+            self._user = {"user": "postgres", "group": "postgres"}
+            shutil.chown(self.folder, "postgres", "postgres")
+        target = self._target
+        (self.folder / "users").write_text(f'"{target.username}" ""\n')
+        (self.folder / "pgbouncer.ini").write_text(
+            f"[databases]\n{target.database} = host={target.host} port={target.port or 5432}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
+            f"auth_type = trust\nauth_file = {self.folder}/users\npool_mode = transaction\n"
+            f"default_pool_size = {pool_size}\nmax_client_conn = 200\nlogfile = {self.folder}/log\n"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        url = self._target.set(host="127.0.0.1", port=self.port).update_query_dict({"pgbouncer": "true"})
+        return url.render_as_string(hide_password=False)
+
+    def start(self) -> None:
+        """Start and wait until it takes connections."""
+        self._process = process = subprocess.Popen(
+            [self._program, "-q", "pgbouncer.ini"], cwd=self.folder, stderr=subprocess.DEVNULL, **self._user
+        )
+        engine = sa.create_engine(
+            self._target.set(host="127.0.0.1", port=self.port),
+            poolclass=sa.pool.NullPool,
+            connect_args={"prepare_threshold": None},
+        )
+        log_file = self.folder / "log"
+
+        def ended() -> str | None:
+            return None if process.poll() is None else f"it ended: {log_file.read_text(errors='replace')[-2000:]}"
+
+        retry(lambda: engine.connect().close(), sa.exc.OperationalError, unless=ended, pause=0.1)
+
+    def stop(self) -> None:
+        """At once: every connection is cut."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)

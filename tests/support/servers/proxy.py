@@ -8,7 +8,7 @@ import threading
 
 from penstock.workers.local.up.redis_server import free_port
 
-_TURN_SECONDS = 0.05
+_TURN_SECONDS, _TURNS = 0.05, 20
 
 
 class Proxy:
@@ -46,12 +46,12 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        await asyncio.sleep(_TURN_SECONDS)  # connections accepted just now are known by then
+        await _turn()  # connections accepted just now are known by then
         for writer in self._writers:
             writer.transport.abort()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-        await asyncio.sleep(_TURN_SECONDS)  # aborted connections are closed by then
+        await _turn()  # aborted connections are closed by then
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -78,6 +78,13 @@ class Proxy:
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
+
+
+async def _turn() -> None:
+    """Let the loop do what is due. A busy machine may take longer for that than the pause."""
+    await asyncio.sleep(_TURN_SECONDS)
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

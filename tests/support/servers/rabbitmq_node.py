@@ -12,9 +12,12 @@ from pathlib import Path
 
 from penstock.workers.local.up.redis_server import free_port
 from support.polling import SETTLE_SECONDS, until
+from support.servers.processes import output_of
 
 _PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/homebrew/sbin/rabbitmq-server")
 """Before PATH: Debian's wrapper there changes the user, who could not write to our folder."""
+_CONTROL_TRIES, _CONTROL_SECONDS = 3, 40
+"""Of `rabbitmqctl`, which hangs now and then on a busy machine."""
 
 
 def find_rabbitmq_server() -> str | None:
@@ -28,10 +31,13 @@ class RabbitmqNode:
 
     Arguments:
         tls: files of a certificate and its key, for a second port; and of the CA that clients' certificates are of.
+        management: with the management API, at `management_url`.
     """
 
-    def __init__(self, folder: Path, tls: tuple[Path, Path, Path] | None = None) -> None:
+    def __init__(self, folder: Path, tls: tuple[Path, Path, Path] | None = None, *, management: bool = False) -> None:
         self.folder, self.port = folder, free_port()
+        self._management_port = free_port() if management else None
+        self.management_url = f"http://127.0.0.1:{self._management_port}"
         self.tls_port, self._tls = free_port(), tls
         self._dist_port = free_port()
         self._name = f"t{uuid.uuid4().hex[:10]}@localhost"
@@ -46,8 +52,10 @@ class RabbitmqNode:
         command = find_rabbitmq_server()
         assert command is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "plugins").write_text("[].\n" if self._management_port is None else "[rabbitmq_management].\n")
         config = [f"listeners.tcp.default = 127.0.0.1:{self.port}"]
+        if self._management_port is not None:
+            config += [f"management.tcp.port = {self._management_port}", "management.tcp.ip = 127.0.0.1"]
         if self._tls is not None:
             certificate, key, authority = self._tls
             config += [f"listeners.ssl.default = 127.0.0.1:{self.tls_port}", f"ssl_options.certfile = {certificate}"]
@@ -91,14 +99,37 @@ class RabbitmqNode:
     def start_queue(self, queue: str) -> None:
         self._eval(f"ra:restart_server(quorum_queues, {{'%2F_{queue}', node()}}).")
 
+    def set_alarm(self, memory: bool = True) -> None:
+        """Block publishers, as for want of memory; or of disk space."""
+        self._control(*(("set_vm_memory_high_watermark", "0") if memory else ("set_disk_free_limit", "900000GB")))
+
+    def clear_alarms(self) -> None:
+        self._control("set_vm_memory_high_watermark", "0.8")
+        self._control("set_disk_free_limit", "1MB")
+
+    def close_connections(self) -> None:
+        """Cut every client off."""
+        self._control("close_all_connections", "cut by a test")
+
     def _eval(self, expression: str) -> None:
         """Run Erlang on the node."""
+        assert (answer := self._control("eval", expression)) == "ok", answer
+
+    def _control(self, *words: str) -> str:
+        """Run `rabbitmqctl`, and return what it says."""
         server = find_rabbitmq_server()
         assert server is not None
-        command = [str(Path(server).with_name("rabbitmqctl")), "-q", "-n", self._name, "eval", expression]
+        command = [str(Path(server).with_name("rabbitmqctl")), "-q", "-n", self._name, *words]
         env = os.environ | {"HOME": str(self.folder)}
-        done = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=120)
-        assert done.stdout.strip() == "ok", done.stdout + done.stderr
+        code, text = 1, ""
+        for _ in range(_CONTROL_TRIES):
+            try:
+                code, text = output_of(command, _CONTROL_SECONDS, env=env, cwd=self.folder)
+                break
+            except subprocess.TimeoutExpired as error:
+                text = str(error)
+        assert code == 0, text
+        return text.strip()
 
     def _answers(self) -> bool:
         """Whether it greets an AMQP client, it listens a little before; and takes those with TLS, a little later."""

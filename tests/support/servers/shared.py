@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from penstock.workers.local.up.redis_server import RedisServer
+from support.servers.processes import output_of
 
 AMQP_URL = os.environ.get("PENSTOCK_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
 POSTGRES_URL = os.environ.get("PENSTOCK_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
@@ -93,7 +94,7 @@ def _listed(url: str, prefix: str) -> list[str] | None:
     vhost = parts.path.removeprefix("/") or "/"
     command = [rabbitmqctl, "-q", "-p", vhost, "list_queues", "name", "--no-table-headers"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
+        code, names = output_of(command, 60)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return [name for name in done.stdout.split() if name.startswith(prefix)]
+    return [name for name in names.split() if name.startswith(prefix)] if code == 0 else None

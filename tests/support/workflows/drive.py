@@ -9,7 +9,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
 from penstock.ledger.transitions.claim import Claim, ClaimRequest, claim
@@ -18,7 +17,6 @@ from penstock.ledger.transitions.enqueue import enter
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.ledger.workflows import commands
 from penstock.ledger.workflows.read import due_workflows
-from penstock.ledger.workflows.rows import PARKED
 from penstock.ledger.workflows.start import start_workflow
 from penstock.schemas import Job, Outcome, State
 from penstock.schemas.wire.codec import decode, encode
@@ -46,7 +44,7 @@ def start(ledger: Database, job: Job, **options: Any) -> str:
         enter(connection, ledger, [envelope], datetime.now(UTC))
         start_workflow(connection, ledger, envelope.id, definition)
         update = sa.update(jobs).where(jobs.c.id == envelope.id)
-        connection.execute(update.values(due_at=from_now(PARKED)))
+        connection.execute(update.values(due_at=None))
 
     ledger.write(insert_workflow)
     return envelope.id

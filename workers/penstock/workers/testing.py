@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -36,9 +36,10 @@ from penstock.schemas.wire.codec import Message, decode
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.executor.executor import Executor
+from penstock.workers.handlers.discovery import discover_apps
 from penstock.workers.handlers.registry import Handler, Handlers, handlers
 from penstock.workers.handlers.resources import override
-from penstock.workers.workflows.advance import advance
+from penstock.workers.workflows.advance import Advanced, advance
 from penstock.workers.workflows.definition import definitions
 
 T = TypeVar("T")
@@ -55,14 +56,15 @@ class Runner:
     """
 
     def __init__(self, settings: Settings, database: Database, opened_at: datetime) -> None:
+        discover_apps()
         self._settings, self._database = settings, database
         self._overrides = ExitStack()
         self._overrides.enter_context(override(Database, database))
         rules = [rule for rule in read_schedules(settings) if rule.job is not None]
         self._schedules = [_Firing(rule, opened_at) for rule in rules]
 
-    def replace(self, wanted: type[T], value: T) -> None:
-        self._overrides.enter_context(override(wanted, value))
+    def replace(self, resource: type[T], value: T) -> None:
+        self._overrides.enter_context(override(resource, value))
 
     def close(self) -> None:
         self._overrides.close()
@@ -82,7 +84,7 @@ class Runner:
         run: _Run | None = None
         try:
             for _ in range(limit):
-                self._move_workflows()
+                self._move_workflows(raising)
                 if (row := self._next(kinds, travelled_at)) is None:
                     return
                 if raising:
@@ -99,14 +101,16 @@ class Runner:
             if run is not None:
                 run.close()
 
-    def _move_workflows(self) -> None:
+    def _move_workflows(self, raising: bool) -> None:
         while definitions and (due := due_workflows(self._database)[0]):
-            advance(
+            advanced = advance(
                 self._database,
                 due,
                 open_storage=lambda: make_storage(self._settings.storage_url),
                 max_bytes=self._settings.max_payload_bytes,
             )
+            if raising:
+                _raise_failure(advanced)
 
     def _next(self, kinds: frozenset[str], travelled_at: datetime | None) -> Any:
         lane = sa.case({name: number for number, name in enumerate(PRIORITIES)}, value=jobs.c.priority)
@@ -117,6 +121,15 @@ class Runner:
         if kinds:
             select = select.where(jobs.c.kind.in_(kinds))
         return self._database.read(lambda connection: connection.execute(select).first())
+
+
+def _raise_failure(advanced: Advanced) -> None:
+    """Raise what the method of a step raised, or else the error of a workflow that has failed."""
+    for workflow_id, raised in advanced.raised.items():
+        raised.add_note(f"in drain(), by a step of workflow {workflow_id}")
+        raise raised
+    for workflow_id, error in advanced.failed.items():
+        raise JobFailed(workflow_id, State.DEAD, error)
 
 
 def _check_handler(row: Any) -> None:
@@ -169,6 +182,7 @@ class _Run:
         watched = Handlers()
         for handler in handlers:
             watched.add(self._watched(handler))
+        settings = settings.model_copy(update={"unknown_kind_grace": timedelta()})  # no other worker may know it
         self._executor = Executor(
             settings, database, name=NAME, concurrency=1, observers=[self], handlers=watched, registry=registry
         )

@@ -6,11 +6,10 @@ import re
 from email.headerregistry import Address
 from email.utils import parseaddr
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penstock.config.sections.values import TimeZone, ValueType, read_value
+from penstock.config.sections.values import HttpUrl, TimeZone, ValueType, read_value
 
 MEGABYTE = 1024 * 1024
 _IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
@@ -41,7 +40,7 @@ class UploadsSettings(_Section):
     thumbnails: tuple[int, ...] = (256, 1024)
     """The longest sides, in pixels. An image is never enlarged."""
     keep_original: bool = True
-    """Keep images as they came, with their metadata (which may hold where they were taken), beside the clean copy."""
+    """Keep images as they came, with their metadata (which may hold where they were taken), next to the clean copy."""
     prefix: str = "uploads"
     """Folder of the results in the storage."""
 
@@ -158,7 +157,7 @@ class SyncSettings(_Section):
     Paths are dotted keys, such as `meta.next`; an empty path is the whole document.
     """
 
-    url: str
+    url: HttpUrl
     headers: dict[str, str] = Field(default_factory=dict)
     """`${NAME}` in a value is replaced by that environment variable, in each run."""
     params: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -190,14 +189,6 @@ class SyncSettings(_Section):
     def _short_form(cls, value: Any) -> Any:
         return _expanded(value)
 
-    @field_validator("url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("use an http:// or https:// URL")
-        return value
-
     @field_validator("table")
     @classmethod
     def _table(cls, value: str) -> str:
@@ -225,4 +216,4 @@ def _expanded(value: Any) -> Any:
     """The short form `name = "type"` as the long one."""
     if not isinstance(value, dict):
         return value
-    return {name: {"type": given} if isinstance(given, str) else given for name, given in value.items()}
+    return {name: {"type": entry} if isinstance(entry, str) else entry for name, entry in value.items()}

@@ -3,15 +3,17 @@ receivers of outgoing webhooks, which report the ends of jobs."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork
 
 from penstock.config.errors import ConfigError
+from penstock.config.sections.values import HttpUrl
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -59,8 +61,10 @@ class WebhookSettings(BaseModel):
     """Tenant of its jobs."""
 
     def secrets(self, name: str) -> list[str]:
-        """Raises ConfigError: an environment variable is not set, or a secret is empty."""
-        return _filled(self.secret, f"webhooks.{name}.secret")
+        """Raises ConfigError: an environment variable is not set, a secret is empty, or not as the scheme requires."""
+        where = f"webhooks.{name}.secret"
+        filled = _filled(self.secret, where)
+        return _with_keys(filled, where) if self.scheme == "standard" else filled
 
 
 class OutgoingWebhookSettings(BaseModel):
@@ -68,10 +72,10 @@ class OutgoingWebhookSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str | None = None
+    url: HttpUrl | None = None
     """None: no job is reported by itself; each `webhook.deliver` job has its own `url`."""
     secret: OneOrMany = Field(min_length=1, repr=False)
-    """`whsec_` and base64, or other text; with several the webhook has as many signatures. `${NAME}` is that
+    """Base64, with or without `whsec_` before it; with several the webhook has as many signatures. `${NAME}` is that
     environment variable of the worker."""
     kinds: OneOrMany = ("*",)
     """Patterns, as in `[events.NAME]`."""
@@ -87,25 +91,47 @@ class OutgoingWebhookSettings(BaseModel):
     """Addresses that are not public are refused unless they are in one of these, such as `10.1.0.0/16`."""
     timeout_seconds: float = Field(default=15.0, gt=0, le=50)
 
-    @field_validator("url")
-    @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
-            raise ValueError("use an http:// or https:// URL")
-        return value
-
     def secrets(self, name: str) -> list[str]:
-        """Raises ConfigError: an environment variable is not set, or a secret is empty."""
-        return _filled(self.secret, f"hooks.{name}.secret")
+        """Raises ConfigError: an environment variable is not set, or a secret is empty or not base64."""
+        where = f"hooks.{name}.secret"
+        return _with_keys(_filled(self.secret, where), where)
+
+
+def signing_key(secret: str) -> bytes:
+    """The key of a secret of Standard Webhooks: base64, with or without `whsec_` before it, as its libraries read it.
+
+    Raises:
+        ValueError: it is not base64, or is empty.
+    """
+    text = secret.removeprefix("whsec_")
+    try:
+        key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from None
+    if not key:
+        raise ValueError("empty, so anyone could sign with it")
+    return key
+
+
+def _with_keys(secrets: list[str], where: str) -> list[str]:
+    for secret in secrets:
+        try:
+            signing_key(secret)
+        except ValueError as error:
+            raise ConfigError(
+                f"{where}: {error}; a secret of Standard Webhooks is base64, with or without whsec_ before it (a text "
+                "that was the key itself is now written as whsec_ and the base64 of that text)"
+            ) from None
+    return secrets
 
 
 def _filled(secrets: Sequence[str], where: str) -> list[str]:
-    def read(match: re.Match[str]) -> str:
-        if (found := os.environ.get(match[1])) is None:
+    def environment_value(match: re.Match[str]) -> str:
+        if (value := os.environ.get(match[1])) is None:
             raise ConfigError(f"{where}: the environment variable {match[1]} is not set")
-        return found.strip()  # files that secrets are read from often end with a line break
+        return value.strip()  # files that secrets are read from often end with a line break
 
-    filled = [_REFERENCE.sub(read, one) for one in secrets]
+    filled = [_REFERENCE.sub(environment_value, secret) for secret in secrets]
     if not all(filled):
         raise ConfigError(f"{where}: is empty, so anyone could sign with it")
     return filled

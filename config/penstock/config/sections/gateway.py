@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from penstock.config.sections.values import is_http
+
 _ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 """Algorithms with key pairs. With a shared secret, everyone who checks tokens could also make them."""
 
@@ -29,7 +31,7 @@ class JwtSettings(BaseModel):
     @field_validator("jwks_url")
     @classmethod
     def _http(cls, value: str) -> str:
-        if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
+        if not is_http(urlsplit(value)):
             raise ValueError(f"{value!r} is not an http:// or https:// URL")
         return value
 
@@ -52,10 +54,15 @@ class GatewaySettings(BaseModel):
     """Jobs in one request."""
     body_timeout_seconds: float = Field(default=30.0, gt=0)
     """Time limit for a request's body to arrive."""
-    requests_per_second: float | None = Field(default=None, gt=0)
-    """Limit of each caller whose key has no rate; None: no limit. Each gateway process counts for itself."""
+    requests_per_second: float = Field(default=1000.0, gt=0)
+    """Limit of each caller whose key has no rate; `inf`: no limit. A batch counts as many as it has jobs. Each gateway
+    process counts for itself."""
+    max_connections: int = Field(default=2000, ge=1)
+    """Connections of one process. Where a new one is too many, the one that has been idle for longest is closed."""
     max_streams: int = Field(default=1000, ge=1)
     """Jobs that clients follow at a time, in one process."""
+    max_streams_per_caller: int = Field(default=100, ge=1)
+    """Jobs that one caller follows at a time; with tokens of web backends, how many follow one job."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose web pages may call the gateway, such as `https://app.example.com`; none by default."""
     jwt: JwtSettings | None = None
@@ -65,6 +72,6 @@ class GatewaySettings(BaseModel):
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
+            if not is_http(parts) or parts.path or parts.query:
                 raise ValueError(f"{origin!r} is not an origin; write it as https://app.example.com, without a path")
         return value

@@ -22,6 +22,8 @@ TOLERANCE = timedelta(minutes=1)
 
 def _read(value: object) -> object:
     """Text → duration; numbers (seconds) and ISO 8601 are left to pydantic."""
+    if isinstance(value, str) and value.strip() == "0":
+        return timedelta()
     match = _DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
     if match is not None:
         try:
@@ -39,7 +41,7 @@ Duration = Annotated[timedelta, BeforeValidator(_read)]
 def duration_text(duration: timedelta) -> str:
     """Duration → text as in the file, such as `15m`."""
     seconds = duration.total_seconds()
-    for unit, size in sorted(_UNITS.items(), key=lambda one: -one[1]):
+    for unit, size in sorted(_UNITS.items(), key=lambda item: -item[1]):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:g}{unit}"
     return f"{seconds:g}s"
@@ -113,9 +115,9 @@ class ScheduleSettings(BaseModel):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        given = [name for name in ("cron", "every", "at") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one of cron, every and at, not {' and '.join(given) or 'none'}")
+        rules = [name for name in ("cron", "every", "at") if getattr(self, name) is not None]
+        if len(rules) != 1:
+            raise ValueError(f"give one of cron, every and at, not {' and '.join(rules) or 'none'}")
         if self.anchor is not None and self.every is None:
             raise ValueError("anchor goes with every only")
         if (self.calendar is None) != (self.closed is None):

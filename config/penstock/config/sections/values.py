@@ -1,13 +1,15 @@
-"""The types of a report's parameters and a sync's columns, the reading of values, and time zones."""
+"""Types of values: of a report's parameters and a sync's columns, time zones, URLs and sizes."""
 
 from __future__ import annotations
 
+import re
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 ValueType = Literal["str", "int", "float", "decimal", "date", "datetime", "bool"]
 
@@ -34,6 +36,40 @@ def _known_zone(value: str) -> str:
 
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
 """An IANA time zone that is known here."""
+
+
+def is_http(url: SplitResult) -> bool:
+    return url.scheme in ("http", "https") and bool(url.hostname)
+
+
+def _http_url(value: str) -> str:
+    if not is_http(urlsplit(value)):
+        raise ValueError("use an http:// or https:// URL")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+"""A URL with a host, kept as text."""
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_UNITS |= {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[KMGT]I?)?)B?")
+
+
+def read_size(value: object) -> int:
+    """`"512MB"`, `"1GiB"`, `"1.5G"` or a number, as bytes.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    match = _SIZE.fullmatch(str(value).strip().upper()) if isinstance(value, int | str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is not a size; write 512MB, 1GiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+Size = Annotated[int, BeforeValidator(read_size)]
+"""A number of bytes, which may be written with a unit."""
 
 
 def read_value(value: object, type: ValueType) -> Any:

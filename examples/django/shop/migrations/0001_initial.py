@@ -12,6 +12,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("number", models.IntegerField(primary_key=True, serialize=False)),
                 ("customer", models.CharField(max_length=100)),
+                ("file", models.CharField(default="", max_length=200)),
             ],
         ),
     )

@@ -6,6 +6,7 @@
     request.penstock.enqueue(…)
 
 `penstock.producer` among the settings is a producer to use, in place of one as `penstock.toml` and the environment say.
+`penstock.max_streams` is how many jobs browsers may follow at a time in one process (default 4): each holds a thread.
 """
 
 from __future__ import annotations
@@ -20,18 +21,32 @@ from pyramid.response import Response
 
 from penstock.config.errors import ConfigError, InvalidToken
 from penstock.producers import Producer
-from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, frames, open_producer, ready
-from penstock.producers.tokens import progress_token, read_progress_token
+from penstock.producers.contrib.web import (
+    HEADERS,
+    SEEN,
+    WSGI_STREAMS,
+    AnyHandle,
+    Streams,
+    TooManyStreams,
+    open_producer,
+    ready,
+)
+from penstock.producers.tokens import check_secret, progress_token, read_progress_token
 from penstock.producers.traces import traced
 
 __all__ = ["events_path", "includeme"]
 
 
 def includeme(config: Configurator) -> None:
-    """Raises ConfigError: a setting is wrong."""
+    """Raises ConfigError: a setting is wrong, or the secret is missing or too short."""
     settings = config.get_settings()
     if not settings.get("penstock.secret"):
         raise ConfigError("set penstock.secret, which tokens for browsers are signed with, among Pyramid's settings")
+    try:
+        check_secret(settings["penstock.secret"])
+    except ConfigError as error:
+        raise ConfigError(f"penstock.secret: {error}") from None
+    config.registry["penstock.streams"] = Streams(settings.get("penstock.max_streams", WSGI_STREAMS))
     producer = open_producer(settings.get("penstock.producer"))
 
     def penstock(_request: Request) -> Producer:
@@ -68,7 +83,11 @@ def _events(request: Request) -> Response:
         return Response(json_body={"detail": str(error)}, status=403)
     if request.headers.get("last-event-id") == SEEN:
         return Response(status=204)
-    return Response(app_iter=frames(request.penstock.handle(job_id)), headerlist=list(HEADERS.items()))
+    streams: Streams = request.registry["penstock.streams"]
+    try:
+        return Response(app_iter=streams.follow(request.penstock.handle(job_id)), headerlist=list(HEADERS.items()))
+    except TooManyStreams as error:
+        return Response(json_body=error.body, status=503, headers=error.headers)
 
 
 def _ready(request: Request) -> dict[str, str]:

@@ -11,7 +11,7 @@ app = Starlette(
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import TypedDict
 
@@ -22,8 +22,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.config.errors import InvalidToken
 from penstock.producers import AsyncProducer
-from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, async_frames, async_ready
-from penstock.producers.tokens import progress_token, read_progress_token
+from penstock.producers.contrib.web import (
+    ASYNC_STREAMS,
+    HEADERS,
+    SEEN,
+    AnyHandle,
+    AsyncStream,
+    Streams,
+    TooManyStreams,
+    async_ready,
+)
+from penstock.producers.tokens import check_secret, progress_token, read_progress_token
 from penstock.producers.traces import traced
 
 __all__ = ["Penstock", "State", "Traces", "producer_of"]
@@ -42,10 +51,14 @@ class Penstock:
         secret: what tokens for browsers are signed with; at least 16 bytes.
         producer: None: one as `penstock.toml` and the environment say when the application starts. It is closed
             with the application, and connects again if it is used again.
+        max_streams: how many jobs browsers may follow at a time in one process.
+
+    Raises:
+        ConfigError: the secret is too short, or the limit is not a whole number from 1 up.
     """
 
-    def __init__(self, *, secret: str, producer: AsyncProducer | None = None) -> None:
-        self._secret, self._producer = secret, producer
+    def __init__(self, *, secret: str, producer: AsyncProducer | None = None, max_streams: int = ASYNC_STREAMS) -> None:
+        self._secret, self._producer, self._streams = check_secret(secret), producer, Streams(max_streams)
         self.routes = [
             Route("/events", self._events, name="penstock_events"),
             Route("/ready", self._ready, name="penstock_ready"),
@@ -77,11 +90,26 @@ class Penstock:
             return Response(status_code=204)
         if request.method == "HEAD":
             return Response(headers=HEADERS)
-        return StreamingResponse(async_frames(producer_of(request).handle(job_id)), headers=HEADERS)
+        try:
+            return _StreamResponse(self._streams.follow_async(producer_of(request).handle(job_id)))
+        except TooManyStreams as error:
+            return JSONResponse(error.body, 503, error.headers)
 
     async def _ready(self, request: Request) -> Response:
         status, body = await async_ready(producer_of(request))
         return JSONResponse(body, status)
+
+
+class _StreamResponse(StreamingResponse):
+    """A stream that is closed with its response: Starlette leaves that to the garbage collector."""
+
+    def __init__(self, stream: AsyncStream) -> None:
+        super().__init__(stream, headers=HEADERS)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._stream):
+            await super().__call__(scope, receive, send)
 
 
 def producer_of(request: HTTPConnection) -> AsyncProducer:

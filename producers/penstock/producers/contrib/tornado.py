@@ -11,6 +11,7 @@ async with Penstock(secret=…) as penstock:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from types import TracebackType
@@ -22,8 +23,16 @@ from tornado.web import RequestHandler
 
 from penstock.config.errors import InvalidToken
 from penstock.producers import AsyncProducer
-from penstock.producers.contrib.web import HEADERS, SEEN, AnyHandle, async_frames, async_ready
-from penstock.producers.tokens import progress_token, read_progress_token
+from penstock.producers.contrib.web import (
+    ASYNC_STREAMS,
+    HEADERS,
+    SEEN,
+    AnyHandle,
+    Streams,
+    TooManyStreams,
+    async_ready,
+)
+from penstock.producers.tokens import check_secret, progress_token, read_progress_token
 from penstock.producers.traces import follow
 
 __all__ = ["Penstock", "Traced"]
@@ -35,13 +44,14 @@ class Penstock:
     Arguments:
         secret: what tokens for browsers are signed with; at least 16 bytes.
         producer: None: one as `penstock.toml` and the environment say now.
+        max_streams: how many jobs browsers may follow at a time in one process.
 
     Raises:
-        ConfigError: a setting is wrong.
+        ConfigError: a setting is wrong, or the secret is too short.
     """
 
-    def __init__(self, *, secret: str, producer: AsyncProducer | None = None) -> None:
-        self.secret = secret
+    def __init__(self, *, secret: str, producer: AsyncProducer | None = None, max_streams: int = ASYNC_STREAMS) -> None:
+        self.secret, self.streams = check_secret(secret), Streams(max_streams)
         self.producer = producer or AsyncProducer.from_settings()
         self._prefix = ""
 
@@ -88,13 +98,23 @@ class _Events(_Handler):
         if self.request.headers.get("last-event-id") == SEEN:
             self.set_status(204)
             return
-        for name, value in HEADERS.items():
-            self.set_header(name, value)
-        async with aclosing(async_frames(self._penstock.producer.handle(job_id))) as frames:
+        try:
+            stream = self._penstock.streams.follow_async(self._penstock.producer.handle(job_id))
+        except TooManyStreams as error:
+            self.set_status(503)
+            self._add_headers(error.headers)
+            self.finish(error.body)
+            return
+        self._add_headers(HEADERS)
+        async with aclosing(stream):
             with suppress(StreamClosedError):  # the browser left
-                async for frame in frames:
+                async for frame in stream:
                     self.write(frame)
                     await self.flush()
+
+    def _add_headers(self, headers: Mapping[str, str]) -> None:
+        for name, value in headers.items():
+            self.set_header(name, value)
 
 
 class _Ready(_Handler):

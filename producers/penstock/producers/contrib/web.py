@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
-from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, WaitTimeout, WatchClosed
+from penstock.config.errors import BrokerUnavailable, ConfigError, LedgerUnavailable, WaitTimeout, WatchClosed
 from penstock.producers import AsyncJobHandle, AsyncProducer, JobHandle, Producer
 from penstock.producers.traces import traced
 
@@ -35,7 +37,7 @@ _ENDED = (WatchClosed, LedgerUnavailable)
 """What ends a stream before its job has ended. The browser comes back by itself."""
 
 
-def frames(handle: JobHandle) -> Iterator[bytes]:
+def frames(handle: JobHandle) -> Generator[bytes]:
     """A job's course until its end, as Server-Sent Events: `status` for each state or progress, `end` for the last.
 
     Their data is a JSON object with `id`, `state`, `attempt` and `progress` (null, or `done`, `total`, `note`). Results
@@ -77,6 +79,94 @@ async def async_frames(handle: AsyncJobHandle) -> AsyncGenerator[bytes, None]:
             return
 
 
+class Stream(Iterator[bytes]):
+    """Frames of a job that count as one of the process's streams until they end, or are closed or dropped."""
+
+    def __init__(self, handle: JobHandle, open_streams: WeakSet[Any]) -> None:
+        self._frames, self._open_streams = frames(handle), open_streams
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._frames)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._open_streams.discard(self)
+        self._frames.close()
+
+
+class AsyncStream(AsyncIterator[bytes]):
+    """See `Stream`. `close`, which Django calls, ends only the counting; the frames end when they are dropped."""
+
+    def __init__(self, handle: AsyncJobHandle, open_streams: WeakSet[Any]) -> None:
+        self._frames, self._open_streams = async_frames(handle), open_streams
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._frames)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._open_streams.discard(self)
+
+    async def aclose(self) -> None:
+        self.close()
+        await self._frames.aclose()
+
+
+AnyStream = TypeVar("AnyStream", Stream, AsyncStream)
+
+WSGI_STREAMS = 4
+"""Streams of a WSGI process if no other limit is given: each holds a thread, and gunicorn's `--threads` are few."""
+ASYNC_STREAMS = 1000
+
+
+class TooManyStreams(Exception):
+    """The process follows as many jobs as it may. The answer is a 503 with these headers and this body."""
+
+    headers = {"Retry-After": "5"}  # noqa: RUF012
+    body = {"detail": "too many jobs are followed here; try again later"}  # noqa: RUF012
+
+
+class Streams:
+    """The streams of a process.
+
+    Arguments:
+        limit: how many may be open at a time.
+
+    Raises:
+        ConfigError: the limit is not a whole number from 1 up.
+    """
+
+    def __init__(self, limit: object) -> None:
+        if isinstance(limit, str) and limit.isdecimal():  # from an .ini file
+            limit = int(limit)
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise ConfigError(f"max_streams is {limit!r}; give a whole number from 1 up")
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._open: WeakSet[Any] = WeakSet()  # a stream that its server dropped without closing it does not count
+
+    def follow(self, handle: JobHandle) -> Stream:
+        """Raises TooManyStreams."""
+        return self._add(Stream(handle, self._open))
+
+    def follow_async(self, handle: AsyncJobHandle) -> AsyncStream:
+        """Raises TooManyStreams."""
+        return self._add(AsyncStream(handle, self._open))
+
+    def _add(self, stream: AnyStream) -> AnyStream:
+        with self._lock:
+            if len(self._open) >= self._limit:
+                raise TooManyStreams
+            self._open.add(stream)
+        return stream
+
+
 def _frame(status: JobStatus) -> bytes:
     progress = status.progress
     data = {
@@ -115,13 +205,13 @@ def _unready(error: BrokerUnavailable) -> tuple[int, dict[str, str]]:
     return 503, {"broker": "unavailable"}
 
 
-def open_producer(given: Producer | None = None) -> Producer:
+def open_producer(producer: Producer | None = None) -> Producer:
     """A producer for the life of a WSGI process, which has no hook for its end but this: closed at exit.
 
     Raises:
         ConfigError: a setting is wrong.
     """
-    producer = given or Producer.from_settings()
+    producer = producer or Producer.from_settings()
     atexit.register(producer.close)
     return producer
 

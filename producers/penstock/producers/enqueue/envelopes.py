@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from penstock.config.errors import InvalidJob, UnknownQueue
-from penstock.producers.enqueue.options import POLICY_OPTIONS, TIME_OPTIONS, EnqueueOptions, check_names
+from penstock.producers.enqueue.options import POLICY_OPTIONS, EnqueueOptions, check_options
 from penstock.producers.traces import current_traceparent
-from penstock.schemas.jobs.durations import Duration, to_timedelta
 from penstock.schemas.jobs.job import Job
-from penstock.schemas.jobs.kind import PRIORITIES, Kind, registry
+from penstock.schemas.jobs.kind import Kind, registry
 from penstock.schemas.jobs.unique_policy import Unique
 from penstock.schemas.wire.codec import HEADER, Envelope, encode
 
@@ -39,11 +39,12 @@ class EnvelopeBuilder:
             TypeError: an option does not exist.
         """
         kind = _kind(job)
-        if not options:
-            policy = kind.unique
-            return self._envelope(job, kind, options, policy), policy
-        check_names(options)
-        policy = _policy(kind, options)
+        if options:
+            try:
+                options = cast(EnqueueOptions, check_options(options))
+            except ValueError as error:
+                raise InvalidJob(f"{kind.name}: {error}") from error
+        policy = _policy(kind, options) if options else kind.unique
         return self._envelope(job, kind, options, policy), policy
 
     def build_many(self, jobs: Iterable[Job]) -> list[Prepared]:
@@ -52,6 +53,8 @@ class EnvelopeBuilder:
         Raises:
             InvalidJob: one job is wrong, and nothing may be sent; a note says which, counted from 0.
         """
+        if isinstance(jobs, Job):  # which can be iterated over, too: it yields its fields
+            raise InvalidJob(f"enqueue_many takes several jobs, not one {type(jobs).__name__}; send that with enqueue")
         prepared: list[Prepared] = []
         for number, job in enumerate(jobs):
             try:
@@ -67,9 +70,7 @@ class EnvelopeBuilder:
         if not options and quiet is None and kind.expires_in is None:
             # Most jobs: nothing to check, and `encode` takes the rest from the kind.
             return encode(job, sent_at=now, traceparent=current_traceparent(), max_bytes=self.max_bytes)
-        priority, queue = options.get("priority"), options.get("queue")
-        if priority is not None and priority not in PRIORITIES:
-            raise InvalidJob(f"{kind.name}: priority {priority!r} must be one of {', '.join(PRIORITIES)}")
+        queue = options.get("queue")
         if queue is not None and queue != kind.queue:
             self._check_queue(kind.name, queue)
         due_at, expires_at = self._times(kind, now, options, quiet)
@@ -77,7 +78,7 @@ class EnvelopeBuilder:
             job,
             id=options.get("id"),
             queue=queue,
-            priority=priority,
+            priority=options.get("priority"),
             key=options.get("key"),
             tenant=options.get("tenant"),
             sent_at=now,
@@ -91,15 +92,16 @@ class EnvelopeBuilder:
         self, kind: Kind, now: datetime, options: EnqueueOptions, quiet: timedelta | None
     ) -> tuple[datetime | None, datetime | None]:
         """Due time and expiry; None: there is none."""
-        if quiet is None and kind.expires_in is None and TIME_OPTIONS.isdisjoint(options):
-            return None, None
-        due_at = self._due_at(kind.name, now, options.get("delay"), options.get("run_at"))
+        delay, run_at = options.get("delay"), options.get("run_at")
+        if delay is not None and run_at is not None:
+            raise InvalidJob(f"{kind.name}: give delay or run_at, not both")
+        due_at = self._due_at(now, cast(timedelta | None, delay), run_at)
         if quiet is not None and due_at is not None:
             raise InvalidJob(
                 f"{kind.name}: with a debounce policy its quiet period says when it runs, no delay or run_at"
             )
         expires_in = options.get("expires_in")
-        lifetime = kind.expires_in if expires_in is None else to_timedelta(expires_in)
+        lifetime = kind.expires_in if expires_in is None else cast(timedelta, expires_in)
         expires_at = None if lifetime is None else now + lifetime
         if expires_at is not None and expires_at <= (due_at or (now if quiet is None else now + quiet)):
             raise InvalidJob(f"{kind.name}: it expires at {expires_at.isoformat()}, before it may run")
@@ -113,19 +115,10 @@ class EnvelopeBuilder:
                 f"Name it in a kind or list [queues.{queue}] in penstock.toml"
             )
 
-    def _due_at(self, kind: str, now: datetime, delay: Duration | None, run_at: datetime | None) -> datetime | None:
-        if delay is not None and run_at is not None:
-            raise InvalidJob(f"{kind}: give delay or run_at, not both")
+    def _due_at(self, now: datetime, delay: timedelta | None, run_at: datetime | None) -> datetime | None:
         if run_at is not None:
-            if run_at.tzinfo is None:
-                raise InvalidJob(f"{kind}: run_at {run_at.isoformat()} has no time zone; give an aware datetime")
-            return run_at.astimezone(UTC) if run_at > now else None
-        if delay is None:
-            return None
-        wait = to_timedelta(delay)
-        if wait < timedelta(0):
-            raise InvalidJob(f"{kind}: delay must not be negative")
-        return now + wait if wait > timedelta(0) else None
+            return run_at if run_at > now else None
+        return now + delay if delay else None
 
 
 def target_queue(envelope: Envelope) -> str:
@@ -139,8 +132,6 @@ def _policy(kind: Kind, options: EnqueueOptions) -> Unique | None:
         return kind.unique
     unique, unique_for = options.get("unique"), options.get("unique_for")
     unique_states, debounce = options.get("unique_states"), options.get("debounce")
-    if unique is None and unique_for is None and unique_states is None and debounce is None:
-        return kind.unique
     try:
         policy = Unique.of(unique, unique_for, unique_states, debounce)
     except ValueError as error:
@@ -154,5 +145,6 @@ def _policy(kind: Kind, options: EnqueueOptions) -> Unique | None:
 
 def _kind(job: Job) -> Kind:
     if not isinstance(job, Job):
-        raise InvalidJob(f"enqueue takes a Job, not {type(job).__name__}; make one from its class first")
+        name = f"the class {job.__name__}" if isinstance(job, type) else type(job).__name__
+        raise InvalidJob(f"enqueue takes a Job, not {name}; make one from its class first")
     return job.kind()

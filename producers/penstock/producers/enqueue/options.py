@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from penstock.schemas.jobs.durations import Duration
-from penstock.schemas.jobs.kind import Priority
+from penstock.config.suggestions import did_you_mean, one_of
+from penstock.schemas.jobs.durations import Duration, checked_duration, checked_time, positive_duration
+from penstock.schemas.jobs.kind import NAME, PRIORITIES, Priority
 from penstock.schemas.jobs.unique_policy import UniquePolicy
+from penstock.schemas.wire.codec import check_text, is_id
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -48,15 +50,69 @@ class EnqueueOptions(TypedDict, total=False):
 
 OPTION_NAMES = frozenset(EnqueueOptions.__annotations__)
 POLICY_OPTIONS = frozenset({"unique", "unique_for", "unique_states", "debounce"})
-TIME_OPTIONS = frozenset({"delay", "run_at", "expires_in"})
 
 
-def check_names(options: Mapping[str, object]) -> None:
-    """Check that every option exists.
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the options of a job, those of its policy excepted, and return those that are given.
+
+    Returns durations as timedeltas, times in UTC.
 
     Raises:
-        TypeError: one does not; names it as Python does.
+        ValueError: one is wrong; names it, and what is right.
+        TypeError: one does not exist; names it as Python does, and the nearest that there is.
     """
-    if not OPTION_NAMES.issuperset(options):
-        unknown = next(name for name in options if name not in OPTION_NAMES)
-        raise TypeError(f"enqueue() got an unexpected keyword argument {unknown!r}")
+    checked: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in OPTION_NAMES:
+            hint = did_you_mean(name, OPTION_NAMES)
+            raise TypeError(f"enqueue() got an unexpected keyword argument {name!r}{hint}")
+        if value is not None:
+            checked[name] = _CHECKS[name](name, value)
+    return checked
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, not {value!r}")
+    if not value:
+        raise ValueError(f"{name} must not be empty; leave it out, or give None")
+    check_text(name, value)
+    return value
+
+
+def _id(name: str, value: Any) -> str:
+    if not is_id(value) or len(value.encode()) > _MOST_ID_BYTES:
+        raise ValueError(f"id must be text of 1 to 128 characters, without NUL, not {value!r}; such as str(uuid4())")
+    return value
+
+
+def _priority(name: str, value: Any) -> Any:
+    one_of(name, value, PRIORITIES)
+    return value
+
+
+def _queue(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError(f"queue {value!r} must be letters, digits, '_', '.', ':' or '-', at most 127")
+    return value
+
+
+def _later(name: str, value: Any) -> Any:
+    return value
+
+
+_MOST_ID_BYTES = 255
+"""AMQP has room for so many."""
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "delay": checked_duration,
+    "run_at": checked_time,
+    "priority": _priority,
+    "key": _text,
+    "tenant": _text,
+    "expires_in": positive_duration,
+    "queue": _queue,
+    "id": _id,
+    "traceparent": _text,
+    **dict.fromkeys(POLICY_OPTIONS, _later),  # together, by `Unique.of`
+}

@@ -11,12 +11,12 @@ from penstock.config.errors import InvalidJob, UndecodableMessage
 from penstock.producers.enqueue.envelopes import EnvelopeBuilder
 from penstock.producers.enqueue.options import EnqueueOptions
 from penstock.producers.handles.connections import LedgerConnections
+from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.unique_policy import Unique
 from penstock.schemas.wire.codec import HEADER, Envelope, decode
 
 if TYPE_CHECKING:
     from penstock.config.settings import Settings
-    from penstock.schemas.jobs.job import Job
 
 Entry = tuple[Envelope, dict[str, Any]]
 """A job's envelope, and its row: every column of `penstock_outbox` but those that the database and dispatchers fill."""
@@ -84,7 +84,7 @@ def make_entries(builder: EnvelopeBuilder, jobs: Iterable[Job]) -> list[Entry]:
     Raises:
         InvalidJob: a job is wrong; a note says which, counted from 0.
     """
-    jobs = list(jobs)
+    jobs = jobs if isinstance(jobs, Job) else list(jobs)  # `build_many` refuses a single one
     entries = []
     for number, (job, (envelope, policy)) in enumerate(zip(jobs, builder.build_many(jobs), strict=True)):
         try:

@@ -119,10 +119,11 @@ class Producer(BaseProducer[Sender, JobHandle]):
         return self._reschedule(key, run_at, delay, kind, tenant)
 
     def ping(self) -> None:
-        """Check that the broker answers; for readiness checks.
+        """Check that the broker answers and takes jobs; for readiness checks.
 
         Raises:
-            BrokerUnavailable: it does not, within the timeout.
+            BrokerUnavailable: it does not answer within the timeout, or takes none: its memory or disk is full, or it
+                is a replica.
         """
         self._sender.ping()
 

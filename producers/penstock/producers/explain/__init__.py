@@ -20,13 +20,14 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import unique_keys
 from penstock.producers.explain.case import Case, Explanation
 from penstock.producers.explain.ended import explain_dead, explain_dead_letter, explain_ended
+from penstock.producers.explain.held import explain_held
 from penstock.producers.explain.limited import explain_limited
 from penstock.producers.explain.outboxed import explain_outboxed
 from penstock.producers.explain.queue_position import QueuePositions, open_positions
 from penstock.producers.explain.queued import explain_queued
 from penstock.producers.explain.running import explain_running
 from penstock.producers.explain.unknown import explain_unknown
-from penstock.producers.explain.waiting import explain_waiting
+from penstock.producers.explain.waiting import explain_waiting, explain_workflow
 from penstock.producers.explain.wording import present
 from penstock.producers.limits.store import LimitStore
 from penstock.schemas.jobs.kind import registry
@@ -113,8 +114,12 @@ def _explain(
             return explain_dead_letter(case)
         return explain_outboxed(case) if case.outbox is not None else explain_unknown(case, positions, queues)
     match State(case.job.state):
+        case State.SCHEDULED if case.workflow is not None:
+            explanation = explain_workflow(case)
         case State.SCHEDULED if case.limit is not None:
             explanation = explain_limited(case, *case.limit, database, limits)
+        case State.SCHEDULED | State.RETRYING if case.held is not None:
+            explanation = explain_held(case)
         case State.SCHEDULED | State.RETRYING:
             explanation = explain_waiting(case)
         case State.QUEUED:

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from penstock.ledger.members import roster
 from penstock.ledger.members.roster import Member, Roster
 from penstock.ledger.queries.scope import EVERYTHING, UNREAD, Scope
-from penstock.ledger.rows import limit_waits
+from penstock.ledger.rows import held_jobs, limit_waits
 from penstock.ledger.rows.jobs import UNSEEN
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import attempts, dead_letters, jobs, outbox, unique_keys
+from penstock.ledger.sql.tables import attempts, dead_letters, jobs, outbox, unique_keys, workflows
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, Kind, registry
 from penstock.schemas.states import WAITING, State
 from penstock.schemas.wire.codec import HEADER
@@ -61,6 +61,8 @@ class Case:
         key: the row of the unique key that it took.
         earlier: number of jobs that are due before it, up to `COUNTED` + 1.
         limit: the slot of a limit that it waits for, and how many jobs wait before it, up to `COUNTED` + 1.
+        workflow: the state and error of a workflow that has not ended, whose own job it is.
+        held: the row of a job that is held back for workers that know it.
         dispatcher, consumer: the dispatcher, and the worker of its queue, that was seen last; None where one is alive.
     """
 
@@ -77,6 +79,8 @@ class Case:
     key: Any = None
     earlier: int = 0
     limit: tuple[str, int] | None = None
+    workflow: Any = None
+    held: Any = None
     dispatcher: Member | None = None
     consumer: Member | None = None
 
@@ -108,7 +112,10 @@ class Case:
         if job.state in WAITING and job.due_at is not None and job.due_at < now:
             more["earlier"] = _earlier(connection, job)
         if job.state == State.SCHEDULED:
+            more["workflow"] = connection.execute(_UNDER_WAY.where(workflows.c.id == job_id)).first()
             more["limit"] = limit_waits.waiting(connection, job_id, COUNTED + 1)
+        if job.state in WAITING and (held := held_jobs.find(connection, job)) is not None:
+            more["held"] = held if held.due_at == job.due_at else None
         if job.key is not None:
             took = sa.select(unique_keys).where(unique_keys.c.key == job.key, unique_keys.c.job_id == job_id)
             more["key"] = connection.execute(took).first()
@@ -142,6 +149,11 @@ class Case:
         """Worker → the queues that it consumes and the caller may know; of the first `NAMED`."""
         named = list(workers)[:NAMED]
         return {worker.name: [queue for queue in worker.queues if self.scope.includes_queue(queue)] for worker in named}
+
+    def able(self, workers: Iterable[Member]) -> list[Member]:
+        """Workers among these that have a handler for the job's kind."""
+        names = {self.job.kind} if self.kind is None else {self.job.kind, self.kind.name}
+        return [worker for worker in workers if names & worker.kinds]
 
     def live_queues(self) -> list[str]:
         """The queues that live workers consume and the caller may know."""
@@ -179,11 +191,25 @@ def _outboxed(connection: sa.Connection, job_id: str) -> Any:
 
 
 _JOB_COLUMNS = (
-    *("kind", "queue", "priority", "delivery", "state", "key", "tenant", "attempt", "failures", "crashes", "fence"),
+    *(
+        "id",
+        "kind",
+        "queue",
+        "priority",
+        "delivery",
+        "state",
+        "key",
+        "tenant",
+        "attempt",
+        "failures",
+        "crashes",
+        "fence",
+    ),
     *("worker", "cancel_requested", "enqueued_at", "due_at", "expires_at", "started_at", "finished_at", "error"),
     *("progress_done", "progress_total", "progress_note"),
 )
 _JOB = [*(jobs.c[name] for name in _JOB_COLUMNS), (jobs.c.payload == UNSEEN).label("unseen")]
 _DEAD_LETTER_COLUMNS = ("kind", "queue", "reason", "detail", "fingerprint", "created_at", "replayed_at", "discarded_at")
 _DEAD_LETTER = [*(dead_letters.c[name] for name in _DEAD_LETTER_COLUMNS), sa.null().label("tenant"), UNREAD]
+_UNDER_WAY = sa.select(workflows.c.state, workflows.c.error).where(workflows.c.finished_at.is_(None))
 _ATTEMPT = [attempts.c[name] for name in ("number", "worker", "started_at", "finished_at", "outcome", "error")]

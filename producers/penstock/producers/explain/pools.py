@@ -30,14 +30,14 @@ def pool_trouble(case: Case, facts: dict[str, Any]) -> tuple[str, str | None]:
             f"no live worker consumes queue {queue!r} ({instead}; {seen(case.consumer, case.now, case.lease)})",
             f"start one: penstock worker --queues {queue} --import …",
         )
-    names = {kind} if case.kind is None else {kind, case.kind.name}
-    unable = [worker for worker in consuming if not names & worker.kinds]
+    able = case.able(consuming)
+    unable = [worker for worker in consuming if worker not in able]
     facts["without_handler"] = [worker.name for worker in unable[:NAMED]]
     advice = f"give them --import with the module that handles {kind}"
     if len(unable) == len(consuming):
         return (
             f"no live worker of queue {queue!r} has a handler for {kind} (there are {len(consuming)}): the one that "
-            "gets it makes a dead letter of it",
+            "gets it holds it back for one that does (unknown_kind_grace), and then makes a dead letter of it",
             f"{advice}; if it is dead by then: penstock deadletters replay {case.id}",
         )
     if unable:

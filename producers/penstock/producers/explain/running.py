@@ -28,7 +28,7 @@ def explain_running(case: Case, positions: QueuePositions | None) -> Explanation
     process = "" if case.scope.is_bounded else f" (host {holder.host}, pid {holder.pid})"
     because = (
         f"it runs since {when(job.started_at, case.now)} on worker {job.worker}{process}, "
-        f"attempt {job.attempt}{_progress(job)}"
+        f"attempt {job.attempt}{_apart(job)}{_progress(job)}"
     )
     advice = None
     deadline = facts.get("deadline")
@@ -40,6 +40,12 @@ def explain_running(case: Case, positions: QueuePositions | None) -> Explanation
     elif deadline is not None:
         because += f"; its deadline is {when(deadline, case.now)}"
     return Explanation(case.id, State.RUNNING, because, facts, advice)
+
+
+def _apart(job: Any) -> str:
+    if not job.crashes:
+        return ""
+    return f", in a process of its own after {'a crash' if job.crashes == 1 else f'{job.crashes} crashes'}"
 
 
 def _orphan(case: Case, positions: QueuePositions | None, facts: dict[str, Any]) -> Explanation:

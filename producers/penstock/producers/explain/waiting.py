@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from penstock.ledger.rows.steps import RESTS
 from penstock.producers.explain.case import COUNTED, NAMED, Case, Explanation
 from penstock.producers.explain.pools import START_DISPATCHER, no_dispatcher, pool_trouble
 from penstock.producers.explain.wording import short, when
@@ -27,6 +28,19 @@ def explain_waiting(case: Case) -> Explanation:
     if job.expires_at is not None and job.expires_at <= max(case.due_at, case.now):
         because += f"; it expires {when(job.expires_at, case.now)} and will then be discarded, not run"
     return Explanation(case.id, State(job.state), because, facts, advice or pool_advice)
+
+
+def explain_workflow(case: Case) -> Explanation:
+    """Explain the own job of a workflow, which ends with the last step."""
+    state, error = case.workflow
+    facts: dict[str, Any] = {"workflow_state": state, "error": error}
+    advice = f"penstock workflows show {case.id}"
+    because = f"its workflow is {state}, and it ends with the last step"
+    if error is not None:
+        because = f"its workflow {error}" if error.startswith(RESTS) else f"{because}: {short(error)}"
+    if (gone := no_dispatcher(case)) is not None:
+        because, advice = f"{because}; and no dispatcher lives to move it on ({gone})", START_DISPATCHER
+    return Explanation(case.id, State(case.job.state), because, facts, advice)
 
 
 def _for_what(case: Case) -> str:

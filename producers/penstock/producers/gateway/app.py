@@ -91,6 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     problems.add_handlers(app)
     limits = settings.gateway
+    app.state.max_connections = limits.max_connections
     app.add_middleware(BodyLimits, max_bytes=limits.max_body_bytes, timeout_seconds=limits.body_timeout_seconds)
     if limits.cors_origins:
         app.add_middleware(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from contextlib import suppress
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from penstock.producers.gateway.auth.callers import Caller, Callers
 from penstock.producers.gateway.auth.job_ids import JobIds
 from penstock.producers.gateway.auth.jwt import JwtVerifier
 from penstock.producers.gateway.auth.rate_limit import RateLimiter
-from penstock.producers.gateway.metrics import Metrics, OutboxBacklogs
+from penstock.producers.gateway.metrics import LoopFailures, Metrics, OutboxBacklogs, RestingWorkflows
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 from penstock.producers.limits import open_store
 
@@ -34,7 +35,7 @@ class Deps:
         secret: signs ids and tokens.
         positions, limits: asked to explain a job; they block, too.
         closing: set when the gateway is to stop, which ends the streams.
-        streams: number of jobs that clients follow now.
+        streams: number of jobs that each caller follows now.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,9 +58,11 @@ class Deps:
         self.metrics = Metrics()
         self.backlogs = OutboxBacklogs(self.database, settings.outbox_urls)
         self.metrics.registry.register(self.backlogs)
+        self.metrics.registry.register(RestingWorkflows(self.database))
+        self.metrics.registry.register(LoopFailures())
         self.closing = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self.streams = 0
+        self.streams: Counter[str] = Counter()
 
     def end_streams(self) -> None:
         """End all streams; from any thread or a signal handler, also after the gateway has stopped."""
@@ -68,6 +71,7 @@ class Deps:
 
     async def close(self) -> None:
         self.closing.set()
+        self.callers.close()
         await self.producer.close()
         self.positions.close()
         if self.limits is not None:
@@ -78,8 +82,7 @@ class Deps:
     def count(self, caller: Caller, weight: int = 1) -> None:
         """Count a request against the caller's rate. Raises Problem (429) if it is over its limit."""
         per_second = caller.requests_per_second or self.settings.gateway.requests_per_second
-        if per_second is not None:
-            self.rate_limiter.acquire(caller.id, per_second, weight)
+        self.rate_limiter.acquire(caller.id, per_second, weight)
 
 
 async def services(connection: HTTPConnection) -> Deps:

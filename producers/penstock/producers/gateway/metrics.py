@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.config.supervision import failures
 from penstock.ledger.queries.outbox_backlog import backlog
 from penstock.ledger.sql.database import Database
+from penstock.ledger.workflows.commands import count_resting
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -61,6 +64,40 @@ class RequestTimer:
             await send(message)
 
         await self._app(scope, receive, send_measured)
+
+
+class LoopFailures(Collector):
+    """Failures of this process's supervised loops, by loop. Each was started again."""
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        text = "Failures of loops of this process, which were started again."
+        family = CounterMetricFamily("penstock_loop_failures", text, labels=("loop",))
+        for loop, count in failures.copy().items():
+            family.add_metric([loop], count)
+        return (family,)
+
+
+class RestingWorkflows(Collector):
+    """Number of workflows that rest, by kind: no dispatcher has the code that they began with."""
+
+    def __init__(self, ledger: Database) -> None:
+        self._ledger = ledger
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Name the metric; without this method, registering would read the ledger."""
+        return (self._family(),)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Count them; nothing while the ledger is unavailable."""
+        family = self._family()
+        with suppress(LedgerUnavailable):
+            for kind, count in count_resting(self._ledger).items():
+                family.add_metric([kind], count)
+        return (family,)
+
+    def _family(self) -> GaugeMetricFamily:
+        text = "Workflows whose code was changed, which wait for a dispatcher with the code they began with."
+        return GaugeMetricFamily("penstock_workflows_resting", text, labels=("kind",))
 
 
 class OutboxBacklogs(Collector):

@@ -21,7 +21,7 @@ DESCRIPTION = (
     "what is wrong."
 )
 _REFERENCE = "#/components/schemas/"
-_OPEN = ("/health", "/ready", "/metrics", "/v1/webhooks/{name}")
+_OPEN = ("/health", "/live", "/ready", "/metrics", "/v1/webhooks/{name}")
 """Paths that need no key."""
 
 _PROBLEM = {
@@ -57,27 +57,27 @@ _KEY_HEADER = {
 
 def document(app: FastAPI) -> dict[str, Any]:
     """The document of an app as it is now: kinds may have been imported since the last one."""
-    made = get_openapi(
+    openapi = get_openapi(
         title="Penstock", version=version("penstock"), description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
     )
-    schemas: dict[str, Any] = made.setdefault("components", {}).setdefault("schemas", {})
+    schemas: dict[str, Any] = openapi.setdefault("components", {}).setdefault("schemas", {})
     schemas["Problem"] = _PROBLEM
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for model in (Accepted, Batch, Replay, Discard):
         schemas |= _placed(model.__name__, model.model_json_schema(ref_template=_REFERENCE + "{model}"))
-    many = made["paths"]["/v1/jobs"]["post"]
+    many = openapi["paths"]["/v1/jobs"]["post"]
     many["requestBody"]["content"][JSON]["schema"] = {"$ref": _REFERENCE + "Batch"}
     many.setdefault("parameters", []).append(_KEY_HEADER)
     for kind in registry:
-        made["paths"][f"/v1/jobs/{kind.name}"] = {"post": _operation(kind, schemas)}
-    made["components"]["securitySchemes"] = {
+        openapi["paths"][f"/v1/jobs/{kind.name}"] = {"post": _operation(kind, schemas)}
+    openapi["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT of the identity provider."}
     }
-    for path, operations in made["paths"].items():
+    for path, operations in openapi["paths"].items():
         for operation in operations.values():
             _complete(path, operation)
-    return made
+    return openapi
 
 
 def _operation(kind: Kind, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -30,12 +30,15 @@ from penstock.config.errors import (
     ScheduleNotFound,
     StorageError,
 )
+from penstock.schemas.jobs.kind import Kind
+from penstock.schemas.wire.payloads import shown_errors
 
 log = logging.getLogger("penstock.gateway")
 
 MEDIA_TYPE = "application/problem+json"
 _TYPES = "urn:penstock:problem:"
 _AGAIN = {"Retry-After": "5"}
+_MOST_ERRORS = 100
 _RENAMED = {413: "Content Too Large", 422: "Unprocessable Content"}
 """The names of RFC 9110; Python before 3.13 has older ones."""
 
@@ -71,23 +74,32 @@ class Problem(HTTPException):
             "status": self.status_code,
             "detail": self.detail,
         }
-        return body | ({"errors": list(self.errors)} if self.errors else {}) | self.members
+        errors = list(self.errors[:_MOST_ERRORS])
+        if (more := len(self.errors) - len(errors)) > 0:
+            errors.append({"detail": f"and {more} more"})
+        return body | ({"errors": errors} if errors else {}) | self.members
 
     def response(self) -> Response:
         return Response(to_json(self.body()), self.status_code, self.headers, MEDIA_TYPE)
 
 
-def invalid_body(error: ValidationError, what: str, *, under: Sequence[str | int] = ()) -> Problem:
+def invalid_body(
+    error: ValidationError, what: str, *, under: Sequence[str | int] = (), kind: Kind | None = None
+) -> Problem:
     """Problem for a body that is not JSON (400) or fails validation (422).
 
     Arguments:
         what: the body should have been, such as `schedule`.
         under: path in the body of the part that was validated.
+        kind: of the payload that was validated, if it was one: its sensitive values are not repeated.
     """
     details = error.errors(include_url=False, include_context=False, include_input=False)
     if any(item["type"] == "json_invalid" for item in details):
         return invalid_json(details[0]["msg"])
-    errors = [{"pointer": pointer([*under, *item["loc"]]), "detail": _reason(item)} for item in details]
+    errors = [
+        {"pointer": pointer([*under, *path]), "detail": _reason({"msg": message})}
+        for path, message in shown_errors(error, kind=kind)
+    ]
     return Problem(422, "invalid-fields", f"the body is not a valid {what}; see errors", errors=errors)
 
 

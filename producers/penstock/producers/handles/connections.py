@@ -127,7 +127,7 @@ class LedgerConnections:
             self._database = self._storage = None
 
     async def close_async(self) -> None:
-        """As `close`, and end the waits of the running loop."""
+        """Close all, as `close` does, and end the waits of the running loop."""
         if self._async_subscriptions is not None:
             await self._async_subscriptions.close()
         self.close()

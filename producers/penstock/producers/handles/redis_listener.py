@@ -14,6 +14,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from penstock.config.errors import PenstockError
+from penstock.config.supervision import keep_running
 from penstock.producers.handles.waiters import BaseWaiter
 from penstock.producers.senders.redis.async_connections import AsyncRedisConnections
 from penstock.producers.senders.redis.protocol import pack
@@ -109,21 +111,28 @@ class RedisListener:
 
     async def _listen(self) -> None:
         try:
-            while self._waiters:
-                try:
-                    await self._session()
-                except Exception as error:
-                    level = logging.WARNING if self._pause == _FIRST_PAUSE else logging.DEBUG
-                    log.log(level, "watched jobs are looked up again and again: %s", error)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._pause):
-                            await self._closing.wait()
-                    self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            # Not vital: where no changes are pushed, waiters look by themselves.
+            await keep_running("subscriptions", self._run, vital=False, finished=lambda: not self._waiters)
         finally:
             self._task = None  # first: a waiter that is added from here on needs another one
             self._wakeup, self._closing = asyncio.Event(), asyncio.Event()  # used events keep their loop
             await self._connections.close()
             self._on_idle()
+
+    async def _run(self) -> None:
+        """Listen, over any number of lost connections, until no one waits any more."""
+        from redis.exceptions import RedisError
+
+        while self._waiters:
+            try:
+                await self._session()
+            except (OSError, EOFError, PenstockError, RedisError) as error:
+                level = logging.WARNING if self._pause == _FIRST_PAUSE else logging.DEBUG
+                log.log(level, "watched jobs are looked up again and again: %s", error)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause):
+                        await self._closing.wait()
+                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     async def _session(self) -> None:
         """Use one connection until no one waits any more. Raises what made it end sooner."""

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import weakref
 
+from penstock.config.supervision import start_thread
 from penstock.producers.handles.fork_safety import register_after_fork, retain
 from penstock.producers.handles.redis_listener import RedisListener
 from penstock.producers.handles.waiters import AsyncWaiter, Waiter
@@ -33,6 +34,7 @@ class Subscriptions:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: RedisListener | None = None
         self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
 
     def after_fork(self) -> None:
         retain(self._loop, self._listener, self._thread)
@@ -61,27 +63,40 @@ class Subscriptions:
         """End all waits with WatchClosed. A later subscription starts again."""
         with self._lock:
             waiters, loop, listener, thread = self._waiters, self._loop, self._listener, self._thread
+            stopping = self._stopping
             self._waiters, self._loop, self._listener, self._thread = set(), None, None, None
         for waiter in waiters:
             waiter.closed = True
             waiter.notify()
         if loop is not None and listener is not None and thread is not None:
             asyncio.run_coroutine_threadsafe(listener.close(), loop).result()
+            stopping.set()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
 
     def _start(self, url: str) -> None:
         loop = asyncio.new_event_loop()
         listener = RedisListener(url, self._prefix, self._timeout_seconds, lambda: self._on_idle(loop))
-        thread = threading.Thread(target=_run, args=(loop,), name="penstock-subscriptions", daemon=True)
-        thread.start()
-        self._loop, self._listener, self._thread = loop, listener, thread
+        stopping = threading.Event()
+        # Not vital: where no changes are pushed, waiters look by themselves.
+        thread = start_thread("penstock-subscriptions", lambda: self._run_loop(loop, stopping), stopping, vital=False)
+        self._loop, self._listener, self._thread, self._stopping = loop, listener, thread, stopping
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop, stopping: threading.Event) -> None:
+        """Run the loop until it is to stop. An exception out of `run_forever` takes nothing from it; it can go on."""
+        try:
+            if not stopping.is_set():
+                loop.run_forever()
+        finally:
+            if stopping.is_set():
+                loop.close()
 
     def _on_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop the loop, on the loop, unless a waiter has just subscribed and is on its way to the listener."""
         with self._lock:
             if self._loop is loop and not self._waiters:
                 self._loop = self._listener = self._thread = None
+                self._stopping.set()
                 loop.stop()
 
 
@@ -141,10 +156,3 @@ class _LoopSubscriptions:
         self._waiters.clear()
         if self._listener is not None:
             await self._listener.close()
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()

@@ -26,8 +26,11 @@ the others must be free, which is why a job that waits for one rule never keeps 
 
 from __future__ import annotations
 
+# A Redis at its maxmemory refuses commands that need memory, but not after a first write of the same script: jobs that
+# have limits drain from it like others.
 _START = """
 local base = KEYS[1]
+redis.call('DEL', base .. ':none')
 local wakes = base .. ':wakes'
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -126,6 +129,8 @@ for i = count + 2, #ARGV, 2 do
 end
 """
 )
+
+WANT = _START + "for _, slot in ipairs(ARGV) do redis.call('ZADD', wakes, 'NX', 0, slot) end"
 
 RENEW = (
     _START

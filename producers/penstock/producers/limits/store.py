@@ -168,9 +168,8 @@ class LimitStore:
 
     def mark_wanted(self, slots: Iterable[str]) -> None:
         """Mark that jobs wait for these slots, where Redis does not know it."""
-        packed = [pack("ZADD", f"{self._base}:wakes", "NX", 0, slot) for slot in slots]
-        if packed:
-            self._connections.execute(*packed)
+        if names := tuple(slots):
+            self._connections.execute(self._packed(scripts.WANT, *names))
 
     def uses(self, slots: Sequence[str]) -> list[SlotUse]:
         """Current use of each slot."""

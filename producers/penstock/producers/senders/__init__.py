@@ -33,7 +33,7 @@ class Sender(Protocol):
         ...
 
     def ping(self) -> None:
-        """Raises BrokerUnavailable if the broker does not answer in time."""
+        """Raises BrokerUnavailable if the broker does not answer in time, or takes no jobs now."""
         ...
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
@@ -86,6 +86,24 @@ def open_sender_from(settings: Settings) -> Sender:
         ConfigError: the scheme of `broker_url` is unknown.
     """
     return open_sender(settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds)
+
+
+def find_queues(settings: Settings) -> set[str]:
+    """The names of all queues that the broker has under our prefix.
+
+    Raises:
+        BrokerUnavailable: the broker, or the management API of RabbitMQ, does not answer.
+    """
+    url, timeout_seconds = settings.broker_url, settings.broker_timeout_seconds
+    match scheme(url):
+        case "redis":
+            from penstock.producers.senders.redis import queues as redis
+
+            return redis.find_queues(url, settings.prefix, timeout_seconds)
+        case _:
+            from penstock.producers.senders.rabbitmq import queues as rabbitmq
+
+            return rabbitmq.find_queues(url, settings.prefix, timeout_seconds, settings.rabbitmq_management_url)
 
 
 def open_async_sender(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Sequence
 
+from penstock.config.errors import BrokerUnavailable
 from penstock.producers.senders import AsyncSender
 from penstock.schemas.wire.codec import Envelope
+
+log = logging.getLogger("penstock.producers")
 
 AT_A_TIME = 4
 """Sendings under way, so that there is work while the broker has not answered yet."""
@@ -50,8 +54,15 @@ class BatchingSender:
             refusal: Exception | None = None
             try:
                 await self._sender.send([envelope for envelopes, _ in together for envelope in envelopes])
-            except Exception as error:
-                refusal = error
+            except BaseException as error:  # none may leave the callers waiting
+                refusal = (
+                    error if isinstance(error, Exception) else BrokerUnavailable(f"sending was cut off by {error!r}")
+                )
+                if refusal is not error:
+                    log.error("%s", refusal, exc_info=error)
+                if isinstance(error, BrokerUnavailable):
+                    # What came before the broker was found to be away does not wait for another timeout.
+                    together, self._waiting = together + self._waiting, []
             for _, sent in together:
                 if sent.done():  # its caller was cancelled
                     continue

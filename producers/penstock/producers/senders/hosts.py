@@ -48,7 +48,7 @@ def look_up(host: str, port: int, timeout_seconds: float) -> int:
     is left behind when it takes too long.
 
     Raises:
-        OSError: there is no such host, or no answer in time (TimeoutError).
+        OSError: the host does not exist, or no answer came in time (TimeoutError).
     """
     try:
         ipaddress.ip_address(host)

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 
 from penstock.config.errors import BrokerUnavailable, QueueFull
-from penstock.schemas.jobs.kind import PRIORITIES
+from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.schemas.wire.codec import Envelope
 
 
@@ -26,7 +26,7 @@ class MemoryBroker:
         self.down = False
         self.sent: list[Envelope] = []
         self.changed = threading.Condition()
-        self.lanes: dict[tuple[str, str], deque[tuple[Envelope, int]]] = defaultdict(deque)
+        self.lanes: dict[tuple[str, Priority], deque[tuple[Envelope, int]]] = defaultdict(deque)
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
         self.ping()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from penstock.config.errors import WaitTimeout
@@ -17,7 +17,6 @@ from penstock.producers.testing.caught import CaughtJobs
 from penstock.producers.testing.clock import Clock
 from penstock.producers.testing.matching import TOLERANCE
 from penstock.producers.testing.runner import HandlerRunner
-from penstock.schemas.jobs.durations import Duration
 from penstock.schemas.wire.codec import Envelope
 
 if TYPE_CHECKING:
@@ -39,10 +38,8 @@ class TravellingBuilder(EnvelopeBuilder):
 
     clock: Clock = field(default_factory=Clock)
 
-    def _due_at(self, kind: str, now: datetime, delay: Duration | None, run_at: datetime | None) -> datetime | None:
-        if run_at is not None and run_at.tzinfo is not None:
-            run_at -= self.clock.ahead
-        return super()._due_at(kind, now, delay, run_at)
+    def _due_at(self, now: datetime, delay: timedelta | None, run_at: datetime | None) -> datetime | None:
+        return super()._due_at(now, delay, run_at and run_at - self.clock.ahead)
 
 
 class FakeSender:

@@ -71,7 +71,7 @@ class Enqueued:
             key=row.key,
             tenant=row.tenant,
             enqueued_at=row.enqueued_at + ahead,
-            run_at=row.due_at + ahead if row.state in WAITING else None,
+            run_at=row.due_at + ahead if row.state in WAITING and row.due_at is not None else None,
             expires_at=None if row.expires_at is None else row.expires_at + ahead,
             traceparent=row.traceparent,
             state=State(row.state),
@@ -80,19 +80,19 @@ class Enqueued:
     def __str__(self) -> str:
         """The job, its sensitive fields hidden, and the options that differ from its kind's."""
         kind = self.job.kind()
-        shown: dict[str, object] = {}
+        options: dict[str, object] = {}
         if self.state == State.RETRYING:
-            shown["state"] = self.state
+            options["state"] = self.state
         if self.run_at is not None:
-            shown["delay"] = str(self.delay)
+            options["delay"] = str(self.delay)
         if self.priority != kind.priority:
-            shown["priority"] = self.priority
+            options["priority"] = self.priority
         if self.queue != kind.queue:
-            shown["queue"] = self.queue
-        shown |= {name: value for name in ("key", "tenant") if (value := getattr(self, name)) is not None}
+            options["queue"] = self.queue
+        options |= {name: value for name in ("key", "tenant") if (value := getattr(self, name)) is not None}
         if kind.unique_by and kind.sensitive.intersection(kind.unique_by):
-            shown.pop("key", None)
-        return "  ".join([repr(self.job), *(f"{name}={value}" for name, value in shown.items())])
+            options.pop("key", None)
+        return "  ".join([repr(self.job), *(f"{name}={value}" for name, value in options.items())])
 
 
 @dataclass(frozen=True, slots=True)

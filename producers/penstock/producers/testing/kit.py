@@ -176,13 +176,14 @@ class Kit:
 
         Arguments:
             jobs: only those of these classes; none: all.
-            raising: an attempt that fails ends the drain with what its handler raised; False: it waits for its next
-                attempt, or is dead, as its retry policy says.
+            raising: an attempt that fails ends the drain with what its handler raised, and so does the method of a
+                workflow's step; False: the job waits for its next attempt, or is dead, as its retry policy says.
             limit: of attempts.
 
         Raises:
-            JobFailed: an attempt failed without an exception of its handler's, such as for want of a resource.
-            KindError: there is no handler for a job. Its module must be imported.
+            JobFailed: an attempt failed without an exception of its handler's, such as for want of a resource; or a
+                workflow failed, such as for a result that does not fit the next step.
+            KindError: a job has no handler. The handler's module must be imported.
             WaitTimeout: the limit is reached.
             ConfigError: penstock[workers] is not installed.
         """

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from penstock.config.suggestions import did_you_mean
+from penstock.producers.enqueue.options import OPTION_NAMES, check_options
 from penstock.producers.testing.jobs import Enqueued, Ran
-from penstock.schemas.jobs.durations import Duration, to_timedelta
+from penstock.schemas.jobs.durations import Duration, checked_duration, checked_time
 from penstock.schemas.jobs.job import Job
 
 RunAt = datetime | tuple[datetime, datetime]
@@ -41,9 +43,9 @@ class JobMatcher:
         self._job = job
         self._class = job if isinstance(job, type) else None if job is None else type(job)
         self._values = dict(values)
-        self._delay = None if delay is None else to_timedelta(delay)
+        self._delay = checked_duration("delay", delay)
         self._run_at = None if run_at is None else _window(run_at)
-        self._options = {name: value for name, value in options.items() if value is not None}
+        self._options = check_options(options)
         self._check()
 
     def _check(self) -> None:
@@ -56,7 +58,8 @@ class JobMatcher:
         if unknown := [name for name in self._values if name not in self._class.model_fields]:
             # As an assertion that nothing is enqueued, a misspelt name would hold for ever.
             fields = ", ".join(self._class.model_fields) or "none"
-            raise TypeError(f"{self._class.__name__} has no field {', '.join(unknown)}; its fields are {fields}")
+            hint = did_you_mean(unknown[0], [*self._class.model_fields, *OPTION_NAMES])
+            raise TypeError(f"{self._class.__name__} has no field {', '.join(unknown)}; its fields are {fields}{hint}")
 
     def matches(self, enqueued: Enqueued) -> bool:
         if isinstance(self._job, Job):
@@ -81,27 +84,29 @@ class JobMatcher:
 
     def __str__(self) -> str:
         """Filter as the test wrote it, sensitive fields hidden."""
-        shown: dict[str, Any] = {}
+        criteria: dict[str, Any] = {}
         if self._class is not None and self._values:
             hidden = self._class.kind().sensitive if self._class.__kind__ is not None else frozenset[str]()
-            shown = {name: "***" if name in hidden else value for name, value in self._values.items()}
+            criteria = {name: "***" if name in hidden else value for name, value in self._values.items()}
         if self._delay is not None:
-            shown["delay"] = str(self._delay)
+            criteria["delay"] = str(self._delay)
         if self._run_at is not None:
-            shown["run_at"] = "from {} to {}".format(*(time.isoformat() for time in self._run_at))
-        shown |= self._options
+            criteria["run_at"] = "from {} to {}".format(*(time.isoformat() for time in self._run_at))
+        criteria |= self._options
         name = repr(self._job) if isinstance(self._job, Job) else self.kin.__name__
-        options = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        options = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
         return f"{name} with {options}" if options else name
 
 
 def _window(run_at: RunAt) -> tuple[datetime, datetime]:
     single = isinstance(run_at, datetime)
-    earliest, latest = (run_at - TOLERANCE, run_at + TOLERANCE) if isinstance(run_at, datetime) else run_at
-    for time in (earliest, latest):
-        if time.tzinfo is None:
-            raise ValueError(f"run_at {time.isoformat()} has no time zone; give aware datetimes")
-    if not single and earliest > latest:
+    times: Any = (run_at, run_at) if single else run_at
+    if not isinstance(times, tuple) or len(times) != 2:
+        raise ValueError(f"run_at must be an aware datetime, or two: the earliest and the latest, not {run_at!r}")
+    earliest, latest = (checked_time("run_at", time) for time in times)
+    if single:
+        return earliest - TOLERANCE, latest + TOLERANCE
+    if earliest > latest:
         raise ValueError("run_at: give the earliest time first, then the latest")
     return earliest, latest
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, workers
+from penstock.ledger.sql.text import LONGEST_NOTE, storable, storable_count
 from penstock.schemas.states import State
 
 Progress = tuple[int, int | None, str | None]
@@ -91,14 +92,14 @@ def beat(
 
 
 def sign_off(database: Database, name: str) -> None:
-    """Record that a worker has stopped in order."""
+    """Record that a worker has stopped normally."""
     ended = {"stopped_at": datetime.now(UTC), "lease_until": from_now()}
     statement = sa.update(workers).where(workers.c.name == name).values(**ended)
     database.write(lambda connection: connection.execute(statement))
 
 
 def record_worker_exit(database: Database, pid: int, status: str, peak_memory_bytes: int | None) -> None:
-    """Record how a process of this host ended. Does nothing if it was not a worker, or had stopped in order.
+    """Record how a process of this host ended. Does nothing if it was not a worker, or had stopped normally.
 
     Arguments:
         status: such as `SIGKILL` or `exit code 1`.
@@ -125,10 +126,10 @@ def known_kinds(database: Database) -> dict[str, str]:
     """Kind → queue, over all workers on record."""
 
     def read_kinds(connection: sa.Connection) -> dict[str, str]:
-        known: dict[str, str] = {}
+        queues: dict[str, str] = {}
         for kinds in connection.scalars(sa.select(workers.c.kinds).order_by(workers.c.started_at)):
-            known.update(json.loads(kinds))
-        return known
+            queues.update(json.loads(kinds))
+        return queues
 
     return database.read(read_kinds)
 
@@ -138,7 +139,7 @@ def _progress_row(worker: str, job_id: str, latest: Progress) -> dict[str, Any]:
     return {
         "b_id": job_id,
         "b_worker": worker,
-        "b_done": done,
-        "b_total": total,
-        "b_note": (note or "")[:255] or None,
+        "b_done": storable_count(done),
+        "b_total": storable_count(total),
+        "b_note": storable(note, LONGEST_NOTE) or None,
     }

@@ -1,4 +1,4 @@
-"""Workers that are alive, with their queues and kinds, and dispatchers, as their rows in the ledger say."""
+"""Workers and dispatchers that are alive, with their queues and kinds, by their rows in the ledger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Member:
         queues: that it consumes.
         kinds: that it has handlers for.
         lease_until: renewed while it lives, on the database's clock.
-        ended: how it died, such as SIGKILL, where somebody watched.
+        ended: how it died, such as SIGKILL, if that was seen.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """All that live."""
+    """All workers and dispatchers that are alive."""
 
     workers: tuple[Member, ...]
     dispatchers: tuple[Member, ...]
@@ -54,19 +54,19 @@ class Roster:
         rows = connection.execute(sa.select(*_COLUMNS).where(*alive).order_by(workers.c.name)).all()
         members = [_member(row) for row in rows]
         return cls(
-            tuple(one for one in members if one.engine != DISPATCHER),
-            tuple(one for one in members if one.engine == DISPATCHER),
+            tuple(member for member in members if member.engine != DISPATCHER),
+            tuple(member for member in members if member.engine == DISPATCHER),
         )
 
     def consuming(self, queue: str) -> list[Member]:
-        return [one for one in self.workers if queue in one.queues]
+        return [member for member in self.workers if queue in member.queues]
 
     def consumers(self) -> dict[str, int]:
-        """How many consume each queue; the dispatchers theirs."""
-        return dict(Counter(queue for one in (*self.workers, *self.dispatchers) for queue in one.queues))
+        """Number of consumers of each queue, dispatchers included."""
+        return dict(Counter(queue for member in (*self.workers, *self.dispatchers) for queue in member.queues))
 
     def queues(self) -> set[str]:
-        return {queue for one in self.workers for queue in one.queues}
+        return {queue for member in self.workers for queue in member.queues}
 
 
 def find(connection: sa.Connection, name: str) -> Member | None:
@@ -81,7 +81,7 @@ def last_dispatcher(connection: sa.Connection) -> Member | None:
 
 
 def last_consumer(connection: sa.Connection, queue: str) -> Member | None:
-    """The worker that was seen last of those that consume a queue."""
+    """The consumer of a queue that was seen last."""
     named = workers.c.queues.contains(json.dumps(queue), autoescape=True)
     return _last(connection, [workers.c.engine != DISPATCHER, named])
 

@@ -1,1 +1,1 @@
-"""The way of a job from an outbox into the ledger."""
+"""Outboxes: their jobs are moved into the ledger and sent."""

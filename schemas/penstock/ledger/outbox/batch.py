@@ -37,7 +37,7 @@ class OutboxBatch:
     """Rows that one dispatcher has taken.
 
     Attributes:
-        token: the name they are taken under.
+        token: identifies who took them.
         now: on the clock of the ledger's database.
         more: whether there may be more rows.
         undecodable: rows that cannot be decoded, with the reason.
@@ -56,7 +56,7 @@ class OutboxBatch:
     @property
     def until(self) -> datetime:
         """The end of the jobs' reservation in the ledger. It outlasts that of the rows: if this dispatcher dies, a
-        relay must go on and not the service of due jobs, because only a relay keeps the order of the rows."""
+        relay must go on, not the service of due jobs, because only a relay keeps the order of the rows."""
         return self.now + 2 * RESERVED
 
     def decode_rows(self) -> None:
@@ -87,7 +87,7 @@ def raw_envelope(row: Any) -> Envelope:
 
 
 def _entry(row: Any, until: datetime) -> OutboxEntry:
-    """Raises UndecodableMessage, and never anything else."""
+    """Row → entry. Raises UndecodableMessage, and nothing else."""
     try:
         headers = json.loads(row.headers)
         if not isinstance(headers, dict):

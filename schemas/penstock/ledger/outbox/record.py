@@ -50,7 +50,7 @@ def record_jobs(connection: sa.Connection, ledger: Database, batch: OutboxBatch)
 
 
 def _reserve_again(connection: sa.Connection, ledger: Database, batch: OutboxBatch) -> list[str]:
-    """Ids of the jobs to send where the ledger had some of them before.
+    """Reserve the jobs to send if the ledger had some of the batch before. Returns their ids.
 
     A job that still waits there as it was recorded is sent: a dispatcher died before it sent it, or the caller has used
     an id twice.

@@ -21,7 +21,7 @@ _FREE = sa.or_(outbox.c.taken_until.is_(None), outbox.c.taken_until <= from_now(
 
 
 def has_free_rows(connection: sa.Connection) -> bool:
-    """Whether there is anything to take. This takes no lock: SQLite has only one."""
+    """Whether the outbox has free rows. Takes no lock, since SQLite has only one."""
     first = sa.select(outbox.c.position).where(_FREE).order_by(outbox.c.position).limit(1)
     return connection.execute(first).first() is not None
 
@@ -29,7 +29,7 @@ def has_free_rows(connection: sa.Connection) -> bool:
 def take_rows(
     connection: sa.Connection, database: Database, token: str, limit: int, exclude: Sequence[str]
 ) -> tuple[list[Any], bool]:
-    """Take the first free rows, except those behind an earlier row of their key that another dispatcher has.
+    """Take the first free rows, but none whose key has an earlier row that another dispatcher has taken.
 
     Arguments:
         token: the name to take them under.
@@ -68,14 +68,14 @@ def _without_overtaking(connection: sa.Connection, database: Database, rows: lis
 
 
 def release_rows(connection: sa.Connection, database: Database, token: str, rows: Sequence[Any]) -> None:
-    """Let others take these rows, as far as this token still has them."""
+    """Release these rows, except those that another token has taken since."""
     if rows:
         change = {"taken_by": None, "taken_until": None}
         connection.execute(sa.update(outbox).where(_taken(database, token, rows)).values(**change))
 
 
 def delete_rows(connection: sa.Connection, database: Database, token: str, rows: Sequence[Any]) -> None:
-    """Delete these rows, as far as this token still has them."""
+    """Delete these rows, except those that another token has taken since."""
     if rows:
         connection.execute(sa.delete(outbox).where(_taken(database, token, rows)))
 

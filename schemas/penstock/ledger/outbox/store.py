@@ -56,18 +56,18 @@ class OutboxStore:
         batch = self._database.write(take_batch)
         return self._record(batch) if batch.rows else batch
 
-    def _record(self, taken: OutboxBatch) -> OutboxBatch:
+    def _record(self, batch: OutboxBatch) -> OutboxBatch:
         try:
             now = self._ledger.read(lambda connection: connection.execute(sa.select(NOW)).scalar_one())
 
             def record(connection: sa.Connection) -> OutboxBatch:
-                batch = OutboxBatch(taken.token, now, taken.rows, taken.more)
-                record_jobs(connection, self._ledger, batch)
-                return batch
+                timed = OutboxBatch(batch.token, now, batch.rows, batch.more)
+                record_jobs(connection, self._ledger, timed)
+                return timed
 
             return self._ledger.write(record)
         except Exception:
-            self._database.write(lambda connection: release_rows(connection, self._database, taken.token, taken.rows))
+            self._database.write(lambda connection: release_rows(connection, self._database, batch.token, batch.rows))
             raise
 
     def cancel_unseen(self, batch: OutboxBatch) -> set[str]:

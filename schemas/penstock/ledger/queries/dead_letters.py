@@ -32,7 +32,8 @@ class DeadLetterDetails:
     Attributes:
         row: its row, with the bytes as they came.
         headers: of a message that never became a job, without values that may be sensitive.
-        payload: the fields, sensitive ones hidden; all are hidden if the kind is not known here.
+        payload: the fields, sensitive ones hidden; all are hidden if the kind is not known here, or has sensitive
+            fields and cannot read it.
         job: the job's row; None if the ledger has none.
         attempts: rows, the first one first.
         decisions: from the audit log, the newest first.
@@ -106,9 +107,9 @@ def show(database: Database, dead_letter_id: str, *, scope: Scope = EVERYTHING) 
 
 
 def _hidden(kind_name: str | None, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Which fields are sensitive is declared beside the kind; of one that is not known here, any may be."""
+    """Content without its sensitive values, which the kind declares. For an unknown kind, every value is hidden."""
     kind = registry.find(kind_name or "")
-    return kind.redact(content) if kind is not None else dict.fromkeys(content, HIDDEN)
+    return kind.redact_stored(content) if kind is not None else dict.fromkeys(content, HIDDEN)
 
 
 def _without_values(headers: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from penstock.ledger.sql.tables import dead_letters, jobs
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Letters that died of the same error.
+    """Dead letters that died of the same error.
 
     Attributes:
         fingerprint: its name, for `Selection.group`.

@@ -31,7 +31,7 @@ LISTED = (
     "finished_at",
     "error",
 )
-"""The columns of a list: no payload and no result, which may be large and hold what nobody should see."""
+"""The columns of a list: no payload and no result, which may be large and hold what no one should see."""
 
 
 def find(
@@ -54,9 +54,9 @@ def find(
     due_at = sa.case((jobs.c.state.in_(WAITING), jobs.c.due_at)).label("due_at")
     select = sa.select(*(due_at if name == "due_at" else jobs.c[name] for name in LISTED))
     equal = ((jobs.c.state, state), (jobs.c.kind, kind), (jobs.c.queue, queue), (jobs.c.key, key))
-    for column, wanted in (*equal, (jobs.c.tenant, tenant)):
-        if wanted is not None:
-            select = select.where(column == wanted)
+    for column, value in (*equal, (jobs.c.tenant, tenant)):
+        if value is not None:
+            select = select.where(column == value)
     if since is not None:
         select = select.where(jobs.c.enqueued_at >= since)
     # Ids are UUIDv7, so the primary key gives the order of time without a sort.
@@ -67,15 +67,15 @@ def find(
 def show(database: Database, job_id: str) -> tuple[Any, Sequence[Any]]:
     """A job's whole row and its attempts, the first one first. Raises JobNotFound."""
 
-    def read(connection: sa.Connection) -> tuple[Any, Sequence[Any]]:
+    def read_job(connection: sa.Connection) -> tuple[Any, Sequence[Any]]:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()
-        ran = sa.select(history).where(history.c.job_id == job_id).order_by(history.c.fence)
-        return row, connection.execute(ran).all()
+        select = sa.select(history).where(history.c.job_id == job_id).order_by(history.c.fence)
+        return row, connection.execute(select).all()
 
-    row, ran = database.read(read)
+    row, attempts = database.read(read_job)
     if row is None:
         raise JobNotFound(f"no job with the id {job_id} is recorded in the ledger")
-    return row, ran
+    return row, attempts
 
 
 def counts(database: Database, states: Sequence[State]) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""How much waits in an outbox, and for how long: what to watch, since an outbox only grows while its broker is away."""
+"""Backlog of an outbox: how many jobs wait there, and for how long. It only grows while the broker is down."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Backlog:
 
 
 def backlog(database: Database) -> Backlog:
-    """That of the outbox in a database.
+    """Backlog of the outbox in a database.
 
     Raises:
         LedgerUnavailable: the database cannot be reached, or has no outbox.
     """
 
-    def read(connection: sa.Connection) -> Backlog:
+    def read_backlog(connection: sa.Connection) -> Backlog:
         count = connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()
         first = sa.select(outbox.c.created_at, from_now().label("now")).order_by(outbox.c.position).limit(1)
         row = connection.execute(first).first()
         # The application's clock may be ahead of the database's.
         return Backlog(count, timedelta() if row is None else max(row.now - row.created_at, timedelta()))
 
-    return database.read(read)
+    return database.read(read_backlog)

@@ -1,4 +1,4 @@
-"""Results that are too large for a row of the ledger: they lie in storage, and the row holds a reference."""
+"""Results that are too large for a row of the ledger: they are in storage, and the row holds a reference."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LEFT_BEHIND = 20
 
 
 def result_ref(job_id: str, fence: int) -> str:
-    """Where the result of a job's claim lies.
+    """Storage key of the result of a job's claim.
 
-    The fence is in it, so that a worker that lost its claim cannot write over the result of the one that has it.
+    It contains the fence, so a worker that lost its claim cannot overwrite the result of the one that has it.
     """
     name = quote(job_id, safe="").replace(".", "%2E")
     if len(name) > _LONGEST:
@@ -52,7 +52,7 @@ def read_result(storage: Storage, ref: str) -> Any:
 
 
 def delete_result(storage: Storage, ref: str) -> None:
-    """Delete a result, and what earlier attempts left that stored theirs and crashed before it was recorded.
+    """Delete a result, and those of earlier attempts that crashed before their results were recorded.
 
     Raises:
         StorageError: the storage cannot be reached; deleting again is harmless.
@@ -64,7 +64,7 @@ def delete_result(storage: Storage, ref: str) -> None:
 
 
 class StoredResult:
-    """A result in storage, read when it is first asked for."""
+    """A result in storage, read when it is first needed."""
 
     def __init__(self, ref: str, open_storage: Callable[[], Storage] | None) -> None:
         self.ref, self._open_storage = ref, open_storage
@@ -72,14 +72,14 @@ class StoredResult:
         self._error: StorageError | None = None
 
     def fetch(self) -> None:
-        """Read it now; an error comes with `value`."""
+        """Read the result now. An error is kept, and raised by `value`."""
         try:
             self.value()
         except StorageError as error:
             self._error = error
 
     def value(self) -> Any:
-        """Raises StorageError; see `read_result`."""
+        """The result as JSON values. Raises StorageError; see `read_result`."""
         if self._error is not None:
             raise self._error
         if not self._read:

@@ -47,13 +47,13 @@ class Scope:
     def includes_dead_letter(self, row: Any) -> bool:
         """Whether this row of `SCOPED` is within the bounds.
 
-        A message that never became a job may name any kind. Where kinds are bounded, it counts only under one that is
-        known here.
+        A message that never became a job may name any kind. Where kinds are bounded, it counts only under one that
+        this process knows.
         """
         kind = row.kind
         if row.unread and self.kinds is not None:
-            known = registry.find(kind or "")
-            kind = None if known is None else known.name
+            declared = registry.find(kind or "")
+            kind = None if declared is None else declared.name
         return self.includes(kind, row.queue, row.tenant)
 
     def conditions(self) -> list[sa.ColumnElement[bool]]:
@@ -61,33 +61,33 @@ class Scope:
 
         Rows that are outside of the bounds may pass: see `may_match`, and `includes_dead_letter` about aliases.
         """
-        rows: list[sa.ColumnElement[bool]] = []
+        conditions: list[sa.ColumnElement[bool]] = []
         if self.kinds is not None:
-            rows.append(sa.or_(may_match(dead_letters.c.kind, self.kinds), dead_letters.c.raw.is_not(None)))
+            conditions.append(sa.or_(may_match(dead_letters.c.kind, self.kinds), dead_letters.c.raw.is_not(None)))
         if self.queues is not None:
-            rows.append(may_match(dead_letters.c.queue, self.queues))
+            conditions.append(may_match(dead_letters.c.queue, self.queues))
         if self.tenants is not None:
-            rows.append(jobs.c.tenant.in_(self.tenants))
-        return rows
+            conditions.append(jobs.c.tenant.in_(self.tenants))
+        return conditions
 
 
 EVERYTHING = Scope()
 
 
 def matches_any(name: str | None, patterns: Sequence[str] | None) -> bool:
-    """Whether a name matches one of these patterns, as a shell matches. None for patterns: it does."""
+    """Whether a name matches one of these patterns, as a shell matches. True if patterns is None."""
     return patterns is None or (name is not None and any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def may_match(column: sa.Column[str], patterns: Sequence[str]) -> sa.ColumnElement[bool]:
-    """Condition that what `matches_any` of these patterns fulfils, and perhaps more.
+    """Condition that holds for all values that match one of these patterns (`matches_any`), and perhaps for more.
 
-    Some databases hold capital and small letters for equal, and none knows `[a-z]`.
+    Some databases take capital and small letters as equal, and none knows `[a-z]`.
     """
     condition: sa.ColumnElement[bool] = sa.false()
     for pattern in patterns:
-        known, bracket, _ = pattern.partition("[")
+        like, bracket, _ = pattern.partition("[")
         for plain, escaped in (("!", "!!"), ("%", "!%"), ("_", "!_"), ("*", "%"), ("?", "_")):
-            known = known.replace(plain, escaped)
-        condition = sa.or_(condition, column.like(known + "%" if bracket else known, escape="!"))
+            like = like.replace(plain, escaped)
+        condition = sa.or_(condition, column.like(like + "%" if bracket else like, escape="!"))
     return condition

@@ -1,4 +1,4 @@
-"""Selections of dead letters: by id, by what they died of, and within the bounds of who asks."""
+"""Selections of dead letters: by id, by their error, and within the bounds of the caller."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from penstock.ledger.queries.scope import EVERYTHING, Scope
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
+from penstock.ledger.sql.text import LONGEST_DETAIL, storable
 
 WITH_JOBS = dead_letters.outerjoin(jobs, jobs.c.id == dead_letters.c.id)
 PLACED = (dead_letters.c.id, dead_letters.c.created_at)
@@ -25,7 +26,7 @@ class Selection:
         ids: these, in this order; an empty tuple is none of them.
         decided: None: those that wait for a decision; else those that were `replayed` or `discarded`.
         reason: such as `failed` or `unknown_kind`.
-        group: a fingerprint, as `groups` tells it.
+        group: a fingerprint, as `groups` returns it.
         key, tenant: of the job.
         since, until: died at that time or later; before that time.
         error: what the error contains, in upper or lower case.
@@ -48,15 +49,15 @@ class Selection:
     @property
     def filters(self) -> dict[str, Any]:
         """Filters besides the ids."""
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("ids", "scope")}
-        return {name: value for name, value in given.items() if value is not None}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("ids", "scope")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 OPEN = Selection()
 
 
 def matching(database: Database, selection: Selection) -> list[sa.ColumnElement[bool]]:
-    """Conditions on dead letters; those of the scope are beside them."""
+    """Conditions on dead letters, without those of the selection's scope."""
     dead = dead_letters.c
     conditions: list[sa.ColumnElement[bool]] = []
     if selection.decided is None:
@@ -73,11 +74,11 @@ def matching(database: Database, selection: Selection) -> list[sa.ColumnElement[
         (dead.queue, selection.queue),
         (dead.fingerprint, selection.group),
     )
-    conditions += [column == wanted for column, wanted in equal if wanted is not None]
+    conditions += [column == storable(value) for column, value in equal if value is not None]
     job = [
-        column == wanted
-        for column, wanted in ((jobs.c.key, selection.key), (jobs.c.tenant, selection.tenant))
-        if wanted is not None
+        column == value
+        for column, value in ((jobs.c.key, selection.key), (jobs.c.tenant, selection.tenant))
+        if value is not None
     ]
     if job:
         conditions.append(sa.exists().where(jobs.c.id == dead.id, *job).correlate(dead_letters))
@@ -86,7 +87,10 @@ def matching(database: Database, selection: Selection) -> list[sa.ColumnElement[
     if selection.until is not None:
         conditions.append(dead.created_at < selection.until)
     if selection.error is not None:
-        conditions.append(dead.detail.icontains(selection.error, autoescape=True))
+        text = storable(selection.error)
+        # SQLite takes no longer pattern, and nothing of that length is stored.
+        too_long = len(text) > LONGEST_DETAIL
+        conditions.append(sa.false() if too_long else dead.detail.icontains(text, autoescape=True))
     return conditions
 
 

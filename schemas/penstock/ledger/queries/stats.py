@@ -1,4 +1,4 @@
-"""How large the ledger is, and what of it goes when."""
+"""Sizes of the ledger's tables and outboxes, and when its jobs are pruned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from penstock.schemas.states import FINAL, State
 
 @dataclass(frozen=True, slots=True)
 class TableStats:
-    """Size of a table. `bytes` counts its indexes too; None where the database does not tell."""
+    """Size of a table. `bytes` counts its indexes too; None where the database does not report it."""
 
     table: str
     rows: int
@@ -32,9 +32,9 @@ class StateStats:
     """The jobs of one state.
 
     Attributes:
-        oldest: when the one that was enqueued first was.
+        oldest: when the first of them was enqueued.
         kept: how long they are kept after their end; None: for ever, or they have not ended.
-        next_prune: when the first of them is over; it goes with the dispatcher's next pass after that.
+        next_prune: when the first of them expires; the dispatcher's next pass after that prunes it.
     """
 
     state: State
@@ -64,15 +64,15 @@ class OutboxStats:
 def tables(database: Database) -> list[TableStats]:
     """Every table of the ledger. Counts rows, which takes a while where there are many millions."""
 
-    def read(connection: sa.Connection) -> list[TableStats]:
+    def read_tables(connection: sa.Connection) -> list[TableStats]:
         sizes = _sizes(connection, database.dialect)
-        found = []
+        stats = []
         for table in sorted(metadata.sorted_tables, key=lambda table: table.name):
             rows = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            found.append(TableStats(table.name, rows, sizes.get(table.name)))
-        return found
+            stats.append(TableStats(table.name, rows, sizes.get(table.name)))
+        return stats
 
-    return database.read(read)
+    return database.read(read_tables)
 
 
 def states(database: Database, retention: RetentionSettings) -> list[StateStats]:
@@ -81,29 +81,29 @@ def states(database: Database, retention: RetentionSettings) -> list[StateStats]
     select = sa.select(jobs.c.state, sa.func.count().label("jobs"), oldest.label("oldest"), ended.label("ended"))
     grouped = select.group_by(jobs.c.state)
     rows = {row.state: row for row in database.read(lambda connection: connection.execute(grouped).all())}
-    found = []
+    stats = []
     for state in State:
         row = rows.get(state)
         kept: timedelta | None = getattr(retention, state.value) if state in FINAL else None
         over = row.ended + kept if row is not None and kept is not None and row.ended is not None else None
-        found.append(StateStats(state, row.jobs if row else 0, row.oldest if row else None, kept, over))
-    return found
+        stats.append(StateStats(state, row.jobs if row else 0, row.oldest if row else None, kept, over))
+    return stats
 
 
 def outboxes(database: Database, urls: Iterable[str]) -> list[OutboxStats]:
     """The outbox in the ledger's database, and those at these URLs."""
-    found = []
+    stats = []
     for url in dict.fromkeys((database.url, *urls)):
         other = database if url == database.url else Database(url)
         try:
             there = backlog(other)
-            found.append(OutboxStats(redact_url(url), there.jobs, round(there.lag.total_seconds(), 3)))
+            stats.append(OutboxStats(redact_url(url), there.jobs, round(there.lag.total_seconds(), 3)))
         except LedgerUnavailable as error:
-            found.append(OutboxStats(redact_url(url), None, None, str(error)))
+            stats.append(OutboxStats(redact_url(url), None, None, str(error)))
         finally:
             if other is not database:
                 other.close()
-    return found
+    return stats
 
 
 _SIZES = {
@@ -118,7 +118,7 @@ _SIZES = {
 
 def _sizes(connection: sa.Connection, dialect: str) -> dict[str, int]:
     try:
-        found = connection.exec_driver_sql(_SIZES["mariadb" if dialect == "mysql" else dialect])
-        return {name: int(size) for name, size in found}
+        rows = connection.exec_driver_sql(_SIZES["mariadb" if dialect == "mysql" else dialect])
+        return {name: int(size) for name, size in rows}
     except DBAPIError:  # SQLite is often built without dbstat, and others may be kept from looking
         return {}

@@ -1,8 +1,8 @@
 """Erasing what the ledger and the storage hold of one person's jobs.
 
-What has ended goes as a whole. Of a job that has not, or only just, a message may still be on its way, with all its
-fields, and whoever gets it would take it for new: so its row stays, emptied, as cancelled, until such rows are pruned.
-What runs at the moment is not erased, because its worker will write its outcome; cancel it first, or wait.
+A job that has ended is deleted as a whole. If it has not, or only just, its message may still be on its way with all
+its fields, and a worker would take it for new. So its row stays, emptied and cancelled, until such rows are pruned.
+A running job is not erased, because its worker will write its outcome; cancel it first, or wait.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def erase(
     actor: str,
     dry_run: bool = False,
 ) -> Erasure:
-    """Erase the jobs that all of `where` holds for, and write it into the audit log.
+    """Erase the jobs that match all of `where`, and record it in the audit log.
 
-    The log keeps the fields of the selection and hashes of their values, so that somebody who asks about a person whose
-    key he knows can be answered, and others learn nothing.
+    The log keeps the fields of the selection and hashes of their values, so that a question about a person whose
+    key is known can be answered, and others learn nothing.
 
     Arguments:
         where: field (of FIELDS) to value; at least one.
@@ -150,13 +150,13 @@ def _count(database: Database, rows: Sequence[Any], done: Erasure) -> None:
     stay = sum(_stays(row, datetime.now(UTC)) for row in rows)
     done.counts.update({"jobs": len(rows) - stay, "tombstones": stay, "results": sum(map(may_have_stored, rows))})
 
-    def read(connection: sa.Connection) -> None:
+    def count_parts(connection: sa.Connection) -> None:
         for name, column in _PARTS:
             select = sa.select(sa.func.count()).where(database.among(column, ids))
             done.counts[name] += connection.execute(select).scalar_one()
 
     if ids:
-        database.read(read)
+        database.read(count_parts)
 
 
 _PARTS = (
@@ -175,13 +175,13 @@ def _erase(
     failed = delete_results(stored, open_storage)
     ids = [row.id for row in rows if row.id not in failed]
 
-    def write(connection: sa.Connection) -> tuple[Counter[str], list[str]]:
+    def erase_rows(connection: sa.Connection) -> tuple[Counter[str], list[str]]:
         now, counts = datetime.now(UTC), Counter[str]()
         columns = (jobs.c.id, jobs.c.state, jobs.c.finished_at, jobs.c.fence)
         select = sa.select(*columns).where(database.among(jobs.c.id, ids)).order_by(jobs.c.id)
-        found = connection.execute(database.locked(select)).all()
-        running = [row.id for row in found if row.state == State.RUNNING]
-        left = [row for row in found if row.state != State.RUNNING]
+        locked = connection.execute(database.locked(select)).all()
+        running = [row.id for row in locked if row.state == State.RUNNING]
+        left = [row for row in locked if row.state != State.RUNNING]
         for name, column in _PARTS:
             part = sa.delete(column.table).where(database.among(column, [row.id for row in left]))
             counts[name] += connection.execute(part).rowcount
@@ -198,7 +198,7 @@ def _erase(
         return counts, running
 
     if ids:
-        counts, running = database.write(write)
+        counts, running = database.write(erase_rows)
         done.counts += counts
         done.running += running
     done.counts["results"] += len(stored) - len(failed)
@@ -220,7 +220,7 @@ def _stays(row: Any, now: datetime) -> bool:
 
 
 def _dead_letters(database: Database, where: Mapping[str, str], done: Erasure, *, dry_run: bool = False) -> None:
-    """Letters without a job: bytes of a message that carries the key or tenant, in a header."""
+    """Erase dead letters without a job: messages that carry the id, key or tenant in a header."""
     after = ""
     column = dead_letters.c
     while True:
@@ -239,7 +239,7 @@ def _dead_letters(database: Database, where: Mapping[str, str], done: Erasure, *
 
 
 def _outboxed(database: Database, where: Mapping[str, str], done: Erasure, line: str | None = None) -> None:
-    """What was committed to the outbox of this database and has not left it.
+    """Erase jobs in the outbox of this database: committed and not sent.
 
     Arguments:
         line: of the audit log; None: only count.
@@ -252,12 +252,12 @@ def _outboxed(database: Database, where: Mapping[str, str], done: Erasure, line:
         rows = _read(database, select)
         meant = [row.position for row in rows if _is_meant_there(row, where)]
 
-        def write(connection: sa.Connection, meant: Sequence[int] = meant) -> None:
+        def delete_outboxed(connection: sa.Connection, meant: Sequence[int] = meant) -> None:
             connection.execute(sa.delete(outbox).where(outbox.c.position.in_(meant)))
             connection.execute(sa.update(log).where(log.c.id == line).values(count=log.c.count + len(meant)))
 
         if meant and line is not None:
-            database.write(write)
+            database.write(delete_outboxed)
         done.counts["outbox"] += len(meant)
         if len(rows) < BATCH:
             return
@@ -270,7 +270,7 @@ def _is_meant_there(row: Any, where: Mapping[str, str]) -> bool:
         try:
             text["tenant"] = json.loads(row.headers)[HEADER].get("tenant")
         except (ValueError, LookupError, TypeError, AttributeError):
-            return False  # headers that nobody can read name none
+            return False  # headers that cannot be read name no tenant
     return all(text[name] == value for name, value in where.items())
 
 
@@ -282,7 +282,7 @@ def _is_meant(row: Any, where: Mapping[str, str]) -> bool:
 
 
 def _keys(database: Database, where: Mapping[str, str], done: Erasure, *, dry_run: bool = False) -> None:
-    """What is kept of keys as such. One that a job which still runs holds stays with that."""
+    """Erase the keys themselves. Held keys stay as long as one of the jobs is running."""
     if "key" not in where or "id" in where:
         return
     for table in (unique_keys, cancelled_keys):
@@ -297,7 +297,7 @@ def _keys(database: Database, where: Mapping[str, str], done: Erasure, *, dry_ru
 
 
 def _hash_in_log(database: Database, key: str) -> None:
-    """What was done to the person's jobs before stays on record, under the hash of the key."""
+    """Replace the key in the audit log by its hash: earlier acts on the person's jobs stay on record."""
     quoted = json.dumps(key)
     select = sa.select(log.c.id, log.c.subject, log.c.detail)
     meant = select.where(sa.or_(log.c.subject == key, log.c.detail.contains(quoted, autoescape=True)))

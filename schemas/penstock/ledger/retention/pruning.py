@@ -1,8 +1,7 @@
-"""Pruning: what is over goes when the retention of its state has passed, a batch at a time.
+"""Pruning: jobs and other rows are deleted when their retention has passed, a batch at a time.
 
-Jobs are walked along in the order of their ids, which is that of their making, and no index is there just for this. A
-pass reads what was made long enough ago to be over, so it costs what there is to delete and a look at what is kept for
-longer; what is younger it does not touch.
+A pass walks the jobs in the order of their ids, which is that of their creation, so it needs no index of its own. It
+reads only jobs that are old enough to have expired: those that it deletes, and those that are kept for longer.
 """
 
 from __future__ import annotations
@@ -29,9 +28,11 @@ from penstock.ledger.sql.tables import (
     dead_letters,
     effects,
     firings,
+    held_jobs,
     jobs,
     limit_waits,
     steps,
+    suspect_runs,
     unique_keys,
     workers,
     workflows,
@@ -58,6 +59,9 @@ class Pruning:
     Arguments:
         open_storage: where results lie that are not in the ledger; called when there is one to delete.
         dry_run: only count.
+
+    Attributes:
+        reached: when the last job was made that the pass has looked at; None while it does not walk jobs.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Pruning:
     ) -> None:
         self._database, self._open_storage, self._dry_run = database, open_storage, dry_run
         self._now = now or datetime.now(UTC)
+        self.reached: datetime | None = None
         keep: dict[State, timedelta | None] = {
             State.SUCCEEDED: retention.succeeded,
             State.DISCARDED: retention.discarded,
@@ -81,10 +86,11 @@ class Pruning:
         self._retention = retention
 
     def steps(self) -> Iterator[Counts]:
-        """Work off the pass, one batch a step; between two of them the caller may pause, or stop for good."""
+        """Run the pass, one batch a step. Between two steps the caller may pause, or stop for good."""
         if self._before:
             # Nothing that was made later than that can have been over for long enough.
             yield from self._jobs("", first_id(max(self._before.values())))
+            self.reached = None
             yield from self._jobs(first_id(self._now + _AHEAD), None)
         yield from self._discarded()
         yield from self._dead_letters()
@@ -92,9 +98,10 @@ class Pruning:
         yield from self._workers()
         yield from self._audit()
         yield from self._keys()
+        yield from self._each("held", held_jobs, held_jobs.c.job_id, held_jobs.c.due_at < from_now(-_AHEAD))
 
     def run(self) -> Counts:
-        """The whole pass. Raises LedgerUnavailable."""
+        """Run the whole pass. Raises LedgerUnavailable."""
         total: Counts = Counter()
         for counts in self.steps():
             total += counts
@@ -109,6 +116,8 @@ class Pruning:
             if until is not None:
                 page = page.where(jobs.c.id < until)
             rows = self._read(page)
+            if rows and until is not None:
+                self.reached = made_at(rows[-1].id) or self.reached
             over = self._unheld([row for row in rows if self._is_over(row)])
             yield Counter(row.state for row in over) if self._dry_run else self._delete_jobs(over)
             if len(rows) < BATCH:
@@ -120,30 +129,30 @@ class Pruning:
         return before is not None and (row.finished_at or row.enqueued_at) < before
 
     def _unheld(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """Without the jobs of workflows that are still on record: a later step, or a retry, needs their results."""
+        """The rows without jobs of workflows on record: a later step, or a retry, needs their results."""
         where = self._database.among(steps.c.job_id, [row.id for row in rows])
         held = {row.job_id for row in self._read(sa.select(steps.c.job_id).where(where))} if rows else set()
         return [row for row in rows if row.id not in held]
 
     def _delete_jobs(self, rows: Sequence[Any]) -> Counts:
         kept = delete_results(rows, self._open_storage)
-        # By what was seen: somebody may have retried one since, and it may have ended anew.
+        # Only as they were seen: someone may have retried a job since, and it may have ended again.
         seen = {row.id: (row.state, row.finished_at) for row in rows if row.id not in kept}
         if not seen:
             return Counter()
 
-        def write(connection: sa.Connection) -> Counts:
+        def delete_unchanged(connection: sa.Connection) -> Counts:
             where = self._database.among(jobs.c.id, list(seen))
             select = sa.select(jobs.c.id, jobs.c.state, jobs.c.finished_at).where(where)
-            found = connection.execute(self._database.locked(select, skip=True))
-            same = [row for row in found if seen[row.id] == (row.state, row.finished_at)]
+            locked = connection.execute(self._database.locked(select, skip=True))
+            same = [row for row in locked if seen[row.id] == (row.state, row.finished_at)]
             delete_jobs(connection, self._database, [row.id for row in same])
             return Counter(row.state for row in same)
 
-        return self._database.write(write)
+        return self._database.write(delete_unchanged)
 
     def _discarded(self) -> Iterator[Counts]:
-        """Dead jobs of which somebody has decided that they stay dead."""
+        """Prune dead jobs whose dead letters were discarded."""
         if (kept := self._retention.letters) is None:
             return
         column, after = dead_letters.c, ""
@@ -159,7 +168,7 @@ class Pruning:
             after = rows[-1].id
 
     def _dead_letters(self) -> Iterator[Counts]:
-        """Those that have no job: bytes that never became one, or whose job has gone."""
+        """Prune dead letters without a job: bytes that never became one, or whose job is deleted."""
         decided, dead = self._retention.letters, self._retention.dead
         column = dead_letters.c
         kinds = []
@@ -192,7 +201,7 @@ class Pruning:
         connection.execute(sa.delete(audit_subjects).where(self._database.among(audit_subjects.c.audit_id, ids)))
 
     def _keys(self) -> Iterator[Counts]:
-        """Keys that nobody can hold any more, and cancellations that everything they meant has outlived."""
+        """Prune keys that no job can hold any more, and cancellations too old to concern a job."""
         longest = max((kept for kept in (self._retention.cancelled, self._retention.succeeded) if kept), default=None)
         if longest is None:
             return
@@ -207,13 +216,13 @@ class Pruning:
             gone = {row.id: row.job_id for row in rows if self._is_free(row, longest)}
             if gone and not self._dry_run:
 
-                def write(connection: sa.Connection, gone: dict[str, str] = gone) -> None:
+                def delete_free_keys(connection: sa.Connection, gone: dict[str, str] = gone) -> None:
                     where = self._database.among(key.id, list(gone))
                     held = connection.execute(self._database.locked(sa.select(key.id, key.job_id).where(where)))
                     ids = [row.id for row in held if gone[row.id] == row.job_id]
                     connection.execute(sa.delete(unique_keys).where(self._database.among(key.id, ids)))
 
-                self._database.write(write)
+                self._database.write(delete_free_keys)
             yield Counter({"keys": len(gone)}) if gone else Counter()
             if len(rows) < BATCH:
                 return
@@ -223,8 +232,8 @@ class Pruning:
         if row.state is not None or (row.held_until is not None and row.held_until > self._now):
             return False
         # Without a row it may still wait in the broker, unseen.
-        made = made_at(row.job_id)
-        return made is not None and made < self._now - longest
+        created_at = made_at(row.job_id)
+        return created_at is not None and created_at < self._now - longest
 
     def _each(
         self,
@@ -234,7 +243,7 @@ class Pruning:
         over: sa.ColumnElement[bool],
         first: Callable[[sa.Connection, Sequence[Any]], None] | None = None,
     ) -> Iterator[Counts]:
-        """Delete the rows of a table that are over, with what `first` deletes of theirs."""
+        """Delete the expired rows of a table; `first` deletes what depends on them."""
         if self._dry_run:
             [row] = self._read(sa.select(sa.func.count().label("rows")).select_from(table).where(over))
             yield Counter({what: row.rows}) if row.rows else Counter()
@@ -242,12 +251,12 @@ class Pruning:
         select = sa.select(key).where(over).order_by(key).limit(BATCH)
         while ids := [row[0] for row in self._read(select)]:
 
-            def write(connection: sa.Connection, ids: list[Any] = ids) -> int:
+            def delete_batch(connection: sa.Connection, ids: list[Any] = ids) -> int:
                 if first is not None:
                     first(connection, ids)
                 return connection.execute(sa.delete(table).where(key.in_(ids), over)).rowcount
 
-            yield Counter({what: self._database.write(write)})
+            yield Counter({what: self._database.write(delete_batch)})
             if len(ids) < BATCH:
                 return
 
@@ -256,12 +265,14 @@ class Pruning:
 
 
 def delete_jobs(connection: sa.Connection, database: Database, ids: Sequence[str]) -> None:
-    """Delete jobs with all the ledger has of them. What is in the storage goes first; see `delete_results`."""
+    """Delete jobs and all their rows in the ledger. Call `delete_results` before, for the storage."""
     if ids:
         for table, column in (
             (attempts, attempts.c.job_id),
             (effects, effects.c.job_id),
             (limit_waits, limit_waits.c.job_id),
+            (held_jobs, held_jobs.c.job_id),
+            (suspect_runs, suspect_runs.c.job_id),
             (dead_letters, dead_letters.c.id),
             (steps, steps.c.workflow_id),
             (workflows, workflows.c.id),
@@ -275,14 +286,15 @@ STORED_BY = ("result_ref", "fence", "crashes")
 
 
 def may_have_stored(row: Any) -> bool:
-    """Its result, or one that an attempt stored before it crashed."""
+    """Whether the storage may hold a result of the job, or of an attempt that crashed after it stored one."""
     return row.result_ref is not None or row.crashes > 0
 
 
 def delete_results(rows: Sequence[Any], open_storage: Callable[[], Storage]) -> set[str]:
-    """Delete what jobs have in the storage. Returns the ids of those where that failed.
+    """Delete the stored results of jobs. Returns the ids of jobs for which that failed.
 
-    Before the rows: after a crash in between the rows still say where to look, and deleting again is harmless.
+    Call it before the rows are deleted: after a crash in between they still say where to look, and deleting again is
+    harmless.
 
     Arguments:
         rows: with their id and the columns of STORED_BY.

@@ -1,4 +1,4 @@
-"""Arrows of the state machine: each module that changes a job's state declares in `ARROWS` how it may."""
+"""Arrows of the state machine: each module that changes a job's state declares its changes in `ARROWS`."""
 
 from __future__ import annotations
 

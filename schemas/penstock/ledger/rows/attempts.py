@@ -35,12 +35,15 @@ def keep_success(connection: sa.Connection, job_id: str) -> None:
     connection.execute(sa.insert(attempts).from_select(list(attempts.c), _SUCCESSES.where(jobs.c.id == job_id)))
 
 
-def crashed_attempt(row: Any, now: datetime, error: str) -> dict[str, Any]:
+def crashed_attempt(row: Any, now: datetime, error: str, *, counts: bool = True) -> dict[str, Any]:
     """Row of the attempt that a dead worker left behind.
 
     Arguments:
         row: the job's, as that worker had claimed it.
+        counts: whether it is a crash of this job; see `suspect_runs`.
     """
+    if not counts:
+        error = f"{error}, in a process of its own: it does not count as a crash of this job"
     return {
         "job_id": row.id,
         "fence": row.fence,
@@ -86,5 +89,5 @@ class CrashReports:
         return self._workers[name]
 
 
-def in_mebibytes(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+def in_mebibytes(size: int, digits: int = 0) -> str:
+    return f"{size / 2**20:.{digits}f} MiB"

@@ -14,10 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.rows.text import storable
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import audit as log
 from penstock.ledger.sql.tables import audit_subjects
+from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.schemas.wire.ids import new_id
 
 
@@ -72,7 +72,9 @@ def write(
         "subject_kind": subject_kind,
         "subject": None if subject is None else storable(subject, 255),
         "count": count,
-        "detail": storable(json.dumps(dict(detail or {}), default=_plain)),
+        "detail": storable(
+            json.dumps({name: _capped(value) for name, value in (detail or {}).items()}, default=_plain)
+        ),
     }
     connection.execute(sa.insert(log).values(line))
     return str(line["id"])
@@ -94,7 +96,7 @@ class Entry:
     """Line of an act on many subjects in several transactions. It covers what is committed.
 
     Arguments:
-        one: the act has one subject only, which is then that of the line.
+        single_subject: the act has one subject only, which is then that of the line.
     """
 
     def __init__(
@@ -105,23 +107,23 @@ class Entry:
         act: str,
         subject_kind: str = "job",
         detail: Mapping[str, Any] | None = None,
-        one: bool = False,
+        single_subject: bool = False,
     ) -> None:
-        self._database, self._one = database, one
+        self._database, self._single_subject = database, single_subject
         self._line: dict[str, Any] = {"actor": actor, "act": act, "subject_kind": subject_kind, "detail": detail}
         self.line: str | None = None
         """The line's id; for the caller to set when the transaction that wrote it is committed."""
 
     def write(self, connection: sa.Connection, ids: Sequence[str]) -> str | None:
-        """Record these subjects. Returns the line's id; None as long as there are no subjects."""
+        """Record these subjects. Returns the line's id; None until there is a subject."""
         if not ids:
             return self.line
         line = self.line
         if line is None:
-            line = write(connection, subject=ids[0] if self._one else None, count=len(ids), **self._line)
+            line = write(connection, subject=ids[0] if self._single_subject else None, count=len(ids), **self._line)
         else:
             add_to_count(connection, line, len(ids))
-        if not self._one:
+        if not self._single_subject:
             add_subjects(connection, self._database, line, ids)
         return line
 
@@ -174,6 +176,10 @@ def read(
         select = select.where(log.c.at < until)
     select = select.order_by(log.c.at.desc(), log.c.id.desc()).limit(limit)
     return [Act(**{**row._mapping, "detail": json.loads(row.detail)}) for row in connection.execute(select)]
+
+
+def _capped(value: Any) -> Any:
+    return storable(value, LONGEST_ERROR) if isinstance(value, str) else value
 
 
 def _plain(value: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock.ledger.rows.fingerprints import crash_fingerprint, fingerprint
 from penstock.ledger.rows.jobs import Row
-from penstock.ledger.rows.text import storable
+from penstock.ledger.sql.text import LONGEST_DETAIL, storable
 
 
 def of_job(
@@ -62,7 +62,7 @@ def unread(
         kind,
         storable(queue, 128) or "",
         reason,
-        storable(detail, 4000) or "",
+        detail,
         fingerprint(kind, f"{reason}: {detail}"),
         created_at,
     )
@@ -79,7 +79,7 @@ def _row(
         "kind": kind,
         "queue": queue,
         "reason": reason,
-        "detail": detail,
+        "detail": storable(detail, LONGEST_DETAIL),
         "fingerprint": grouped,
         "headers": None,
         "raw": None,

@@ -1,6 +1,6 @@
 """The end of a job: the one place that every transition to a final state goes through.
 
-- Its *workflow* hears of it: the dispatcher looks at once at the step that the job belongs to, and at the workflow
+- Its *workflow* is notified: the dispatcher looks at once at the step that the job belongs to, and at the workflow
   that the job itself is.
 - Its *key* and its turn at a *limit* are free with the state alone: `enqueue` asks for the state of the job that holds
   a key, and a row of `limit_waits` counts only while its job waits untouched.
@@ -26,7 +26,15 @@ def final_columns(state: State, now: datetime, **columns: Any) -> Row:
     return {"state": state, "finished_at": now, "due_at": None, **columns}
 
 
-def announce_ends(connection: sa.Connection, database: Database, job_ids: Sequence[str]) -> None:
-    """Announce that these jobs have ended. To be called in the transaction that ends them, whatever ends them."""
+def announce_ends(
+    connection: sa.Connection, database: Database, job_ids: Sequence[str], *, workflows: bool = True
+) -> None:
+    """Announce that these jobs have ended. Call it in the transaction that ends them, whatever the reason.
+
+    Arguments:
+        workflows: whether one of them may be a workflow that is under way. The job of an attempt is not: it is parked
+            from the moment the workflow is under way.
+    """
     steps.wake_steps_of(connection, database, job_ids)
-    steps.wake_workflows(connection, database, job_ids)
+    if workflows:
+        steps.wake_workflows(connection, database, job_ids)

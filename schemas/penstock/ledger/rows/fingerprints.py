@@ -22,7 +22,7 @@ _DAY = r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,?\s+)?"
 _CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:[.,]\d+)?)?"
 _ZONE = r"(?:\s?(?:Z|UTC|GMT|[+-]\d\d:?\d\d))?"
 _PLACEHOLDERS = [
-    # In this order: what stands in quotes is one thing, and a number is also part of all that comes before it.
+    # In this order: quoted text is one thing, and a number is also part of all that comes before it.
     ("<text>", re.compile(r"""(?<!\w)[bBuUrR]{0,2}(['"`]).*?(?:\1(?!\w)|\Z)|[“«„].*?[”»“]""", re.DOTALL)),
     ("<address>", re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s>)\]}]+|[^\s<>(),;:=]+@[^\s<>(),;:]+", re.IGNORECASE)),
     ("<time>", re.compile(rf"\b\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK}{_ZONE})?(?!\w)")),
@@ -53,7 +53,7 @@ _DIGITS = re.compile(r"\d+")
 
 
 def fingerprint(kind: str | None, error: str, traceback: str | None = None) -> str:
-    """16 hexadecimal digits, made of kind, type of the error, normalised message and the last frame of one's own.
+    """16 hexadecimal digits from the kind, the type of the error, its normalised message and the last own frame.
 
     Arguments:
         error: `Type: message`, as an attempt's error is recorded; or the reason and the detail of what never ran.
@@ -73,8 +73,8 @@ def crash_fingerprint(kind: str) -> str:
 
 
 def normalised(message: str) -> str:
-    """The message with what differs from job to job replaced: `<text>` for what is quoted, `<address>`, `<time>`,
-    `<id>`, `<number>`; several of one sort in a row are one."""
+    """The message with placeholders for what differs from job to job: `<text>` for quoted text, `<address>`, `<time>`,
+    `<id>`, `<number>`. Several of one sort in a row become one."""
     message = message[:_LONGEST]
     for placeholder, pattern in _PLACEHOLDERS:
         message = pattern.sub(placeholder, message)
@@ -82,10 +82,10 @@ def normalised(message: str) -> str:
 
 
 def last_own_frame(traceback: str) -> Frame | None:
-    """The last frame in code that is neither Python's, nor an installed package's, nor Penstock's machinery.
+    """Last frame in the application's own code: not in Python, an installed package or Penstock's machinery.
 
-    Where no frame is one's own, as when the application is itself installed as a package, the last one of a package
-    counts, else the last one. None: there is no frame.
+    Without such a frame, as when the application is itself installed as a package, the last frame in a package counts,
+    else the last frame. None if the traceback has no frames.
     """
     frames = [(file.replace("\\", "/"), function) for file, function in _FRAME.findall(traceback)]
     foreign = [frame for frame in frames if not _STANDARD.search(frame[0]) and not _INTERNAL.search(frame[0])]

@@ -19,16 +19,19 @@ from penstock.config.errors import UndecodableMessage
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
-from penstock.schemas.jobs.job import NAME
-from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, registry
+from penstock.ledger.sql.types import Text
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, NAME, PRIORITIES, Kind, registry
 from penstock.schemas.states import WAITING, State
-from penstock.schemas.wire.codec import Envelope, Message, body_of, open_body, parse_time, read_body
+from penstock.schemas.wire.codec import Envelope, Message, body_of, check_size, open_body, parse_time, read_body
 from penstock.schemas.wire.ids import made_at
 
 Row = dict[str, Any]
 
 UNSEEN = "null"
 """Payload of a job that was cancelled before a worker saw its message."""
+
+IDENTITY = (jobs.c.kind, jobs.c.tenant, jobs.c.queue, (jobs.c.payload == UNSEEN).label("unseen"))
+"""The columns that `is_another` and `is_elsewhere` need."""
 
 RESERVED = timedelta(seconds=15)
 """Length of a reservation. It is longer than a broker's timeout, so that a slow broker causes no race."""
@@ -51,7 +54,7 @@ def _row(**values: Any) -> Row:
     return _DEFAULTS | values
 
 
-_TEXTS = {str(column.name): column.type.length for column in jobs.columns if isinstance(column.type, sa.String)}
+_TEXTS = {str(column.name): column.type.length for column in jobs.columns if isinstance(column.type, sa.String | Text)}
 _LARGEST = 2**31 - 1
 
 
@@ -59,8 +62,9 @@ def waiting(envelope: Envelope) -> Row:
     """The waiting row of an envelope from anywhere, checked so that it cannot spoil the INSERT of a whole batch.
 
     Raises:
-        UndecodableMessage: (`undecodable`) and never anything else.
+        UndecodableMessage: (`undecodable` or `too_large`) and never anything else.
     """
+    check_size(envelope)
     try:
         row = waiting_row(envelope)
         _check(row)
@@ -109,8 +113,45 @@ def waiting_row(envelope: Envelope, due_at: datetime | None = None) -> Row:
     )
 
 
+def is_another(row: Any, name: str, kind: Kind | None, tenant: str | None, queue: str) -> bool:
+    """Whether a message under the id of this row, which has `IDENTITY`, is of another kind or tenant than its job.
+
+    A row that was written unseen, or erased, has no more than a guess of what its message says, and is not compared.
+
+    Arguments:
+        name, kind: of the message; the name may be an alias, and the kind unknown here.
+    """
+    if row.unseen:
+        return False
+    if row.tenant != tenant:
+        return True
+    if row.kind == name or (kind is not None and (row.kind == kind.name or row.kind in kind.aliases)):
+        return False
+    # A newer worker may have written a name that this process does not know yet, of the same kind.
+    renamed = kind is not None and registry.find(row.kind) is None
+    return not renamed or row.queue != queue
+
+
+def is_elsewhere(row: Any, queue: str) -> bool:
+    """Whether this row, which has `IDENTITY`, is of a job on another queue.
+
+    Only for a message that would be accepted: a producer may repeat a job under its id while its kind moves to another
+    queue, and such a copy is refused like any other.
+    """
+    return not row.unseen and bool(row.queue) and row.queue != queue
+
+
+ID_TAKEN = "id_taken"
+"""Reason of a dead letter whose message has the id of another job."""
+
+
+def id_taken(job_id: str) -> str:
+    """The detail of such a dead letter. It does not describe the other job, whose tenant may be another."""
+    return f"job {job_id} is on record with another kind, tenant or queue; that job is not changed"
+
+
 def mark_sent(connection: sa.Connection, database: Database, ids: Sequence[str], until: datetime, began: float) -> None:
-    """Record that the broker has these.
+    """Record that the broker has these jobs.
 
     Arguments:
         until: end of their reservation.
@@ -145,7 +186,7 @@ def _check(row: Row) -> None:
             continue
         if not isinstance(value, str):
             raise UndecodableMessage("undecodable", f"{name} must be text, not {value!r}")
-        value.encode()  # a lone surrogate is no text to any database
+        value.encode()  # no database accepts a lone surrogate as text
         if "\0" in value or (longest is not None and len(value) > longest):
             raise UndecodableMessage("undecodable", f"{name} is longer than {longest} characters or holds a NUL")
     if not row["id"] or not row["kind"]:

@@ -1,6 +1,6 @@
-"""Jobs that wait for a slot of a limit: a row in addition to the job's own, which is `scheduled` for much later.
+"""Jobs that wait for a slot of a limit: each has a row here, and its own row is `scheduled` for much later.
 
-The row counts as long as the job waits untouched, due when this row says. A job that was cancelled, rescheduled or
+A row here counts as long as its job is `scheduled` for the time in this row. A job that was cancelled, rescheduled or
 erased meanwhile leaves its row behind, which is deleted when its turn comes.
 """
 
@@ -93,7 +93,7 @@ def wake(database: Database, turn: Turn) -> None:
 
 
 def waiting(connection: sa.Connection, job_id: str, most: int) -> tuple[str, int] | None:
-    """Slot that a job waits for, and the number of jobs before it, counted to `most`; None: it waits for no limit."""
+    """Slot that a job waits for, and the number of jobs before it, up to `most`; None if it waits for no limit."""
     row = connection.execute(sa.select(waits).where(waits.c.job_id == job_id, sa.exists().where(_UNTOUCHED))).first()
     if row is None:
         return None

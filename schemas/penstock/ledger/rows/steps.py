@@ -17,6 +17,24 @@ MARK = "penstock_workflow"
 """In the `embed` of a step's job: the id of its workflow."""
 
 
+RESTS = "rests: "
+"""Begins the error of a workflow that rests: no dispatcher that has looked at it can read it."""
+
+
+def is_under_way(job_id: sa.Column[str]) -> sa.ColumnElement[bool]:
+    """Condition: this job is a workflow that has not ended."""
+    return sa.exists().where(workflows.c.id == job_id, workflows.c.finished_at.is_(None))
+
+
+RESTING = sa.and_(workflows.c.finished_at.is_(None), workflows.c.error.startswith(RESTS))
+"""Condition: this workflow rests."""
+
+
+def is_resting(job_id: sa.Column[str]) -> sa.ColumnElement[bool]:
+    """Condition: this job is a workflow that rests."""
+    return sa.exists().where(workflows.c.id == job_id, RESTING)
+
+
 def wake_steps_of(connection: sa.Connection, database: Database, job_ids: Sequence[str]) -> None:
     """Let the dispatcher look at once at the steps that these jobs belong to."""
     if job_ids:
@@ -25,7 +43,7 @@ def wake_steps_of(connection: sa.Connection, database: Database, job_ids: Sequen
 
 
 def wake_workflows(connection: sa.Connection, database: Database, workflow_ids: Sequence[str]) -> None:
-    """Let the dispatcher look at once at those of these jobs that are workflows under way."""
+    """Let the dispatcher look at once at these workflows, except those that have ended."""
     if workflow_ids:
         under_way = sa.select(workflows.c.id).where(
             database.among(workflows.c.id, workflow_ids), workflows.c.finished_at.is_(None)

@@ -1,7 +1,7 @@
-"""Commands about schedules: add, remove, pause, resume, run now, backfill, look.
+"""Commands about schedules: add, remove, pause, resume, run now, backfill, show.
 
-The rows of `penstock_schedules` fire, wherever they came from. A command locks the row it changes, so that a dispatcher
-comes either before or after the change. Each command that changes one is in the audit log.
+The rows of `penstock_schedules` fire, whatever wrote them. A command locks the row that it changes, so a dispatcher
+sees it either before or after the change. Each command that changes one is in the audit log.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
 from penstock.ledger.transitions.enqueue import enter as enter_jobs
+from penstock.schemas.jobs.kind import registry
 from penstock.schemas.wire.codec import explain
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ def backfill(
     limit: int = MOST_BACKFILLED,
     dry_run: bool = False,
 ) -> list[BackfilledTime]:
-    """Make a job for each time of a schedule from `begin` to before `end`, or now, that has none.
+    """Make a job for each time of a schedule that has none, from `begin` to before `end`, or to now.
 
     The jobs are made at once, `BATCH` a transaction, and may run at the same time, whatever `overlap` says. A second
     call, after a crash or by mistake, makes only what is missing.
@@ -226,7 +227,8 @@ def _make_jobs(
     try:
         envelopes = [schedule.envelope(now, time) for time in missing]
     except ValidationError as error:
-        raise ConfigError(f"schedule {schedule.name!r}: its kind refuses that time: {explain(error)}") from None
+        reason = explain(error, kind=None if schedule.settings is None else registry.find(schedule.settings.kind))
+        raise ConfigError(f"schedule {schedule.name!r}: its kind refuses that time: {reason}") from None
     admissions = dict(zip(missing, enter_jobs(connection, database, envelopes, now), strict=True)) if missing else {}
     results = []
     for time in times:
@@ -252,7 +254,7 @@ def _make_jobs(
 
 
 def _fired(connection: sa.Connection, name: str, times: list[datetime]) -> dict[datetime, str | None]:
-    """Time → job of the times that have one, or whose job waits for the last one to end (None)."""
+    """Time → its job; None if that job waits for the last one to end. Times without a job are left out."""
     has_job = sa.or_(firings.c.job_id.is_not(None), firings.c.skipped == WAITS)
     between = firings.c.fire_at.between(times[0], times[-1])
     select = sa.select(firings.c.fire_at, firings.c.job_id).where(firings.c.schedule == name, between, has_job)

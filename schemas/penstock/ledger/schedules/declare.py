@@ -61,7 +61,7 @@ def _differences(
 
 
 def _is_ours(row: Any) -> bool:
-    """Whether a row that this dispatcher has no declaration for was removed, and is not just unknown here."""
+    """Whether a row without a declaration was removed, rather than declared in code that is not imported here."""
     return row.source == "file" or (row.source == "code" and row.module in sys.modules)
 
 

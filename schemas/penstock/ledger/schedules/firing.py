@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from penstock.config.errors import InvalidState, JobNotFound
+from penstock.ledger.rows.steps import is_resting
 from penstock.ledger.schedules.rows import WAITS, due_at
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.clock import from_now
@@ -24,6 +25,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
 from penstock.ledger.transitions.cancel import cancel_in
 from penstock.ledger.transitions.enqueue import enter as enter_jobs
+from penstock.schemas.jobs.kind import registry
 from penstock.schemas.schedules.times import MOST_AT_ONCE
 from penstock.schemas.states import FINAL, State
 from penstock.schemas.wire.codec import Envelope, explain
@@ -113,16 +115,16 @@ def fire(database: Database, *due: Schedule) -> bool:
 
 
 def waiting_schedules(database: Database) -> list[str]:
-    """Names of the schedules with a job that waits for the last one, where that has ended."""
+    """Names of schedules with a time that waits for their last job, which has ended."""
     last = schedules.outerjoin(jobs, jobs.c.id == schedules.c.last_job_id)
-    over = sa.or_(jobs.c.id.is_(None), jobs.c.state.in_(sorted(FINAL)))
+    over = sa.or_(jobs.c.id.is_(None), jobs.c.state.in_(sorted(FINAL)), is_resting(jobs.c.id))
     waiting = (schedules.c.waiting_at.is_not(None), schedules.c.paused_at.is_(None))
     select = sa.select(schedules.c.name).select_from(last).where(*waiting, over).limit(BATCH)
     return database.read(lambda connection: list(connection.scalars(select)))
 
 
 def release_waiting(database: Database, names: Sequence[str], read: Callable[[Any], Schedule]) -> None:
-    """Make the jobs of these schedules that waited for the last ones to end.
+    """Make the jobs of these schedules that waited for their last jobs to end.
 
     Arguments:
         read: row → schedule.
@@ -150,7 +152,8 @@ def _states(connection: sa.Connection, database: Database, ids: Sequence[str | N
     job_ids = [job_id for job_id in ids if job_id is not None]
     if not job_ids:
         return {}
-    select = sa.select(jobs.c.id, jobs.c.state).where(database.among(jobs.c.id, job_ids))
+    # A workflow that rests may do so for weeks. It must not stop its schedule.
+    select = sa.select(jobs.c.id, jobs.c.state).where(database.among(jobs.c.id, job_ids), ~is_resting(jobs.c.id))
     return {row.id: row.state for row in connection.execute(select)}
 
 
@@ -174,7 +177,7 @@ def _plan(
     if overlap == "replace" and times:
         plan.entries += [(time, None, "overlap") for time in times[:-1]]
         times = times[-1:]
-        if plan.unfinished:
+        if plan.last_job_id is not None:
             with suppress(InvalidState, JobNotFound):  # it has ended
                 cancel_in(connection, database, str(plan.last_job_id))
     for time in times:
@@ -199,7 +202,9 @@ def _add_job(plan: _Plan, time: datetime, now: datetime) -> None:
     try:
         envelope = plan.schedule.envelope(now, time)
     except ValidationError as error:
-        log.error("schedule %s: no job for %s: %s", plan.schedule.name, time, explain(error))
+        settings = plan.schedule.settings
+        reason = explain(error, kind=None if settings is None else registry.find(settings.kind))
+        log.error("schedule %s: no job for %s: %s", plan.schedule.name, time, reason)
         plan.entries.append((time, None, "invalid"))
         return
     plan.entries.append((time, envelope, None))
@@ -235,7 +240,7 @@ def _record(
             admission = next(admissions)
             job_id = admission.job_id
             if not admission.created:
-                # The kind is unique, and the job that holds the key stands for this time.
+                # The kind is unique, and the job that holds the key counts for this time.
                 skipped = "unique"
                 if plan.last_job_id == envelope.id:
                     plan.last_job_id = plan.row.last_job_id

@@ -34,8 +34,8 @@ def around_clock_changes(times: Times, zone: ZoneInfo, after: datetime, count: i
         near = [time for time in before if change - time <= _NEAR]
         then = list(islice(times.after(change - _INSTANT), _MOST))
         close = [time for time in then if time - change <= _NEAR]
-        shown = (near[-_MOST:] or before[-1:]) + (close or then[:1])
-        rows += _rows(shown, zone, shown[0] if shown else change)
+        chosen = (near[-_MOST:] or before[-1:]) + (close or then[:1])
+        rows += _rows(chosen, zone, chosen[0] if chosen else change)
     return rows
 
 
@@ -68,7 +68,7 @@ def _change(at: datetime, by: timedelta, zone: ZoneInfo) -> str:
 
 
 def _fold(time: datetime, zone: ZoneInfo) -> str | None:
-    """Says which of the two it is, for a time that the clock shows twice; else None."""
+    """Which of the two it is, for a time that the clock shows twice; else None."""
     wall = time.astimezone(zone).replace(tzinfo=None)
     both = [wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
     if both[0] >= both[1]:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from penstock.ledger.schedules.rules import Schedule
+from penstock.ledger.sql.text import LONGEST_ERROR, storable
 
 WAITS = "waits"
 """`skipped` of a firing whose job is made when the last job has ended."""
@@ -20,7 +21,7 @@ def row_of(schedule: Schedule, next_at: datetime | None) -> dict[str, Any]:
         "rule": schedule.rule,
         "next_at": next_at,
         "due_at": due_at(schedule, next_at),
-        "error": schedule.error,
+        "error": storable(schedule.error, LONGEST_ERROR),
     }
 
 

@@ -89,7 +89,7 @@ def check_schedule(
     except UndecodableMessage as error:
         return refused(("kind",), f"{error.detail}; import its module with --import", times)
     except ValidationError as error:
-        return refused(("payload",), explain(error), times)
+        return refused(("payload",), explain(error, kind=registry.find(entry.kind)), times)
     except ConfigError as error:
         return refused(("time_field",), str(error), times)
     return Schedule(name, entry, rule, times, job, None, late, source, module)

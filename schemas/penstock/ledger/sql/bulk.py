@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic_core import to_json
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from penstock.ledger.sql.tables import UtcDateTime
+from penstock.ledger.sql.types import UtcDateTime
 
 
 class Bulk:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from penstock.ledger.sql.tables import UtcDateTime
+from penstock.ledger.sql.types import UtcDateTime
 
 
 class _FromNow(FunctionElement[datetime]):
@@ -19,7 +19,7 @@ class _FromNow(FunctionElement[datetime]):
 
 
 def from_now(lease: timedelta = timedelta()) -> sa.ColumnElement[datetime]:
-    """The time on the database's clock when `lease` has passed from now; it may be negative."""
+    """Expression for the time on the database's clock after `lease`, which may be negative."""
     return _FromNow(sa.literal(lease.total_seconds(), sa.Float()))
 
 

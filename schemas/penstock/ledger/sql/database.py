@@ -12,12 +12,14 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import redact_url
 from penstock.ledger.sql.bulk import AnyBulk, compile_bulk
 from penstock.ledger.sql.engine import make_engine
+from penstock.ledger.sql.faults import Fault, describe, fault_of
+from penstock.ledger.sql.text import storable
 
 T = TypeVar("T")
 
@@ -25,17 +27,8 @@ POOL_SIZE = 4
 """Connections a process keeps; at most twice as many for a moment."""
 _TRIES = 8
 
-# Deadlock and serialisation failures by SQLSTATE (PostgreSQL) and errno (MySQL): the transaction is run again.
-_RETRYABLE = {"40001", "40P01", 1213, 1205}
-_UNAVAILABLE_WORDS = (
-    "locked",
-    "connect",
-    "server closed",
-    "gone away",
-    "lost connection",
-    "shutting down",
-    "terminat",
-)
+# The pool, the memory or the files of this process are exhausted: as if the database were unavailable.
+_FAILURES = (DBAPIError, sa.exc.TimeoutError, MemoryError, OSError)
 
 
 class Database:
@@ -43,7 +36,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
         self.url = url
-        self.engine = make_engine(url, pool_size)
+        self.engine = make_engine(url, pool_size=pool_size, max_overflow=pool_size)
         self.dialect = self.engine.dialect.name
         # SQLite has one writer. A lock serves waiting threads in turn; SQLite's own busy handler polls.
         self._writer: Any = threading.Lock() if self.dialect == "sqlite" else nullcontext()
@@ -56,7 +49,9 @@ class Database:
         """Run `transaction` and commit it; run it again if the database asks for that (deadlock, lost race).
 
         Raises:
-            LedgerUnavailable: the database cannot be reached or stays locked. Nothing was written.
+            LedgerUnavailable: the database cannot be reached, stays locked, is read-only or full, and the like. Nothing
+                was written.
+            DBAPIError: only about the data of a row.
         """
         for tries in range(1, _TRIES + 1):
             try:
@@ -66,11 +61,12 @@ class Database:
                 # Another process inserted the same row first; `transaction` reads it the next time.
                 if tries == _TRIES:
                     raise
-            except DBAPIError as error:
-                if not _is_retryable(error) or tries == _TRIES:
-                    raise self._wrap(error) from error
-            except sa.exc.TimeoutError as error:  # raised by the pool: nothing was written
-                raise LedgerUnavailable(f"the ledger at {redact_url(self.url)} is not available: {error}") from error
+            except _FAILURES as error:
+                fault = fault_of(error)
+                if fault is Fault.DATA:
+                    raise
+                if fault is not Fault.CONFLICT or tries == _TRIES:
+                    raise self._unavailable(error, fault) from error
             time.sleep(random.uniform(0, 0.01 * 2**tries))
         raise AssertionError("unreachable")
 
@@ -79,12 +75,15 @@ class Database:
 
         Raises:
             LedgerUnavailable: the database cannot be reached, or `penstock db upgrade` was not run.
+            DBAPIError: only about a value that the database does not take.
         """
         try:
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 return query(connection)
-        except DBAPIError as error:
-            raise self._wrap(error) from error
+        except _FAILURES as error:
+            if (fault := fault_of(error)) is Fault.DATA:
+                raise
+            raise self._unavailable(error, fault) from error
 
     def execute_many(self, connection: sa.Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> int:
         """Run an INSERT or UPDATE for each row, and return how many rows of the table it matched.
@@ -171,7 +170,8 @@ class Database:
         return column.in_(sa.bindparam(name, values, type_=sa.String, expanding=True))
 
     def _listed(self, values: Sequence[str]) -> Any:
-        return json.dumps(values) if self.dialect == "sqlite" else list(values)
+        stored = [storable(value) for value in values]
+        return json.dumps(stored) if self.dialect == "sqlite" else stored
 
     def locked(self, statement: sa.Select[Any], *, skip: bool = False) -> sa.Select[Any]:
         """The SELECT with its rows locked; on SQLite the whole transaction is the lock already."""
@@ -186,34 +186,16 @@ class Database:
         self.engine.dispose(close=False)  # first: from now on connections that return to the old pool are closed
         pool.dispose()
 
-    def _wrap(self, error: DBAPIError) -> Exception:
-        text = str(error.orig).strip().splitlines()[0] if error.orig is not None else str(error)
-        where = redact_url(self.url)
-        lowered = text.lower()
-        if "no such table" in lowered or "does not exist" in lowered or "doesn't exist" in lowered:
+    def _unavailable(self, error: BaseException, fault: Fault) -> LedgerUnavailable:
+        where, text = redact_url(self.url), describe(error)
+        if fault is Fault.SCHEMA:
             return LedgerUnavailable(f"the ledger at {where} is not set up; run: penstock db upgrade ({text})")
-        if self.is_unavailable(error):
-            return LedgerUnavailable(f"the ledger at {where} is not available: {text}")
-        return error
-
-    def is_unavailable(self, error: DBAPIError) -> bool:
-        """Whether an error of this database means only that it cannot be reached, or stays locked."""
-        text = str(error.orig).lower()
-        return (
-            error.connection_invalidated
-            or isinstance(error, InterfaceError)
-            or (isinstance(error, OperationalError) and any(word in text for word in _UNAVAILABLE_WORDS))
-        )
+        if fault is Fault.OTHER:
+            return LedgerUnavailable(f"the ledger at {where} does not take a statement: {text}")
+        return LedgerUnavailable(f"the ledger at {where} is not available: {text}")
 
 
 def insert_into(table: sa.Table, dialect: str) -> Any:
     """The dialect's own INSERT. Only that dialect's module is loaded, since each takes memory."""
     name = "mysql" if dialect == "mariadb" else dialect
     return importlib.import_module(f"sqlalchemy.dialects.{name}").insert(table)
-
-
-def _is_retryable(error: DBAPIError) -> bool:
-    code: Any = getattr(error.orig, "sqlstate", None)
-    if code is None and error.orig is not None and error.orig.args:
-        code = error.orig.args[0]
-    return code in _RETRYABLE

@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from penstock.config.errors import ConfigError
-from penstock.config.settings import redact_url
+from penstock.ledger.sql.faults import Fault, fault_of
+from penstock.ledger.sql.urls import make_folder, parse_url, split_pooler, without_driver
 
 POSTGRES_ARGUMENTS = {
     "connect_timeout": 5,
@@ -27,35 +27,37 @@ _PING_AFTER_SECONDS = 1.0
 _SQLITE_BUSY_SECONDS = 10
 
 
-def make_engine(url: str, pool_size: int) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise ConfigError(f"database_url {redact_url(url)!r} is not a valid database URL: {error}") from error
+def make_engine(url: str, **pool: Any) -> sa.Engine:
+    """The engine of a database.
+
+    Arguments:
+        pool: options of `create_engine` about its pool.
+
+    Raises:
+        ConfigError: the URL is wrong, or its driver is not installed.
+    """
+    parsed, postgres_arguments = split_pooler(parse_url(url))
     # Payloads stay out of error messages, and so out of logs.
     hidden: dict[str, Any] = {"hide_parameters": True}
-    options = hidden | {"pool_size": pool_size, "max_overflow": pool_size}
+    options = hidden | pool
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            options = hidden | {"pool_size": pool_size, "max_overflow": pool_size}
+            make_folder(Path(parsed.database).parent, url)
         else:
             options = hidden | {"poolclass": sa.pool.StaticPool, "connect_args": {"check_same_thread": False}}
     elif parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg":
         # We send BEGIN ourselves, below.
-        options |= {"connect_args": POSTGRES_ARGUMENTS, "isolation_level": "AUTOCOMMIT"}
+        options |= {"connect_args": POSTGRES_ARGUMENTS | postgres_arguments, "isolation_level": "AUTOCOMMIT"}
     elif parsed.get_backend_name() in ("mysql", "mariadb"):
         # Read committed: with MySQL's default, SELECT … FOR UPDATE also locks the gaps and claims deadlock.
         options |= {"isolation_level": "READ COMMITTED", "connect_args": {"connect_timeout": 5}}
     try:
         engine = sa.create_engine(parsed, **options)
     except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise ConfigError(
-            f"database_url {redact_url(url)!r}: its driver is not installed ({error}); "
-            "install penstock[postgres] or penstock[mysql]"
-        ) from error
+        raise without_driver(url, error) from error
     configure_sqlite(engine)
     _close_late(engine)
+    discard_faulty(engine)
     if engine.dialect.name != "sqlite":
         _ping_idle(engine)
     if "isolation_level" in options and engine.dialect.name == "postgresql":
@@ -74,6 +76,24 @@ def _close_late(engine: sa.Engine) -> None:
     def on_checkin(_connection: Any, record: Any) -> None:
         if record.info.get("pool") is not engine.pool:
             record.close()
+
+
+def discard_faulty(engine: sa.Engine) -> None:
+    """Discard connections after an error that a new connection may not have.
+
+    After a failover every old connection leads to a server that is read-only, and settings of a database or role hold
+    for the connections that were made under them.
+    """
+    if isinstance(engine.pool, sa.pool.StaticPool):  # the one connection of a database in memory is that database
+        return
+
+    @event.listens_for(engine, "handle_error")
+    def on_error(context: sa.ExceptionContext) -> None:
+        fault = None if context.sqlalchemy_exception is None else fault_of(context.sqlalchemy_exception)
+        if fault is Fault.OUTAGE:
+            context.is_disconnect = True  # the others of the pool are discarded, too
+        elif fault is Fault.TIMEOUT and context.connection is not None:
+            context.connection.connection.invalidate(soft=True)  # once it is returned: its transaction may go on
 
 
 def _ping_idle(engine: sa.Engine) -> None:
@@ -103,7 +123,7 @@ def _begin_at_once(engine: sa.Engine) -> None:
         if options.get("penstock_batch"):
             # Until PostgreSQL has first analyzed a new table, it reads all of it to find a batch's few hundred ids.
             connection.exec_driver_sql("BEGIN; SET LOCAL enable_seqscan = off")
-        elif "isolation_level" not in options:  # if given, psycopg sends BEGIN, or there is no transaction
+        elif "isolation_level" not in options:  # if given, psycopg sends BEGIN, or it is AUTOCOMMIT
             connection.exec_driver_sql("BEGIN")
 
 

@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from penstock.ledger.sql.types import LongBytes, LongerText, LongText, Text, UtcDateTime
 
 metadata = sa.MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"},
 )
 
-
-class _SqliteTime(sa.types.UserDefinedType[str]):
-    """A time as text: SQLite has no type for times. SQLAlchemy's DATETIME writes the same text more slowly."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_options: object) -> str:
-        return "DATETIME"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time, kept in UTC with microseconds on every database.
-
-    Raises:
-        ValueError: a naive datetime is bound. Its zone can only be guessed.
-    """
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "sqlite":
-            return dialect.type_descriptor(_SqliteTime())
-        if dialect.name == "mysql" or dialect.name == "mariadb":
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))  # plain DATETIME drops the fraction
-        return dialect.type_descriptor(sa.DateTime(timezone=True))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        if value is None:
-            return None
-        if value.tzinfo is not UTC:
-            if value.tzinfo is None:
-                raise ValueError(f"naive datetime {value!r}; give it a time zone")
-            value = value.astimezone(UTC)
-        if dialect.name == "sqlite":
-            return value.isoformat(" ", "microseconds")[:26]  # without the offset, so that text sorts as time
-        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        time = datetime.fromisoformat(value) if isinstance(value, str) else value
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-
-
-# MySQL's TEXT and BLOB end at 64 KiB; a payload may have 256 KiB.
-LongText = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
-LongBytes = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
-
-ID, NAME = sa.String(128), sa.String(128)
+ID, NAME = Text(128), Text(128)
 
 jobs = sa.Table(
     "penstock_jobs",
@@ -77,8 +24,8 @@ jobs = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("payload", LongText, nullable=False),  # the fields as JSON
     sa.Column("embed", LongText),  # callbacks, chain and so on of an unmodified Celery client
-    sa.Column("key", sa.String(255)),
-    sa.Column("tenant", sa.String(255)),
+    sa.Column("key", Text(255)),
+    sa.Column("tenant", Text(255)),
     sa.Column("traceparent", sa.String(64)),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),  # number of the last attempt that started
     sa.Column("failures", sa.Integer, nullable=False, default=0),
@@ -92,11 +39,11 @@ jobs = sa.Table(
     sa.Column("started_at", UtcDateTime),  # of the last attempt
     sa.Column("finished_at", UtcDateTime),
     sa.Column("result", LongText),
-    sa.Column("result_ref", sa.String(255)),  # key in the storage, if the result is too large for a row
-    sa.Column("error", sa.Text),  # of the last failed attempt, on one line
+    sa.Column("result_ref", Text(255)),  # key in the storage, if the result is too large for a row
+    sa.Column("error", LongerText),  # of the last failed attempt, on one line
     sa.Column("progress_done", sa.BigInteger),
     sa.Column("progress_total", sa.BigInteger),
-    sa.Column("progress_note", sa.String(255)),
+    sa.Column("progress_note", Text(255)),
     sa.Index(None, "state", "due_at"),  # due jobs, and every list by state
     sa.Index(None, "key"),
 )
@@ -111,7 +58,7 @@ attempts = sa.Table(
     sa.Column("started_at", UtcDateTime, nullable=False),
     sa.Column("finished_at", UtcDateTime),
     sa.Column("outcome", sa.String(16), nullable=False),
-    sa.Column("error", sa.Text),
+    sa.Column("error", LongerText),
     sa.Column("traceback", LongText),
 )
 
@@ -121,8 +68,8 @@ unique_keys = sa.Table(
     # A hash of kind, tenant and key, since some databases treat "A" and "a" as equal. Its row is the lock of a key.
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("kind", NAME, nullable=False),
-    sa.Column("key", sa.String(255), nullable=False),
-    sa.Column("tenant", sa.String(255)),
+    sa.Column("key", Text(255), nullable=False),
+    sa.Column("tenant", Text(255)),
     sa.Column("job_id", ID, nullable=False),  # the holder, as long as its state and `held_until` say so
     sa.Column("held_until", UtcDateTime),  # None: only the state counts
     sa.Column("due_at", UtcDateTime),  # set by debounce; a job with another due time was touched since
@@ -134,9 +81,9 @@ cancelled_keys = sa.Table(
     metadata,
     # Cancelled keys of jobs that waited in the broker, unknown to the ledger. Whatever claims or keeps one looks here.
     sa.Column("id", sa.String(64), primary_key=True),  # a hash of the next three
-    sa.Column("key", sa.String(255), nullable=False),
+    sa.Column("key", Text(255), nullable=False),
     sa.Column("kind", NAME),  # None: of every kind
-    sa.Column("tenant", sa.String(255)),  # None: of every tenant
+    sa.Column("tenant", Text(255)),  # None: of every tenant
     sa.Column("cancelled_at", UtcDateTime, nullable=False),  # applies to jobs enqueued until then
     sa.Index(None, "key"),
     sa.Index(None, "cancelled_at"),
@@ -149,7 +96,7 @@ dead_letters = sa.Table(
     sa.Column("kind", NAME),
     sa.Column("queue", NAME, nullable=False),
     sa.Column("reason", sa.String(32), nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("detail", LongerText, nullable=False),
     sa.Column("fingerprint", sa.String(32), nullable=False),  # equal for dead letters with the same error
     sa.Column("headers", LongText),  # as JSON; for a message that never became a job
     sa.Column("raw", LongBytes),  # likewise
@@ -165,10 +112,10 @@ audit = sa.Table(
     metadata,
     sa.Column("id", ID, primary_key=True),
     sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("actor", sa.String(255), nullable=False),  # the person or program that acted
+    sa.Column("actor", Text(255), nullable=False),  # the person or program that acted
     sa.Column("act", sa.String(32), nullable=False),
     sa.Column("subject_kind", sa.String(32), nullable=False),  # `job`, `dead letter`, `queue`, …
-    sa.Column("subject", sa.String(255)),  # its id or name; None: many subjects, or described in the detail
+    sa.Column("subject", Text(255)),  # its id or name; None: many subjects, or described in the detail
     sa.Column("count", sa.Integer, nullable=False),  # number of subjects
     sa.Column("detail", LongText, nullable=False),  # JSON object; never holds values of a payload
     sa.Index(None, "at"),
@@ -202,10 +149,34 @@ limit_waits = sa.Table(
     "penstock_limit_waits",
     metadata,
     sa.Column("job_id", ID, primary_key=True),
-    sa.Column("slot", sa.String(255), nullable=False),  # the slot it waits for: the limit, and a hash of its share
+    sa.Column("slot", Text(255), nullable=False),  # the slot it waits for: the limit, and a hash of its share
     sa.Column("enqueued_at", UtcDateTime, nullable=False),  # the oldest comes first
     sa.Column("due_at", UtcDateTime, nullable=False),  # a job with another due time was touched since
     sa.Index(None, "slot", "enqueued_at", "job_id"),
+)
+
+held_jobs = sa.Table(
+    "penstock_held_jobs",
+    metadata,
+    # Jobs that a worker did not know, held back for workers that do.
+    sa.Column("job_id", ID, primary_key=True),
+    sa.Column("fence", sa.BigInteger, nullable=False),  # a job with another fence was claimed since
+    sa.Column("worker", NAME, nullable=False),  # the last one that did not know it
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("since", UtcDateTime, nullable=False),  # on the database's clock, as the next two
+    sa.Column("until", UtcDateTime, nullable=False),  # end of its grace
+    sa.Column("due_at", UtcDateTime, nullable=False),  # a job with another due time was sent again, or touched
+    sa.Index(None, "due_at"),
+)
+
+suspect_runs = sa.Table(
+    "penstock_suspect_runs",
+    metadata,
+    # Jobs that run, or ran, in processes of their own, as their worker had crashed before.
+    sa.Column("job_id", ID, primary_key=True),
+    sa.Column("fence", sa.BigInteger, nullable=False),  # of the claim that ran so last
+    sa.Column("deaths", sa.Integer, nullable=False),  # of workers meanwhile, which do not count as its crashes
 )
 
 effects = sa.Table(
@@ -213,7 +184,7 @@ effects = sa.Table(
     metadata,
     sa.Column("id", sa.String(36), primary_key=True),  # derived from job and key; sent to the provider
     sa.Column("job_id", ID, nullable=False),
-    sa.Column("key", sa.String(255), nullable=False),
+    sa.Column("key", Text(255), nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),  # of the claim that started it last
     sa.Column("begun_at", UtcDateTime, nullable=False),
     sa.Column("done_at", UtcDateTime),  # None: under way, or in doubt
@@ -226,7 +197,7 @@ schedules = sa.Table(
     metadata,
     sa.Column("name", NAME, primary_key=True),
     sa.Column("source", sa.String(8), nullable=False),  # `file`, `code` or `made` (at run time)
-    sa.Column("module", sa.String(255)),  # of `code`: the one that declares it
+    sa.Column("module", Text(255)),  # of `code`: the one that declares it
     sa.Column("rule", LongText, nullable=False),  # the definition as JSON; dispatchers fire by it alone
     sa.Column("next_at", UtcDateTime),  # None: it does not fire
     sa.Column("due_at", UtcDateTime),  # next_at plus jitter; None also while paused
@@ -234,7 +205,7 @@ schedules = sa.Table(
     sa.Column("last_job_id", ID),
     sa.Column("waiting_at", UtcDateTime),  # the time whose job waits until the last one ends
     sa.Column("paused_at", UtcDateTime),
-    sa.Column("error", sa.Text),
+    sa.Column("error", LongerText),
     sa.Index(None, "due_at"),
     sa.Index(None, "waiting_at"),
 )
@@ -263,7 +234,7 @@ workflows = sa.Table(
     sa.Column("undo", sa.Boolean, nullable=False, default=True),  # whether compensations run first
     sa.Column("started_at", UtcDateTime, nullable=False),
     sa.Column("finished_at", UtcDateTime),
-    sa.Column("error", sa.Text),  # which step failed and why, or why the workflow rests
+    sa.Column("error", LongerText),  # which step failed and why, or why the workflow rests
     sa.Index(None, "state", "id"),
 )
 
@@ -283,7 +254,7 @@ steps = sa.Table(
     sa.Column("due_at", UtcDateTime),  # when the dispatcher looks at it next, on the database's clock
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
-    sa.Column("error", sa.Text),
+    sa.Column("error", LongerText),
     sa.Column("result", LongText),  # JSON object of a step that waits: the `answer`, or its `otherwise`
     sa.Index(None, "due_at"),
     sa.Index(None, "job_id"),
@@ -294,7 +265,7 @@ api_keys = sa.Table(
     metadata,
     sa.Column("id", sa.String(16), primary_key=True),  # the public part of a key
     sa.Column("digest", sa.String(64), nullable=False),  # SHA-256 of the whole key, which is not stored
-    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("name", Text(200), nullable=False),
     sa.Column("kinds", sa.Text),  # JSON list of patterns; None: all
     sa.Column("queues", sa.Text),  # likewise
     sa.Column("tenants", sa.Text),  # JSON list of names; None: all tenants, and jobs without one
@@ -339,7 +310,7 @@ def _outbox(metadata: sa.MetaData) -> sa.Table:
         sa.Column("kind", NAME, nullable=False),
         sa.Column("queue", NAME, nullable=False),
         sa.Column("priority", sa.String(8), nullable=False),
-        sa.Column("key", sa.String(255)),
+        sa.Column("key", Text(255)),
         sa.Column("track", sa.Boolean, nullable=False),  # from its kind, which the dispatcher may not know
         sa.Column("policy", sa.Text),  # JSON object; of a unique job
         sa.Column("headers", LongText, nullable=False),  # JSON object

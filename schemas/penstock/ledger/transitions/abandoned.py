@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
 from penstock.ledger.rows.arrows import Arrow
 from penstock.ledger.rows.attempts import CrashReports
+from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, id_taken
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, workers
-from penstock.ledger.transitions.bury import bury_crashed, bury_message
+from penstock.ledger.transitions.bury import bury_crashed, bury_message, has_id_of_another
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import Envelope, is_id
 
@@ -20,27 +23,31 @@ ARROWS = (Arrow(State.RUNNING, State.DEAD, "its worker died"),)
 _NONE = timedelta()
 
 
-def bury_abandoned(database: Database, limit: int = 500, *, patience: timedelta = _NONE) -> list[str]:
-    """Make dead letters (`crashed`) of `at_most_once` jobs whose worker's lease has ended. Returns their ids.
+def find_abandoned(database: Database, limit: int = 500, *, patience: timedelta = _NONE) -> list[str]:
+    """Ids of `at_most_once` jobs whose worker's lease has ended.
+
+    Arguments:
+        patience: how much longer than its lease a worker may be silent. It need not be quick, and a handler that holds
+            the interpreter for long keeps its living worker from renewing the lease.
+    """
+    select = _abandoned(patience).with_only_columns(jobs.c.id).order_by(jobs.c.id).limit(limit)
+    return database.read(lambda connection: list(connection.scalars(select)))
+
+
+def bury_abandoned(
+    database: Database, job_ids: Sequence[str] | None = None, *, patience: timedelta = _NONE
+) -> list[str]:
+    """Bury abandoned jobs as `crashed`. Returns their ids.
 
     Their fence rises, so a worker that was only stopped for a while writes nothing afterwards.
 
     Arguments:
-        patience: how much longer than its lease a worker may be silent. There is no hurry, and a handler that holds
-            the interpreter for long keeps its living worker from renewing the lease.
+        job_ids: of those that were found; one that is not abandoned any more stays. None: find them.
+        patience: see `find_abandoned`.
     """
-    abandoned = (
-        sa.select(jobs)
-        .where(
-            jobs.c.state == State.RUNNING,
-            jobs.c.delivery == "at_most_once",
-            ~_is_held(patience),
-        )
-        .order_by(jobs.c.id)
-        .limit(limit)
-    )
-    if not database.read(lambda connection: connection.execute(abandoned).first()):
+    if not (job_ids := find_abandoned(database, patience=patience) if job_ids is None else job_ids):
         return []
+    abandoned = _abandoned(patience).where(database.among(jobs.c.id, job_ids)).order_by(jobs.c.id)
 
     def bury_all(connection: sa.Connection) -> list[str]:
         rows = connection.execute(database.locked(abandoned, skip=True)).all()
@@ -59,13 +66,16 @@ def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str
     Nothing is recorded of a copy, whose job has ended or waits in the ledger.
     """
 
-    def read_state(connection: sa.Connection) -> tuple[str | None, bool]:
-        select = sa.select(jobs.c.state, _is_held()).where(jobs.c.id == envelope.id)
-        row = connection.execute(select).first()
-        return (row[0], bool(row[1])) if row is not None else (None, False)
+    def read_job(connection: sa.Connection) -> Any:
+        select = sa.select(jobs.c.state, _is_held().label("held"), *IDENTITY).where(jobs.c.id == envelope.id)
+        return connection.execute(select).first()
 
     # An id that no job can have is not looked up: PostgreSQL refuses a NUL in it.
-    state, held = database.read(read_state) if is_id(envelope.headers.get("id")) else (None, False)
+    job = database.read(read_job) if is_id(envelope.headers.get("id")) else None
+    if job is not None and has_id_of_another(job, envelope):
+        bury_message(database, envelope, raw, ID_TAKEN, id_taken(envelope.id))
+        return True
+    state, held = (None, False) if job is None else (job.state, bool(job.held))
     if state == State.RUNNING and held:
         return False
     if state == State.RUNNING:
@@ -79,6 +89,10 @@ def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str
     elif state is None or state == State.QUEUED:
         bury_message(database, envelope, raw, "delivery_limit", detail)
     return True
+
+
+def _abandoned(patience: timedelta) -> sa.Select[Any]:
+    return sa.select(jobs).where(jobs.c.state == State.RUNNING, jobs.c.delivery == "at_most_once", ~_is_held(patience))
 
 
 def _is_held(patience: timedelta = _NONE) -> sa.ColumnElement[bool]:

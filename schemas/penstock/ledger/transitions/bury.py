@@ -19,13 +19,13 @@ from penstock.ledger.rows import dead_letters as dead_letter
 from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.attempts import crashed_attempt
 from penstock.ledger.rows.ended import announce_ends, final_columns
-from penstock.ledger.rows.jobs import Row, waiting, waiting_row
-from penstock.ledger.rows.text import storable
+from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, Row, is_another, waiting, waiting_row
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, dead_letters, jobs
+from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import State
-from penstock.schemas.wire.codec import Envelope, is_id
+from penstock.schemas.wire.codec import HEADER, Envelope, is_id
 from penstock.schemas.wire.ids import new_id
 
 ARROWS = fan((None, State.SCHEDULED, State.QUEUED), (State.DEAD,), "its message is unreadable, or was given up")
@@ -45,15 +45,15 @@ def bury(connection: sa.Connection, database: Database, rows: Sequence[Row]) -> 
 
 
 def bury_message(database: Database, envelope: Envelope, raw: bytes, reason: str, detail: str) -> str:
-    """Keep a message that cannot become a job. Returns the dead letter's id: the job's if it has one.
+    """Keep a message that cannot become a job. Returns the dead letter's id: the job's if the message has it.
 
     The job shows as dead from then on. The same message buried twice, as after a crash before its acknowledgement, is
-    kept once.
+    kept once. A message with the id of another job is kept under an id of its own, and that job stays as it is.
 
     Arguments:
-        raw: the bytes as they came; kept where there are no headers, else the body is.
-        reason: `undecodable`, `unknown_kind`, `invalid_payload`, `unknown_version`, `unsupported`, `no_handler` or
-            `delivery_limit`.
+        raw: the bytes as they came; kept if the message has no headers, else its body is kept.
+        reason: `undecodable`, `too_large`, `unknown_kind`, `invalid_payload`, `unknown_version`, `unsupported`,
+            `no_handler`, `id_taken` or `delivery_limit`.
 
     Raises:
         LedgerUnavailable: nothing was written.
@@ -92,17 +92,19 @@ def _bury_message(
         detail=detail,
         created_at=now,
     )
-    if is_id(headers.get("id")):
+    if is_id(headers.get("id")) and reason != ID_TAKEN:
         job_id = headers["id"]
-        state = connection.execute(database.locked(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar()
+        select = sa.select(jobs.c.state, *IDENTITY).where(jobs.c.id == job_id)
+        job = connection.execute(database.locked(select)).first()
+        state = None if job is None else job.state
         earlier = connection.execute(
             sa.select(dead_letters.c.raw, dead_letters.c.replayed_at).where(dead_letters.c.id == job_id)
         ).first()
         if earlier is not None and earlier.replayed_at is None and earlier.raw == kept["raw"]:
             return str(job_id)
-        if state is None or state in _OVERWRITTEN:
+        if state is None or (state in _OVERWRITTEN and not has_id_of_another(job, envelope)):
             kept["id"] = job_id
-            change = final_columns(State.DEAD, now, error=kept["detail"])
+            change = final_columns(State.DEAD, now, error=storable(kept["detail"], LONGEST_ERROR))
             if state is not None:
                 connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**change))
                 announce_ends(connection, database, [job_id])
@@ -112,12 +114,23 @@ def _bury_message(
     return str(kept["id"])
 
 
+def has_id_of_another(job: Any, envelope: Envelope) -> bool:
+    """Whether the job on record is another than that of a message, as far as the headers of the message say.
+
+    Arguments:
+        job: has the columns of `IDENTITY`.
+    """
+    ours = envelope.headers.get(HEADER)
+    tenant = ours.get("tenant") if isinstance(ours, dict) else None
+    return is_another(job, envelope.kind, registry.find(envelope.kind), tenant, envelope.queue)
+
+
 def _row_of(envelope: Envelope, now: datetime) -> Row:
-    """As much of a job as can be read of a message, so that its handle finds it."""
+    """Row of a job, with as much as can be read from its message, so that its handle finds it."""
     try:
         return waiting(envelope)
     except UndecodableMessage:
-        kind = str(envelope.kind)[:128].replace("\0", "").encode(errors="replace").decode()
+        kind = storable(str(envelope.kind), 128)
         kind_known = registry.find(kind)
         body = b"[[],{},null]"
         queue = kind_known.queue if kind_known else (storable(envelope.queue, 128) or "")

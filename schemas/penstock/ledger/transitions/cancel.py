@@ -16,11 +16,13 @@ from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import announce_ends, final_columns
 from penstock.ledger.rows.jobs import UNSEEN
 from penstock.ledger.rows.keys import exact, kind_name, select_by_key, selection_detail
+from penstock.ledger.rows.steps import is_under_way, wake_workflows
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import cancelled_keys, jobs
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.unique_policy import REPLACEABLE, UNENDED
 from penstock.schemas.states import State
+from penstock.schemas.wire.codec import is_id
 from penstock.schemas.wire.ids import made_at
 
 ARROWS = (
@@ -30,6 +32,9 @@ ARROWS = (
 )
 
 _BATCH = 500
+_LONGEST = 255
+"""Characters of a key or tenant."""
+_LONGEST_NAME = 128
 Seen = tuple[str, str, str, str | None, datetime | None]
 """Id, kind, key, tenant and time of enqueueing of a job."""
 
@@ -68,9 +73,9 @@ def cancel_in(
     state = connection.execute(database.locked(select)).scalar()
     now = datetime.now(UTC)
     if state is None:
-        if kind is None:
+        if kind is None or not is_id(job_id):
             raise JobNotFound(f"job {job_id} is not recorded; if it still waits in the broker, name its kind")
-        if (known := registry.find(kind)) is not None and not known.track:
+        if (declared := registry.find(kind)) is not None and not declared.track:
             raise InvalidState(
                 f"job {job_id} is not recorded: {kind} has track=False, so its workers do not ask the ledger"
             )
@@ -78,7 +83,12 @@ def cancel_in(
         return State.CANCELLED
     if State(state).final:
         raise InvalidState(f"job {job_id} is {state} already and cannot be cancelled")
-    return State.CANCELLED if cancel_waiting(connection, database, [job_id], now) else ask_to_cancel(connection, job_id)
+    if state == State.RUNNING:
+        return ask_to_cancel(connection, job_id)
+    if ask_workflows_to_cancel(connection, database, [job_id]):
+        return State(state)
+    cancel_waiting(connection, database, [job_id], now)  # the row is locked, so it still waits
+    return State.CANCELLED
 
 
 def cancel_waiting(
@@ -104,6 +114,21 @@ def cancel_waiting(
     return count
 
 
+def ask_workflows_to_cancel(connection: sa.Connection, database: Database, ids: Sequence[str]) -> list[str]:
+    """Ask the dispatcher to cancel those of these waiting jobs that are workflows under way. Returns their ids.
+
+    Such a job ends with its last step and compensation, so that its key is held and its schedule waits until then.
+    """
+    select = sa.select(jobs.c.id).where(
+        database.among(jobs.c.id, ids), jobs.c.state == State.SCHEDULED, is_under_way(jobs.c.id)
+    )
+    if workflow_ids := list(connection.scalars(select)):
+        where = database.among(jobs.c.id, workflow_ids)
+        connection.execute(sa.update(jobs).where(where).values(cancel_requested=True))
+        wake_workflows(connection, database, workflow_ids)
+    return workflow_ids
+
+
 def ask_to_cancel(connection: sa.Connection, job_id: str) -> State:
     """Ask the worker of a running job to cancel it."""
     connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
@@ -111,9 +136,11 @@ def ask_to_cancel(connection: sa.Connection, job_id: str) -> State:
 
 
 def cancel_all(connection: sa.Connection, database: Database, ids: Sequence[str], now: datetime) -> None:
-    """Cancel these jobs: those that wait at once, those that run through their workers."""
+    """Cancel these jobs: those that wait at once, those that run through their workers, workflows through the
+    dispatcher."""
     if ids:
-        cancel_waiting(connection, database, ids, now)
+        workflow_ids = ask_workflows_to_cancel(connection, database, ids)
+        cancel_waiting(connection, database, sorted(set(ids) - set(workflow_ids)), now)
         where = sa.and_(database.among(jobs.c.id, ids), jobs.c.state == State.RUNNING)
         connection.execute(sa.update(jobs).where(where).values(cancel_requested=True))
 
@@ -126,6 +153,8 @@ def cancel_key(
     Arguments:
         actor: for the audit log, which has one line for the whole act; None: not audited.
     """
+    if len(key) > _LONGEST or len(tenant or "") > _LONGEST or len(kind or "") > _LONGEST_NAME:
+        return []  # no job can have it
     now = datetime.now(UTC)
     kind = kind and kind_name(kind)
     # Inserted first: whatever records a job of this key later looks here afterwards (`cancel_unseen`). So for a job
@@ -172,9 +201,17 @@ def cancel_unseen(database: Database, seen: Sequence[Seen], *, claimed: bool = F
     """
     gone = database.read(lambda connection: cancelled_before(connection, database, seen))
     now = datetime.now(UTC)
+    states = UNENDED if claimed else REPLACEABLE
+    keys = {(job_id, key) for job_id, _, key, _, _ in seen if job_id in gone}
+
+    def cancel_recorded(connection: sa.Connection) -> None:
+        # Under the id of a message there may be another job, recorded before, whose key was not cancelled.
+        select = sa.select(jobs.c.id, jobs.c.key).where(database.among(jobs.c.id, sorted(gone)))
+        ids = sorted(row.id for row in connection.execute(select) if (row.id, row.key) in keys)
+        cancel_waiting(connection, database, ids, now, states)
+
     if gone:
-        states = UNENDED if claimed else REPLACEABLE
-        database.write(lambda connection: cancel_waiting(connection, database, sorted(gone), now, states))
+        database.write(cancel_recorded)
     return gone
 
 
@@ -196,14 +233,14 @@ def _entry_id(key: str, kind: str | None, tenant: str | None) -> str:
 
 
 def _unseen_row(job_id: str, kind: str, tenant: str | None, now: datetime) -> dict[str, Any]:
-    known = registry.find(kind)
+    declared = registry.find(kind)
     return {
         "id": job_id,
         "kind": kind,
-        "queue": known.queue if known else "",
-        "priority": known.priority if known else "normal",
-        "delivery": known.delivery if known else "at_least_once",
-        "version": known.version if known else 1,
+        "queue": declared.queue if declared else "",
+        "priority": declared.priority if declared else "normal",
+        "delivery": declared.delivery if declared else "at_least_once",
+        "version": declared.version if declared else 1,
         "payload": UNSEEN,
         "tenant": tenant,
         "state": State.CANCELLED,

@@ -13,10 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows import suspect_runs
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.attempts import CrashReports, crashed_attempt
 from penstock.ledger.rows.ended import announce_ends, final_columns
-from penstock.ledger.rows.jobs import Row, message_row
+from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, Row, is_another, is_elsewhere, message_row
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, jobs, workers
@@ -33,6 +34,7 @@ ARROWS = (
 _READ = sa.select(
     *(jobs.c[name] for name in ("id", "state", "fence", "worker", "attempt", "failures", "crashes")),
     *(jobs.c[name] for name in ("cancel_requested", "started_at", "enqueued_at")),
+    *IDENTITY,
 )
 
 
@@ -76,10 +78,11 @@ class Claim:
 
 @dataclass(slots=True)
 class Refusal:
-    """Refused claim: acknowledge the message, unless it is `held`.
+    """Refused claim: acknowledge the message, unless it is `held` or `id_taken`.
 
     Attributes:
-        reason: `ended`, `duplicate`, `cancelled` or `held`, which means that another live worker may still run it.
+        reason: `ended`, `duplicate`, `cancelled`; `held`, which means that another live worker may still run it; or
+            `id_taken`: the message has the id of another job, so bury it.
         until: of a held one: when that worker's lease ends, on this machine's clock.
     """
 
@@ -116,8 +119,8 @@ def asks_of_keys(answers: Sequence[Claim | Refusal]) -> bool:
 def without_cancelled(database: Database, answers: Sequence[Claim | Refusal]) -> list[Claim | Refusal]:
     """The answers of `claim`, with refusals for jobs whose key was cancelled before the ledger saw them.
 
-    To be called when the claims are committed: either a cancellation meanwhile finds the running job, or this finds the
-    cancellation.
+    Call it after the claims are committed: then either a cancellation meanwhile finds the running job, or this finds
+    the cancellation.
 
     Raises:
         LedgerUnavailable: ask again with the same answers.
@@ -159,8 +162,14 @@ def _claim(
             answers.append(granted)
             continue
         unanswered = asked_before and row.state == State.RUNNING and row.worker == worker
+        if is_another(row, message.kind.name, message.kind, message.tenant, message.queue):
+            answers.append(Refusal(message, ID_TAKEN))
+            continue
         if not unanswered and (refusal := _refuse(request, row, leases, worker, now)):
             answers.append(refusal)
+            continue
+        if is_elsewhere(row, message.queue):
+            answers.append(Refusal(message, ID_TAKEN))
             continue
         claimed_ids.add(message.id)
         if row.cancel_requested:
@@ -170,8 +179,9 @@ def _claim(
             continue
         crashes = row.crashes
         if row.state == State.RUNNING and not unanswered:
-            crashes += 1
-            crashed.append(crashed_attempt(row, now, crash_reports.describe(row)))
+            counts = not suspect_runs.spare(connection, row)
+            crashes += int(counts)
+            crashed.append(crashed_attempt(row, now, crash_reports.describe(row), counts=counts))
         granted = Claim(message, row.fence + 1, row.failures + 1, row.failures, crashes, now, unseen=unanswered)
         granted.quarantine = crashes >= request.max_crashes
         granted.crash = crashed[-1]["error"] if crashes > row.crashes else None

@@ -1,32 +1,45 @@
 """Jobs that wait for their time: delayed ones, retries and those put back, kept in the ledger until they are due.
+Jobs that a worker does not know are among them (`hold_back`): they are due again in a moment, for another worker.
 
 Several dispatchers send due jobs at once, in three short steps, so that no lock is held during the sending: *reserve*
 (the due time moves a little ahead; rows that another dispatcher holds are skipped), send, *mark*. A dispatcher that
 dies in between leaves rows that are due again when the reservation ends. A job that it had sent already goes out twice
 under one id, attempt and fence, which the claim absorbs.
 
-A row that is marked as sent keeps in `due_at` when that was, on the database's clock: `resending` looks for those that
-the broker has lost.
+A row that is marked as sent keeps in `due_at` when it was sent, on the database's clock. `lost` finds those that the
+broker has lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import final_columns
-from penstock.ledger.rows.jobs import RESERVED, Row, body_of_row, mark_sent, reserved
+from penstock.ledger.rows.held_jobs import Holds
+from penstock.ledger.rows.jobs import (
+    IDENTITY,
+    RESERVED,
+    Row,
+    body_of_row,
+    is_another,
+    is_elsewhere,
+    mark_sent,
+    reserved,
+)
 from penstock.ledger.rows.jobs import waiting as waiting
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import jobs
+from penstock.ledger.sql.tables import jobs, workers
 from penstock.ledger.transitions.cancel import cancel_unseen, cancelled_before
+from penstock.ledger.transitions.lost import put_back_crashed
 from penstock.schemas.jobs.kind import registry
-from penstock.schemas.states import WAITING, State
+from penstock.schemas.states import FINAL, WAITING, State
 from penstock.schemas.wire.codec import Envelope, seal
 
 ARROWS = (
@@ -34,6 +47,7 @@ ARROWS = (
     Arrow(None, State.CANCELLED, "its key was cancelled before"),
     *fan((State.SCHEDULED, State.RETRYING), (State.QUEUED,), "sent"),
     Arrow(State.SCHEDULED, None, "sent, and not tracked"),
+    Arrow(State.QUEUED, State.SCHEDULED, "held back: its worker does not know it"),
 )
 
 _ENVELOPES = ("id", "kind", "queue", "priority", "version", "payload", "embed", "key", "tenant", "traceparent")
@@ -42,7 +56,7 @@ _READ = [jobs.c[name] for name in (*_ENVELOPES, "failures", "fence", "enqueued_a
 
 
 def schedule(database: Database, envelopes: Iterable[Envelope]) -> None:
-    """Keep jobs until they are due. One that the ledger has already stays as it is.
+    """Keep jobs until they are due. A job that the ledger has already stays as it is.
 
     Raises:
         UndecodableMessage: an envelope cannot be kept; nothing was written. LedgerUnavailable: likewise.
@@ -51,23 +65,152 @@ def schedule(database: Database, envelopes: Iterable[Envelope]) -> None:
 
 
 def keep(database: Database, rows: Sequence[Row]) -> None:
-    """`schedule` of rows that `waiting` has made."""
-    names = ("id", "kind", "key", "tenant", "enqueued_at")
-    about: list[Any] = [tuple(row[name] for name in names) for row in rows if row["key"] is not None]
-
-    def insert_waiting(connection: sa.Connection) -> None:
-        # The first dispatcher that sees an overdue job sends it, so a cancelled one must not wait even for a moment.
-        gone = cancelled_before(connection, database, about) if about else ()
-        cancelled = final_columns(State.CANCELLED, datetime.now(UTC))
-        kept = [{**row, **cancelled} if row["id"] in gone else row for row in rows]
-        connection.execute(database.insert_ignore(jobs), kept)
-
+    """`schedule` for rows that `waiting` has made."""
+    about = _with_keys(rows)
     if rows:
-        database.write(insert_waiting)
+        database.write(lambda connection: _insert_waiting(connection, database, rows, about))
         # A cancellation of a key meanwhile may not have seen these. A crash in between brings the messages again, and
         # this check with them.
         if about:
             cancel_unseen(database, about)
+
+
+def _with_keys(rows: Sequence[Row]) -> list[Any]:
+    """Rows with a key, as `cancelled_before` takes them."""
+    names = ("id", "kind", "key", "tenant", "enqueued_at")
+    return [tuple(row[name] for name in names) for row in rows if row["key"] is not None]
+
+
+def _insert_waiting(connection: sa.Connection, database: Database, rows: Sequence[Row], about: list[Any]) -> None:
+    # The first dispatcher that sees an overdue job sends it, so a cancelled one must not wait even for a moment.
+    gone = cancelled_before(connection, database, about) if about else ()
+    cancelled = final_columns(State.CANCELLED, datetime.now(UTC))
+    kept = [{**row, **cancelled} if row["id"] in gone else row for row in rows]
+    connection.execute(database.insert_ignore(jobs), kept)
+
+
+HoldAnswer = Literal["held", "copy", "over", "running", "id_taken"]
+"""Of a job that a worker does not know: it waits for another worker; the message is a copy; its grace is over, so bury
+it; a live worker may still run it, so ask again; or its id is that of another job, so bury it apart."""
+
+
+@dataclass(slots=True)
+class HoldRequest:
+    """A message that a worker does not know.
+
+    Attributes:
+        row: of its job, as `waiting` makes it.
+        fence: in the message.
+        redelivered: the broker has handed it out before, so the worker that had it may be dead.
+        reason, detail: why this worker does not know it, as of a dead letter.
+    """
+
+    row: Row
+    fence: int
+    redelivered: bool
+    reason: str
+    detail: str
+
+
+def hold_back(
+    database: Database, requests: Sequence[HoldRequest], *, worker: str, grace: timedelta
+) -> list[HoldAnswer]:
+    """Hold jobs back that a worker does not know: the dispatcher sends them again in a moment, for another worker.
+
+    The grace counts from the first time that a worker did not know the job since its last attempt.
+
+    Raises:
+        LedgerUnavailable: nothing was written.
+    """
+    rows = [request.row for request in requests]
+    about = _with_keys(rows)
+
+    def insert_and_hold(connection: sa.Connection) -> list[HoldAnswer]:
+        _insert_waiting(connection, database, rows, about)
+        return _hold_back(connection, database, requests, worker, grace)
+
+    answers = database.write(insert_and_hold)
+    if about:
+        cancel_unseen(database, about)
+    return answers
+
+
+def _hold_back(
+    connection: sa.Connection, database: Database, requests: Sequence[HoldRequest], worker: str, grace: timedelta
+) -> list[HoldAnswer]:
+    ids = sorted({request.row["id"] for request in requests})
+    now = connection.execute(sa.select(from_now())).scalar_one()
+    on_record = {row.id: row for row in database.rows_of(connection, _HELD, jobs.c.id, ids)}
+    holds = Holds(connection, database, ids, now, grace)
+    answers: list[HoldAnswer] = []
+    updates: list[Row] = []
+    crashed: list[Any] = []
+    answered: set[str] = set()
+    for request in requests:
+        job = on_record.get(request.row["id"])
+        if job is not None and _is_another(request, job):
+            answers.append("id_taken")
+            continue
+        if job is None or job.id in answered or _is_copy(request, job, now):
+            answers.append("copy")
+            continue
+        if is_elsewhere(job, request.row["queue"]):
+            answers.append("id_taken")
+            continue
+        answered.add(job.id)
+        runs = job.state == State.RUNNING
+        if runs and job.delivery == "once" and _is_alive(connection, job.worker):
+            answers.append("running")
+            continue
+        if runs:
+            crashed.append(job)
+        due_at = holds.hold(job.id, job.fence + int(runs), worker, request.reason, request.detail)
+        if due_at is None:
+            answers.append("over")
+            continue
+        answers.append("held")
+        if not job.cancel_requested:
+            state = job.state if job.state in WAITING else State.SCHEDULED
+            updates.append({"b_id": job.id, "b_state": state, "b_due_at": due_at})
+    put_back_crashed(connection, database, crashed, "worker {worker} died or fell silent while it ran this")
+    if updates:
+        database.execute_many(connection, _HOLD, updates)
+    holds.write()
+    return answers
+
+
+_HELD = sa.select(
+    *(jobs.c[name] for name in ("id", "state", "fence", "attempt", "crashes", "worker", "delivery")),
+    *(jobs.c[name] for name in ("cancel_requested", "started_at", "due_at")),
+    *IDENTITY,
+)
+_HOLD = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("b_id"))
+    .values(state=sa.bindparam("b_state"), due_at=sa.bindparam("b_due_at"))
+)
+
+
+def _is_another(request: HoldRequest, job: Any) -> bool:
+    row = request.row
+    return is_another(job, row["kind"], registry.find(row["kind"]), row["tenant"], row["queue"])
+
+
+def _is_copy(request: HoldRequest, job: Any, now: datetime) -> bool:
+    """Whether the job goes on without this message, by the rules of claims."""
+    if job.state in FINAL or (job.cancel_requested and job.state != State.RUNNING):
+        return True
+    if job.state == State.RUNNING:
+        return not request.redelivered or job.delivery == "at_most_once"
+    if request.fence < job.fence and (job.state in WAITING or job.worker is None):
+        return True
+    # A row that is only reserved may be sent and not marked yet.
+    return job.state in WAITING and job.due_at is not None and job.due_at > now + RESERVED
+
+
+def _is_alive(connection: sa.Connection, worker: str | None) -> bool:
+    alive = workers.c.name == worker, workers.c.lease_until > from_now(), workers.c.stopped_at.is_(None)
+    return connection.execute(sa.select(workers.c.name).where(*alive)).first() is not None
 
 
 def due(
@@ -110,7 +253,7 @@ def envelope_of(row: Any) -> Envelope:
 
 
 def reserve(database: Database, limit: int, exclude: Iterable[str]) -> tuple[list[Any], datetime]:
-    """Due rows, and until when they are this dispatcher's."""
+    """Reserve due rows for this dispatcher. Returns them, and the end of the reservation."""
     now, any_due = database.read(_peek)
     until = now + RESERVED
     if not any_due:
@@ -127,7 +270,7 @@ def reserve(database: Database, limit: int, exclude: Iterable[str]) -> tuple[lis
 
 
 def _peek(connection: sa.Connection) -> tuple[datetime, bool]:
-    """The time, and whether anything is due by it."""
+    """The database's time, and whether a row is due by then."""
     # The database's clock, as for retries; ahead by the fraction that SQLite's clock leaves out.
     now = connection.execute(sa.select(from_now(timedelta(milliseconds=1)))).scalar_one()
     firsts = [_due(state, now).with_only_columns(jobs.c.id).limit(1) for state in WAITING]

@@ -1,7 +1,7 @@
 """Inserting jobs, and admission of unique ones: the ledger decides which job holds a key, in the same transaction.
 
-The insertion of a unique job locks the row of its key, so one of any number at once is first. Nothing releases a key:
-the state of the job that took it last says whether it still holds it, so no worker and no outcome knows of keys.
+The insertion of a unique job locks the row of its key, so of several at once one is first. Nothing releases a key: the
+job that took it last holds it as long as its state says so. So workers and outcomes need not know about keys.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ARROWS = (
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Answer to a job that asks for its key.
+    """Answer to a job that requests its key.
 
     Attributes:
         job_id, queue: of the job that counts from now on: its own, or the one that holds the key.
@@ -298,7 +298,7 @@ class Admissions:
             was = self.replaced.get(key.before or "")
             if was is None or key.job_id not in refused:
                 continue
-            # Its message may have been dropped as cancelled meanwhile, so it is sent anew.
+            # Its message may have been dropped as cancelled meanwhile, so it is sent again.
             waits = was.state in WAITING
             change = {
                 "state": was.state if waits else State.SCHEDULED,
@@ -311,7 +311,7 @@ class Admissions:
 
 
 def _release_key(connection: sa.Connection, id: str, key: Key) -> None:
-    """Let the job before hold the key again."""
+    """Let the previous job hold the key again."""
     unchanged = sa.and_(unique_keys.c.id == id, unique_keys.c.job_id == key.job_id)
     if key.before is None:
         connection.execute(sa.delete(unique_keys).where(unchanged))

@@ -1,21 +1,23 @@
-"""Jobs that the broker has lost, found by what the ledger says it was given, and sent again.
+"""Jobs that the broker has lost: the ledger recorded them as sent, and has them sent again.
 
-A `queued` row keeps in `due_at` when it was sent. A caller that knows what a broker cannot hold any more, because it
-was wiped since or because a lane holds nothing as old, has those rows put back: they wait again, due at once, and the
-dispatcher sends them under the same id, attempt and fence. So a copy of one that was not lost is harmless: of several
-one is claimed, and the others are refused.
+A `queued` row keeps in `due_at` when it was sent. The caller knows what a broker cannot hold any more: all that was
+sent before it was wiped, or before the oldest message of a lane. It puts those rows back: they wait again, due at once,
+and the dispatcher sends them under the same id, attempt and fence. So a copy of a job that was not lost is harmless:
+one of them is claimed, and the others are refused.
 
-Times to compare with are of the database's clock.
+Times to compare with are on the database's clock.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.rows import suspect_runs
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.attempts import crashed_attempt
 from penstock.ledger.rows.ended import announce_ends, final_columns
@@ -35,6 +37,7 @@ Lane = tuple[str, str]
 BATCH = 500
 PATIENT_LEASES = 2
 """Leases after its sending from which on a job is missed."""
+_LOST = "worker {worker} died or fell silent while it ran this, and the broker lost it"
 SILENT_LEASES = 4
 """Leases, beyond its own, for which a worker is silent before its jobs count as lost, or dead."""
 
@@ -46,8 +49,8 @@ def clock(database: Database) -> datetime:
 
 
 def suspects(database: Database, patience: timedelta, silence: timedelta) -> set[Lane]:
-    """Lanes with jobs that were sent longer ago than `patience` and have not begun, or whose worker has been silent for
-    longer than `silence` after its lease.
+    """Lanes with jobs that were sent longer ago than `patience` and have not started, or whose worker has been silent
+    for longer than `silence` after its lease.
 
     Only lanes of queues that a worker on record consumes now: without one no job is missed, and jobs that others run,
     such as an unmodified Celery worker, are not recorded here and would never stop being missed.
@@ -108,23 +111,36 @@ def put_back_running(database: Database, silence: timedelta, lane: Lane, limit: 
 
     def end_crashed_attempts(connection: sa.Connection) -> int:
         rows = connection.execute(database.locked(select, skip=True)).all()
-        now = datetime.now(UTC)
-        raised = {"worker": None, "fence": jobs.c.fence + 1, "crashes": jobs.c.crashes + 1}
-        again = {"state": State.SCHEDULED, "due_at": from_now()}
-        # Its worker was asked to stop it, and it must not start again.
-        ended = final_columns(State.CANCELLED, now, cancel_requested=False)
-        for cancelled, change in ((False, again), (True, ended)):
-            if ids := [row.id for row in rows if row.cancel_requested == cancelled]:
-                connection.execute(sa.update(jobs).where(database.among(jobs.c.id, ids)).values(**change, **raised))
-                if cancelled:
-                    announce_ends(connection, database, ids)
-        if rows:
-            connection.execute(
-                database.insert_ignore(attempts), [crashed_attempt(row, now, _lost(row)) for row in rows]
-            )
+        put_back_crashed(connection, database, rows, _LOST)
         return len(rows)
 
     return database.write(end_crashed_attempts)
+
+
+def put_back_crashed(connection: sa.Connection, database: Database, rows: Sequence[Any], error: str) -> None:
+    """Put back running jobs whose worker died, due at once; end those as cancelled that were asked to cancel.
+
+    Arguments:
+        rows: of the jobs, locked.
+        error: of the attempts, with `{worker}` in place of the worker's name.
+    """
+    now = datetime.now(UTC)
+    spared = {row.id for row in rows if suspect_runs.spare(connection, row)}
+    crashes = jobs.c.crashes + sa.case((database.among(jobs.c.id, list(spared)), 0), else_=1)
+    raised = {"worker": None, "fence": jobs.c.fence + 1, "crashes": crashes}
+    again = {"state": State.SCHEDULED, "due_at": from_now()}
+    # Its worker was asked to stop it, and it must not start again.
+    ended = final_columns(State.CANCELLED, now, cancel_requested=False)
+    for cancelled, change in ((False, again), (True, ended)):
+        if ids := [row.id for row in rows if row.cancel_requested == cancelled]:
+            connection.execute(sa.update(jobs).where(database.among(jobs.c.id, ids)).values(**change, **raised))
+            if cancelled:
+                announce_ends(connection, database, ids)
+    if rows:
+        crashed = [
+            crashed_attempt(row, now, error.format(worker=row.worker), counts=row.id not in spared) for row in rows
+        ]
+        connection.execute(database.insert_ignore(attempts), crashed)
 
 
 def _abandoned(silence: timedelta) -> tuple[sa.ColumnElement[bool], ...]:
@@ -133,7 +149,3 @@ def _abandoned(silence: timedelta) -> tuple[sa.ColumnElement[bool], ...]:
         workers.c.name == jobs.c.worker, workers.c.lease_until > from_now(-silence), workers.c.stopped_at.is_(None)
     )
     return jobs.c.state == State.RUNNING, jobs.c.delivery != "at_most_once", ~heard
-
-
-def _lost(row: Any) -> str:
-    return f"worker {row.worker} died or fell silent while it ran this, and the broker lost it"

@@ -14,15 +14,19 @@ from penstock.ledger.rows import dead_letters as dead_letter
 from penstock.ledger.rows import limit_waits, steps
 from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.ended import announce_ends
-from penstock.ledger.rows.jobs import Row, message_row
+from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, Row, id_taken, is_another, message_row
 from penstock.ledger.sql.clock import seconds_from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import UtcDateTime, attempts, jobs
+from penstock.ledger.sql.tables import attempts, jobs
+from penstock.ledger.sql.text import LONGEST_ERROR, LONGEST_NOTE, LONGEST_TRACEBACK, storable, storable_count
+from penstock.ledger.sql.types import UtcDateTime
 from penstock.ledger.transitions.bury import bury
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.enqueue import enter
+from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import WAITING, Outcome, State
-from penstock.schemas.wire.codec import Envelope
+from penstock.schemas.wire.codec import Envelope, body_of, seal
+from penstock.schemas.wire.ids import new_id
 
 _ENDS = (State.SUCCEEDED, State.DISCARDED, State.CANCELLED, State.DEAD)
 ARROWS = (
@@ -59,12 +63,14 @@ class AttemptOutcome:
     progress: tuple[int, int | None, str | None] | None = None
     waits_for: str | None = None
     """Slot of a limit that holds the job back: it has not run, and this does not count as an attempt."""
+    crashed: bool = False
+    """Its own process died: the attempt is on record as crashed, and counts as a crash and not as a failure."""
     recorded: bool | None = None
     """If known before the record: whether it was kept (with `ctx.session`), or the fence was lost."""
 
     @property
     def needs_record(self) -> bool:
-        """Whether it must be recorded. A kind with `track=False` keeps only outcomes that are not a success."""
+        """Whether the outcome must be recorded. A kind with `track=False` keeps only outcomes other than success."""
         return self.claim.tracked or bool(self.outgoing) or self.name not in (Outcome.SUCCEEDED, Outcome.INTERRUPTED)
 
 
@@ -111,7 +117,14 @@ def write_outcomes(
     ]:
         # A second delivery of one sending may end when the retry of the first is on its way or done: its row stays.
         ids = [row["id"] for row in new]
-        fences = {row.id: row.fence for row in database.rows_of(connection, _FENCES, jobs.c.id, ids)}
+        on_record = {row.id: row for row in database.rows_of(connection, _UNTRACKED, jobs.c.id, ids)}
+        fences = {row.id: row.fence for row in on_record.values()}
+        if others := [row for row in new if row["id"] in on_record and _has_id_of_another(row, on_record[row["id"]])]:
+            new = [row for row in new if row not in others]
+            failed = [row for row in others if row["state"] != State.SUCCEEDED]
+            buried = {row["id"] for row in failed}
+            accepted = [item for item in accepted if item.claim.tracked or item.claim.message.id not in buried]
+            bury(connection, database, [_other_dead_letter(row) for row in failed])
         if fresh := [row for row in new if fences.get(row["id"], 0) < row["fence"]]:
             connection.execute(database.upsert(jobs, keep=("enqueued_at",)), fresh)
             written = {row["id"] for row in fresh}
@@ -131,7 +144,7 @@ def write_outcomes(
     # Only a step's job has a mark in its embed. One that seems to go on has ended, too, if it was asked to cancel.
     marked = [outcome.claim.message for outcome in accepted if outcome.claim.message.embed is not None]
     if of_steps := [message.id for message in marked if message.embed and steps.MARK in message.embed]:
-        announce_ends(connection, database, of_steps)
+        announce_ends(connection, database, of_steps, workflows=False)
     if outgoing := [envelope for outcome in accepted for envelope in outcome.outgoing]:
         # Last, so that a job that has just ended here does not hold the key of the next one.
         for envelope, answer in zip(outgoing, enter(connection, database, outgoing, datetime.now(UTC)), strict=True):
@@ -150,6 +163,7 @@ def _kept(connection: sa.Connection, database: Database, outcomes: Sequence[Atte
 
 
 _FENCES = sa.select(jobs.c.id, jobs.c.fence)
+_UNTRACKED = sa.select(jobs.c.id, jobs.c.fence, *IDENTITY)
 _RUNNING = _FENCES.where(jobs.c.state == State.RUNNING)
 _CLAIMED = sa.and_(
     jobs.c.id == sa.bindparam("b_id"), jobs.c.fence == sa.bindparam("b_fence"), jobs.c.state == State.RUNNING
@@ -184,6 +198,7 @@ _ENDED = (
         state=sa.case((sa.and_(jobs.c.cancel_requested, _GOES_ON), State.CANCELLED), else_=_ENDS_AS),
         attempt=sa.bindparam("b_attempt"),
         failures=sa.bindparam("b_failures"),
+        crashes=sa.bindparam("b_crashes"),
         finished_at=sa.bindparam("b_finished_at"),
         due_at=sa.func.coalesce(seconds_from_now("b_delay"), sa.bindparam("b_due_at", type_=UtcDateTime())),
         result=sa.bindparam("b_result"),
@@ -205,7 +220,7 @@ def _has_attempt_row(outcome: AttemptOutcome) -> bool:
 
 
 def _is_plain(outcome: AttemptOutcome) -> bool:
-    """Whether it is a plain success, as almost every outcome is. Its row changes in few columns."""
+    """Whether the outcome is a plain success, as almost every one is. Its row changes in few columns."""
     return outcome.name == Outcome.SUCCEEDED and outcome.progress is None and outcome.result_ref is None
 
 
@@ -220,8 +235,14 @@ def _succeeded_row(outcome: AttemptOutcome) -> Row:
 
 
 def _failures_after(outcome: AttemptOutcome) -> int:
-    failed = outcome.name == Outcome.RETRY or (outcome.name == Outcome.DEAD and not outcome.claim.quarantine)
+    failed = outcome.name == Outcome.RETRY or (
+        outcome.name == Outcome.DEAD and not outcome.claim.quarantine and not outcome.crashed
+    )
     return outcome.claim.failures + int(failed)
+
+
+def _crashes_after(outcome: AttemptOutcome) -> int:
+    return outcome.claim.crashes + int(outcome.crashed)
 
 
 def _outcome_row(outcome: AttemptOutcome) -> Row:
@@ -234,15 +255,16 @@ def _outcome_row(outcome: AttemptOutcome) -> Row:
         "b_state": outcome.state,
         "b_attempt": claim.attempt - 1 if unfinished else claim.attempt,
         "b_failures": _failures_after(outcome),
+        "b_crashes": _crashes_after(outcome),
         "b_finished_at": outcome.finished_at,
         "b_due_at": outcome.finished_at if outcome.state == State.QUEUED else outcome.due_at,  # as when it was sent
         "b_delay": None if outcome.delay is None else outcome.delay.total_seconds(),
         "b_result": outcome.result if outcome.result_ref is None else None,
         "b_result_ref": outcome.result_ref,
-        "b_error": outcome.error,
-        "b_done": done,
-        "b_total": total,
-        "b_note": note[:255] if note else note,
+        "b_error": storable(outcome.error, LONGEST_ERROR),
+        "b_done": storable_count(done),
+        "b_total": storable_count(total),
+        "b_note": storable(note, LONGEST_NOTE),
     }
 
 
@@ -260,11 +282,25 @@ def _untracked_row(outcome: AttemptOutcome, worker: str) -> Row:
         fence=claim.fence + 1,
         attempt=claim.attempt,
         failures=_failures_after(outcome),
+        crashes=_crashes_after(outcome),
         finished_at=outcome.finished_at,
         due_at=outcome.due_at,
-        error=outcome.error,
+        error=storable(outcome.error, LONGEST_ERROR),
     )
     return row
+
+
+def _has_id_of_another(row: Row, on_record: Any) -> bool:
+    return is_another(on_record, row["kind"], registry.find(row["kind"]), row["tenant"], row["queue"])
+
+
+def _other_dead_letter(row: Row) -> Row:
+    """Dead letter of an untracked job that did not succeed, and whose id another job has, which stays as it is."""
+    detail = f"{row['error'] or row['state']}; {id_taken(row['id'])}"
+    sent = seal(row["kind"], row["version"], body_of(row["payload"].encode()), row["id"], row["queue"], row["priority"])
+    return dead_letter.unread(
+        new_id(), sent.headers, row["queue"], sent.body, reason=ID_TAKEN, detail=detail, created_at=datetime.now(UTC)
+    )
 
 
 def _attempt_row(outcome: AttemptOutcome, worker: str) -> Row:
@@ -276,9 +312,9 @@ def _attempt_row(outcome: AttemptOutcome, worker: str) -> Row:
         "worker": worker,
         "started_at": claim.started_at,
         "finished_at": outcome.finished_at,
-        "outcome": outcome.name,
-        "error": outcome.error,
-        "traceback": outcome.traceback,
+        "outcome": Outcome.CRASHED if outcome.crashed else outcome.name,
+        "error": storable(outcome.error, LONGEST_ERROR),
+        "traceback": storable(outcome.traceback, LONGEST_TRACEBACK, end=True),
     }
 
 

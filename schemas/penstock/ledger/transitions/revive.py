@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -59,23 +59,21 @@ def revive(connection: sa.Connection, database: Database, job_id: str, states: S
     return State(row.state)
 
 
-def revive_all(
-    connection: sa.Connection, database: Database, ids: Sequence[str], after: timedelta = timedelta()
-) -> None:
+def revive_all(connection: sa.Connection, database: Database, ids: Sequence[str], *, parked: bool = False) -> None:
     """Turn those of these jobs that ended without success, or are workflows, into waiting ones.
 
     Arguments:
-        after: from now until they are due.
+        parked: they wait without a time, as the job of a workflow does. Else they are due now.
     """
     if ids:
-        ended = jobs.c.state.in_(sorted(FINAL if after else FINAL - {State.SUCCEEDED}))
+        ended = jobs.c.state.in_(sorted(FINAL if parked else FINAL - {State.SUCCEEDED}))
         where = sa.and_(database.among(jobs.c.id, ids), ended)
-        connection.execute(sa.update(jobs).where(where).values(due_at=from_now(after), **REVIVED))
+        connection.execute(sa.update(jobs).where(where).values(due_at=None if parked else from_now(), **REVIVED))
         close(connection, database, ids, "replayed_at")
 
 
 def check_state(job: Any, states: Sequence[State], *, read_again: bool = False) -> None:
-    """Raises InvalidState if this row of `CHECKED` cannot be tried again.
+    """Raise InvalidState if this row of `CHECKED` cannot be tried again.
 
     Arguments:
         read_again: its message is at hand, so a worker need not have seen it.

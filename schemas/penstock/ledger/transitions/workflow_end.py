@@ -25,6 +25,7 @@ _SUCCEED_JOB = (
         state=State.SUCCEEDED,
         due_at=None,
         error=None,
+        cancel_requested=False,
         **{
             name: sa.bindparam(f"b_{name}", type_=jobs.c[name].type) for name in ("finished_at", "result", "result_ref")
         },
@@ -57,7 +58,7 @@ def cancel_own_job(connection: sa.Connection, workflow_id: str) -> None:
 def bury_own_job(
     connection: sa.Connection, database: Database, workflow_id: str, kind: str, queue: str, error: str | None
 ) -> None:
-    """End the own job of a workflow that failed: it is a dead letter."""
+    """End the own job of a workflow that failed: it becomes a dead letter."""
     now = datetime.now(UTC)
     row = dead_letter.of_job(workflow_id, kind, queue, reason="failed", detail=error or "", created_at=now)
     bury(connection, database, [row])
@@ -65,9 +66,10 @@ def bury_own_job(
 
 
 def _end_own_job(connection: sa.Connection, workflow_id: str, state: State, error: str | None, now: datetime) -> None:
-    connection.execute(sa.update(jobs).where(jobs.c.id == workflow_id).values(**final_columns(state, now, error=error)))
+    change = final_columns(state, now, error=error, cancel_requested=False)
+    connection.execute(sa.update(jobs).where(jobs.c.id == workflow_id).values(**change))
 
 
 def wake_outer_workflows(connection: sa.Connection, database: Database, workflow_ids: Sequence[str]) -> None:
-    """Let the dispatcher look at the steps whose jobs these workflows are."""
+    """Let the dispatcher look at the steps that run these workflows."""
     steps.wake_steps_of(connection, database, workflow_ids)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.ledger.queries.scope import may_match
 from penstock.ledger.rows import audit
+from penstock.ledger.rows.steps import RESTING
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
@@ -99,6 +100,12 @@ def find(
     )
 
 
+def count_resting(database: Database) -> dict[str, int]:
+    """Kind → number of its workflows that rest."""
+    count = sa.select(workflows.c.kind, sa.func.count()).where(RESTING).group_by(workflows.c.kind)
+    return database.read(lambda connection: {row[0]: row[1] for row in connection.execute(count)})
+
+
 def show(database: Database, workflow_id: str) -> WorkflowDetails:
     """A workflow with its steps. Raises JobNotFound."""
 
@@ -128,7 +135,7 @@ def signal(database: Database, workflow_id: str, step: str, answer: Any, *, acto
             is then found by the step that takes it, which dies.
 
     Raises:
-        JobNotFound: there is no such workflow. InvalidState: it has no such step, or the step no longer waits.
+        JobNotFound: the workflow does not exist. InvalidState: it has no such step, or the step no longer waits.
         InvalidJob: the value is not of the type the step waits for, or that type is not known here and must be.
     """
 
@@ -256,6 +263,8 @@ def _edit(connection: sa.Connection, workflow_id: str, kind_name: str, edit: Map
     try:
         job = kind.job.model_validate_json(json.dumps({**payload, **edit}))
     except ValidationError as error:
-        raise InvalidJob(f"workflow {workflow_id}: the input does not fit {kind.name}: {explain(error)}") from error
+        raise InvalidJob(
+            f"workflow {workflow_id}: the input does not fit {kind.name}: {explain(error, kind=kind)}"
+        ) from error
     change = {"payload": job.model_dump_json(by_alias=True), "version": kind.version}
     connection.execute(sa.update(jobs).where(jobs.c.id == workflow_id).values(**change))

@@ -1,4 +1,4 @@
-"""Workflows, their steps and the jobs of those, read for a dispatcher that advances them."""
+"""Workflows, their steps and the jobs of the steps, read for a dispatcher that advances them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _WORKFLOWS = sa.select(
     *(workflows.c[name] for name in ("id", "kind", "state", "definition", "ends_as", "undo", "error"))
 )
 _OWN_JOBS = sa.select(
-    *(jobs.c[name] for name in ("id", "state", "payload", "version", "tenant", "traceparent", "queue", "embed"))
+    *(jobs.c[name] for name in ("id", "state", "payload", "version", "tenant", "traceparent", "queue", "embed")),
+    jobs.c.cancel_requested,
 )
 _STEPS = sa.select(steps.c.workflow_id, *(steps.c[name] for name in STEP_COLUMNS)).where(steps.c.number == 0)
 _DUE_STEPS = sa.select(*(steps.c[name] for name in ("workflow_id", "number", "step", "state", "job_id", "due_at")))
@@ -88,7 +89,7 @@ def fan_out_results(connection: sa.Connection, workflow_id: str, step: str) -> S
 
 
 def graph_of(connection: sa.Connection, workflow_id: str) -> str:
-    """The graph that a workflow began with, as JSON."""
+    """The graph that a workflow started with, as JSON."""
     graph: str = connection.execute(sa.select(workflows.c.graph).where(workflows.c.id == workflow_id)).scalar_one()
     return graph
 

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import steps, workflows
+from penstock.ledger.sql.tables import jobs, steps, workflows
+from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.ledger.workflows.read import STEP_COLUMNS
 from penstock.ledger.workflows.rows import StepRow, fresh_row
 from penstock.schemas.workflows import StepState, WorkflowState
@@ -69,7 +70,7 @@ class StepChanges:
         self._members.append(_key(due) | change)
 
     def postpone(self, due: Any, due_at: datetime) -> None:
-        """Look at a due step later."""
+        """Postpone a due step."""
         self._postponed.append(_key(due) | {"b_due_at": due_at})
 
     def add_member(self, workflow_id: str, step: str, number: int, job_id: str, due_at: datetime) -> None:
@@ -117,7 +118,7 @@ def update_workflows(connection: sa.Connection, database: Database, changes: Seq
                 "b_state": change.state,
                 "b_ends_as": change.ends_as,
                 "b_finished_at": datetime.now(UTC) if change.state.final else None,
-                "b_error": change.error,
+                "b_error": storable(change.error, LONGEST_ERROR),
             }
             for change in changes
         ]
@@ -125,18 +126,21 @@ def update_workflows(connection: sa.Connection, database: Database, changes: Seq
 
 
 def postpone_workflow(connection: sa.Connection, workflow_id: str, now: datetime, delay: timedelta) -> None:
-    """Look at the due steps of a workflow later."""
+    """Postpone the due steps of a workflow."""
     due = sa.and_(steps.c.workflow_id == workflow_id, steps.c.due_at <= now)
     connection.execute(sa.update(steps).where(due).values(due_at=from_now(delay)))
 
 
-def note_error(connection: sa.Connection, workflow_id: str, error: str) -> None:
-    """Show why a workflow rests."""
-    connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(error=error[:2000]))
+def note_rest(connection: sa.Connection, workflow_id: str, error: str | None) -> None:
+    """Record why a workflow rests, also with its own job; None: it goes on."""
+    for table in (workflows, jobs):
+        connection.execute(
+            sa.update(table).where(table.c.id == workflow_id).values(error=storable(error, LONGEST_ERROR))
+        )
 
 
-def fail_unreadable(connection: sa.Connection, workflow_id: str, error: str) -> None:
-    """End a workflow that cannot be read: none of its steps will begin any more."""
-    change = {"state": WorkflowState.FAILED, "finished_at": datetime.now(UTC), "error": error[:2000]}
+def fail_without_job(connection: sa.Connection, workflow_id: str, error: str) -> None:
+    """End a workflow whose own job is gone: none of its steps will start."""
+    change = {"state": WorkflowState.FAILED, "finished_at": datetime.now(UTC), "error": storable(error, LONGEST_ERROR)}
     connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(**change))
     connection.execute(sa.update(steps).where(steps.c.workflow_id == workflow_id).values(due_at=None))

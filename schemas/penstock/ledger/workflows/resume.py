@@ -14,7 +14,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import steps, workflows
 from penstock.ledger.transitions.revive import revive_all
 from penstock.ledger.workflows.read import graph_of
-from penstock.ledger.workflows.rows import PARKED, fresh_row
+from penstock.ledger.workflows.rows import fresh_row
 from penstock.schemas.workflows import BROKEN, StepState, WorkflowOutline, WorkflowState
 
 
@@ -30,7 +30,7 @@ def resume(
         from_step: only this step and those that follow it begin again, with new jobs.
 
     Raises:
-        InvalidState: there is no such step.
+        InvalidState: the workflow has no such step.
     """
     graph = json.loads(graph_of(connection, workflow_id))
     select = sa.select(steps).where(steps.c.workflow_id == workflow_id, steps.c.number == 0)
@@ -110,4 +110,4 @@ def _go_on(connection: sa.Connection, database: Database, workflow_id: str, chan
     connection.execute(sa.update(workflows).where(workflows.c.id == workflow_id).values(**change))
     its_steps = sa.and_(steps.c.workflow_id == workflow_id, steps.c.number == 0)
     connection.execute(sa.update(steps).where(its_steps).values(due_at=from_now()))
-    revive_all(connection, database, [workflow_id], after=PARKED)
+    revive_all(connection, database, [workflow_id], parked=True)

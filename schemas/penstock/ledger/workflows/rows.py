@@ -1,15 +1,13 @@
-"""Rows of the table of steps, and where the job of a workflow waits."""
+"""Rows of the table of steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
+from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.schemas.workflows import StepState
-
-PARKED = timedelta(days=36_500)
-"""Delay after which the job of a running workflow is due. It never runs by itself: the end of the workflow ends it."""
 
 
 @dataclass(slots=True)
@@ -39,12 +37,12 @@ class StepRow:
         self.seen_due_at = self.due_at
 
     def end(self, state: StepState, now: datetime, error: str | None = None) -> None:
-        self.state, self.finished_at, self.error = state, now, error and error[:2000]
+        self.state, self.finished_at, self.error = state, now, storable(error, LONGEST_ERROR)
         self.due_at, self.changed = None, True
 
 
 def fresh_row(workflow_id: str, name: str, number: int = 0) -> dict[str, Any]:
-    """A step's row before the step begins."""
+    """A step's row before the step starts."""
     return {
         "workflow_id": workflow_id,
         "number": number,

@@ -1,4 +1,4 @@
-"""The start of a workflow: its rows, or another try of one that has ended."""
+"""Start of a workflow: insert its rows, or try one again that has ended."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from penstock.schemas.workflows import WorkflowOutline, WorkflowState
 
 
 def start_workflow(connection: sa.Connection, database: Database, workflow_id: str, outline: WorkflowOutline) -> None:
-    """Insert a workflow with its steps. One that is recorded already goes on; one that failed or was cancelled is
-    resumed; one that succeeded starts again."""
+    """Insert a workflow with its steps. A recorded one goes on if it is running, is resumed if it failed or was
+    cancelled, and starts again if it succeeded."""
     row = {
         "id": workflow_id,
         "kind": outline.kind,

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, JsonValue, model_validator
 
-from penstock.schemas.jobs.job import Job, Sensitive
+from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
+from penstock.schemas.jobs.sensitive import Sensitive
 
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 """A line break in a header would begin another header."""

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def find(document: Any, path: str) -> Any:
-    """The value at a path; the document for an empty path; None if there is no value."""
+    """The value at a path; the document for an empty path; None if nothing is there."""
     for key in path.split(".") if path else ():
         if isinstance(document, Mapping):
             document = document.get(key)

@@ -6,8 +6,9 @@ from datetime import timedelta
 
 from pydantic import AwareDatetime, BaseModel, Field, JsonValue
 
-from penstock.schemas.jobs.job import Job, Sensitive
+from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
+from penstock.schemas.jobs.sensitive import Sensitive
 
 
 class DeliverWebhook(

@@ -24,7 +24,7 @@ _REFS = "#/components/schemas/{model}"
 
 
 def document(kinds: Iterable[Kind], *, title: str, version: str, broker_url: str, prefix: str) -> dict[str, Any]:
-    """As JSON values.
+    """AsyncAPI document of these kinds, as JSON values.
 
     Arguments:
         title, version: of the application, for the document's `info`.

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from penstock.config.errors import InvalidEvent
+from penstock.schemas.events.signatures import header_text
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -146,9 +147,9 @@ def _binary(headers: Mapping[str, str], header: str, content_type: str, body: by
             if name in ("data", "datacontenttype", "data_base64"):
                 raise InvalidEvent(name, "has no header of its own: it is the body, or its Content-Type")
             try:
-                yield name, unquote(value.strip('"'), errors="strict")
+                yield name, unquote(header_text(value).strip('"'), errors="strict")
             except UnicodeDecodeError:
-                raise InvalidEvent(name, "what is percent-encoded in its header is not UTF-8") from None
+                raise InvalidEvent(name, "its header is not UTF-8, raw or percent-encoded") from None
     if header:
         yield "datacontenttype", header
     if body:

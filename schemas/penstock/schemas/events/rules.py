@@ -93,6 +93,9 @@ def _job_of(event: Event, name: str, rule: EventRule, registry: Registry) -> Rul
     try:
         # As JSON: there a strict field also takes a value without a JSON type of its own, such as a date.
         payload = to_json({**picked, **rule.values}, bytes_mode="base64")
-        return RuleJob(name, registry[rule.kind].job.model_validate_json(payload))
+        kind = registry[rule.kind]
+        return RuleJob(name, kind.job.model_validate_json(payload))
     except ValidationError as error:
-        raise InvalidEvent("data", f"rule {name} cannot make a {rule.kind} of it: {explain(error)}") from None
+        raise InvalidEvent(
+            "data", f"rule {name} cannot make a {rule.kind} of it: {explain(error, kind=kind)}"
+        ) from None

@@ -13,6 +13,7 @@ import hmac
 from collections.abc import Iterable, Mapping
 
 from penstock.config.errors import WrongSignature
+from penstock.config.sections.events import signing_key
 
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 """The headers of Standard Webhooks."""
@@ -21,15 +22,28 @@ Headers = Mapping[str, str]
 """By their lower-case names."""
 
 
+def header_text(value: str) -> str:
+    """A header's text, whose bytes are read as UTF-8; servers read them as Latin-1.
+
+    Raises:
+        UnicodeDecodeError: they are not UTF-8.
+    """
+    try:
+        raw = value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value  # not from a server
+    return raw.decode()
+
+
 def sign(secret: str, id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """Sign a webhook: the headers of Standard Webhooks.
 
     Arguments:
-        secret: `whsec_` and base64, or any other text, which is then the key itself.
+        secret: base64, with or without `whsec_` before it.
         timestamp: in seconds since 1970.
 
     Raises:
-        ValueError: what follows `whsec_` is not base64.
+        ValueError: the secret is not base64, or is empty.
     """
     signature = _standard(secret, id, str(timestamp), body)
     return {ID: id, TIMESTAMP: str(timestamp), SIGNATURE: f"v1,{base64.b64encode(signature).decode()}"}
@@ -41,7 +55,11 @@ def verify_standard(headers: Headers, body: bytes, secrets: Iterable[str], *, no
     Raises:
         WrongSignature: it is not signed with one of the secrets, or its time is further from `now` than the tolerance.
     """
-    id, timestamp = _header(headers, ID), _header(headers, TIMESTAMP)
+    timestamp = _header(headers, TIMESTAMP)
+    try:
+        id = header_text(_header(headers, ID))
+    except UnicodeDecodeError:
+        raise WrongSignature(f"the header {ID} is not UTF-8") from None
     parts = _header(headers, SIGNATURE).split()
     signatures = [_bytes(part.removeprefix("v1,")) for part in parts if part.startswith("v1,")]
     _check(signatures, [_standard(secret, id, timestamp, body) for secret in secrets])
@@ -66,7 +84,7 @@ def verify_stripe(headers: Headers, body: bytes, secrets: Iterable[str], *, now:
 
 
 def stripe_time(headers: Headers) -> str:
-    """The time that Stripe signs; empty if there is none. Raises WrongSignature: there is no signature."""
+    """The time that Stripe signs; empty if there is none. Raises WrongSignature if the header is missing."""
     return next((value for name, value in _stripe_parts(headers) if name == "t"), "")
 
 
@@ -75,7 +93,8 @@ def verify_bearer(headers: Headers, secrets: Iterable[str]) -> None:
     text = _header(headers, "authorization")
     scheme, _, rest = text.partition(" ")
     token = rest.strip() if scheme.lower() == "bearer" else text
-    _check([token.encode()], [secret.encode() for secret in secrets])
+    # A secret that is not ASCII is sent as UTF-8 or as Latin-1; servers read both as Latin-1.
+    _check([token.encode(), token.encode("latin-1", "replace")], [secret.encode() for secret in secrets])
 
 
 def _stripe_parts(headers: Headers) -> list[tuple[str, str]]:
@@ -84,8 +103,7 @@ def _stripe_parts(headers: Headers) -> list[tuple[str, str]]:
 
 
 def _standard(secret: str, id: str, timestamp: str, body: bytes) -> bytes:
-    key = base64.b64decode(_padded(secret[6:]), validate=True) if secret.startswith("whsec_") else secret.encode()
-    return _hmac(key, f"{id}.{timestamp}.".encode() + body)
+    return _hmac(signing_key(secret), f"{id}.{timestamp}.".encode() + body)
 
 
 def _hmac(key: bytes, message: bytes) -> bytes:
@@ -124,7 +142,3 @@ def _hex(text: str) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         return b""
-
-
-def _padded(text: str) -> str:
-    return text + "=" * (-len(text) % 4)

@@ -1,1 +1,1 @@
-"""Jobs and what is declared beside them: kind, retry policy, uniqueness, limits."""
+"""Jobs and their declarations: kind, retry policy, uniqueness, limits."""

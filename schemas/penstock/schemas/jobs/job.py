@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from penstock.config.errors import KindError
-from penstock.schemas.jobs.durations import Duration, positive_duration
-from penstock.schemas.jobs.kind import PRIORITIES, SENSITIVE, DeliveryPromise, Kind, Priority, registry, reserved_queue
-from penstock.schemas.jobs.limits import SHARES, Limit
+from penstock.schemas.jobs.declaration import declare_kind, refuse_unknown
+from penstock.schemas.jobs.durations import Duration
+from penstock.schemas.jobs.kind import DeliveryPromise, Kind, Priority, registry
+from penstock.schemas.jobs.limits import Limit
 from penstock.schemas.jobs.retry_policy import RetryPolicy
-from penstock.schemas.jobs.unique_policy import Unique, UniquePolicy
+from penstock.schemas.jobs.sensitive import HIDDEN, hide, holds, shapes_of_model
+from penstock.schemas.jobs.unique_policy import UniquePolicy
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}")
-"""What a kind or queue may be called: it becomes part of keys and queue names on every broker."""
+if TYPE_CHECKING:
+    # mypy checks the keywords of a class statement only where the metaclass is not pydantic's. To mypy this one is in
+    # conflict with that, so it takes a job class to have none.
+    class _Metaclass(type): ...
 
-_T = TypeVar("_T")
-Sensitive = Annotated[_T, SENSITIVE]
-"""`iban: Sensitive[str]`: the field travels as it is, and shows as `***` in logs, Flower and the dashboards."""
+else:
+    _Metaclass = type(BaseModel)
 
 
-class Job(BaseModel):
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, PrivateAttr))
+class Job(BaseModel, metaclass=_Metaclass):  # type: ignore[metaclass]
     """The base of every message. A subclass with a `kind` is registered when its class statement runs.
 
         class SendInvoice(Job, kind="invoice.send", queue="emails", version=2, timeout=30):
@@ -79,52 +81,21 @@ class Job(BaseModel):
         expires_in: Duration | None = None,
         max_crashes: int | None = None,
         limits: Sequence[Limit] = (),
-        **config: Any,
+        **config: Unpack[ConfigDict],
     ) -> None:
-        # Only the signature counts here, for editors and mypy; the fields are not there yet.
-        super().__init_subclass__(**config)
+        # The signature is for editors, and the keywords are read below. Pydantic has taken its own out of `config`.
+        refuse_unknown(cls, config, KEYWORDS)
+        super().__init_subclass__()
 
     @classmethod
-    def __pydantic_init_subclass__(
-        cls,
-        *,
-        kind: str | None = None,
-        retry: RetryPolicy | None = None,
-        timeout: Duration | None = None,
-        expires_in: Duration | None = None,
-        unique_by: Sequence[str] = (),
-        unique: UniquePolicy | None = None,
-        unique_for: Duration | None = None,
-        unique_states: Sequence[str] | None = None,
-        debounce: Duration | None = None,
-        aliases: Sequence[str] = (),
-        limits: Sequence[Limit] = (),
-        **options: Any,
-    ) -> None:
-        cls.__kind__ = None
-        if kind is None:
-            if options:
-                raise KindError(f"{cls.__qualname__}: {', '.join(sorted(options))} given without a kind")
-            return
-        declared = Kind(
-            name=kind,
-            job=cls,
-            retry=retry if retry is not None else RetryPolicy(),
-            timeout=_duration(cls, "timeout", timeout),
-            expires_in=_duration(cls, "expires_in", expires_in),
-            unique_by=_strings(cls, "unique_by", unique_by),
-            unique=_unique(cls, unique, unique_for, unique_states, debounce),
-            aliases=_strings(cls, "aliases", aliases),
-            limits=_limits(cls, limits),
-            **options,
-        )
-        _check(declared)
-        registry.add(declared)
-        cls.__kind__ = declared
+    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
+        cls.__kind__ = declare_kind(cls, keywords, METHODS)
+        if cls.__kind__ is not None:
+            registry.add(cls.__kind__)
 
     @classmethod
     def kind(cls) -> Kind:
-        """What is declared beside this class.
+        """The kind that this class declares.
 
         Raises:
             KindError: the class has no kind.
@@ -138,76 +109,30 @@ class Job(BaseModel):
         return self.kind().redact(self.model_dump(mode="json"))
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with some fields changed, validated anew."""
+        """A copy with some fields changed, validated again."""
         return self.model_validate({**self.model_dump(), **changes})
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        hidden = self.__kind__.sensitive if self.__kind__ is not None else frozenset[str]()
-        return [(name, "***" if name in hidden else value) for name, value in super().__repr_args__()]
+        # A base without a kind may have sensitive fields, too.
+        shapes = self.__kind__.shapes if self.__kind__ is not None else shapes_of_model(type(self))
+        if not holds(shapes):
+            return list(super().__repr_args__())
+        try:
+            redacted = hide(self.model_dump(mode="json", warnings=False), shapes)
+        except Exception:  # whatever a serializer raises
+            redacted = {}
+        fields = shapes[0].fields or {}
+        plain = {name for name, inner in fields.items() if not holds(inner)}
+        return [
+            (name, value if name in plain else redacted.get(name or "", HIDDEN))
+            for name, value in super().__repr_args__()
+        ]
 
     def __str__(self) -> str:
         return repr(self)
 
 
-def _check(kind: Kind) -> None:
-    """Refuse what could only go wrong later, in a worker."""
-    label = f"{kind.job.__qualname__} (kind {kind.name!r})"
-    for what, name in [
-        ("kind", kind.name),
-        ("queue", kind.queue),
-        *(("alias", alias) for alias in kind.aliases),
-    ]:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise KindError(f"{label}: {what} {name!r} must be letters, digits, '_', '.', ':' or '-', at most 127")
-    if reserved := reserved_queue(kind.queue):
-        raise KindError(f"{label}: queue {kind.queue!r} {reserved}; choose another name")
-    if not isinstance(kind.version, int) or kind.version < 1:
-        raise KindError(f"{label}: version must be an integer from 1, not {kind.version!r}")
-    if kind.delivery not in get_args(DeliveryPromise):
-        raise KindError(f"{label}: delivery must be one of {', '.join(get_args(DeliveryPromise))}")
-    if kind.priority not in PRIORITIES:
-        raise KindError(f"{label}: priority must be one of {', '.join(PRIORITIES)}")
-    if kind.delivery != "at_least_once" and not kind.track:
-        raise KindError(f"{label}: delivery={kind.delivery!r} needs the ledger; remove track=False")
-    if kind.unique is not None and not kind.track:
-        raise KindError(f"{label}: unique={kind.unique.policy!r} needs the ledger; remove track=False")
-    if kind.max_crashes is not None and kind.max_crashes < 1:
-        raise KindError(f"{label}: max_crashes must be 1 or more")
-    if kind.limits and not kind.track:
-        raise KindError(f"{label}: what a limit holds back waits in the ledger; remove track=False")
-    fields = kind.job.model_fields
-    if strange := [one.by for one in kind.limits if one.by not in (None, *SHARES, *fields)]:
-        raise KindError(f"{label}: a limit by {strange[0]!r} needs a field of that name, or one of {', '.join(SHARES)}")
-    if missing := [name for name in kind.unique_by if name not in fields]:
-        raise KindError(f"{label}: unique_by names {', '.join(missing)}, which it does not have as fields")
-    for name, info in fields.items():
-        if info.annotation in (SecretStr, SecretBytes):
-            raise KindError(f"{label}: {name} would reach the worker as '*****'; annotate it Sensitive[str] instead")
-
-
-def _duration(job: type[Job], name: str, value: Duration | None) -> timedelta | None:
-    try:
-        return positive_duration(name, value)
-    except ValueError as error:
-        raise KindError(f"{job.__qualname__}: {error}") from error
-
-
-def _unique(job: type[Job], *keywords: Any) -> Unique | None:
-    try:
-        return Unique.of(*keywords)
-    except ValueError as error:
-        raise KindError(f"{job.__qualname__}: {error}") from error
-
-
-def _limits(job: type[Job], value: Sequence[Limit]) -> tuple[Limit, ...]:
-    limits = (value,) if isinstance(value, Limit) else tuple(value)
-    labels = [one.label for one in limits]
-    if twice := next((label for label in labels if labels.count(label) > 1), None):
-        raise KindError(f"{job.__qualname__}: it has two limits {twice!r}; keep the lower one")
-    return limits
-
-
-def _strings(job: type[Job], name: str, value: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise KindError(f"{job.__qualname__}: {name} must be a sequence of names, such as ({value!r},)")
-    return tuple(value)
+KEYWORDS = tuple(Job.__init_subclass__.__kwdefaults__ or ())
+"""Class keywords of a job."""
+METHODS = ("kind", "redacted", "with_changes")
+"""Methods of a job, besides pydantic's, which it guards itself."""

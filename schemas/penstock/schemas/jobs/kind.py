@@ -1,7 +1,9 @@
-"""Kinds: the stable names of jobs, what is declared beside them, and the registry that finds them."""
+"""Kinds: the stable names of jobs, their declarations, and the registry that finds them."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,6 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from penstock.config.errors import DuplicateKind, KindError, UndecodableMessage
 from penstock.schemas.jobs.limits import Limit
 from penstock.schemas.jobs.retry_policy import RetryPolicy
+from penstock.schemas.jobs.scrubbing import Scrub, Scrubber
+from penstock.schemas.jobs.sensitive import (
+    HIDDEN,
+    Shapes,
+    hide,
+    holds,
+    sensitive_values,
+    shapes_of_model,
+)
 from penstock.schemas.jobs.unique_policy import Unique
 
 if TYPE_CHECKING:
@@ -21,8 +32,8 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """In the order they are served. Each is a lane of its own in a queue."""
 
-SENSITIVE = "penstock:sensitive"
-"""Marks the annotation of a field that `Sensitive` makes."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}")
+"""What a kind or queue may be called: it becomes part of keys and queue names on every broker."""
 
 Payload = dict[str, Any]
 Upcaster = Callable[[Payload], Payload]
@@ -46,7 +57,7 @@ def reserved_queue(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is declared beside a job class, as `class SendInvoice(Job, kind=…, queue=…)`."""
+    """Declaration of a job class, from its keywords: `class SendInvoice(Job, kind=…, queue=…)`."""
 
     name: str
     job: type[Any]
@@ -77,21 +88,78 @@ class Kind:
         return hash(self.name)
 
     @cached_property
+    def shapes(self) -> Shapes:
+        """Where its payload has sensitive parts; empty if it has none."""
+        shapes = shapes_of_model(self.job)
+        return shapes if holds(shapes) else []
+
+    @cached_property
     def sensitive(self) -> frozenset[str]:
-        """Fields marked `Sensitive`."""
-        fields = self.job.model_fields
-        return frozenset(name for name, info in fields.items() if SENSITIVE in info.metadata)
+        """Fields that are marked `Sensitive`, or have a part that is."""
+        fields = (self.shapes[0].fields or {}) if self.shapes else {}
+        return frozenset(name for name in self.job.model_fields if holds(fields.get(name, ())))
 
     @cached_property
     def body(self) -> TypeAdapter[tuple[list[Any], Any, dict[str, Any] | None]]:
         """Validates a whole Celery body, `[args, kwargs, embed]`, from JSON in one pass."""
-        from pydantic import TypeAdapter
+        from pydantic import ConfigDict, TypeAdapter
 
-        return TypeAdapter(tuple[list[Any], self.job, dict[str, Any] | None])  # type: ignore[name-defined]
+        body = tuple[list[Any], self.job, dict[str, Any] | None]  # type: ignore[name-defined]
+        return TypeAdapter(body, config=ConfigDict(hide_input_in_errors=bool(self.shapes)))
+
+    @cached_property
+    def doubts(self) -> int:
+        """Which payloads to check before they are sent; see `doubts_of`."""
+        from penstock.schemas.jobs.doubts import doubts_of
+
+        return doubts_of(self.job.__pydantic_core_schema__)
 
     def redact(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """The payload with the values of sensitive fields replaced by `***`."""
-        return {name: "***" if name in self.sensitive else value for name, value in payload.items()}
+        """The payload with sensitive values replaced by `***`, and those of fields that the kind does not know, if it
+        has sensitive ones."""
+        return hide(payload, self.shapes) if self.shapes else dict(payload)
+
+    def redact_stored(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The payload as `redact` returns it. If the kind has sensitive fields and cannot read it, every value is
+        replaced, since a sensitive one may be in any field."""
+        if self.shapes:
+            try:
+                self.job.model_validate_json(json.dumps(payload))
+            except Exception:  # whatever a validator raises
+                return dict.fromkeys(payload, HIDDEN)
+        return self.redact(payload)
+
+    def scrubber(self, payload: Any) -> Scrubber | None:
+        """Replaces the sensitive values of a payload in texts; None: the kind has none."""
+        return Scrubber(sensitive_values(payload, self.shapes)) if self.shapes else None
+
+    def scrub_of_job(self, job: Any) -> Scrub:
+        """Replaces the values of a job's sensitive fields in texts; without such fields it costs nothing."""
+        return self.scrub_of_payload(lambda: job.model_dump(mode="json", warnings=False))
+
+    def scrub_of_payload(self, payload: Callable[[], Any]) -> Scrub:
+        """Replaces the sensitive values of a payload in texts. It is read only if the kind has any."""
+        if not self.shapes:
+            return str
+        try:
+            return self.scrubber(payload()) or str
+        except Exception:  # whatever a serializer raises
+            return lambda text: HIDDEN
+
+    def hide_in(self, result: Any, payload: Any) -> Any:
+        """The JSON value with the sensitive values of a payload replaced by `***` in its texts."""
+        scrub = self.scrubber(payload)
+        return result if scrub is None else self._hidden(result, scrub)
+
+    def _hidden(self, value: Any, scrub: Scrubber) -> Any:
+        if isinstance(value, dict):
+            return {scrub(name): self._hidden(part, scrub) for name, part in value.items()}
+        if isinstance(value, list):
+            return [self._hidden(part, scrub) for part in value]
+        if isinstance(value, str):
+            return scrub(value)
+        text = json.dumps(value)
+        return value if (scrubbed := scrub(text)) == text else scrubbed
 
 
 class DeclaresKind(Protocol):
@@ -141,7 +209,8 @@ class Registry:
         try:
             return self._kinds[name]
         except KeyError:
-            raise UndecodableMessage("unknown_kind", f"no imported module defines kind {name!r}") from None
+            detail = f"no imported module defines kind {name!r}"
+            raise UndecodableMessage("unknown_kind", detail, newer=True) from None
 
     def __iter__(self) -> Iterator[Kind]:
         """Every kind once, by name."""
@@ -175,6 +244,7 @@ class Registry:
             raise UndecodableMessage(
                 "unknown_version",
                 f"{kind.name} version {version} is newer than version {kind.version} known here; deploy this worker",
+                newer=True,
             )
         for step in range(version, kind.version):
             upcaster = self._upcasters.get((kind.name, step))

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from penstock.config.errors import KindError
+from penstock.schemas.jobs.durations import positive_duration
 
 SHARES = ("queue", "tenant", "key")
 """Values of `by` besides the fields of a job."""
@@ -62,8 +63,11 @@ class Rate:
 
     def __post_init__(self) -> None:
         _check(self, self.most, self.burst)
-        if self.seconds <= 0:
-            raise KindError(f"{self!r}: per must be more than zero seconds")
+        try:
+            if positive_duration("per", self.per) is None:
+                raise ValueError("per must be a timedelta or a number of seconds")
+        except ValueError as error:
+            raise KindError(f"{self!r}: {error}") from error
 
     @property
     def seconds(self) -> float:
@@ -82,8 +86,10 @@ Limit = Concurrency | Rate
 
 
 def _check(limit: Limit, *counts: Any) -> None:
-    if any(isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in counts):
-        raise KindError(f"{limit!r}: its numbers must be integers from 1")
+    if any(isinstance(count, bool) or not isinstance(count, int) or not 1 <= count < 2**31 for count in counts):
+        raise KindError(f"{limit!r}: its numbers must be integers from 1 to {2**31 - 1}")
+    if limit.by is not None and not isinstance(limit.by, str):
+        raise KindError(f"{limit!r}: by must be the name of a field, or one of {', '.join(SHARES)}")
 
 
 def _shared(name: str, by: str | None) -> str:

@@ -7,6 +7,9 @@ from datetime import timedelta
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from penstock.config.suggestions import did_you_mean
+from penstock.schemas.jobs.durations import LONGEST
+
 
 class RetryPolicy(BaseModel):
     """Exponential backoff with full jitter, bounded in tries and in age.
@@ -22,16 +25,16 @@ class RetryPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    max_attempts: int = Field(default=10, ge=1)
+    max_attempts: int = Field(default=10, ge=1, le=2**31 - 1, strict=True)
     """Failed attempts after which the job is dead; 1 means no retry."""
-    first_delay: timedelta = Field(default=timedelta(seconds=1), ge=timedelta(0))
+    first_delay: timedelta = Field(default=timedelta(seconds=1), ge=timedelta(0), le=LONGEST)
     """The longest wait after the first failure."""
-    factor: float = Field(default=2.0, ge=1.0)
-    max_delay: timedelta = Field(default=timedelta(hours=1), ge=timedelta(0))
+    factor: float = Field(default=2.0, ge=1.0, allow_inf_nan=False)
+    max_delay: timedelta = Field(default=timedelta(hours=1), ge=timedelta(0), le=LONGEST)
     """The cap on one wait."""
     jitter: bool = True
     """False waits exactly the computed time; for tests and for strict order."""
-    max_age: timedelta | None = None
+    max_age: timedelta | None = Field(default=None, gt=timedelta(0))
     """Age of the job, from its enqueueing, past which it is not tried again."""
     max_retry_after: timedelta = Field(default=timedelta(days=1), ge=timedelta(0))
     """The longest wait that an error may ask for (`Retry-After`). A longer one is not cut short: the job is dead."""
@@ -40,6 +43,15 @@ class RetryPolicy(BaseModel):
     by_error: dict[type[BaseException], RetryPolicy] = Field(default_factory=dict)
     """Policies for some errors and their subclasses, the nearest class first. Such a policy inherits from this one each
     setting that it does not give. Failures count together, whatever raised them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, values: object) -> object:
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                hint = did_you_mean(name, cls.model_fields) or f"; it has {', '.join(cls.model_fields)}"
+                raise ValueError(f"a RetryPolicy has no {name!r}{hint}")
+        return values
 
     @field_validator("give_up_on", mode="before")
     @classmethod

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, get_args
 
+from penstock.config.suggestions import did_you_mean, one_of
 from penstock.schemas.jobs.durations import Duration, positive_duration
 from penstock.schemas.states import FINAL, State
 
@@ -52,8 +53,7 @@ class Unique:
                 if value is not None:
                     raise ValueError(f'{name} needs a policy beside it, such as unique="reject"')
             return None
-        if policy not in get_args(UniquePolicy):
-            raise ValueError(f"unique={policy!r} must be one of {', '.join(get_args(UniquePolicy))}")
+        one_of("unique", policy, get_args(UniquePolicy))
         if policy in ("replace", "debounce") and (unique_for is not None or unique_states is not None):
             raise ValueError(f"unique={policy!r} concerns waiting jobs; remove unique_for and unique_states")
         if policy == "debounce" and debounce is None:
@@ -73,9 +73,14 @@ class Unique:
 def _states(names: Sequence[str]) -> frozenset[State]:
     if isinstance(names, str):
         raise ValueError(f"unique_states must be a sequence of states, such as ({names!r},)")
-    known = frozenset(State)
-    if unknown := [str(name) for name in names if name not in known]:
-        raise ValueError(f"unique_states names {', '.join(unknown)}; known are {', '.join(State)}")
+    if not isinstance(names, Sequence | Set):
+        raise ValueError(f"unique_states must be a sequence of states, not {names!r}")
+    states = [str(state) for state in State]
+    if unknown := [name for name in names if name not in states]:
+        listed = ", ".join(map(str, unknown))
+        raise ValueError(
+            f"unique_states names {listed}; known are {', '.join(states)}{did_you_mean(unknown[0], states)}"
+        )
     if not names:
         raise ValueError("unique_states must name at least one state")
     return frozenset(State(name) for name in names)

@@ -25,7 +25,7 @@ class BusinessDays:
         name: a country such as `DE`, a part of one such as `DE-BY` (ISO 3166), or a market such as `NYSE` or `ECB`.
 
     Raises:
-        ConfigError: there is no such calendar.
+        ConfigError: the calendar does not exist.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,8 +1,8 @@
 """The times of a cron rule, in its time zone.
 
 A rule has five fields, or six with seconds first. It may have names (`MON`, `JAN`), steps, ranges, lists, `L`, `LW`,
-`5L` and `MON#2`, as CronSim documents, and `@daily` and the like. On days when the clock changes, it works as Debian's
-cron:
+`5L` and `MON#2`, as CronSim documents, and `@daily` and the like. A range may go over the end of its field (`22-2`,
+`SAT-SUN`). On days when the clock changes, it works as Debian's cron:
 
 - A time that the clock skips fires once, at the first minute after the gap. A rule for every hour (`30 * * * *`) misses
   nothing in a gap of whole hours, so nothing changes for it.
@@ -12,8 +12,10 @@ cron:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -30,6 +32,36 @@ _NAMED = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of a rule: its values from `low` to `high`, the names of the first ones, and its unit in `every`."""
+
+    name: str
+    low: int
+    high: int
+    unit: str = ""
+    names: tuple[str, ...] = ()
+
+    def value(self, text: str) -> int | None:
+        """The value of a number or a name; None if it is neither."""
+        if text in self.names:
+            return self.low + self.names.index(text)
+        return int(text) if text.isdecimal() else None
+
+
+_FIELDS = (
+    _Field("second", 0, 59, "s"),
+    _Field("minute", 0, 59, "m"),
+    _Field("hour", 0, 23, "h"),
+    _Field("day", 1, 31, "d"),
+    _Field("month", 1, 12, "", ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
+    _Field("weekday", 0, 6, "d", ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
+)
+_STEP = re.compile(r"/(\d+)$")
+_RANGE = re.compile(r"(\w+)-(\w+)(?:/(\d+))?")
+
 _DAY, _HOUR, _MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 _EVERY_HOUR = set(range(24))
 
@@ -55,6 +87,10 @@ class Cron:
         fields = _NAMED.get(text, text)
         if fields.startswith("@"):
             raise ConfigError(f"cron {rule!r}: there are {', '.join(_NAMED)}")
+        try:
+            fields = " ".join(_readable(fields.split()))
+        except ValueError as error:
+            raise ConfigError(f"cron {rule!r}: {error}") from None
         try:
             # Naive, so that it follows the wall clock alone; changes of the clock are handled here.
             self._sim: Any = CronSim(fields, datetime(2000, 1, 1))  # noqa: DTZ001
@@ -108,6 +144,39 @@ class Cron:
                 first = _after_gap(wall, self._zone)
             yield first
         yield from again
+
+
+def _readable(texts: list[str]) -> Iterator[str]:
+    """The fields as CronSim reads them: ranges over the end of their field become lists.
+
+    Raises:
+        ValueError: a step is larger than its field, so that it would be another rule than the one that is meant.
+    """
+    for text, field in zip(texts, _FIELDS[-len(texts) :], strict=False):
+        yield ",".join(_readable_part(part, field) for part in text.split(","))
+    yield from texts[len(_FIELDS) :]
+
+
+def _readable_part(part: str, field: _Field) -> str:
+    size = field.high - field.low + 1
+    step = int(match[1]) if (match := _STEP.search(part)) else 1
+    if step > size:
+        instead = (
+            f'write every = "{step}{field.unit}" instead of cron' if field.unit else "name the months, such as 1,7"
+        )
+        raise ValueError(f"the step {step} is larger than its field, {field.name}, which has {size} values; {instead}")
+    if (match := _RANGE.fullmatch(part)) is None:
+        return part
+    first, last = field.value(match[1]), field.value(match[2])
+    if first is None or last is None or first <= last or step == 0:
+        return part
+    if (field.name, first) == ("weekday", 7):
+        values = [*range(last + 1)]
+    elif first > field.high or last < field.low:
+        return part
+    else:
+        values = [*range(first, field.high + 1), *range(field.low, last + 1)]
+    return ",".join(map(str, values[::step]))
 
 
 def _both(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:

@@ -21,7 +21,7 @@ class Times:
     """The times at which a schedule fires.
 
     Raises:
-        ConfigError: its cron rule is wrong or never fires, or there is no such calendar.
+        ConfigError: its cron rule is wrong or never fires, or its calendar does not exist.
     """
 
     def __init__(self, settings: ScheduleSettings) -> None:

@@ -18,35 +18,47 @@ from pydantic import ValidationError
 
 from penstock.config.errors import PayloadTooLarge, UndecodableMessage
 from penstock.schemas.jobs.job import Job
-from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, Kind, Priority, Registry
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, NAME, PRIORITIES, Kind, Priority, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.wire.ids import made_at, new_id
+from penstock.schemas.wire.payloads import EMBED as EMBED
+from penstock.schemas.wire.payloads import body_of as body_of
+from penstock.schemas.wire.payloads import explain as explain
+from penstock.schemas.wire.payloads import payload_of, scrubber_of_unread
 
 HEADER = "penstock"
 """The one header of ours among Celery's."""
 
-EMBED = b'{"callbacks":null,"errbacks":null,"chain":null,"chord":null}'
+KEPT_BYTES = 64 * 1024
+"""Bytes that are kept of each part of a message that is too large to be read."""
+MESSAGE_BYTES = 4 * 1024 * 1024
+"""The default limit of a message."""
+
 _MAX_ID = 128
 _LARGEST = 2**31 - 1
+_NEWER = frozenset({"extra_forbidden", "missing", "enum", "literal_error", "union_tag_invalid"})
+"""Errors of pydantic: an unknown field, a missing one, an unknown member of an enumeration or a union."""
 # What the ledger has room for. One longer would spoil the INSERT of a whole batch.
 _LONGEST = {"queue": 127, "key": 255, "tenant": 255, "traceparent": 64}
 
 
 @dataclass(slots=True)
 class Envelope:
-    """One message as a broker carries it.
+    """Message as a broker carries it.
 
     Attributes:
         queue: the queue it goes to, or came from; `dispatcher` while its time has not come.
         priority: its lane in that queue.
         headers: JSON-compatible; Celery's, and ours under `penstock`.
         body: JSON, `[args, kwargs, embed]` in UTF-8.
+        full_size: of a message over the limit, of which the broker's client has kept only the beginning: its bytes.
     """
 
     queue: str
     priority: Priority
     headers: dict[str, Any]
     body: bytes
+    full_size: int | None = None
 
     @property
     def id(self) -> str:
@@ -111,10 +123,11 @@ def encode(
     A job with `due_at` goes to the dispatcher's queue, its own queue named in the header.
 
     Raises:
-        KindError: the class has no kind; PayloadTooLarge: the body is over `max_bytes`.
+        InvalidJob: no worker could read it (also PayloadTooLarge: the body is over `max_bytes`); KindError: the class
+            has no kind.
     """
     kind = job.kind()
-    body = body_of(job.__pydantic_serializer__.to_json(job, by_alias=True), embed)
+    body = body_of(payload_of(job, kind), embed)
     if max_bytes is not None and len(body) > max_bytes:
         raise PayloadTooLarge(kind.name, len(body), max_bytes)
     if key is None and (kind.unique_by or kind.unique is not None):
@@ -135,11 +148,6 @@ def encode(
         expires_at,
         traceparent,
     )
-
-
-def body_of(payload: bytes, embed: bytes = EMBED) -> bytes:
-    """Payload and embed → body, all as JSON."""
-    return b"[[]," + payload + b"," + embed + b"]"
 
 
 def seal(
@@ -189,18 +197,26 @@ def decode(envelope: Envelope, registry: Registry = default_registry) -> Message
     """Read an envelope.
 
     Raises:
-        UndecodableMessage: and never anything else, whatever the bytes are. Its `reason` is `undecodable`,
+        UndecodableMessage: and never anything else, whatever the bytes are. Its `reason` is `undecodable`, `too_large`,
             `unknown_kind`, `invalid_payload` or `unknown_version`.
     """
     try:
         return _decode(envelope, registry)
-    except UndecodableMessage:
-        raise
-    except Exception as error:  # headers of other software can be wrong in any way
-        raise UndecodableMessage("undecodable", f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        if isinstance(error, UndecodableMessage):
+            failure = error
+        else:  # headers of other software can be wrong in any way
+            failure = UndecodableMessage("undecodable", f"{type(error).__name__}: {error}")
+        if scrub := scrubber_of_unread(envelope.headers.get("task"), envelope.body, registry):
+            # Without its cause, whose text has the values, too.
+            raise UndecodableMessage(failure.reason, scrub(failure.detail), newer=failure.newer) from None
+        if failure is error:
+            raise
+        raise failure from error
 
 
 def _decode(envelope: Envelope, registry: Registry) -> Message:
+    check_size(envelope)
     headers = envelope.headers
     name, job_id = headers.get("task"), headers.get("id")
     if not isinstance(name, str) or not is_id(job_id):
@@ -232,13 +248,21 @@ def _decode(envelope: Envelope, registry: Registry) -> Message:
     )
 
 
+def check_size(envelope: Envelope) -> None:
+    """Raises UndecodableMessage (`too_large`) for a message of which only the beginning is here."""
+    if envelope.full_size is not None:
+        detail = f"the message has {envelope.full_size:,} bytes, more than max_message_bytes allows; only the beginning"
+        raise UndecodableMessage("too_large", f"{detail} of each of its parts is kept, up to {KEPT_BYTES:,} bytes")
+
+
 def _body(kind: Kind, body: bytes, version: int, registry: Registry) -> tuple[Job, dict[str, Any] | None]:
     if version == kind.version:
         try:
             args, job, embed = kind.body.validate_json(body)
         except ValidationError as error:
             if not _has_positional(body):
-                raise UndecodableMessage("invalid_payload", explain(error, skip=1)) from error
+                newer = _is_newer(error, skip=1)
+                raise UndecodableMessage("invalid_payload", explain(error, skip=1, kind=kind), newer=newer) from error
         else:
             if not args:
                 return job, embed
@@ -248,11 +272,18 @@ def _body(kind: Kind, body: bytes, version: int, registry: Registry) -> tuple[Jo
     try:
         return kind.job.model_validate_json(json.dumps(payload)), embed
     except ValidationError as error:
-        raise UndecodableMessage("invalid_payload", explain(error)) from error
+        newer = version == kind.version and _is_newer(error)
+        raise UndecodableMessage("invalid_payload", explain(error, kind=kind), newer=newer) from error
+
+
+def _is_newer(error: ValidationError, skip: int = 0) -> bool:
+    """Whether a payload of this version is refused for what newer code may have added or removed."""
+    items = error.errors(include_url=False, include_input=False, include_context=False)
+    return any(item["type"] in _NEWER and len(item["loc"]) > skip for item in items)
 
 
 def read_body(body: bytes, fields: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The payload, positional arguments of a stock client named by the kind's fields, and the embed beside it.
+    """The payload, with positional arguments of a stock client under the kind's fields, and the embed.
 
     Raises:
         UndecodableMessage: `undecodable`, or `invalid_payload` for more positional arguments than fields.
@@ -278,22 +309,14 @@ def open_body(body: bytes) -> tuple[list[Any], dict[str, Any], dict[str, Any] | 
     return args, payload, embed if isinstance(embed, dict) else None
 
 
-def explain(error: ValidationError, skip: int = 0) -> str:
-    """A validation error in one line, without the values, which may be sensitive."""
-    parts = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
-        path = ".".join(str(part) for part in item["loc"][skip:])
-        parts.append(f"{path}: {item['msg']}" if path else item["msg"])
-    return "; ".join(parts)
-
-
 def unique_key(job: Job) -> str:
-    """The key that `unique_by` makes: `kind:field=value,…`, or a hash of that where it is too long."""
+    """The key that `unique_by` makes: `kind:field=value,…`, or a hash of that where it cannot be a key itself, or a
+    field is sensitive: keys are shown, and are part of rows and names of keys in Redis."""
     kind = job.kind()
     values = job.model_dump(mode="json", include=set(kind.unique_by))
     key = f"{kind.name}:" + ",".join(f"{name}={values[name]}" for name in kind.unique_by)
-    if len(key) > _LONGEST["key"]:
-        key = f"{kind.name}:sha256={hashlib.sha256(key.encode()).hexdigest()}"
+    if len(key) > _LONGEST["key"] or not _is_storable(key) or not kind.sensitive.isdisjoint(kind.unique_by):
+        key = f"{kind.name}:sha256={hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
     return key
 
 
@@ -323,12 +346,25 @@ def _text(header: dict[str, Any], name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise UndecodableMessage("undecodable", f"{HEADER}.{name} must be text, not {value!r}")
-    if len(value) > _LONGEST[name] or not _is_storable(value):
-        raise UndecodableMessage(
-            "undecodable",
-            f"{HEADER}.{name} is over {_LONGEST[name]} characters, or has characters that a database refuses",
-        )
+    try:
+        check_text(name, value)
+    except ValueError as error:
+        raise UndecodableMessage("undecodable", f"{HEADER}.{error}") from error
     return value
+
+
+def check_text(name: str, value: str) -> None:
+    """Check that a text of our header fits into the ledger.
+
+    Raises:
+        ValueError: it does not; the message begins with `name`.
+    """
+    if len(value) > _LONGEST[name]:
+        raise ValueError(f"{name} has {len(value)} characters; it may have {_LONGEST[name]}")
+    if name == "queue" and NAME.fullmatch(value) is None:
+        raise ValueError(f"{value!r} is not a valid name of a queue")
+    if not _is_storable(value):
+        raise ValueError(f"{name} has a NUL or half a surrogate pair, which a database refuses")
 
 
 def is_id(value: object) -> TypeGuard[str]:

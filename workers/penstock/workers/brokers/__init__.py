@@ -6,9 +6,10 @@ itself, until it is acknowledged or released; a consumer that dies leaves its de
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from penstock.producers.senders import scheme
+from penstock.schemas.wire.codec import MESSAGE_BYTES
 from penstock.workers.brokers.consumer import Consumer, Delivery
 
 __all__ = ["Consumer", "Delivery", "open_consumer"]
@@ -22,6 +23,8 @@ def open_consumer(
     prefix: str = "penstock",
     lease_seconds: float = 15.0,
     lease_keeper: bool = False,
+    weights: Mapping[str, int] | None = None,
+    max_message_bytes: int = MESSAGE_BYTES,
 ) -> Consumer:
     """The consumer for a broker URL, not yet connected.
 
@@ -31,13 +34,22 @@ def open_consumer(
             connection go).
         lease_keeper: start a small process that renews the leases while a handler holds the interpreter; for a
             consumer whose process runs handlers (Redis only).
+        weights: of the queues, 1 for those it leaves out: of two that always have jobs, each gets its share.
+        max_message_bytes: of a larger message only the beginning is kept, and `Envelope.full_size` says so.
     """
     if scheme(url) == "redis":
         from penstock.workers.brokers.redis.consumer import RedisConsumer
 
         return RedisConsumer(
-            url, queues, name=name, prefix=prefix, lease_seconds=lease_seconds, lease_keeper=lease_keeper
+            url,
+            queues,
+            name=name,
+            prefix=prefix,
+            lease_seconds=lease_seconds,
+            lease_keeper=lease_keeper,
+            weights=weights,
+            max_message_bytes=max_message_bytes,
         )
     from penstock.workers.brokers.rabbitmq.consumer import RabbitmqConsumer
 
-    return RabbitmqConsumer(url, queues, name=name, prefix=prefix)
+    return RabbitmqConsumer(url, queues, name=name, prefix=prefix, weights=weights, max_message_bytes=max_message_bytes)

@@ -33,7 +33,7 @@ class Consumer(Protocol):
 
     queues: set[str]
     counts_releases: bool
-    """Whether `Delivery.deliveries` also counts deliveries that were given back unstarted, so that it does not show
+    """Whether `Delivery.deliveries` also counts deliveries that were released unstarted, so that it does not show
     how often a worker died."""
 
     def open(self) -> None:
@@ -41,7 +41,7 @@ class Consumer(Protocol):
         ...
 
     def fetch(self, limit: int, timeout_seconds: float) -> list[Delivery]:
-        """Up to `limit` deliveries (of each lane), the higher lanes first; waits up to the timeout for the first.
+        """Up to `limit` deliveries (of each lane), in the order of `Turns`; waits up to the timeout for the first.
 
         Raises:
             BrokerUnavailable: the connection is lost; call `open` again after a pause. Deliveries in hand stay valid
@@ -54,19 +54,27 @@ class Consumer(Protocol):
         ...
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
-        """Give back unstarted deliveries, for any consumer to get at once."""
+        """Release unstarted deliveries, for any consumer to get at once."""
         ...
 
     def drain_dead(self, limit: int) -> list[Delivery]:
         """Up to `limit` messages that the broker itself gave up on; acknowledge them once they are recorded."""
         ...
 
-    def add_queue(self, queue: str) -> None: ...
+    def add_queue(self, queue: str) -> None:
+        self.queues = self.queues | {queue}
+        self.wake()
 
-    def cancel_queue(self, queue: str) -> None: ...
+    def cancel_queue(self, queue: str) -> None:
+        self.queues = self.queues - {queue}
+        self.wake()
 
     def wake(self) -> None:
         """Make a waiting `fetch` return early."""
         ...
+
+    def stop_consuming(self) -> None:
+        """Let the broker hand out nothing more. Deliveries in hand stay, to be settled; do not call `fetch` again."""
+        return  # a broker that hands out only what is fetched need not know
 
     def close(self) -> None: ...

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from penstock.producers.senders.memory import MemoryBroker
-from penstock.schemas.jobs.kind import PRIORITIES
-from penstock.workers.brokers.consumer import Delivery
+from penstock.workers.brokers.consumer import Consumer, Delivery
+from penstock.workers.brokers.turns import Turns
 
 
-class MemoryConsumer:
+class MemoryConsumer(Consumer):
     """`Consumer` of a MemoryBroker.
 
     Attributes:
@@ -19,10 +19,11 @@ class MemoryConsumer:
 
     counts_releases = False
 
-    def __init__(self, broker: MemoryBroker, queues: Iterable[str]) -> None:
+    def __init__(self, broker: MemoryBroker, queues: Iterable[str], weights: Mapping[str, int] | None = None) -> None:
         self.queues = set(queues)
         self.unsettled: dict[Delivery, None] = {}
         self._broker = broker
+        self._turns = Turns(weights)
         self._woken = False
 
     def open(self) -> None:
@@ -40,13 +41,8 @@ class MemoryConsumer:
                     return []
 
     def _take(self, limit: int) -> list[Delivery]:
-        deliveries: list[Delivery] = []
-        for priority in PRIORITIES:
-            for queue in sorted(self.queues):
-                lane = self._broker.lanes[queue, priority]
-                while lane and len(deliveries) < limit:
-                    envelope, count = lane.popleft()
-                    deliveries.append(Delivery(envelope, envelope.body, count, count, self))
+        entries = self._turns.take(self.queues, self._broker.lanes, limit)
+        deliveries = [Delivery(envelope, envelope.body, count, count, self) for envelope, count in entries]
         self.unsettled.update(dict.fromkeys(deliveries))
         return deliveries
 
@@ -78,14 +74,6 @@ class MemoryConsumer:
 
     def drain_dead(self, limit: int) -> list[Delivery]:
         return []
-
-    def add_queue(self, queue: str) -> None:
-        self.queues = self.queues | {queue}
-        self.wake()
-
-    def cancel_queue(self, queue: str) -> None:
-        self.queues = self.queues - {queue}
-        self.wake()
 
     def wake(self) -> None:
         with self._broker.changed:

@@ -11,13 +11,20 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings
+from penstock.ledger.sql.pools import patient_options
+from penstock.ledger.sql.urls import split_pooler
 from penstock.workers.handlers.resources import provides
 
 
 class Databases:
-    """Thread-safe; connects when first used."""
+    """Thread-safe; connects when first used.
 
-    def __init__(self) -> None:
+    Arguments:
+        most: connections to each database. Whatever needs more waits for one.
+    """
+
+    def __init__(self, most: int = 20) -> None:
+        self._most = most
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
 
@@ -29,7 +36,7 @@ class Databases:
         """
         with self._lock:
             if url not in self._engines:
-                self._engines[url] = _make_engine(url)
+                self._engines[url] = _make_engine(url, self._most)
             return self._engines[url]
 
     def close(self) -> None:
@@ -41,21 +48,25 @@ class Databases:
 
 @provides
 def open_databases(settings: Settings) -> Iterator[Databases]:
-    databases = Databases()
+    databases = Databases(settings.session_connections)
     try:
         yield databases
     finally:
         databases.close()
 
 
-def _make_engine(url: str) -> Engine:
+def _make_engine(url: str, most: int) -> Engine:
     try:
-        parsed = make_url(url)
+        parsed, postgres_arguments = split_pooler(make_url(url))
     except ArgumentError as error:
         raise ConfigError("a database_url is not a URL; write it as postgresql+psycopg://user@host/name") from error
     options: dict[str, object] = {"pool_pre_ping": True, "pool_recycle": 1800}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": 30}  # seconds to wait for another writer, the ledger's perhaps
+    elif postgres_arguments:
+        options["connect_args"] = postgres_arguments
+    if parsed.get_backend_name() != "sqlite" or parsed.database not in (None, "", ":memory:"):
+        options |= patient_options(most)
     try:
         return create_engine(parsed, **options)
     except (ImportError, NoSuchModuleError, ArgumentError) as error:

@@ -19,8 +19,8 @@ from penstock.workers.cli.jobs import audit, commands, deadletters
 from penstock.workers.cli.schedules import commands as schedules
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from penstock.schemas import __version__
 
         typer.echo(f"penstock {__version__}")

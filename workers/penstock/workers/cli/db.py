@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.workers.cli.common.options import AsJson
-from penstock.workers.cli.common.output import print_json, print_rows
+from penstock.workers.cli.common.output import echo, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger, open_settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -21,7 +21,7 @@ def upgrade() -> None:
     from penstock.ledger.sql.upgrade import upgrade as run_upgrade
 
     with open_ledger() as database:
-        typer.echo(f"the ledger is at revision {run_upgrade(database)}")
+        echo(f"the ledger is at revision {run_upgrade(database)}")
 
 
 @app.command()
@@ -33,10 +33,12 @@ def current(as_json: AsJson = False) -> None:
         revision, head = upgrades.current(database), upgrades.head()
     if as_json:
         print_json({"current": revision, "head": head})
+    elif not upgrades.is_known(revision):
+        echo(f"{revision}, of a newer version; this one knows those up to {head}")
     elif revision == head:
-        typer.echo(f"{revision}, up to date")
+        echo(f"{revision}, up to date")
     else:
-        typer.echo(f"{revision or 'not set up'}; run: penstock db upgrade (to {head})")
+        echo(f"{revision or 'not set up'}; run: penstock db upgrade (to {head})")
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 from penstock.config.errors import LedgerUnavailable, PenstockError
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson, Imports
-from penstock.workers.cli.common.output import print_json
+from penstock.workers.cli.common.output import echo, print_json
 from penstock.workers.cli.common.session import open_ledger, open_settings
 from penstock.workers.handlers.discovery import discover
 
@@ -54,7 +54,7 @@ def doctor(imports: Imports = None, as_json: AsJson = False) -> None:
         print_json(checks)
     else:
         for result in checks:
-            typer.echo(f"{'ok   ' if result['ok'] else 'WRONG'}  {result['check']:<9}  {result['detail']}")
+            echo(f"{'ok   ' if result['ok'] else 'WRONG'}  {result['check']:<9}  {result['detail']}")
     if not all(result["ok"] for result in checks):
         raise typer.Exit(FAILED)
 
@@ -100,6 +100,8 @@ def _ledger(settings: Any) -> str:
     where = redact_url(settings.database_url)
     with open_ledger(settings) as database:
         current, head = upgrade.current(database), upgrade.head()
+    if not upgrade.is_known(current):
+        raise LedgerUnavailable(f"{where} is at revision {current}, of a newer version; this one knows up to {head}")
     if current != head:
         raise LedgerUnavailable(f"{where} is at revision {current}, not {head}; run: penstock db upgrade")
     return f"{where}, revision {current}"

@@ -9,7 +9,7 @@ import typer
 
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson, Imports, duration, moment
-from penstock.workers.cli.common.output import print_json
+from penstock.workers.cli.common.output import echo, print_json
 from penstock.workers.cli.common.session import open_settings
 from penstock.workers.handlers.discovery import discover
 
@@ -68,8 +68,8 @@ def enqueue(
     discover(imports or ())
     definition = registry.find(kind)
     if definition is None:
-        known = ", ".join(known_kind.name for known_kind in registry)
-        raise InvalidJob(f"no imported module defines kind {kind!r} (known: {known}); import its module with --import")
+        names = ", ".join(known_kind.name for known_kind in registry)
+        raise InvalidJob(f"no imported module defines kind {kind!r} (known: {names}); import its module with --import")
     options: dict[str, Any] = {
         "delay": delay,
         "run_at": run_at,
@@ -85,15 +85,15 @@ def enqueue(
     with Producer.from_settings(open_settings()) as producer:
         handle = producer.enqueue(_read(definition, fields), **options)
         if not wait:
-            print_json({"id": handle.id, "created": handle.created}) if as_json else typer.echo(handle.id)
+            print_json({"id": handle.id, "created": handle.created}) if as_json else echo(handle.id)
             return
         if not as_json:
-            typer.echo(handle.id)
+            echo(handle.id)
         status = handle.wait(None if timeout is None else timeout.total_seconds())
     if as_json:
         print_json({"id": status.id, "state": status.state, "result": status.result, "error": status.error})
     else:
-        typer.echo(status.state + (f": {status.error}" if status.error else ""))
+        echo(status.state + (f": {status.error}" if status.error else ""))
         if status.result is not None:
             print_json(status.result)
     if status.state != "succeeded":
@@ -111,4 +111,4 @@ def _read(kind: Any, fields: str) -> Any:
     try:
         return kind.job.model_validate_json(text)
     except ValidationError as error:
-        raise InvalidJob(f"{kind.name}: {explain(error)}") from error
+        raise InvalidJob(f"{kind.name}: {explain(error, kind=kind)}") from error

@@ -12,7 +12,7 @@ import typer
 
 from penstock.config.errors import ConfigError
 from penstock.workers.cli.common.options import AsJson, Imports, LogLevel, duration, rate
-from penstock.workers.cli.common.output import print_json, print_rows
+from penstock.workers.cli.common.output import echo, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger, open_settings
 from penstock.workers.handlers.discovery import discover
 
@@ -52,7 +52,7 @@ def write_openapi(
         typer.echo(text)
     else:
         output.write_text(text + "\n", "utf-8")
-        typer.echo(f"{output}: written", err=True)
+        echo(f"{output}: written", err=True)
 
 
 Patterns = Annotated[
@@ -98,7 +98,7 @@ def add_key(
         print_json({"key": text, **asdict(key)})
         return
     typer.echo(text)
-    typer.echo(f"key {key.id} of {key.name}; it is not shown again", err=True)
+    echo(f"key {key.id} of {key.name}; it is not shown again", err=True)
 
 
 @keys.command("list")
@@ -124,7 +124,7 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As keys
 
     with open_ledger() as database:
         revoked = api_keys.revoke(database, key_id)
-    typer.echo(f"key {revoked.id} of {revoked.name} is revoked")
+    echo(f"key {revoked.id} of {revoked.name} is revoked")
 
 
 def _load(module: str) -> Any:

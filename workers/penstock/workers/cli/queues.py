@@ -8,7 +8,8 @@ import typer
 
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson, Imports
-from penstock.workers.cli.common.output import print_rows
+from penstock.workers.cli.common.output import echo, print_rows
+from penstock.workers.cli.common.queues import KnownQueues
 from penstock.workers.cli.common.session import open_ledger, open_settings
 from penstock.workers.handlers.discovery import discover
 
@@ -23,11 +24,10 @@ def add_to(root: typer.Typer) -> None:
 def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
     """List every queue: its workers, the jobs that wait in the broker, and its jobs in the ledger by state."""
     from penstock.config.errors import LedgerUnavailable
-    from penstock.ledger.members import heartbeats
     from penstock.ledger.members.roster import Roster
     from penstock.ledger.queries import jobs
     from penstock.producers.senders import open_sender_from
-    from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
+    from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
     from penstock.schemas.states import State
 
     discover(imports or ())
@@ -35,21 +35,26 @@ def list_queues(imports: Imports = None, as_json: AsJson = False) -> None:
     states = (State.SCHEDULED, State.RETRYING, State.RUNNING, State.DEAD)
     counted: dict[str, dict[str, int]] = {}
     alive: dict[str, int] | None = None
-    names = {DISPATCHER_QUEUE} | registry.queues() | set(settings.queues)
+    names: list[str] = []
     try:
         with open_ledger(settings) as database:
             counted = jobs.counts(database, states)
             alive = database.read(Roster.read).consumers()
-            names |= set(heartbeats.known_kinds(database).values()) | set(counted)
+            queues = KnownQueues(settings, database)
+            names = list(queues)
     except LedgerUnavailable as error:
-        typer.echo(f"penstock: {error}; only the broker is shown", err=True)
+        echo(f"penstock: {error}; only the broker is shown", err=True)
+        queues = KnownQueues(settings, None)
+        names = list(queues)
+    if queues.trouble is not None:
+        echo(f"penstock: {queues.trouble}", err=True)
     sender = open_sender_from(settings)
     try:
-        depths = sender.depths(sorted(names))
+        depths = sender.depths(names)
     finally:
         sender.close()
     rows: list[dict[str, Any]] = []
-    for name in sorted(names):
+    for name in names:
         queue = settings.queue(name)
         engine = None if name == DISPATCHER_QUEUE else queue.engine
         numbers = {str(state): counted.get(name, {}).get(state, 0) for state in states}
@@ -71,7 +76,7 @@ def limits(as_json: AsJson = False) -> None:
     settings = open_settings()
     store = open_store(settings)
     if store is None:
-        typer.echo("penstock: limits need a Redis; set PENSTOCK_LIMITS_URL", err=True)
+        echo("penstock: limits need a Redis; set PENSTOCK_LIMITS_URL", err=True)
         raise typer.Exit(FAILED)
     try:
         with open_ledger(settings) as database:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from penstock.workers.cli.common.options import Imports, LogLevel
+from penstock.workers.cli.common.options import Imports, LogLevel, size
 from penstock.workers.cli.common.session import open_settings
-from penstock.workers.handlers.discovery import discover
+from penstock.workers.handlers.discovery import discover, warn_idle
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,6 +31,18 @@ def worker(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The worker's name; it must be unique.")] = None,
+    max_jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Jobs after which the process is replaced; if not given, the setting max_jobs."),
+    ] = None,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=size,
+            metavar="SIZE",
+            help="Memory, as 512MB or 1GiB, over which the process is replaced; if not given, the setting max_memory.",
+        ),
+    ] = None,
     imports: Imports = None,
     log_level: LogLevel = "INFO",
 ) -> None:
@@ -38,11 +51,18 @@ def worker(
     from penstock.config.logging import setup_logging
     from penstock.schemas.jobs.kind import registry
     from penstock.workers.engines import prepare, run_worker
+    from penstock.workers.engines.renewal.link import ParentLink
+    from penstock.workers.engines.renewal.parent import run_parent
 
     setup_logging(log_level)
-    settings = open_settings()
+    limits = {"max_jobs": max_jobs, "max_memory": max_memory}
+    settings = open_settings().model_copy(update={name: most for name, most in limits.items() if most is not None})
+    parent = ParentLink.from_environment()
+    if parent is None and (settings.max_jobs is not None or settings.max_memory is not None):
+        raise typer.Exit(run_parent(settings))
     prepare(engine)
-    discover(imports or ())
+    for module in discover(imports or ()):
+        logging.getLogger("penstock.worker").warning("%s", warn_idle(module))
     if queues is not None:
         chosen = [queue.strip() for queue in queues.split(",") if queue.strip()]
     else:
@@ -50,7 +70,15 @@ def worker(
         chosen = sorted(queue for queue in named if settings.queue(queue).engine == engine)
     if not chosen:
         raise ConfigError(f"no queue for engine {engine!r}: name some with --queues, or in penstock.toml")
-    code = run_worker(engine, settings, queues=chosen, concurrency=concurrency, name=name, log_level=log_level.upper())
+    code = run_worker(
+        engine,
+        settings,
+        queues=chosen,
+        concurrency=concurrency,
+        name=name,
+        log_level=log_level.upper(),
+        parent=parent,
+    )
     raise typer.Exit(code)
 
 

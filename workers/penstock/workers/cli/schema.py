@@ -11,7 +11,7 @@ import typer
 from penstock.config.errors import ConfigError
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson, Imports
-from penstock.workers.cli.common.output import print_rows
+from penstock.workers.cli.common.output import echo, print_rows
 from penstock.workers.handlers.discovery import discover
 
 app = typer.Typer(no_args_is_help=True)
@@ -29,7 +29,7 @@ def export(kinds: Kinds = None, output: Output = None, imports: Imports = None) 
     `check`."""
     from penstock.schemas.contracts import export as exporting
 
-    _write_json(exporting.export(_wanted(kinds, imports)), output)
+    _write_json(exporting.export(_find_kinds(kinds, imports)), output)
 
 
 @app.command()
@@ -50,7 +50,7 @@ def check(
     from penstock.schemas.contracts import export as exporting
 
     old = exporting.read_export(_read(against), against)
-    new = exporting.export(_wanted(None, imports))["kinds"]
+    new = exporting.export(_find_kinds(None, imports))["kinds"]
     if unknown := [name for name in accept or () if name not in old]:
         raise ConfigError(f"--accept {', '.join(unknown)}: no such kind in {against}")
     changes = exporting.compare(old, new, accepted=accept or ())
@@ -60,7 +60,7 @@ def check(
     columns = ["severity", "kind", "field", "rule", "message"]
     print_rows(rows, columns, as_json=as_json, empty=f"{len(old)} kinds of {against} are understood as before")
     if breaking := sum(change.severity == "breaking" for change in changes):
-        typer.echo(f"penstock: {breaking} breaking changes since {against}", err=True)
+        echo(f"penstock: {breaking} breaking changes since {against}", err=True)
         raise typer.Exit(FAILED)
 
 
@@ -70,9 +70,9 @@ def catalog(kinds: Kinds = None, output: Output = None, imports: Imports = None)
     from penstock.schemas.contracts import catalog as pages
     from penstock.schemas.contracts import export as exporting
 
-    wanted = exporting.export(_wanted(kinds, imports))["kinds"]
+    exported = exporting.export(_find_kinds(kinds, imports))["kinds"]
     html = output is not None and output.suffix in (".html", ".htm")
-    _write(pages.page(wanted) if html else pages.markdown(wanted), output)
+    _write(pages.page(exported) if html else pages.markdown(exported), output)
 
 
 @app.command()
@@ -88,18 +88,18 @@ def asyncapi(
     from penstock.schemas.contracts.asyncapi import document
 
     settings = load_settings()
-    wanted = _wanted(kinds, imports)
+    chosen = _find_kinds(kinds, imports)
     broker_url, prefix = settings.broker_url, settings.prefix
-    _write_json(document(wanted, title=title, version=version, broker_url=broker_url, prefix=prefix), output)
+    _write_json(document(chosen, title=title, version=version, broker_url=broker_url, prefix=prefix), output)
 
 
-def _wanted(kinds: list[str] | None, imports: list[str] | None) -> list[Any]:
+def _find_kinds(names: list[str] | None, imports: list[str] | None) -> list[Any]:
     from penstock.schemas.jobs.kind import registry
 
     discover(imports or ())
-    if unknown := [name for name in kinds or () if registry.find(name) is None]:
+    if unknown := [name for name in names or () if registry.find(name) is None]:
         raise ConfigError(f"no imported module defines kind {', '.join(unknown)}; import its module with --import")
-    return [registry[name] for name in kinds] if kinds else list(registry)
+    return [registry[name] for name in names] if names else list(registry)
 
 
 def _read(against: str) -> str:
@@ -136,4 +136,4 @@ def _write(text: str, output: Path | None) -> None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, "utf-8")
-        typer.echo(f"{output}: written", err=True)
+        echo(f"{output}: written", err=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from penstock.schemas.workflows import WorkflowState
 from penstock.workers.cli import enqueue
 from penstock.workers.cli.common.actor import Actor
-from penstock.workers.cli.common.options import AsJson, Imports, Limit
-from penstock.workers.cli.common.output import print_json, print_rows
+from penstock.workers.cli.common.options import AsJson, Imports, Limit, parse_json
+from penstock.workers.cli.common.output import echo, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger
 from penstock.workers.handlers.discovery import discover
 
@@ -51,15 +50,16 @@ def show(
     from penstock.workers.workflows import render
 
     with open_ledger() as database:
-        shown = commands.show(database, workflow_id)
+        details = commands.show(database, workflow_id)
     if as_json or format == "json":
-        print_json(shown.as_json())
+        print_json(details.as_json())
         return
-    typer.echo("\n".join(render.mermaid(shown) if format == "mermaid" else render.tree(shown)))
-    if shown.overdue is not None and shown.now - shown.overdue > _LATE:
-        typer.echo(
-            f"penstock: no dispatcher has moved it on since {shown.overdue:%Y-%m-%d %H:%M:%SZ}; one must be up that "
-            f"has imported what defines {shown.row.kind}: penstock dispatcher --import …",
+    for line in render.mermaid(details) if format == "mermaid" else render.tree(details):
+        echo(line)
+    if details.overdue is not None and details.now - details.overdue > _LATE:
+        echo(
+            f"penstock: no dispatcher has moved it on since {details.overdue:%Y-%m-%d %H:%M:%SZ}; one must be up that "
+            f"has imported what defines {details.row.kind}: penstock dispatcher --import …",
             err=True,
         )
 
@@ -79,11 +79,11 @@ def signal(
     """Answer a step that waits for an event or an approval."""
     from penstock.ledger.workflows import commands
 
-    value = _read(answer, "JSON")
+    value = parse_json(answer, "JSON", or_stdin=True)
     discover(imports or ())
     with open_ledger() as database:
         commands.signal(database, workflow_id, step, value, actor=actor)
-    typer.echo(f"{workflow_id} {step} is answered")
+    echo(f"{workflow_id} {step} is answered")
 
 
 @app.command()
@@ -107,7 +107,7 @@ def retry(
 
     if everything and from_step is not None:
         raise typer.BadParameter("give --from or --all")
-    fields = None if edit is None else _read(edit, "--input")
+    fields = None if edit is None else parse_json(edit, "--input", or_stdin=True)
     if fields is not None and not isinstance(fields, dict):
         raise typer.BadParameter('write the fields to set as {"field": value}', param_hint="--input")
     discover(imports or ())
@@ -115,7 +115,7 @@ def retry(
         names = commands.retry(
             database, workflow_id, actor=actor, from_step=from_step, everything=everything, edit=fields
         )
-    typer.echo(f"{workflow_id} goes on: {', '.join(names) or 'nothing was left to do'}")
+    echo(f"{workflow_id} goes on: {', '.join(names) or 'nothing was left to do'}")
 
 
 @app.command()
@@ -131,11 +131,4 @@ def cancel(
 
     with open_ledger() as database:
         commands.cancel(database, workflow_id, actor=actor, undo=compensate)
-    typer.echo(f"{workflow_id} is asked to stop")
-
-
-def _read(text: str, where: str) -> Any:
-    try:
-        return json.loads(typer.get_text_stream("stdin").read() if text == "-" else text)
-    except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint=where) from None
+    echo(f"{workflow_id} is asked to stop")

@@ -8,6 +8,7 @@ import socket
 import threading
 from types import FrameType
 
+from penstock.config import supervision
 from penstock.config.settings import Settings, redact_url
 from penstock.ledger.sql.database import Database
 from penstock.producers.senders import open_sender_from
@@ -44,6 +45,7 @@ class Dispatcher:
             name=name,
             prefix=settings.prefix,
             lease_seconds=settings.lease_seconds,
+            max_message_bytes=settings.message_limit,
         )
         lanes = open_loss_detector(
             settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
@@ -84,14 +86,24 @@ class Dispatcher:
 
 
 def run_dispatcher(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT. Returns the process's exit code."""
+    """Run until SIGTERM or SIGINT. Returns the process's exit code.
+
+    Raises:
+        ProcessFailed: a service failed again and again.
+    """
     stopping = threading.Event()
+    reasons: list[str] = []
+
+    def fail(reason: str) -> None:
+        reasons.append(reason)
+        stopping.set()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         stopping.set()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     dispatcher = Dispatcher(settings)
+    supervision.on_give_up(fail)
     dispatcher.start()
     log.info(
         "dispatcher runs: broker %s, ledger %s, %d schedules",
@@ -105,7 +117,10 @@ def run_dispatcher(settings: Settings) -> int:
             pass
     finally:
         dispatcher.stop()
+        supervision.on_give_up(None)
         for number, handler in before.items():
             signal.signal(number, handler)
+    if reasons:
+        raise supervision.ProcessFailed(reasons[0])
     log.info("dispatcher stopped")
     return 0

@@ -10,6 +10,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.abandoned import bury_dropped
 from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.due import keep, waiting
+from penstock.schemas.wire.codec import check_size
 from penstock.workers.brokers import Consumer, Delivery
 from penstock.workers.dispatcher.poller import Poller, log
 
@@ -98,10 +99,19 @@ class Inbox(Poller):
             log.error("message %r is a dead letter: %s", delivery.envelope.id, cause)
             bury_message(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
 
+    def _bury_dropped(self, delivery: Delivery) -> bool:
+        envelope = delivery.envelope
+        try:
+            check_size(envelope)
+        except UndecodableMessage as error:
+            bury_message(self._database, envelope, delivery.raw, error.reason, error.detail)
+            return True
+        return bury_dropped(self._database, envelope, delivery.raw, _DROPPED)
+
     def _bury(self, dropped: list[Delivery]) -> None:
         for number, delivery in enumerate(dropped):
             try:
-                settled = bury_dropped(self._database, delivery.envelope, delivery.raw, _DROPPED)
+                settled = self._bury_dropped(delivery)
             except Exception:
                 self._consumer.release(dropped[number:])
                 raise

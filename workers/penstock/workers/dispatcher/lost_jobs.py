@@ -6,9 +6,10 @@ import threading
 import time
 from datetime import timedelta
 
+from penstock.config.errors import LedgerUnavailable
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import lost
-from penstock.ledger.transitions.abandoned import bury_abandoned
+from penstock.ledger.transitions.abandoned import bury_abandoned, find_abandoned
 from penstock.workers.brokers.loss_detection import Lane, LossDetector
 from penstock.workers.dispatcher.poller import Poller, log
 
@@ -89,7 +90,11 @@ class LostJobs(Poller):
 
 
 class Reaper(Poller):
-    """Makes dead letters of jobs whose worker died, and which must not run twice."""
+    """Makes dead letters of jobs whose worker died, and which must not run twice.
+
+    A job is looked at twice, a lease apart: after an outage of the ledger every lease has ended, and workers that live
+    renew theirs within that time.
+    """
 
     name = "reaper"
     interval_seconds = 1.0
@@ -97,9 +102,20 @@ class Reaper(Poller):
     def __init__(self, database: Database, lease: timedelta) -> None:
         super().__init__()
         self._database, self._patience = database, lost.SILENT_LEASES * lease
+        self._lease_seconds = lease.total_seconds()
+        self._found_at: dict[str, float] = {}
+        """Id of an abandoned job → when it was found, with no outage since."""
 
     def run_once(self) -> bool:
-        job_ids = bury_abandoned(self._database, patience=self._patience)
+        try:
+            now = time.monotonic()
+            abandoned = find_abandoned(self._database, patience=self._patience)
+            self._found_at = {job_id: self._found_at.get(job_id, now) for job_id in abandoned}
+            due = [job_id for job_id, at in self._found_at.items() if now - at >= self._lease_seconds]
+            job_ids = bury_abandoned(self._database, due, patience=self._patience)
+        except LedgerUnavailable:
+            self._found_at.clear()
+            raise
         for job_id in job_ids:
             log.error("job %s is a dead letter: its worker died, and it must not run twice", job_id)
         return bool(job_ids)

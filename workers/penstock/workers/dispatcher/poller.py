@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 
 from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, PenstockError
+from penstock.config.supervision import start_thread
 
 log = logging.getLogger("penstock.dispatcher")
 
@@ -15,9 +16,10 @@ LONGEST_BACK_OFF_SECONDS = 5.0
 
 
 class Poller(ABC):
-    """A service that calls `run_once` again and again until it is stopped, whatever goes wrong.
+    """A service that calls `run_once` again and again until it is stopped.
 
-    An outage of the broker or the database is logged once when it begins and once when it ends.
+    An outage of the broker or the database is logged once when it begins and once when it ends. Other errors are logged
+    each time, and end the dispatcher if they do not cease (`supervision`).
     """
 
     name: str
@@ -28,7 +30,7 @@ class Poller(ABC):
         self.stopping = threading.Event()
         self.wakeup = threading.Event()
         """Set where there is something to do: it ends the pause."""
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread: threading.Thread | None = None
         self._failing: str | None = None
 
     @abstractmethod
@@ -42,7 +44,7 @@ class Poller(ABC):
         """Make a round that waits inside `run_once` return early."""
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = start_thread(self.name, self._run, self.stopping)
 
     def stop(self) -> None:
         """Ask the service to end after this round."""
@@ -52,6 +54,8 @@ class Poller(ABC):
 
     def join(self, timeout_seconds: float) -> bool:
         """Wait for the end of the service. Returns False where it still runs."""
+        if self._thread is None:
+            return True
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
@@ -60,7 +64,7 @@ class Poller(ABC):
         while not self.stopping.is_set():
             try:
                 busy = self.run_once()
-            except Exception as error:  # a service never ends by itself
+            except PenstockError as error:
                 self._report(error)
                 back_off = min(max(back_off * 2, 0.1), LONGEST_BACK_OFF_SECONDS)
                 self.stopping.wait(back_off * random.uniform(0.5, 1.0))
@@ -76,7 +80,7 @@ class Poller(ABC):
         except PenstockError as error:
             log.warning("%s: %s", self.name, error)
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: PenstockError) -> None:
         kind = type(error).__name__
         if self._failing == kind:
             return

@@ -13,7 +13,7 @@ from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.due import keep, waiting
 from penstock.producers.senders import scheme
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
-from penstock.schemas.wire.codec import Envelope, is_due, parse_time
+from penstock.schemas.wire.codec import Envelope, check_size, is_due, parse_time
 from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
 from penstock.workers.dispatcher.poller import Poller, log
 
@@ -57,6 +57,7 @@ class StockClients(Poller):
             return None
 
     def _route(self, envelope: Envelope) -> Envelope | None:
+        check_size(envelope)
         if not envelope.headers:
             raise UndecodableMessage("undecodable", "neither Celery's protocol 2 nor a Dramatiq message, in JSON")
         routed = Envelope(self._queue_of(envelope), envelope.priority, envelope.headers, envelope.body)
@@ -90,6 +91,12 @@ class StockClients(Poller):
             self.close()
             url, prefix = self._settings.broker_url, self._settings.prefix
             timeout = self._settings.broker_timeout_seconds
-            self._intake = open_stock_intake(url, sorted(queues), prefix, timeout_seconds=timeout)
+            self._intake = open_stock_intake(
+                url,
+                sorted(queues),
+                prefix,
+                timeout_seconds=timeout,
+                max_message_bytes=self._settings.message_limit,
+            )
             self._opened = queues
         self._refresh_at = time.monotonic() + _REFRESH_SECONDS

@@ -7,9 +7,13 @@ middleware. The way of a job is the executor's in all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings
+
+if TYPE_CHECKING:
+    from penstock.workers.engines.renewal.link import ParentLink
 
 ENGINES = ("celery", "dramatiq")
 
@@ -36,15 +40,19 @@ def run_worker(
     concurrency: int | None = None,
     name: str | None = None,
     log_level: str = "INFO",
+    parent: ParentLink | None = None,
 ) -> int:
-    """Run a worker in this process until SIGTERM or SIGINT, then drain it. Returns the exit code.
+    """Run a worker in this process until SIGTERM, SIGINT or a remote shutdown, then drain it. Returns the exit code.
+
+    Arguments:
+        parent: of a process that renews itself (`max_jobs`, `max_memory`).
 
     Raises:
         ConfigError: the engine is unknown; KindError, LedgerUnavailable: the worker cannot boot.
     """
     prepare(engine)
     if engine == "celery":
-        from penstock.workers.engines.celery import run
+        from penstock.workers.engines.celery.worker import run_worker as run
     else:
-        from penstock.workers.engines.dramatiq import run
-    return run(settings, queues=queues, concurrency=concurrency, name=name, log_level=log_level)
+        from penstock.workers.engines.dramatiq.worker import run_worker as run
+    return run(settings, queues=queues, concurrency=concurrency, name=name, log_level=log_level, parent=parent)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from penstock.config.errors import ConfigError, KindError
 from penstock.config.settings import Settings
 from penstock.producers.limits.rules import Rule, Rules, store_url
 from penstock.producers.senders import scheme
+from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.limits import SHARES
 from penstock.workers.handlers.registry import Handler
 
 log = logging.getLogger("penstock.worker")
+
+_DELIVER = "webhook.deliver"
+_NAMED = 10
+"""Kinds that a warning names."""
 
 
 def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iterable[str]) -> None:
@@ -23,7 +28,7 @@ def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iter
 
     Raises:
         KindError: a line for each kind whose declaration cannot hold; names the handler's file and the setting.
-        ConfigError: there is no ledger.
+        ConfigError: no ledger is configured, or an outgoing webhook's secret cannot sign.
     """
     served = set(queues)
     checked = sorted(
@@ -34,6 +39,9 @@ def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iter
         problems += [_without_ledger(handler) for handler in checked if _needs_ledger(handler)]
         if not problems:
             raise ConfigError("database_url is empty, and a worker keeps its record there; set PENSTOCK_DATABASE_URL")
+    if any(handler.kind.name == _DELIVER for handler in checked):
+        for name, hook in settings.hooks.items():
+            hook.secrets(name)
     rules, store = Rules(settings), store_url(settings)
     for handler in checked:
         problems += [_wrong_limit(handler, rule, store) for rule in rules.of(handler.kind, handler.kind.queue)]
@@ -57,6 +65,28 @@ def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iter
             )
     if problems:
         raise KindError("\n".join(problems))
+
+
+def warn_unhandled(handlers: Iterable[Handler], queues: Iterable[str], others: Mapping[str, str]) -> None:
+    """Warn of queues none of whose kinds has a handler here: this worker could only hold their jobs back.
+
+    Arguments:
+        queues: consumed by the worker.
+        others: kind → queue, of workers on record.
+    """
+    handled = {handler.kind.queue for handler in handlers}
+    for queue in sorted(set(queues) - handled):
+        declared = {kind.name: kind.job.__module__ for kind in registry if kind.queue == queue}
+        kinds = sorted({*declared, *(kind for kind, own in others.items() if own == queue)})
+        modules = ", ".join(sorted(set(declared.values())))
+        which = ", ".join(kinds[:_NAMED]) if kinds else "any of its kinds"
+        log.warning(
+            "no module imported here has a handler for queue %s: this worker holds its jobs back for workers that "
+            "have one; add --import with the module that handles %s%s, or leave the queue out",
+            queue,
+            which,
+            f" (declared in {modules})" if modules else "",
+        )
 
 
 def _needs_ledger(handler: Handler) -> bool:

@@ -5,24 +5,36 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
+import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from penstock.config import supervision
 from penstock.config.settings import Settings
 from penstock.workers.engines.monitoring.events import Events
 from penstock.workers.engines.monitoring.remote_control import Remote
+from penstock.workers.engines.renewal.link import HURRY, RETIRE, ParentLink
+from penstock.workers.engines.renewal.wear import Wear
 from penstock.workers.engines.worker import Worker, worker_name
 
 log = logging.getLogger("penstock.worker")
+
+_GIVE_BACK_AFTER_SECONDS, _LAST_SECONDS = 8.0, 10.0
+"""Seconds after the grace when a drain that hangs gives its jobs back, and when it ends with its process."""
+EXIT_UNFINISHED = 70
+"""Exit code of a worker whose drain hung (`EX_SOFTWARE` of sysexits.h)."""
 
 
 class Host:
     """Starts a worker once and drains it once, in a thread of its own, so that it still answers while it drains.
 
     Arguments:
+        parent: starts successors of this process, which then renews itself; None: it does not.
         clock: a logical clock with `forward()`, such as kombu's.
         on_stopping, on_stopped: called from the drain's thread before and after the worker stops.
 
@@ -39,12 +51,15 @@ class Host:
         queues: Sequence[str],
         concurrency: int | None,
         name: str | None,
+        parent: ParentLink | None,
         clock: Any,
         on_stopping: Callable[[], None] = lambda: None,
         on_stopped: Callable[[], None] = lambda: None,
     ) -> None:
         if name is not None and "@" not in name:
             name = f"{engine}@{name}"  # as Celery names its nodes
+        if name is not None and parent is not None:
+            name = f"{name}-{parent.number}"  # its successor has another name, and both run for a while
         self.worker = Worker(
             settings, engine=engine, queues=queues, concurrency=concurrency, name=name or worker_name(engine)
         )
@@ -56,13 +71,21 @@ class Host:
         )
         self.worker.executor.observers.append(self.events)
         self.remote = Remote(self.worker, self.events, self.stop)
+        self._parent = parent
+        self._wear = None if parent is None else Wear(settings, parent.ask_for_successor)
+        if self._wear is not None:
+            self.worker.executor.observers.append(self._wear)
+        elif settings.max_jobs is not None or settings.max_memory is not None:
+            log.warning("max_jobs and max_memory have no effect here: only `penstock worker` replaces its processes")
         self.stopped = threading.Event()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._on_stopping, self._on_stopped = on_stopping, on_stopped
         self._started = self._ended = False
         self._starting = threading.Lock()
-        self._stop_requests: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is safe in a signal handler
+        self._stop_requests: queue.SimpleQueue[float] = queue.SimpleQueue()
+        """Ends of the grace, on the monotonic clock. Its put is safe in a signal handler."""
         self._signals = 0
+        self._hurried = False
         threading.Thread(target=self._drain, name="penstock drain", daemon=True).start()
 
     def start(self) -> None:
@@ -70,61 +93,121 @@ class Host:
 
         Raises:
             LedgerUnavailable: the worker cannot boot.
+            ConfigError: it is larger than `max_memory` already.
         """
         with self._starting:
             if self._started or self._ended:
                 return
             try:
+                if self._wear is not None:
+                    self._wear.check_start()
                 _freeze_loaded_objects()
                 self.worker.start()
             except Exception as error:
                 self.error = error
                 raise
             self._started = True
+            supervision.on_give_up(self._fail)
             self.events.start()
+            if self._parent is not None:
+                orders = {RETIRE: self.retire, HURRY: self.hurry}
+                self._parent.start(ready=lambda: self.worker.ready, orders=orders, stop=self.stop)
 
     def stop(self) -> None:
         """Begin to drain. Returns at once; wait for `stopped`."""
-        self._stop_requests.put(None)
+        self._stop_requests.put(time.monotonic() + self.worker.settings.grace_seconds)
+
+    def retire(self) -> None:
+        """Begin to drain, as `stop` does, but let the running jobs take as long as they take."""
+        self._stop_requests.put(math.inf)
+
+    def hurry(self) -> None:
+        """End the grace. Safe in a signal handler."""
+        self._hurried = True
+        self.worker.executor.hurry()
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM or SIGINT drains; a second one ends the grace; a third ends the process. In the main thread."""
+        """SIGTERM or SIGINT drains; a second one ends the grace; a third ends the process. In the main thread.
+
+        Below a parent each of them only drains: a signal to the whole group comes a second time from the parent, which
+        gives the other orders.
+        """
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # A process that has drained and is ending must not look to its parent as if the signal had killed it.
+                signal.signal(number, handler if self._parent is None else signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1
-        if self._signals == 1:
+        if self._signals == 1 or self._parent is not None:
             self.stop()
         elif self._signals == 2:
-            self.worker.executor.hurry()
+            self.hurry()
             for default in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(default, signal.SIG_DFL)
 
     def _drain(self) -> None:
-        self._stop_requests.get()
+        deadline = self._stop_requests.get()
         with self._starting:
             started, self._ended = self._started, True
         log.info("worker %s stops", self.worker.name)
+        threading.Thread(target=self._end_in_time, args=(deadline,), name="penstock deadline", daemon=True).start()
         try:
             if started:
-                self._stop_worker()
-        except Exception as error:
+                self._stop_worker(deadline)
+        except BaseException as error:
             log.exception("worker %s did not stop in order", self.worker.name)
             self.error = error
         finally:
+            supervision.on_give_up(None)
+            if self._parent is not None:
+                self._parent.close()
             self._on_stopped()
             self.stopped.set()
 
-    def _stop_worker(self) -> None:
+    def _fail(self, reason: str) -> None:
+        """Drain, and end with an error: a loop of the worker has given up."""
+        self.error = self.error or supervision.ProcessFailed(reason)
+        self.stop()
+
+    def _end_in_time(self, deadline: float) -> None:
+        """End the process if the drain hangs, whatever holds it: a handler that blocks the loop, a query, a broker."""
+        while not self.stopped.wait(0.1):
+            with contextlib.suppress(queue.Empty):
+                deadline = min(deadline, self._stop_requests.get_nowait())
+            if self._hurried:
+                deadline = min(deadline, time.monotonic())
+            late = time.monotonic() - deadline
+            if late > 0:
+                self.worker.executor.hurry()  # a drain that began with a renewal has no end of its own
+            if late > _GIVE_BACK_AFTER_SECONDS:
+                break
+        else:
+            self._leave()
+            return
+        threading.Thread(target=self.worker.executor.abandon, name="penstock abandon", daemon=True).start()
+        if not self.stopped.wait(_LAST_SECONDS - _GIVE_BACK_AFTER_SECONDS):
+            log.critical("worker %s does not stop; its process ends now", self.worker.name)
+            logging.shutdown()
+            os._exit(EXIT_UNFINISHED)
+
+    def _leave(self) -> None:
+        """End the process if the interpreter, which has finished, waits for a thread that some library has left."""
+        while threading.main_thread().is_alive():
+            time.sleep(0.1)
+        time.sleep(_LAST_SECONDS - _GIVE_BACK_AFTER_SECONDS)
+        log.warning("worker %s has stopped, but a thread keeps its process, which ends now", self.worker.name)
+        logging.shutdown()
+        os._exit(0 if self.error is None else 1)
+
+    def _stop_worker(self, deadline: float) -> None:
         self._on_stopping()
         try:
-            self.worker.stop()
+            self.worker.stop(max(0.0, deadline - time.monotonic()))
         finally:
             self.events.stop()
 

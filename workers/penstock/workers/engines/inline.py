@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -54,6 +55,7 @@ class Inline:
                 database_url=f"sqlite:///{folder}/ledger.db",
                 storage_url=f"file:{folder}/storage",
                 smtp_url=f"maildir:{folder}/mail",
+                unknown_kind_grace=timedelta(),  # no other worker may know it
             )
         self.settings = settings
         self.broker = MemoryBroker()
@@ -64,12 +66,13 @@ class Inline:
             database_url=settings.database_url,
             storage_url=settings.storage_url,
         )
-        wanted = registry.queues() if queues is None else queues
-        self._consumers = [MemoryConsumer(self.broker, wanted), MemoryConsumer(self.broker, [DISPATCHER_QUEUE])]
+        if queues is None:
+            queues = registry.queues()
+        self._consumers = [MemoryConsumer(self.broker, queues), MemoryConsumer(self.broker, [DISPATCHER_QUEUE])]
         self.worker = Worker(
             settings,
             engine="inline",
-            queues=wanted,
+            queues=queues,
             concurrency=concurrency,
             consumer=self._consumers[0],
         )

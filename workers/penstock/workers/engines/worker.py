@@ -14,14 +14,16 @@ from penstock.ledger.members import heartbeats
 from penstock.ledger.sql.database import Database
 from penstock.producers.senders import scheme
 from penstock.workers.brokers import Consumer, open_consumer
-from penstock.workers.engines.boot_checks import check_settings
-from penstock.workers.executor.attempt import child_process
+from penstock.workers.engines.boot_checks import check_settings, warn_unhandled
+from penstock.workers.executor.attempt.child import parent as children
+from penstock.workers.executor.attempt.session import import_sessions
 from penstock.workers.executor.executor import Executor
 from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import open_gate
 from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.registry import handlers
+from penstock.workers.handlers.resources import provider_modules
 from penstock.workers.workflows.definition import check_workflows
 
 log = logging.getLogger("penstock.worker")
@@ -72,7 +74,9 @@ class Worker:
             name=self.name,
             prefix=settings.prefix,
             lease_seconds=settings.lease_seconds,
+            max_message_bytes=settings.message_limit,
             lease_keeper=True,
+            weights={queue: of_queue.weight for queue, of_queue in settings.queues.items()},
         )
         # A caller's own consumer may have no Redis.
         publishes = consumer is None and scheme(settings.broker_url) == "redis"
@@ -91,6 +95,7 @@ class Worker:
             observers=observers,
             changes=self._changes,
             limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
+            apart=engine != "inline",
         )
         self.intake = Intake(self.consumer, self.executor)
 
@@ -100,7 +105,9 @@ class Worker:
         Raises:
             LedgerUnavailable: the database cannot be reached or is not set up.
         """
-        child_process.prepare(sorted({handler.function.__module__ for handler in handlers}), self.settings)
+        modules = {handler.function.__module__ for handler in handlers} | provider_modules()
+        children.prepare(sorted(modules), self.settings)
+        import_sessions(handler for handler in handlers if handler.kind.queue in self.queues)
         heartbeats.register(
             self.database,
             self.name,
@@ -109,6 +116,7 @@ class Worker:
             kinds={handler.kind.name: handler.kind.queue for handler in handlers},
             lease=self.settings.lease,
         )
+        warn_unhandled(handlers, self.queues, heartbeats.known_kinds(self.database))
         if self._changes is not None:
             self._changes.start()
         self.executor.start()
@@ -122,7 +130,7 @@ class Worker:
         )
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Drain: fetch no more, give back what has not started, let running jobs finish within the grace."""
+        """Drain: fetch no more, release what has not started, let running jobs finish within the grace."""
         grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
         self.intake.stop()
         self.executor.drain(grace)

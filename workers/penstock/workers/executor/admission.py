@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import logging
+from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 
-from penstock.config.errors import UndecodableMessage
+from penstock.config.errors import LedgerUnavailable, UndecodableMessage
+from penstock.ledger.rows.jobs import ID_TAKEN, id_taken
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions.bury import bury_message
+from penstock.ledger.transitions.due import HoldRequest
 from penstock.schemas.jobs.kind import PRIORITIES
-from penstock.schemas.wire.codec import Message, decode, is_due
+from penstock.schemas.wire.codec import HEADER, Message, decode, is_due
 from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.runtime.capacity import InFlight
 from penstock.workers.executor.runtime.runtime import Runtime
 
 log = logging.getLogger("penstock.executor")
 
+_BATCH = 200
+_AGAIN_SECONDS = 2.0
 _LANE = {priority: number for number, priority in enumerate(PRIORITIES)}
 
 
@@ -32,15 +39,21 @@ class Admission:
         self._later: dict[str, list[Delivery]] = {}  # later sendings of jobs that are in flight
         self._waiting: list[tuple[int, int, InFlight]] = []
         self._order = itertools.count()
+        self._unknown: list[tuple[Delivery, UndecodableMessage]] = []
+        self._holding = False
 
     def admit(self, delivery: Delivery) -> None:
         """Let a job wait for its slot, or settle its delivery: it is not to be run here and now."""
-        if (message := self._decode(delivery)) is None:
+        try:
+            message = decode(delivery.envelope, self._registry)
+            if message.embed is not None:
+                self._canvas.check(message.embed)
+            if (handler := self._handlers.find(message.kind)) is None:
+                raise self._no_handler(message)
+        except UndecodableMessage as error:
+            self._reject(delivery, error)
             return
-        if (handler := self._handlers.find(message.kind)) is None:
-            detail = f"no module imported by worker {self._runtime.name} has a handler for kind {message.kind.name!r}"
-            self._runtime.tasks.spawn(self.bury(delivery, "no_handler", detail))
-        elif not is_due(message.due_at, datetime.now(UTC)):
+        if not is_due(message.due_at, datetime.now(UTC)):
             self._runtime.tasks.spawn(self._postpone(delivery))
         elif (earlier := self._in_flight.get(message.id)) is not None:
             self._admit_again(delivery, message, earlier)
@@ -52,6 +65,10 @@ class Admission:
         """Let an admitted job wait for a slot."""
         self._in_flight[entry.message.id] = entry
         heapq.heappush(self._waiting, (_LANE[entry.message.priority], next(self._order), entry))
+
+    def in_flight(self, job_id: str) -> InFlight | None:
+        """The admitted job with this id that is not settled yet."""
+        return self._in_flight.get(job_id)
 
     def __len__(self) -> int:
         """The number of jobs that wait."""
@@ -65,11 +82,14 @@ class Admission:
         """The jobs that wait. Safe from any thread."""
         return [entry.message for _, _, entry in list(self._waiting)]
 
-    def settle(self, entry: InFlight) -> list[Delivery]:
-        """Forget a settled job. Returns the later sendings of it, which are to be admitted now."""
+    def settle(self, entry: InFlight) -> list[Delivery] | None:
+        """Forget a settled job. Returns the later sendings of it, which are to be admitted now.
+
+        None: it was settled before.
+        """
         job_id = entry.message.id
         if self._in_flight.get(job_id) is not entry:
-            return []
+            return None
         del self._in_flight[job_id]
         return self._later.pop(job_id, [])
 
@@ -91,22 +111,85 @@ class Admission:
 
     async def refuse(self, entry: InFlight, reason: str, detail: str) -> None:
         """Make an admitted job that cannot be claimed a dead letter."""
-        self._in_flight.pop(entry.message.id, None)
-        await self.bury(entry.delivery, reason, detail)
-
-    def _decode(self, delivery: Delivery) -> Message | None:
+        later = self.settle(entry) or []
         try:
-            message = decode(delivery.envelope, self._registry)
-            if message.embed is not None:
-                self._canvas.check(message.embed)
-            return message
-        except UndecodableMessage as error:
+            await self.bury(entry.delivery, reason, detail)
+        finally:
+            for delivery in later:
+                self.admit(delivery)
+
+    def _no_handler(self, message: Message) -> UndecodableMessage:
+        detail = f"no module imported by worker {self._runtime.name} has a handler for kind {message.kind.name!r}"
+        return UndecodableMessage("no_handler", detail, newer=True)
+
+    def _reject(self, delivery: Delivery, error: UndecodableMessage) -> None:
+        """Hold a delivery back that a newer worker may know, or bury it."""
+        if not error.newer or not self._runtime.settings.unknown_kind_grace:
             self._runtime.tasks.spawn(self.bury(delivery, error.reason, error.detail))
-            return None
+            return
+        self._unknown.append((delivery, error))
+        if not self._holding:
+            self._holding = True
+            self._runtime.tasks.spawn(self._hold_back())
+
+    async def _hold_back(self) -> None:
+        """Hold back what has gathered, a batch in one transaction: a deploy may meet thousands."""
+        try:
+            while self._unknown:
+                batch = self._unknown[:_BATCH]
+                del self._unknown[:_BATCH]
+                await self._hold_batch(batch)
+        finally:
+            self._holding = False
+
+    async def _hold_batch(self, batch: list[tuple[Delivery, UndecodableMessage]]) -> None:
+        requests: list[HoldRequest] = []
+        readable: list[tuple[Delivery, UndecodableMessage]] = []
+        for delivery, error in batch:
+            try:
+                requests.append(_hold_request(delivery, error))
+                readable.append((delivery, error))
+            except UndecodableMessage:
+                await self.bury(delivery, error.reason, error.detail)
+        database, name, grace = self._runtime.database, self._runtime.name, self._runtime.settings.unknown_kind_grace
+        hold = partial(due.hold_back, database, requests, worker=name, grace=grace)
+        try:
+            answers = await self._runtime.io.ledger(hold) if requests else []
+        except LedgerUnavailable:
+            raise
+        except Exception as refusal:
+            # Something in one message that the database refuses must not take the whole batch with it.
+            for delivery, error in readable:
+                if len(readable) > 1:
+                    await self._hold_batch([(delivery, error)])
+                else:
+                    await self.bury(delivery, error.reason, f"{error.detail}; and the ledger refuses it: {refusal}")
+            return
+        settled: list[Delivery] = []
+        held: Counter[str] = Counter()
+        for (delivery, error), answer in zip(readable, answers, strict=True):
+            if answer == "over":
+                await self.bury(delivery, error.reason, error.detail)
+            elif answer == ID_TAKEN:
+                await self.bury(delivery, ID_TAKEN, id_taken(delivery.envelope.id))
+            elif answer == "running":
+                asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self.admit, delivery)
+            else:
+                settled.append(delivery)
+                held[str(error)] += answer == "held"
+        for reason, count in held.items():
+            if count:
+                log.warning("jobs are held back for workers that know them, up to %s: %d: %s", grace, count, reason)
+        if settled:
+            await self._runtime.io.ack(settled)
+            self._runtime.capacity.release(len(settled))
 
     def _admit_again(self, delivery: Delivery, message: Message, earlier: InFlight) -> None:
-        if message.fence > earlier.message.fence:
+        first = earlier.message
+        is_other = message.kind is not first.kind or (message.tenant, message.queue) != (first.tenant, first.queue)
+        if message.fence > first.fence or is_other:
             # A later sending, such as a retry that is due while its failure is just being acknowledged: after that.
+            # Likewise another job with the same id: the ledger knows which of the two has it.
             self._later.setdefault(message.id, []).append(delivery)
         elif delivery.deliveries > 1:
             # The connection was lost and the broker delivers again what is in flight: settle this delivery with it.
@@ -128,3 +211,13 @@ class Admission:
         """Acknowledge a delivery that needs nothing more, such as the second message of a job in flight."""
         await self._runtime.io.ack([delivery])
         self._runtime.capacity.release(1)
+
+
+def _hold_request(delivery: Delivery, error: UndecodableMessage) -> HoldRequest:
+    """Raises UndecodableMessage: the ledger cannot keep it."""
+    ours = delivery.envelope.headers.get(HEADER)
+    fence = ours.get("fence", 0) if isinstance(ours, dict) else 0
+    if not isinstance(fence, int):
+        raise UndecodableMessage("undecodable", f"{HEADER}.fence must be an integer, not {fence!r}")
+    row = due.waiting(delivery.envelope)
+    return HoldRequest(row, fence, delivery.deliveries > 1, error.reason, error.detail)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sized
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.rows.jobs import ID_TAKEN, id_taken
+from penstock.ledger.sql.faults import ABOUT_DATA
 from penstock.ledger.transitions.claim import Claim, ClaimRequest, Refusal, asks_of_keys, claim, without_cancelled
 from penstock.schemas.wire.codec import Message
 from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.admission import Admission
+from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.recorder import BATCH
 from penstock.workers.executor.runtime.capacity import InFlight
 from penstock.workers.executor.runtime.runtime import Runtime
 
 log = logging.getLogger("penstock.executor")
+
+_PAUSE = timedelta(seconds=2)
+"""Before a claim that failed for no reason of the job's is tried again."""
 
 
 class Claiming:
@@ -24,7 +30,8 @@ class Claiming:
 
     Arguments:
         running: the attempts that take a slot.
-        run: begins the attempt of a claimed job.
+        run: begins the attempt of a claimed job. It never raises.
+        fail: ends the attempt of a claimed job before it began, for an internal error.
         settled: called with jobs that were refused and acknowledged.
 
     Attributes:
@@ -35,12 +42,13 @@ class Claiming:
         self,
         runtime: Runtime,
         admission: Admission,
-        running: Sized,
+        running: Mapping[str, Attempt],
         run: Callable[[InFlight, Claim], None],
+        fail: Callable[[InFlight, Claim, Exception], None],
         settled: Callable[[list[InFlight]], None],
     ) -> None:
         self._runtime, self._admission, self._capacity = runtime, admission, runtime.capacity
-        self._running, self._run, self._settled = running, run, settled
+        self._running, self._run, self._fail, self._settled = running, run, fail, settled
         self._most_crashes = runtime.settings.max_crashes
         self.busy = False
 
@@ -67,9 +75,18 @@ class Claiming:
     async def _claim_batch(self, batch: list[InFlight]) -> None:
         try:
             await self._claim(batch)
+        except Exception as error:
+            unavailable = isinstance(error, LedgerUnavailable)  # and the worker drains
+            log.error("%d jobs cannot be claimed: %s", len(batch), error, exc_info=None if unavailable else error)
+            await self._give_back(batch)
         finally:
             self.busy = False
         self.start_more()
+
+    async def _give_back(self, batch: list[InFlight]) -> None:
+        """Release jobs that were not claimed to other workers."""
+        self._settled(batch)
+        await self._runtime.io.release([entry.delivery for entry in batch])
 
     async def _claim(self, batch: list[InFlight], asked_before: bool = False) -> None:
         database, io = self._runtime.database, self._runtime.io
@@ -92,9 +109,29 @@ class Claiming:
             if len(batch) > 1:
                 for entry in batch:
                     await self._claim([entry], asked_before)
-            else:
+            elif isinstance(error, ABOUT_DATA):
                 await self._admission.refuse(batch[0], "undecodable", f"the ledger refuses it: {error}")
+            else:
+                log.exception("job %s cannot be claimed; trying again", batch[0].message.id)
+                until = datetime.now(UTC) + _PAUSE
+                self._claim_later(batch[0], Refusal(batch[0].message, "held", until))
             return
+        try:
+            await self._begin(batch, answers)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            log.exception("%d jobs met an internal error after they were claimed", len(batch))
+            for entry, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Claim):
+                    self._fail(entry, answer, error)
+            await self._give_back(
+                [entry for entry, answer in zip(batch, answers, strict=True) if not isinstance(answer, Claim)]
+            )
+
+    async def _begin(self, batch: list[InFlight], answers: list[Claim | Refusal]) -> None:
+        """Settle the jobs that were refused, and run the others."""
+        database, io = self._runtime.database, self._runtime.io
         if asks_of_keys(answers):
             claimed = answers
             answers = await io.ledger(lambda: without_cancelled(database, claimed))
@@ -106,6 +143,8 @@ class Claiming:
                     early.append(entry.delivery)
             elif answer.reason == "held":
                 self._claim_later(entry, answer)
+            elif answer.reason == ID_TAKEN:
+                self._runtime.tasks.spawn(self._refuse_other(entry))
             else:
                 log.info("job %s not run: %s", entry.message.id, answer.reason)
                 self._runtime.observers.refused(entry.message, answer.reason)
@@ -120,14 +159,23 @@ class Claiming:
         if changes is not None and changes.has_subscribers:  # as of the last look: a start may be missed
             changes.publish([entry.message.id for entry in batch])
 
+    async def _refuse_other(self, entry: InFlight) -> None:
+        """Bury a message with the id of another job. What came under that id meanwhile is claimed next."""
+        self._runtime.observers.refused(entry.message, ID_TAKEN)
+        try:
+            await self._admission.refuse(entry, ID_TAKEN, id_taken(entry.message.id))
+        finally:
+            self.start_more()
+
     def _claim_later(self, entry: InFlight, refusal: Refusal) -> None:
         """Another live worker may still run the job: claim it again when that worker's lease has ended."""
         until = refusal.until or datetime.now(UTC)
         seconds = max((until - datetime.now(UTC)).total_seconds(), 0) + 0.1
 
         def claim_again() -> None:
-            self._admission.enqueue(entry)
-            self.start_more()
+            if self._admission.in_flight(entry.message.id) is entry:
+                self._admission.enqueue(entry)
+                self.start_more()
 
         asyncio.get_running_loop().call_later(seconds, claim_again)
 

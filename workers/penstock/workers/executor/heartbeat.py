@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -12,6 +13,8 @@ from penstock.ledger.members.heartbeats import Progress
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.memory import peak_memory
 from penstock.workers.executor.runtime.runtime import Runtime
+
+log = logging.getLogger("penstock.executor")
 
 _BEAT_SECONDS = 0.5
 
@@ -60,4 +63,11 @@ class Heartbeat:
                     changes.publish(list(progress))
             except LedgerUnavailable:
                 pass  # whichever job needs the ledger reports it
+            except Exception:
+                # A progress that the database refuses must not end the lease of the whole worker.
+                if not progress:
+                    raise
+                log.exception("the progress of %d jobs cannot be written and is left out", len(progress))
+                written = latest
+                continue
             await asyncio.sleep(pause)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from penstock.config.errors import BrokerUnavailable
+from penstock.config.supervision import Outage, faults, start_thread
 from penstock.workers.brokers.consumer import Consumer, Delivery
 
 log = logging.getLogger("penstock.intake")
@@ -37,24 +38,27 @@ class Intake:
         self.consumer = consumer
         self._sink = sink
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="penstock intake", daemon=True)
+        self._thread: threading.Thread | None = None
         self._last_turn = time.monotonic()
         self._connected = False
         self._pause = _FIRST_PAUSE
+        self._outage = Outage()
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = start_thread("penstock intake", self._run, self._stopping)
 
     def stop(self) -> None:
         """Fetch no more. The consumer stays open, so that what it handed out can be settled."""
         self._stopping.set()
         self.consumer.wake()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+            self.consumer.stop_consuming()
 
     @property
     def alive(self) -> bool:
         """Whether it really consumes: connected, and its loop has turned a short while ago. A ping proves less."""
-        return self._connected and self._thread.is_alive() and time.monotonic() - self._last_turn < _STALE_SECONDS
+        return self._connected and time.monotonic() - self._last_turn < _STALE_SECONDS
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -63,28 +67,29 @@ class Intake:
                 self._consume()
             except BrokerUnavailable as error:
                 if self._pause == _FIRST_PAUSE:
+                    faults["broker unavailable"] += 1
+                if self._outage.is_new(error):
                     log.error("%s; trying again until it is back", error)
-            except Exception:
-                # Whatever it raises: nothing is worse than a worker that answers pings but fetches nothing.
-                log.exception("the intake failed; connecting again")
-            self._connected = False
+            finally:
+                self._connected = False
             self._stopping.wait(random.uniform(self._pause / 2, self._pause))
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _consume(self) -> None:
         while not self._stopping.is_set():
             self._last_turn = time.monotonic()
-            wanted = self._sink.wait_for_capacity(_WAIT_SECONDS)
+            limit = self._sink.wait_for_capacity(_WAIT_SECONDS)
             if self._stopping.is_set():
                 return
-            deliveries = self.consumer.fetch(wanted, _WAIT_SECONDS) if wanted > 0 else []
+            deliveries = self.consumer.fetch(limit, _WAIT_SECONDS) if limit > 0 else []
             if not self._connected:
                 # Not earlier: a broker that accepts connections but delivers from no queue is not ready.
                 self._connected = True
                 if self._pause > _FIRST_PAUSE:
                     log.warning("the broker is back")
                 self._pause = _FIRST_PAUSE
+                self._outage.end()
             if deliveries:
                 self._sink.submit(deliveries)
-                if len(deliveries) < min(wanted, _FEW):
+                if len(deliveries) < min(limit, _FEW):
                     self._stopping.wait(_TURN_SECONDS)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.config.settings import Settings
+from penstock.config.supervision import keep_running
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.limits import open_store
 from penstock.producers.limits.rules import Rule, Rules
@@ -56,7 +57,7 @@ class LimitGate:
         self._renewing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._renewing = self._tasks.spawn(self._renew())
+        self._renewing = self._tasks.spawn(keep_running("limits", self._renew))
 
     def slots(self, attempt: Attempt) -> tuple[Slot, ...]:
         """The slots that the job needs; mostly none."""
@@ -119,7 +120,13 @@ class LimitGate:
                         await self._in_thread(partial(self._store.release, left, sorted(waiting)))
                 if self._asking:
                     batch, self._asking = self._asking[:_BATCH], self._asking[_BATCH:]
-                    await self._enter(batch)
+                    try:
+                        await self._enter(batch)
+                    except Exception:
+                        log.exception("the limits of %d jobs could not be asked", len(batch))
+                        for entry, future in batch:
+                            if not future.done():
+                                future.set_result(SlotRefusal(entry.slots[0][1]))
         finally:
             self._busy = False
 

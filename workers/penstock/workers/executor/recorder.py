@@ -7,9 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.config.supervision import give_up
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.schemas.states import Outcome, State
+from penstock.workers.executor.attempt.attempt import ClaimedJob
 from penstock.workers.executor.attempt.large_results import LargeResults
+from penstock.workers.executor.attempt.outcome import internal_error
 from penstock.workers.executor.runtime.capacity import InFlight
 from penstock.workers.executor.runtime.runtime import Runtime
 
@@ -46,7 +49,12 @@ class Recorder:
         try:
             while self._outcomes:
                 batch, self._outcomes = self._outcomes[:BATCH], self._outcomes[BATCH:]
-                await self._record(batch)
+                try:
+                    await self._record(batch)
+                except LedgerUnavailable:
+                    raise
+                except Exception as error:
+                    await self._fail(batch, error)
         except LedgerUnavailable as error:
             log.error("%s; %d outcomes are lost with this worker, and their jobs will run again", error, len(batch))
             self._outcomes.clear()
@@ -91,6 +99,26 @@ class Recorder:
         if back:
             self._settled(back)  # first: what is released may be back before this goes on
             await self._runtime.io.release([entry.delivery for entry in back])
+
+    async def _fail(self, batch: list[tuple[InFlight, AttemptOutcome]], error: Exception) -> None:
+        """Record an internal error for those of a batch whose outcomes are not on record."""
+        log.exception("%d jobs met an internal error when their outcomes were recorded", len(batch))
+        entries = [entry for entry, _ in batch]
+        outcomes = [internal_error(ClaimedJob(outcome.claim, entry.handler), error) for entry, outcome in batch]
+        database, worker = self._runtime.database, self._runtime.name
+        try:
+            kept = await self._runtime.io.ledger(lambda: record(database, outcomes, worker=worker))
+        except LedgerUnavailable:
+            raise
+        except Exception:
+            log.critical("%d jobs cannot be recorded; this worker ends with its lease", len(batch), exc_info=True)
+            give_up("outcomes cannot be recorded")
+            self._settled(entries)  # and not acknowledged: when this worker has ended, another one gets them
+            return
+        self._settled(entries)
+        await self._runtime.io.ack([entry.delivery for entry, keep in zip(entries, kept, strict=True) if keep])
+        # Those that have an outcome on record already, here or by another worker: their next claim is refused.
+        await self._runtime.io.release([entry.delivery for entry, keep in zip(entries, kept, strict=True) if not keep])
 
     async def _record_one_by_one(self, batch: list[tuple[InFlight, AttemptOutcome]], error: Exception) -> None:
         """Record the outcomes singly: one that the database refuses must not take the batch with it."""

@@ -7,17 +7,20 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from penstock.config.errors import InvalidJob
+from penstock.ledger.sql.text import is_storable, storable
+from penstock.producers.enqueue.options import check_options
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.scrubbing import Scrub
 from penstock.schemas.wire.codec import Envelope, encode
 from penstock.workers.handlers.returns import JobCancelled
 
 LONGEST_KEY = 255
 """The longest key of `ctx.once`, in characters."""
+_LARGEST_COUNT = 2**63 - 1
 _once_lock = threading.Lock()
-
-if TYPE_CHECKING:
-    from penstock.schemas.jobs.job import Job
 
 
 class ProgressSink(Protocol):
@@ -55,6 +58,7 @@ class Context:
         open_session: Callable[[], Any] | None = None,
         open_once: Callable[[Context, str], Any] | None = None,
         fence: int = 0,
+        scrub: Scrub = str,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
@@ -64,7 +68,7 @@ class Context:
         self.enqueued_at = enqueued_at or datetime.now(UTC)
         self.kind = kind
         self._traceparent = traceparent
-        self._sink = sink
+        self._sink, self._scrub = sink, scrub
         self._open_session = open_session
         self._open_once = open_once
         self.fence = fence
@@ -79,9 +83,23 @@ class Context:
         return logging.LoggerAdapter(logger, {"job_id": self.job_id, "attempt": self.attempt})
 
     def progress(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """Report how far the job is. Cheap: only the latest value is written, every half second."""
+        """Report how far the job is. Cheap: only the latest value is written, every half second.
+
+        Arguments:
+            done, total: integers from 0 to 2⁶³ - 1.
+            note: text; one over 255 characters is cut, and says so.
+
+        Raises:
+            TypeError: one is of another type. ValueError: a number is out of its range.
+        """
+        _check_count("done", done)
+        if total is not None:
+            _check_count("total", total)
+        if note is not None and not isinstance(note, str):
+            raise TypeError(f"ctx.progress: note must be text, not {type(note).__name__}; give str(…) of it")
         if self._sink is not None:
-            self._sink.progress(self.job_id, done, total, note)
+            note = None if note is None else self._scrub(note)
+            self._sink.progress(self.job_id, int(done), None if total is None else int(total), storable(note, 255))
 
     def enqueue(
         self,
@@ -94,8 +112,20 @@ class Context:
         """Send another job, only if this attempt succeeds. Returns its id.
 
         The jobs are written with the outcome, and sent after it: a crash between loses none.
+
+        Arguments:
+            delay, key, tenant: as for a producer. Without a tenant it runs for that of this job.
+
+        Raises:
+            InvalidJob: the job or an option is wrong; KindError: its class has no kind.
         """
-        wait = delay if isinstance(delay, timedelta) or delay is None else timedelta(seconds=delay)
+        if not isinstance(job, Job):
+            raise InvalidJob(f"ctx.enqueue takes a Job, not {type(job).__name__}; make one from its class first")
+        try:
+            options = check_options({"delay": delay, "key": key, "tenant": tenant})
+        except ValueError as error:
+            raise InvalidJob(f"{job.kind().name}: {error}") from error
+        wait = options.get("delay")
         envelope = encode(
             job,
             key=key,
@@ -115,8 +145,8 @@ class Context:
         yourself. On SQLite it holds the one write lock until the handler returns, so use it last.
 
         Raises:
-            RuntimeError: the handler runs in a child process or its kind has `track=False`: there is no outcome in
-                this process's ledger to commit with.
+            RuntimeError: the handler runs in a child process or its kind has `track=False`: this process's
+                ledger has no outcome to commit with.
         """
         if self._session is None:
             if self._open_session is None:
@@ -144,13 +174,15 @@ class Context:
         idempotency key. It returns the result as JSON values, the first time too.
 
         Raises:
-            InDoubt: (from `run`) an earlier run was cut short and there is no `ask`. Not caught, it makes the job a
+            InDoubt: (from `run`) an earlier run was cut short and `ask` is not set. Not caught, it makes the job a
                 dead letter.
             FenceLost: (from `run`) another worker has the job by now; nothing was called.
             RuntimeError: the kind has `track=False`, or the effect is running already.
         """
         if not key or len(key) > LONGEST_KEY:
             raise ValueError(f"ctx.once({key[:40]!r}): the key must have 1 to {LONGEST_KEY} characters")
+        if not is_storable(key):
+            raise ValueError(f"ctx.once({key!r}): the key holds a NUL or half of a character, which no database takes")
         if self._open_once is None:
             raise RuntimeError("ctx.once is for tracked kinds: it needs the job's row in the ledger")
         return self._open_once(self, key)
@@ -199,3 +231,10 @@ class Context:
 
     def __repr__(self) -> str:
         return f"Context(job_id={self.job_id!r}, attempt={self.attempt})"
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"ctx.progress: {name} must be an integer, not {value!r}; round it, or count in smaller units")
+    if not 0 <= value <= _LARGEST_COUNT:
+        raise ValueError(f"ctx.progress: {name} must lie between 0 and 2**63 - 1")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -13,10 +14,13 @@ from penstock.config.errors import KindError
 from penstock.config.settings import Settings
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.kind import Kind, Registry, registry
+from penstock.schemas.jobs.sensitive import holds, shapes_of
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.resources import is_provided
 
-F = TypeVar("F", bound=Callable[..., Any])
+J = TypeVar("J", bound=Job)
+P = ParamSpec("P")
+R = TypeVar("R")
 Mode = Literal["async", "thread", "child"]
 
 
@@ -84,11 +88,11 @@ class Handlers:
                     f"{handler.source}: the handler of {handler.kind.name!r} would never run: no job class that is "
                     "registered has this kind; remove the handler, or declare the kind"
                 )
-            for name, wanted in handler.resources.items():
-                if wanted is not Settings and not is_provided(wanted):
+            for name, resource in handler.resources.items():
+                if resource is not Settings and not is_provided(resource):
                     raise KindError(
                         f"{handler.source}: parameter {name!r} of the handler of {handler.kind.name!r} asks for "
-                        f"{wanted.__qualname__}, which nothing provides; declare it with @provides"
+                        f"{resource.__qualname__}, which nothing provides; declare it with @provides"
                     )
 
 
@@ -96,7 +100,9 @@ handlers = Handlers()
 """The handlers of this process. Importing a handler's module adds it."""
 
 
-def handles(job: type[Job], *, isolate: bool = False, memory_bytes: int | None = None) -> Callable[[F], F]:
+def handles(
+    job: type[J], *, isolate: bool = False, memory_bytes: int | None = None
+) -> Callable[[Callable[Concatenate[J, P], R]], Callable[Concatenate[J, P], R]]:
     """Declare a function or coroutine as the handler of a kind.
 
         @handles(SendInvoice)
@@ -113,8 +119,14 @@ def handles(job: type[Job], *, isolate: bool = False, memory_bytes: int | None =
     Raises:
         KindError: the class has no kind, the kind has a handler, or the signature cannot be served.
     """
+    if not isinstance(job, type):
+        raise KindError(f"handles takes the class of a job, as in @handles(SendInvoice), not {job!r}")
+    if not isinstance(isolate, bool):
+        raise KindError(f"handles({job.__qualname__}): isolate must be True or False, not {isolate!r}")
+    if memory_bytes is not None and (type(memory_bytes) is not int or memory_bytes < 1):
+        raise KindError(f"handles({job.__qualname__}): memory_bytes must be an integer from 1, not {memory_bytes!r}")
 
-    def declare(function: F) -> F:
+    def declare(function: Callable[Concatenate[J, P], R]) -> Callable[Concatenate[J, P], R]:
         handlers.add(_handler(job, function, isolate, memory_bytes))
         return function
 
@@ -122,34 +134,48 @@ def handles(job: type[Job], *, isolate: bool = False, memory_bytes: int | None =
 
 
 def _handler(job: type[Job], function: Callable[..., Any], isolate: bool, memory_bytes: int | None) -> Handler:
-    code = inspect.unwrap(function).__code__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        raise KindError(f"the handler of {job.__qualname__} must be a function or a method, not {function!r}")
     label = f"{code.co_filename}:{code.co_firstlineno}: handler {function.__qualname__} of {job.__qualname__}"
     if not issubclass(job, Job) or job.__kind__ is None:
         raise KindError(f'{label}, which has no kind; declare it as class {job.__name__}(Job, kind="…")')
     is_async = inspect.iscoroutinefunction(function)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise KindError(f"{label}: it has a yield, so calling it would run nothing; return the result instead")
     if isolate and is_async:
         raise KindError(f"{label}: isolate=True takes a plain function, not a coroutine")
     if memory_bytes is not None and not isolate:
         raise KindError(f"{label}: memory_bytes needs isolate=True")
-    hints = get_type_hints(function)
+    try:
+        hints, marked = get_type_hints(function), get_type_hints(function, include_extras=True)
+    except Exception as error:  # whatever an annotation raises
+        raise KindError(
+            f"{label}: an annotation cannot be read: {type(error).__name__}: {error}; import what it names outside of "
+            "TYPE_CHECKING"
+        ) from error
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].kind not in (
         parameters[0].POSITIONAL_ONLY,
         parameters[0].POSITIONAL_OR_KEYWORD,
     ):
         raise KindError(f"{label}: its first parameter takes the job")
+    if not _takes(hints.get(parameters[0].name, Any), job):
+        other = inspect.formatannotation(hints[parameters[0].name])
+        raise KindError(f"{label}: its first parameter takes the job; annotate it {job.__qualname__}, not {other}")
     context: str | None = None
     resources: dict[str, type] = {}
     for parameter in parameters[1:]:
-        wanted = hints.get(parameter.name)
-        if wanted is Context:
+        annotation = hints.get(parameter.name)
+        if annotation is Context:
             context = parameter.name
         elif parameter.default is not parameter.empty:
             continue
-        elif isinstance(wanted, type):
-            resources[parameter.name] = wanted
+        elif isinstance(annotation, type):
+            resources[parameter.name] = annotation
         else:
             raise KindError(f"{label}: annotate parameter {parameter.name!r} with Context or the class of a resource")
+    _check_result(marked.get("return", Any), label)
     returned = hints.get("return", Any)
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(Any if returned is type(None) else returned)
@@ -157,6 +183,32 @@ def _handler(job: type[Job], function: Callable[..., Any], isolate: bool, memory
         adapter = TypeAdapter(Any)
     mode: Mode = "child" if isolate else "async" if is_async else "thread"
     return Handler(job.kind(), function, mode, context, resources, memory_bytes, adapter)
+
+
+def _check_result(annotation: Any, label: str) -> None:
+    """Refuse a sensitive result: results are kept, and given to all who ask, as they are."""
+    try:
+        sensitive = holds(shapes_of(annotation, "its result"))
+    except ValueError:
+        sensitive = True
+    if sensitive:
+        raise KindError(
+            f"{label}: its result has Sensitive in it, and results are shown as they are; return what may be seen, "
+            "such as the key of a record that holds the value"
+        )
+
+
+def _takes(annotation: Any, job: type[Job]) -> bool:
+    """Whether a parameter of this type may be given such a job; True where that cannot be said."""
+    if annotation is Any:  # a class, to Python
+        return True
+    if isinstance(annotation, type):
+        try:
+            return issubclass(job, annotation)
+        except TypeError:  # a protocol with attributes
+            return True
+    members = get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else ()
+    return not members or any(_takes(member, job) for member in members)
 
 
 def _path(function: Callable[..., Any]) -> str:

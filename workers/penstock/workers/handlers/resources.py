@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from penstock.config.errors import KindError
@@ -43,15 +43,24 @@ def provides(provider: P) -> P:
     return provider
 
 
-def is_provided(wanted: object) -> bool:
-    return wanted in _providers or wanted in _overrides
+def is_provided(resource: object) -> bool:
+    return resource in _providers or resource in _overrides
+
+
+def is_overridden(resource: object) -> bool:
+    return resource in _overrides
+
+
+def provider_modules() -> set[str]:
+    """The modules that declare the providers of this process."""
+    return {provider.__module__ for provider in _providers.values()}
 
 
 @contextmanager
-def override(wanted: type, value: Any) -> Iterator[None]:
+def override(resource: type, value: Any) -> Iterator[None]:
     """Inject `value` for a type while the block runs; for tests. Worker processes started inside do not see it."""
     before = _overrides.copy()
-    _overrides[wanted] = value
+    _overrides[resource] = value
     try:
         yield
     finally:
@@ -68,27 +77,25 @@ class Resources:
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()
 
-    async def get(self, wanted: type) -> Any:
+    async def get(self, resource: type) -> Any:
         """The resource of a type, opened if need be.
 
         Raises:
             LookupError: nothing provides it. Boot has checked for that, so only an override that ended does this.
         """
-        if wanted in _overrides:
-            return _overrides[wanted]
-        if wanted in self._opened:
-            return self._opened[wanted]
+        if resource in _overrides:
+            return _overrides[resource]
+        if resource in self._opened:
+            return self._opened[resource]
         async with self._lock:
-            if wanted not in self._opened:
-                self._opened[wanted] = await self._open(wanted)
-        return self._opened[wanted]
+            if resource not in self._opened:
+                self._opened[resource] = await self._open(resource)
+        return self._opened[resource]
 
-    async def _open(self, wanted: type) -> Any:
-        if wanted is Settings:
+    async def _open(self, resource: type) -> Any:
+        if resource is Settings:
             return self._settings
-        provider = _providers.get(wanted)
-        if provider is None:
-            raise LookupError(f"nothing provides {wanted.__qualname__}; declare it with @provides")
+        provider = _provider(resource)
         if inspect.isasyncgenfunction(provider):
             return await self._stack.enter_async_context(asynccontextmanager(provider)(self._settings))
         manager = contextmanager(provider)(self._settings)  # type: ignore[arg-type]  # one of two generator forms
@@ -99,3 +106,44 @@ class Resources:
     async def close(self) -> None:
         self._opened.clear()
         await self._stack.aclose()
+
+
+class LocalResources:
+    """The open resources of a process that runs one plain function, in whose thread they are opened and closed.
+
+    No event loop runs around the function. Asynchronous providers have a loop of their own, which runs while they open
+    and close.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._opened: dict[type, Any] = {Settings: settings}
+        self._settings = settings
+        self._stack = ExitStack()
+        self._runner: asyncio.Runner | None = None
+
+    def get(self, resource: type) -> Any:
+        """The resource of a type, opened if need be. Raises LookupError where nothing provides it."""
+        if resource not in self._opened:
+            self._opened[resource] = self._open(_provider(resource))
+        return self._opened[resource]
+
+    def _open(self, provider: Provider) -> Any:
+        if not inspect.isasyncgenfunction(provider):
+            return self._stack.enter_context(contextmanager(provider)(self._settings))  # type: ignore[arg-type]
+        if self._runner is None:
+            self._runner = self._stack.enter_context(asyncio.Runner())
+        run, manager = self._runner.run, asynccontextmanager(provider)(self._settings)
+        value = run(manager.__aenter__())
+        self._stack.callback(lambda: run(manager.__aexit__(None, None, None)))
+        return value
+
+    def close(self) -> None:
+        """Close them, in reverse."""
+        self._stack.close()
+
+
+def _provider(resource: type) -> Provider:
+    """The provider of a type. Raises LookupError."""
+    if (provider := _providers.get(resource)) is None:
+        raise LookupError(f"nothing provides {resource.__qualname__}; declare it with @provides")
+    return provider

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from penstock.schemas.jobs.retry_policy import RetryPolicy
 
 
 def _seconds(value: float | timedelta) -> timedelta:
@@ -27,6 +31,13 @@ class Snooze:
             delay = max(until - datetime.now(UTC), timedelta(0))
         object.__setattr__(self, "delay", _seconds(delay))
         object.__setattr__(self, "reason", reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Let the job wait in the ledger without a time: something else ends it, as its last step does a workflow."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +78,6 @@ class NotDone(Exception):
     """Raised by the effect of a `ctx.once(key)`, best `from` the error it met: it certainly did not happen."""
 
 
-def underlying_error(error: BaseException) -> BaseException:
-    """The error that decides about a retry: for a NotDone, the error it was raised from."""
-    while isinstance(error, NotDone) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 class InDoubt(Exception):
     """Raised by `ctx.once(key)`: an earlier run of the effect was cut short, and no one can say whether it happened.
 
@@ -90,3 +94,51 @@ class InDoubt(Exception):
             "find out whether it happened, then say so with penstock jobs effects, and replay the job"
         )
         self.key, self.effect_id, self.begun_at = key, effect_id, begun_at
+
+
+def underlying_errors(error: BaseException, policy: RetryPolicy | None = None) -> list[BaseException]:
+    """The errors that decide about a retry: for a NotDone, the error it was raised from; for a group, those of its
+    members, unless the policy names the group's own class."""
+    named = () if policy is None else (*policy.give_up_on, *policy.by_error)
+    errors: list[BaseException] = []
+    waiting, seen = [error], set[int]()
+    while waiting:
+        error = waiting.pop()
+        if id(error) in seen:  # an error may be its own cause
+            continue
+        seen.add(id(error))
+        if isinstance(error, NotDone) and error.__cause__ is not None:
+            waiting.append(error.__cause__)
+        elif isinstance(error, BaseExceptionGroup) and not any(
+            issubclass(base, BaseExceptionGroup) and isinstance(error, base) for base in named
+        ):
+            waiting.extend(reversed(error.exceptions))
+        else:
+            errors.append(error)
+    return errors or [error]
+
+
+def underlying_error(error: BaseException, policy: RetryPolicy | None = None) -> BaseException:
+    """The one of `underlying_errors` that leaves the fewest retries; the first of several."""
+
+    def finality(error: BaseException) -> tuple[int, int]:
+        if isinstance(error, Permanent):
+            return 3, 0
+        if isinstance(error, InDoubt):
+            return 2, 0
+        if policy is None:
+            return 0, 0
+        special = policy.for_error(type(error))
+        return int(isinstance(error, special.give_up_on)), -special.max_attempts
+
+    return max(underlying_errors(error, policy), key=finality)
+
+
+def error_line(error: BaseException) -> str:
+    """The type and text of an error. Its type alone where its text cannot be had: a `__str__` may fail in any way."""
+    name = type(error).__name__
+    try:
+        text = str(error).strip()
+    except BaseException as failure:
+        return f"{name} (its __str__ raised {type(failure).__name__})"
+    return f"{name}: {text}" if text else name

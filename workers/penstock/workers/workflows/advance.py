@@ -9,31 +9,34 @@ something to do; it was written in the transaction of the job's outcome.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from penstock.config.errors import PenstockError, UndecodableMessage
 from penstock.ledger.rows.jobs import RESERVED
-from penstock.ledger.rows.steps import MARK
+from penstock.ledger.rows.steps import MARK, RESTS
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import workflow_end
 from penstock.ledger.transitions.enqueue import enter as insert_jobs
 from penstock.ledger.transitions.revive import revive_all
 from penstock.ledger.workflows import cancel, read, record
-from penstock.ledger.workflows.rows import PARKED
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import FINAL, WAITING, State
 from penstock.schemas.storage import Storage
-from penstock.schemas.wire.codec import Envelope, encode
+from penstock.schemas.wire.codec import Envelope, encode, explain
 from penstock.schemas.workflows import StepState, WorkflowState
 from penstock.workers.workflows.definition import Definition, definitions, difference
 from penstock.workers.workflows.results import StepResults
 from penstock.workers.workflows.run import RECHECK_AFTER, STEP_STATES, JobEnd, Run
+
+log = logging.getLogger("penstock.dispatcher")
 
 _MOST_RESERVED = 20_000
 """More jobs than these are not reserved: the caller would hold up other workflows while it sends them."""
@@ -52,12 +55,16 @@ class Advanced:
         to_send: new jobs that are reserved for the caller.
         until: the end of that reservation.
         has_due: whether there are new jobs that are not reserved.
+        failed: id of each workflow that has failed → its error.
+        raised: id of a workflow → what the method of a step raised.
     """
 
     ended: list[str]
     to_send: list[Envelope]
     until: datetime
     has_due: bool
+    failed: dict[str, str | None]
+    raised: dict[str, Exception]
 
 
 def advance(
@@ -116,7 +123,9 @@ class WorkflowBatch:
         envelopes = [envelope for *_, envelope in self._outgoing]
         to_send = [envelope for envelope in envelopes if self._reserve and registry[envelope.kind].unique is None]
         ended = [run.id for run in runs.values() if run.finished]
-        return Advanced(ended, to_send, self._until, len(to_send) < len(envelopes))
+        failed = {run.id: run.error for run in runs.values() if run.finished and run.state == WorkflowState.FAILED}
+        raised = {run.id: run.raised for run in runs.values() if run.raised is not None}
+        return Advanced(ended, to_send, self._until, len(to_send) < len(envelopes), failed, raised)
 
     # Loading.
 
@@ -129,8 +138,11 @@ class WorkflowBatch:
         runs = {}
         for id, row in rows.items():
             definition = definitions.get(row.kind)
-            if definition is None or definition.hash != row.definition:
-                self._rest(row, definition)
+            if definition is None:
+                self._rest(row, None)
+            elif definition.hash != row.definition:
+                changes = difference(read.graph_of(self._connection, id), definition.graph)
+                self._rest(row, f"{row.kind} was changed since it began ({changes})")
             elif (run := self._run(row, definition, steps[id])) is not None:
                 runs[id] = run
         return runs
@@ -138,36 +150,49 @@ class WorkflowBatch:
     def _run(self, row: Any, definition: Definition, steps: dict[str, Any]) -> Run | None:
         own_job = self._own_jobs.get(row.id)
         if own_job is None:
-            record.fail_unreadable(self._connection, row.id, "its own job is not recorded any more")
+            record.fail_without_job(self._connection, row.id, "its own job is not recorded any more")
             return None
         try:
             kind = registry[row.kind]
             payload = json.dumps(registry.upcast(kind, json.loads(own_job.payload), own_job.version))
             input = kind.job.model_validate_json(payload)
         except (ValueError, UndecodableMessage) as error:
-            record.fail_unreadable(self._connection, row.id, f"its input cannot be read: {error}")
+            reason = explain(error, kind=kind) if isinstance(error, ValidationError) else str(error)
+            self._rest(row, f"its input does not fit {row.kind} any more ({reason})")
             return None
         run = Run(row.id, definition, input, State(own_job.state), WorkflowState(row.state), self._now, steps)
         run.ends_as, run.undo = row.ends_as and WorkflowState(row.ends_as), row.undo
-        # The error of a workflow that does not fail says only why it has rested.
-        run.error, run.changed = (row.error, False) if run.ends_as is not None else (None, row.error is not None)
+        run.error = row.error
+        if row.error is not None and row.error.startswith(RESTS):
+            log.info("workflow %s (%s) goes on: it does not rest any more", row.id, row.kind)
+            record.note_rest(self._connection, row.id, None)
+            run.error = None
         return run
 
-    def _rest(self, row: Any, definition: Definition | None) -> None:
-        """Leave a workflow alone that began with another definition, and look at it again later: a dispatcher that has
-        that definition may be up. Cancelling needs no definition."""
-        if row.state == WorkflowState.CANCELLING and cancel.finish_without_definition(
-            self._connection, self._database, row.id, row.undo
-        ):
+    def _rest(self, row: Any, reason: str | None) -> None:
+        """Leave a workflow alone that began with other code, and look at it again later: a dispatcher with that
+        code may be up. Cancelling needs no definition.
+
+        Arguments:
+            reason: None: this process does not know its class, and has nothing to say about it.
+        """
+        cancelling = row.state == WorkflowState.CANCELLING
+        if row.state == WorkflowState.RUNNING and self._is_to_stop(row.id):
+            cancel.cancel_workflows(self._connection, self._database, [row.id], undo=row.undo)
+            cancelling = True
+        if cancelling and cancel.finish_without_definition(self._connection, self._database, row.id, row.undo):
             return
         record.postpone_workflow(self._connection, row.id, self._now, _RECHECK_UNKNOWN_AFTER)
-        if definition is not None and not WorkflowState(row.state).final:
-            changes = difference(read.graph_of(self._connection, row.id), definition.graph)
-            error = (
-                f"rests: {row.kind} was changed since it began ({changes}); run a "
-                "dispatcher with the code it began with; or cancel it with --no-compensate, then retry it with --all"
-            )
-            record.note_error(self._connection, row.id, error)
+        if reason is None or WorkflowState(row.state).final:
+            return
+        error = (
+            f"{RESTS}{reason}; run a dispatcher with the code it began with; or cancel it with --no-compensate, then "
+            "retry it with --all"
+        )
+        # An error of another sort says which step failed, and is not overwritten.
+        if row.error is None or (row.error.startswith(RESTS) and row.error != error[:2000]):
+            log.warning("workflow %s (%s) %s", row.id, row.kind, error)
+            record.note_rest(self._connection, row.id, error)
 
     # Ends of jobs.
 
@@ -179,7 +204,7 @@ class WorkflowBatch:
             if (
                 not run.state.final
                 and run.state != WorkflowState.CANCELLING
-                and run.own_state in FINAL
+                and self._is_to_stop(run.id)
                 and run.ends_as is None
             ):
                 self._cancel(run)
@@ -204,8 +229,13 @@ class WorkflowBatch:
                 step = run.rows[row.step]
                 step.due_at, step.changed = None, True
 
+    def _is_to_stop(self, workflow_id: str) -> bool:
+        """Whether the own job of a workflow has ended, or is to be cancelled."""
+        own_job = self._own_jobs.get(workflow_id)
+        return own_job is not None and (own_job.state in FINAL or bool(own_job.cancel_requested))
+
     def _cancel(self, run: Run) -> None:
-        """Stop the steps of a workflow whose own job was cancelled, or died."""
+        """Stop the steps of a workflow whose own job is to be cancelled, or died."""
         cancel.cancel_workflows(self._connection, self._database, [run.id], undo=run.undo)
         run.state, run.ends_as, run.changed = WorkflowState.CANCELLING, WorkflowState.CANCELLED, True
 
@@ -220,7 +250,7 @@ class WorkflowBatch:
             self._encode_jobs(run, step.name)
 
     def _encode_jobs(self, run: Run, step: str) -> None:
-        """Make envelopes of the jobs of the step that has just begun."""
+        """Make envelopes of the jobs of the step that has just started."""
         own_job = self._own_jobs[run.id]
         mark = json.dumps({MARK: run.id}).encode()
         outgoing = []
@@ -249,7 +279,7 @@ class WorkflowBatch:
         self._end_own_jobs([run for run in runs if run.finished])
         for run in runs:
             if run.reopened and not run.finished:
-                revive_all(self._connection, self._database, [run.id], after=PARKED)
+                revive_all(self._connection, self._database, [run.id], parked=True)
             for row in run.rows.values():
                 if row.changed:
                     self._changes.update(run.id, row)

@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter
 
 from penstock.config.errors import KindError
-from penstock.schemas.jobs.job import NAME, Job
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.kind import NAME
 from penstock.schemas.workflows import outlines
 from penstock.workers.handlers.registry import Handlers
 from penstock.workers.handlers.registry import handlers as default_handlers
@@ -79,7 +80,7 @@ class Step:
 
     def as_json(self) -> dict[str, Any]:
         """The parts by which two definitions differ: all but the code in the method."""
-        shown = {
+        parts = {
             "needs": list(self.needs),
             "takes": {name: ".".join([input.step, *input.path]) for name, input in self.inputs.items()},
             "makes": sorted(job.kind().name for job in self.makes) or [self.shape],
@@ -87,7 +88,7 @@ class Step:
             "compensate": self.compensate,
             "undoes": self.undoes,
         }
-        return {name: value for name, value in shown.items() if value}
+        return {name: value for name, value in parts.items() if value}
 
 
 @dataclass(frozen=True)

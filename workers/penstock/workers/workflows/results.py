@@ -30,11 +30,11 @@ class StepResults:
     database: Database
     open_storage: Callable[[], Storage]
 
-    def of_steps(self, wanted: Iterable[tuple[Run, str]]) -> dict[tuple[str, str], str | None]:
+    def of_steps(self, steps: Iterable[tuple[Run, str]]) -> dict[tuple[str, str], str | None]:
         """(Id of the workflow, name of the step) → JSON; that of a fan-out is a list, in the order of its jobs."""
         results: dict[tuple[str, str], str | None] = {}
         steps_of_job: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for run, step in wanted:
+        for run, step in steps:
             key, row = (run.id, step), run.rows[step]
             if key in results:
                 continue

@@ -63,6 +63,7 @@ class Run:
         own_state: the state of its own job.
         rows: its steps and compensations, by name.
         new_jobs: jobs of the step that began last, numbered from 1 where it fans out; 0 is a step's only job.
+        raised: by the method of the first step that failed without a job, in this batch.
         finished: it has just ended. reopened: it had ended, and goes on.
     """
 
@@ -77,6 +78,7 @@ class Run:
     undo: bool = True
     error: str | None = None
     new_jobs: list[tuple[int, Job]] = field(default_factory=list)
+    raised: Exception | None = None
     finished: bool = False
     reopened: bool = False
     changed: bool = False
@@ -103,7 +105,7 @@ class Run:
             return
         row.changed = True
         if state in BROKEN and row.error is None:
-            row.error = (end.error or str(end.state))[:2000]
+            row.error = end.error or str(end.state)
         assert row.members is not None
         if row.done == row.members and row.state in (StepState.RUNNING, *BROKEN):
             if row.failed:
@@ -167,6 +169,8 @@ class Run:
         try:
             returned = _call(self.input, step, results)
         except Exception as error:  # the user's method may raise anything
+            if not isinstance(error, CannotBegin):
+                self.raised = self.raised or error
             row.end(StepState.DEAD, self.now, _reason(error))
             return
         match returned:
@@ -188,6 +192,7 @@ class Run:
 
     def refuse(self, name: str, error: Exception) -> None:
         """End a step with a job that cannot be sent, for example because it is too large. None of its jobs is sent."""
+        self.raised = self.raised or error
         self.rows[name].members = None
         self.rows[name].end(StepState.DEAD, self.now, _reason(error))
 
@@ -200,7 +205,7 @@ class Run:
             row.end(StepState.SUCCEEDED, self.now)
 
     def conclude(self) -> None:
-        """Change the workflow's state, now that all steps that can begin have begun."""
+        """Change the workflow's state, now that all steps that can start have started."""
         if self.state == WorkflowState.RUNNING:
             self._conclude_running()
         if self.state in (WorkflowState.FAILING, WorkflowState.CANCELLING):
@@ -219,7 +224,7 @@ class Run:
             self._become(WorkflowState.FAILING)
             self.ends_as = WorkflowState.FAILED
             first = broken[0]
-            self.error = f"step {first.step} is {first.state}: {first.error or 'no reason is recorded'}"[:2000]
+            self.error = f"step {first.step} is {first.state}: {first.error or 'no reason is recorded'}"
 
     def _stop_waiting(self) -> None:
         """Stop all waiting for signals and times; a retry begins these steps again."""
@@ -232,7 +237,7 @@ class Run:
         for compensation in self.definition.compensations.values():
             row = self.rows[compensation.name]
             if row.state in BROKEN:
-                self.error = f"{self.error}; compensation {row.step} is {row.state}: {row.error}"[:2000]
+                self.error = f"{self.error}; compensation {row.step} is {row.state}: {row.error}"
                 self._finish(self.ends_as)
                 return
             undone = self.rows[compensation.undoes or ""]
@@ -315,7 +320,5 @@ def _first_error(row: StepRow) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, CannotBegin | PenstockError):
-        text = str(error)
-    else:
-        text = f"its method raised {type(error).__name__}: {error}"
-    return text.replace("\0", "").encode(errors="replace").decode()
+        return str(error)
+    return f"its method raised {type(error).__name__}: {error}"

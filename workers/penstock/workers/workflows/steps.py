@@ -101,7 +101,7 @@ class Wait(Generic[T]):
 
 
 class Sleep:
-    """Wait for a time: `Sleep(timedelta(days=3))`, `Sleep(until=…)`. Nothing runs meanwhile, and there is no result."""
+    """Wait for a time: `Sleep(timedelta(days=3))`, `Sleep(until=…)`. Nothing runs meanwhile, and it has no result."""
 
     def __init__(self, duration: float | timedelta = 0, *, until: datetime | None = None) -> None:
         if until is not None:

@@ -8,13 +8,12 @@ from typing import Any
 from penstock.config.errors import KindError
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.ledger.workflows.rows import PARKED
 from penstock.ledger.workflows.start import start_workflow
 from penstock.schemas.jobs.job import Job
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import provides
-from penstock.workers.handlers.returns import Snooze
+from penstock.workers.handlers.returns import Park
 from penstock.workers.workflows.definition import define, definitions
 
 
@@ -71,8 +70,8 @@ def open_ledger(settings: Settings) -> Iterator[Database]:
         database.close()
 
 
-def start(job: Workflow, ctx: Context, ledger: Database) -> Snooze:
+def start(job: Workflow, ctx: Context, ledger: Database) -> Park:
     """Record the workflow with its steps, and let its job wait for their end. A second run resumes one that failed."""
     definition = definitions[job.kind().name]
     ledger.write(lambda connection: start_workflow(connection, ledger, ctx.job_id, definition))
-    return Snooze(PARKED, reason="its steps run; see penstock workflows show")
+    return Park("its steps run; see penstock workflows show")

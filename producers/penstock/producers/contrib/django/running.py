@@ -14,9 +14,10 @@ from django.http import HttpRequest, HttpResponseBase
 from django.urls import reverse
 from django.utils.decorators import sync_and_async_middleware
 
+from penstock.config.errors import ConfigError
 from penstock.producers import AsyncProducer, Producer
-from penstock.producers.contrib.web import AnyHandle, open_producer
-from penstock.producers.tokens import progress_token
+from penstock.producers.contrib.web import ASYNC_STREAMS, WSGI_STREAMS, AnyHandle, Streams, open_producer
+from penstock.producers.tokens import check_secret, progress_token
 from penstock.producers.traces import traced
 from penstock.schemas.jobs.job import Job
 
@@ -56,8 +57,28 @@ def events_path(handle: AnyHandle, expires_in: timedelta = timedelta(hours=1)) -
 
 
 def token_secret() -> str:
-    """Secret that signs tokens for browsers: PENSTOCK_TOKEN_SECRET, else SECRET_KEY."""
-    return str(getattr(settings, "PENSTOCK_TOKEN_SECRET", settings.SECRET_KEY))
+    """Secret that signs tokens for browsers: PENSTOCK_TOKEN_SECRET, else SECRET_KEY.
+
+    Raises:
+        ConfigError: it is too short.
+    """
+    own = getattr(settings, "PENSTOCK_TOKEN_SECRET", None)
+    try:
+        return check_secret(settings.SECRET_KEY if own is None else own)
+    except ConfigError as error:
+        raise ConfigError(f"{'SECRET_KEY' if own is None else 'PENSTOCK_TOKEN_SECRET'}: {error}") from None
+
+
+@cache
+def wsgi_streams() -> Streams:
+    """The streams of synchronous servers: at most PENSTOCK_MAX_STREAMS of the settings, or 4; each holds a thread."""
+    return Streams(getattr(settings, "PENSTOCK_MAX_STREAMS", WSGI_STREAMS))
+
+
+@cache
+def asgi_streams() -> Streams:
+    """The streams of asynchronous servers: at most PENSTOCK_MAX_STREAMS of the settings, or 1000."""
+    return Streams(getattr(settings, "PENSTOCK_MAX_STREAMS", ASYNC_STREAMS))
 
 
 @sync_and_async_middleware

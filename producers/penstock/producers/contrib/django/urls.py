@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from django.views.decorators.http import require_GET, require_safe
 
 from penstock.config.errors import InvalidToken
-from penstock.producers.contrib.django.running import async_producer, producer, token_secret
-from penstock.producers.contrib.web import HEADERS, SEEN, async_frames, frames
+from penstock.producers.contrib.django.running import (
+    asgi_streams,
+    async_producer,
+    producer,
+    token_secret,
+    wsgi_streams,
+)
+from penstock.producers.contrib.web import HEADERS, SEEN, TooManyStreams
 from penstock.producers.contrib.web import ready as is_ready
 from penstock.producers.tokens import read_progress_token
 
@@ -23,9 +31,14 @@ def events(request: HttpRequest) -> HttpResponseBase:
         return JsonResponse({"detail": str(error)}, status=403)
     if request.headers.get("last-event-id") == SEEN:
         return HttpResponse(status=204)
-    if isinstance(request, ASGIRequest):
-        return StreamingHttpResponse(async_frames(async_producer().handle(job_id)), headers=HEADERS)
-    return StreamingHttpResponse(frames(producer().handle(job_id)), headers=HEADERS)
+    try:
+        if isinstance(request, ASGIRequest):
+            content: Any = asgi_streams().follow_async(async_producer().handle(job_id))
+        else:
+            content = wsgi_streams().follow(producer().handle(job_id))
+    except TooManyStreams as error:
+        return JsonResponse(error.body, status=503, headers=error.headers)
+    return StreamingHttpResponse(content, headers=HEADERS)
 
 
 @require_safe
@@ -34,5 +47,7 @@ def ready(request: HttpRequest) -> JsonResponse:
     status, body = is_ready(producer())
     return JsonResponse(body, status=status)
 
+
+token_secret(), asgi_streams(), wsgi_streams()  # wrong settings are found here, not by the first browser
 
 urlpatterns = [path("events", events, name="penstock-events"), path("ready", ready, name="penstock-ready")]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from penstock.ledger import api_keys
 from penstock.ledger.api_keys import ApiKey
@@ -20,6 +21,8 @@ from penstock.schemas.jobs.kind import Kind
 CACHE_SECONDS = 5.0
 """How long a gateway uses a key without reading it again, and so how long a revoked key may still be used."""
 _MOST_CACHED = 10_000
+"""Keys, and as many texts that are none. An entry has 32 bytes of a text, however long that is."""
+_Entry = TypeVar("_Entry")
 _SCOPES = ("kinds", "queues", "tenants")
 
 
@@ -33,6 +36,7 @@ class Caller:
         kinds, queues: patterns of those it may send to and see, such as `invoice.*`; None: all.
         tenants: whose jobs it may send and see; None: those of all tenants, and jobs without one.
         requests_per_second: its own limit; None: the one of the settings.
+        expires_at: end of its credential; None: it has none.
     """
 
     id: str
@@ -41,9 +45,12 @@ class Caller:
     queues: tuple[str, ...] | None = None
     tenants: tuple[str, ...] | None = None
     requests_per_second: float | None = None
+    expires_at: datetime | None = None
 
-    def is_allowed(self, kind: str | None, queue: str | None) -> bool:
-        return matches_any(kind, self.kinds) and matches_any(queue, self.queues)
+    def is_allowed(self, kind: Kind) -> bool:
+        """Whether it may send this kind to the kind's own queue. The built-in kinds reach the storage, mail servers and
+        databases of the workers, so they must be named, if only by `*`."""
+        return self._may_send(kind) and matches_any(kind.queue, self.queues)
 
     def may_see(self, kind: str | None, queue: str | None, tenant: str | None) -> bool:
         """Whether it may see jobs of this kind, queue and tenant."""
@@ -56,10 +63,16 @@ class Caller:
 
     def check_use(self, kind: Kind, queue: str | None) -> None:
         """Raises Problem (403) if it may not send this kind to this queue (None: the kind's own)."""
-        if not matches_any(kind.name, self.kinds):
-            raise Problem(403, "kind-not-allowed", f"this key is not for kind {kind.name}")
+        if not self._may_send(kind):
+            detail = f"this key is not for kind {kind.name}"
+            if self.kinds is None:
+                detail += ": it names no kinds, and the built-in ones must be named"
+            raise Problem(403, "kind-not-allowed", detail)
         if not matches_any(queue or kind.queue, self.queues):
             raise Problem(403, "queue-not-allowed", f"this key is not for queue {queue or kind.queue}")
+
+    def _may_send(self, kind: Kind) -> bool:
+        return not is_builtin(kind) if self.kinds is None else matches_any(kind.name, self.kinds)
 
     def tenant(self, requested: str | None) -> str | None:
         """On whose behalf a job is sent: the one it asks for, or the only one it may act for.
@@ -84,7 +97,8 @@ class Callers:
     def __init__(self, database: Database, jwt_verifier: JwtVerifier | None) -> None:
         self._database, self._jwts = database, jwt_verifier
         self._claim = "penstock" if jwt_verifier is None else jwt_verifier.claim
-        self._cache: OrderedDict[str, tuple[float, Caller | None, ApiKey | None]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, Caller, ApiKey]] = OrderedDict()
+        self._unknown: OrderedDict[bytes, float] = OrderedDict()  # apart: a flood of them must not push out the known
 
     async def authenticate(self, authorization: str | None) -> Caller:
         """Raises Problem: (401) the credential is not valid; (403) a token without our claim."""
@@ -99,31 +113,60 @@ class Callers:
         return self._caller_from_claims(await self._jwts.verify(credential))
 
     async def _authenticate_key(self, text: str) -> Caller:
-        read_at, caller, key = self._cache.get(text, (0.0, None, None))
-        if not read_at or time.monotonic() - read_at > CACHE_SECONDS:
-            key = await asyncio.to_thread(api_keys.find, self._database, text)
-            caller = None if key is None else _caller_authenticate_key(key)
-            self._cache[text] = (time.monotonic(), caller, key)
-            self._cache.move_to_end(text)
-            if len(self._cache) > _MOST_CACHED:
-                self._cache.popitem(last=False)
-        if caller is None or key is None or not key.holds(datetime.now(UTC)):
-            detail = "this API key is unknown, expired or revoked"
+        pair = await self._find(text) if api_keys.id_of(text) is not None else None
+        if pair is None or not pair[1].holds(datetime.now(UTC)):
+            detail = "this API key is unpair, expired or revoked"
             raise Problem(401, "unauthenticated", detail, headers=CHALLENGE)
-        return caller
+        return pair[0]
+
+    async def _find(self, text: str) -> tuple[Caller, ApiKey] | None:
+        digest, now = hashlib.sha256(text.encode()).digest(), time.monotonic()
+        if (record := self._known.get(digest)) is not None and now - record[0] <= CACHE_SECONDS:
+            return record[1:]
+        if now - self._unknown.get(digest, -CACHE_SECONDS) < CACHE_SECONDS:
+            return None
+        key = await asyncio.to_thread(api_keys.find, self._database, text)
+        if key is None:
+            self._known.pop(digest, None)
+            _keep(self._unknown, digest, time.monotonic())
+            return None
+        caller = _caller_of_key(key)
+        _keep(self._known, digest, (time.monotonic(), caller, key))
+        return caller, key
+
+    def close(self) -> None:
+        if self._jwts is not None:
+            self._jwts.close()
 
     def _caller_from_claims(self, claims: dict[str, Any]) -> Caller:
         scope = claims.get(self._claim)
         if not isinstance(scope, dict) or not all(_is_names(scope.get(name)) for name in _SCOPES):
             detail = f"the token has no claim {self._claim!r} that lists its kinds, queues or tenants"
             raise Problem(403, "no-scope", detail)
+        if unknown := scope.keys() - set(_SCOPES):
+            names = ", ".join(sorted(map(repr, unknown)))
+            detail = f"the token's claim {self._claim!r} has unknown members: {names}; there are {', '.join(_SCOPES)}"
+            raise Problem(403, "no-scope", detail)
         caller_id = f"jwt:{claims['iss']}:{claims['sub']}"
         kinds, queues, tenants = (None if scope.get(name) is None else tuple(scope[name]) for name in _SCOPES)
-        return Caller(caller_id, caller_id, kinds, queues, tenants)
+        expires_at = datetime.fromtimestamp(claims["exp"], UTC)
+        return Caller(caller_id, caller_id, kinds, queues, tenants, expires_at=expires_at)
 
 
-def _caller_authenticate_key(key: ApiKey) -> Caller:
-    return Caller(f"key:{key.id}", f"key {key.name}", key.kinds, key.queues, key.tenants, key.requests_per_second)
+def is_builtin(kind: Kind) -> bool:
+    return kind.job.__module__.startswith("penstock.schemas.builtin.")
+
+
+def _caller_of_key(key: ApiKey) -> Caller:
+    scope = key.kinds, key.queues, key.tenants
+    return Caller(f"key:{key.id}", f"key {key.name}", *scope, key.requests_per_second, key.expires_at)
+
+
+def _keep(cache: OrderedDict[bytes, _Entry], digest: bytes, entry: _Entry) -> None:
+    cache[digest] = entry
+    cache.move_to_end(digest)
+    if len(cache) > _MOST_CACHED:
+        cache.popitem(last=False)
 
 
 def _is_names(value: object) -> bool:

@@ -1,6 +1,6 @@
 """Ids of jobs that show who sent them.
 
-Until a worker has seen a job, there is no record of its owner. So the last digits of the ids that the gateway makes are
+Until a worker has seen a job, its owner is not on record. So the last digits of the ids that the gateway makes are
 a keyed hash of the rest and the caller: only the sender of a job that is not on record learns anything about it.
 """
 

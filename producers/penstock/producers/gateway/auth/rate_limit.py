@@ -27,6 +27,8 @@ class RateLimiter:
         Raises:
             Problem: (429) with the time after which to try again.
         """
+        if math.isinf(per_second):
+            return
         now = time.monotonic()
         most = max(per_second, 1.0)
         left, since = self._buckets.get(caller_id, (most, now))

@@ -11,7 +11,7 @@ from penstock.config.sections.schedules import Duration, ScheduleSettings
 from penstock.ledger.schedules.overview import status_fields
 from penstock.ledger.schedules.rules import Schedule
 from penstock.producers.gateway.requests.options import check_reachable
-from penstock.schemas.jobs.job import NAME
+from penstock.schemas.jobs.kind import NAME
 from penstock.schemas.states import State
 
 
@@ -64,9 +64,9 @@ class NewSchedule(ScheduleSettings):
     jitter: Span = timedelta()
 
     def values_given(self) -> dict[str, Any]:
-        """As the file would have them."""
-        given = self.model_dump(mode="json", exclude={"name"}, exclude_unset=True)
-        return {key: value for key, value in given.items() if value is not None}
+        """The keys that the request sets, as the file would have them."""
+        values = self.model_dump(mode="json", exclude={"name"}, exclude_unset=True)
+        return {key: value for key, value in values.items() if value is not None}
 
 
 class ScheduleView(BaseModel):
@@ -140,7 +140,7 @@ class BackfilledTime(BaseModel):
 
 
 class BackfillAnswer(BaseModel):
-    made: Annotated[int, Field(description="How many jobs; with `dry_run` how many there would be.")]
+    job_count: int = Field(alias="made", description="How many jobs; with `dry_run` how many there would be.")
     times: list[BackfilledTime]
 
 
@@ -148,18 +148,18 @@ def view(schedule: Schedule, row: Any) -> ScheduleView:
     """A schedule as clients see it, of its row in the ledger."""
     settings = schedule.settings
     error = schedule.error
-    if error is None and row.error is not None:  # it names files of the dispatcher's
+    if error is None and row.error is not None:  # the message contains paths on the dispatcher's host
         error = f"the dispatcher refuses it; see: penstock schedules show {schedule.name}"
-    given = {} if settings is None else settings.model_dump(mode="json", exclude_defaults=True, exclude={"payload"})
-    # Only of a kind that is known here is it known what is sensitive. Of `time_field` it has a sample.
+    values = {} if settings is None else settings.model_dump(mode="json", exclude_defaults=True, exclude={"payload"})
+    # Fields can be hidden only for a kind that is registered here. `time_field` holds a sample value.
     if settings is not None and schedule.job is not None:
         payload = schedule.job.redacted()
         payload.pop(settings.time_field or "", None)
-        given["payload"] = payload
+        values["payload"] = payload
     return ScheduleView(
         name=schedule.name,
         kind=settings and settings.kind,
         when=settings and settings.when,
-        settings=given,
+        settings=values,
         **status_fields(schedule, row, error),
     )

@@ -9,8 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from penstock.producers.gateway.problems import wrong_parameters
-from penstock.schemas.jobs.job import NAME
-from penstock.schemas.jobs.kind import Priority
+from penstock.schemas.jobs.kind import NAME, Priority
 from penstock.schemas.jobs.unique_policy import UniquePolicy
 
 _LONGEST = 100 * 365 * 86_400.0

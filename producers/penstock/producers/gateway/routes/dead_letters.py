@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from penstock.config.errors import InvalidJob, JobNotFound
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.transitions import replay as replays
+from penstock.producers.gateway.auth.callers import Caller
 from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
 from penstock.producers.gateway.models.dead_letters import (
     AttemptView,
@@ -68,18 +71,18 @@ async def get_dead_letter(id: JobId, caller: Authenticated, deps: Here) -> DeadL
     """A dead letter with its payload and attempts."""
 
     try:
-        shown = await asyncio.to_thread(dead_letters.show, deps.database, id, scope=caller.scope)
+        details = await asyncio.to_thread(dead_letters.show, deps.database, id, scope=caller.scope)
     except JobNotFound:
         raise dead_letter_not_found() from None
-    job = shown.job
-    summary = {name: getattr(shown.row, name) for name in _SHOWN}
+    job = details.job
+    summary = {name: getattr(details.row, name) for name in _SHOWN}
     return DeadLetterView(
         **summary,
         key=None if job is None else job.key,
         tenant=None if job is None else job.tenant,
-        unread=shown.row.raw is not None,
-        payload=shown.payload,
-        attempts=[AttemptView.model_validate(attempt, from_attributes=True) for attempt in shown.attempts],
+        unread=details.row.raw is not None,
+        payload=details.payload,
+        attempts=[AttemptView.model_validate(attempt, from_attributes=True) for attempt in details.attempts],
     )
 
 
@@ -92,30 +95,18 @@ async def get_dead_letter(id: JobId, caller: Authenticated, deps: Here) -> DeadL
 )
 async def replay(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Let dead letters be tried again: their jobs are due now, with failures and crashes forgotten."""
-    wanted = await read_model(request, Replay, "replay of dead letters")
-    limit = _limit(deps, wanted)
-
-    def decide() -> list[replays.ReplayResult]:
-        return replays.replay(
-            deps.database,
-            wanted.selection(caller.scope),
-            actor=caller.name,
-            edit=wanted.edit,
-            per_second=wanted.throttle,
-            dry_run=wanted.dry_run,
-            limit=limit,
-        )
-
+    choice = await read_model(request, Replay, "replay of dead letters")
+    decide = partial(replays.replay, edit=choice.edit, per_second=choice.throttle)
     try:
-        verdicts = await asyncio.to_thread(decide)
+        verdicts = await _decide(deps, caller, choice, decide)
     except InvalidJob as error:
         raise _wrong_field("edit", str(error)) from None
     results = [Replayed(due_at=verdict.due_at, **_result(verdict)) for verdict in verdicts]
     refused = sum(result.problem is not None for result in results)
     answer = ReplayAnswer(
-        dry_run=wanted.dry_run, replayed=len(results) - refused, refused=refused, dead_letters=results
+        dry_run=choice.dry_run, replayed=len(results) - refused, refused=refused, dead_letters=results
     )
-    return Response(answer.model_dump_json(exclude_none=True), 207 if refused else 200, None, JSON)
+    return _response(answer)
 
 
 @router.post(
@@ -127,28 +118,31 @@ async def replay(request: Request, caller: Authenticated, deps: Here) -> Respons
 )
 async def discard(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Close dead letters: nothing is to be done about them. They stay on record, and their jobs dead."""
-    wanted = await read_model(request, Discard, "discard of dead letters")
-    limit = _limit(deps, wanted)
-
-    def decide() -> list[replays.ReplayResult]:
-        return replays.discard(
-            deps.database,
-            wanted.selection(caller.scope),
-            actor=caller.name,
-            reason=wanted.reason,
-            dry_run=wanted.dry_run,
-            limit=limit,
-        )
-
-    results = [Decided(**_result(verdict)) for verdict in await asyncio.to_thread(decide)]
+    choice = await read_model(request, Discard, "discard of dead letters")
+    verdicts = await _decide(deps, caller, choice, partial(replays.discard, reason=choice.reason))
+    results = [Decided(**_result(verdict)) for verdict in verdicts]
     refused = sum(result.problem is not None for result in results)
     answer = DiscardAnswer(
-        dry_run=wanted.dry_run, discarded=len(results) - refused, refused=refused, dead_letters=results
+        dry_run=choice.dry_run, discarded=len(results) - refused, refused=refused, dead_letters=results
     )
-    return Response(answer.model_dump_json(exclude_none=True), 207 if refused else 200, None, JSON)
+    return _response(answer)
 
 
 _SHOWN = ("id", "kind", "queue", "reason", "detail", "fingerprint", "created_at", "replayed_at", "discarded_at")
+
+
+async def _decide(
+    deps: Deps, caller: Caller, choice: Choice, decide: Callable[..., list[replays.ReplayResult]]
+) -> list[replays.ReplayResult]:
+    """Replay or discard the chosen dead letters. Raises Problem (422): see `_limit`."""
+    selection, limit = choice.selection(caller.scope), _limit(deps, choice)
+    return await asyncio.to_thread(
+        decide, deps.database, selection, actor=caller.name, dry_run=choice.dry_run, limit=limit
+    )
+
+
+def _response(answer: ReplayAnswer | DiscardAnswer) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), 207 if answer.refused else 200, None, JSON)
 
 
 def _limit(deps: Deps, choice: Choice) -> int:

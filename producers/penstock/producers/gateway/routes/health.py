@@ -27,6 +27,12 @@ async def health() -> Health:
     return Health()
 
 
+@router.get("/live", operation_id="live")
+async def live() -> Health:
+    """The same as `/health`."""
+    return Health()
+
+
 @router.get("/ready", operation_id="ready")
 async def ready(deps: Here) -> Health:
     """Broker and ledger answer."""

@@ -118,15 +118,15 @@ def is_sender(deps: Deps, caller: Caller, job_id: str) -> bool:
 
 def view(status: JobStatus) -> JobView:
     """The status as clients see it. A result that cannot be read does not hide the rest."""
-    shown: dict[str, Any] = {name: getattr(status, name) for name in _SHOWN}
+    fields: dict[str, Any] = {name: getattr(status, name) for name in _SHOWN}
     if status.progress is not None:
         progress = status.progress
-        shown["progress"] = ProgressView(done=progress.done, total=progress.total, note=progress.note)
+        fields["progress"] = ProgressView(done=progress.done, total=progress.total, note=progress.note)
     try:
-        shown["result"] = status.result
+        fields["result"] = status.result
     except StorageError:
-        shown["result_error"] = "it is in the storage, and cannot be read now or any more"
-    return JobView(**{name: value if value != "" else None for name, value in shown.items()})
+        fields["result_error"] = "it is in the storage, and cannot be read now or any more"
+    return JobView(**{name: value if value != "" else None for name, value in fields.items()})
 
 
 _SHOWN = tuple(name for name in JobView.model_fields if name not in ("result", "result_error", "progress"))

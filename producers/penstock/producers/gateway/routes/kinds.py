@@ -35,14 +35,14 @@ class KindList(BaseModel):
 @router.get("/v1/kinds", operation_id="listKinds")
 async def list_kinds(caller: Authenticated) -> KindList:
     """The kinds that this caller may send, with the JSON Schemas of their fields."""
-    return KindList(kinds=[_view(kind) for kind in registry if caller.is_allowed(kind.name, kind.queue)])
+    return KindList(kinds=[_view(kind) for kind in registry if caller.is_allowed(kind)])
 
 
 @router.get("/v1/kinds/{kind}", operation_id="getKind")
 async def get_kind(kind: Annotated[str, Path(max_length=127)], caller: Authenticated) -> KindView:
     """A kind, also by a former name."""
     defined = find_kind(kind)
-    if not caller.is_allowed(defined.name, defined.queue):
+    if not caller.is_allowed(defined):
         raise Problem(403, "kind-not-allowed", f"this key is not for kind {defined.name}")
     return _view(defined)
 

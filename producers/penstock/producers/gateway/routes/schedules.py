@@ -50,11 +50,11 @@ Name = Annotated[
 async def list_schedules(caller: Authenticated, deps: Here) -> ScheduleList:
     """The schedules whose jobs this caller may send."""
 
-    def read() -> list[ScheduleView]:
-        found = ((schedule_of_row(row), row) for row in commands.recorded_schedules(deps.database).values())
-        return [view(schedule, row) for schedule, row in found if _may_see(caller, schedule)]
+    def visible_schedules() -> list[ScheduleView]:
+        schedules = ((schedule_of_row(row), row) for row in commands.recorded_schedules(deps.database).values())
+        return [view(schedule, row) for schedule, row in schedules if _may_see(caller, schedule)]
 
-    return ScheduleList(schedules=await asyncio.to_thread(read))
+    return ScheduleList(schedules=await asyncio.to_thread(visible_schedules))
 
 
 @router.post(
@@ -73,8 +73,8 @@ async def add_schedule(request: Request, caller: Authenticated, deps: Here) -> R
     caller.check_use(kind, None)
     if caller.tenants is not None:
         raise Problem(403, "tenant-not-allowed", "jobs of schedules are of no tenant, and this key is for tenants")
-    found = await asyncio.to_thread(_add, deps.database, new, kind, caller.name)
-    return Response(to_json(found), 201, {"Location": f"/v1/schedules/{new.name}"}, JSON)
+    schedule = await asyncio.to_thread(_add, deps.database, new, kind, caller.name)
+    return Response(to_json(schedule), 201, {"Location": f"/v1/schedules/{new.name}"}, JSON)
 
 
 @router.get("/v1/schedules/{name}", operation_id="getSchedule")
@@ -99,8 +99,8 @@ async def next_times(
     schedule, _ = await _visible(deps, caller, name)
     if (times := schedule.times) is None or (settings := schedule.settings) is None:
         return TimeList(times=[])
-    found = await asyncio.to_thread(preview_times, times, settings.zone, datetime.now(UTC), count)
-    return TimeList(times=[TimeView(**one) for one in found])
+    rows = await asyncio.to_thread(preview_times, times, settings.zone, datetime.now(UTC), count)
+    return TimeList(times=[TimeView(**row) for row in rows])
 
 
 @router.get("/v1/schedules/{name}/runs", operation_id="listRuns")
@@ -109,8 +109,8 @@ async def list_runs(
 ) -> RunList:
     """Its last times, the newest first."""
     await _visible(deps, caller, name)
-    found = await asyncio.to_thread(commands.runs, deps.database, name, limit)
-    return RunList(runs=[RunView.model_validate(one, from_attributes=True) for one in found])
+    rows = await asyncio.to_thread(commands.runs, deps.database, name, limit)
+    return RunList(runs=[RunView.model_validate(row, from_attributes=True) for row in rows])
 
 
 @router.post("/v1/schedules/{name}/pause", operation_id="pauseSchedule")
@@ -145,31 +145,32 @@ async def run_schedule(name: Name, caller: Authenticated, deps: Here) -> MadeJob
     openapi_extra=json_body(Backfill.model_json_schema()),
 )
 async def backfill_schedule(name: Name, request: Request, caller: Authenticated, deps: Here) -> BackfillAnswer:
-    """Make a job for each time in a span that has none, up to `max_batch`. They may run beside each other."""
-    asked = await read_model(request, Backfill, "span of time")
+    """Make a job for each time in a span that has none, up to `max_batch`. They may run at the same time."""
+    span = await read_model(request, Backfill, "span of time")
     schedule, _ = await _visible(deps, caller, name)
     if schedule.settings is None or schedule.error is not None:
         raise Problem(409, "wrong-state", str(schedule.error))
     zone, most = schedule.settings.zone, deps.settings.gateway.max_batch
-    begin, end = localized(asked.begin, zone), None if asked.end is None else localized(asked.end, zone)
+    begin, end = localized(span.begin, zone), None if span.end is None else localized(span.end, zone)
 
-    async def make(dry_run: bool) -> list[commands.BackfilledTime]:
-        act, who = commands.backfill, caller.name
+    async def backfill(dry_run: bool) -> list[commands.BackfilledTime]:
         try:
-            return await asyncio.to_thread(act, deps.database, name, begin, end, actor=who, limit=most, dry_run=dry_run)
+            return await asyncio.to_thread(
+                commands.backfill, deps.database, name, begin, end, actor=caller.name, limit=most, dry_run=dry_run
+            )
         except ConfigError as error:
             raise _wrong(pointer(["from" if end is None else "to"]), str(error)) from None
 
-    made = await make(dry_run=True)
-    deps.count(caller, max(_new(made) - 1, 0))
-    if not asked.dry_run:
-        made = await make(dry_run=False)
-    times = [BackfilledTime(at=one.time, job_id=one.job_id, skipped=one.skipped) for one in made]
-    return BackfillAnswer(made=_new(made), times=times)
+    times = await backfill(dry_run=True)
+    deps.count(caller, max(_count_jobs(times) - 1, 0))
+    if not span.dry_run:
+        times = await backfill(dry_run=False)
+    views = [BackfilledTime(at=time.time, job_id=time.job_id, skipped=time.skipped) for time in times]
+    return BackfillAnswer(made=_count_jobs(times), times=views)
 
 
-def _new(made: Sequence[commands.BackfilledTime]) -> int:
-    return sum(one.skipped is None for one in made)
+def _count_jobs(times: Sequence[commands.BackfilledTime]) -> int:
+    return sum(time.skipped is None for time in times)
 
 
 def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> ScheduleView:
@@ -177,7 +178,7 @@ def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> Schedu
         try:
             kind.job.model_validate_json(to_json(new.payload))
         except ValidationError as error:
-            raise invalid_body(error, f"schedule of {kind.name}", under=("payload",)) from None
+            raise invalid_body(error, f"schedule of {kind.name}", under=("payload",), kind=kind) from None
     values = new.values_given()
     if (wrong := check_schedule(new.name, read_entry(values), pointer).error) is not None:
         where, _, why = wrong.partition(": ")
@@ -193,11 +194,11 @@ def _add(database: Database, new: NewSchedule, kind: Kind, actor: str) -> Schedu
 async def _visible(deps: Deps, caller: Caller, name: str) -> tuple[Schedule, Any]:
     """A schedule that this caller may see, and its row. Raises Problem (404); LedgerUnavailable."""
 
-    def read() -> tuple[Schedule, Any]:
+    def find_schedule() -> tuple[Schedule, Any]:
         row = commands.find(deps.database, name)
         return schedule_of_row(row), row
 
-    schedule, row = await asyncio.to_thread(read)
+    schedule, row = await asyncio.to_thread(find_schedule)
     if not _may_see(caller, schedule):
         raise schedule_not_found()
     return schedule, row

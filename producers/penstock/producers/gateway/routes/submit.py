@@ -85,7 +85,7 @@ async def submit(request: Request) -> Response:
     try:
         job = kind.job.model_validate_json(body)
     except ValidationError as error:
-        raise invalid_body(error, kind.name) from None
+        raise invalid_body(error, kind.name, kind=kind) from None
 
     async def send(ids: list[str]) -> tuple[int, bytes]:
         with traced(request.headers.get("traceparent")):
@@ -182,7 +182,7 @@ def _read_item(caller: Caller, item: Any, number: int) -> tuple[Job, dict[str, A
         # As JSON: a strict field then accepts text for types that JSON does not have, such as a date.
         return kind.job.model_validate_json(to_json(read.payload)), enqueue_options
     except ValidationError as error:
-        raise invalid_body(error, kind.name, under=("jobs", number, "payload")) from None
+        raise invalid_body(error, kind.name, under=("jobs", number, "payload"), kind=kind) from None
 
 
 async def _send_once(

@@ -94,7 +94,7 @@ async def cancel_workflow(
 )
 async def retry_workflow(id: JobId, request: Request, caller: Authenticated, deps: Here) -> WorkflowView:
     """Take up a workflow that has ended: what failed is tried again, and what was done stays done."""
-    wanted = await read_model(request, Retry, "retry of a workflow")
+    options = await read_model(request, Retry, "retry of a workflow")
     await _visible(deps, caller, id)
     with _refused("input of this workflow", "input"):
         await asyncio.to_thread(
@@ -102,9 +102,9 @@ async def retry_workflow(id: JobId, request: Request, caller: Authenticated, dep
             deps.database,
             id,
             actor=caller.name,
-            from_step=wanted.from_step,
-            everything=wanted.everything,
-            edit=wanted.input,
+            from_step=options.from_step,
+            everything=options.everything,
+            edit=options.input,
         )
     return _view(await _visible(deps, caller, id))
 
@@ -118,29 +118,29 @@ def _find(
     limit: int,
 ) -> list[Any]:
     scope = {"kinds": caller.kinds, "queues": caller.queues, "tenants": caller.tenants}
-    found: list[Any] = []
-    while len(found) < limit:
+    visible_rows: list[Any] = []
+    while len(visible_rows) < limit:
         rows = commands.find(database, state=state, kind=kind, before=before, limit=limit, **scope)
-        found += [row for row in rows if caller.may_see(row.kind, row.queue, row.tenant)]
+        visible_rows += [row for row in rows if caller.may_see(row.kind, row.queue, row.tenant)]
         if len(rows) < limit:
             break
         before = rows[-1].id
-    return found[:limit]
+    return visible_rows[:limit]
 
 
 async def _visible(deps: Deps, caller: Caller, workflow_id: str) -> WorkflowDetails:
     """A workflow that this caller may see. Raises Problem (404); LedgerUnavailable."""
     try:
-        shown = await asyncio.to_thread(commands.show, deps.database, workflow_id)
+        details = await asyncio.to_thread(commands.show, deps.database, workflow_id)
     except JobNotFound:
         raise workflow_not_found() from None
-    if not caller.may_see(shown.row.kind, shown.row.queue, shown.row.tenant):
+    if not caller.may_see(details.row.kind, details.row.queue, details.row.tenant):
         raise workflow_not_found()
-    return shown
+    return details
 
 
-def _view(shown: WorkflowDetails) -> WorkflowView:
-    return WorkflowView.model_validate(shown.as_json())
+def _view(details: WorkflowDetails) -> WorkflowView:
+    return WorkflowView.model_validate(details.as_json())
 
 
 @contextmanager

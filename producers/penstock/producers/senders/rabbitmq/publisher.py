@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import suppress
 from typing import Any
 
 import amqp
@@ -88,12 +89,17 @@ class Publisher:
     """A connection with a channel in confirm mode. Not thread-safe.
 
     It asks for no heartbeats: a web backend has no thread to send them, and the server would cut an idle connection.
+
+    Attributes:
+        blocked: RabbitMQ has said that it reads nothing from publishers, for want of memory or disk space.
     """
 
     def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
         self.address, self.prefix, self.timeout_seconds = address(url), prefix, timeout_seconds
         self.used_at = time.monotonic()
         self.connection = connect(url, timeout_seconds=timeout_seconds)
+        self.connection.on_blocked, self.connection.on_unblocked = self._on_blocked, self._on_unblocked
+        self.blocked = False
         self._declared: set[tuple[str, str]] = set()
         self._number = 0
         self._unconfirmed: dict[int, int] = {}  # publish number -> index in the batch
@@ -122,7 +128,7 @@ class Publisher:
         deadline = time.monotonic() + self.timeout_seconds
         declared_again = False
         while True:
-            refused, returned = self._publish_batch(waiting, indices)
+            refused, returned = self._publish_batch(waiting, indices, deadline)
             indices = [index for index in indices if index in waiting]
             if not indices:
                 return
@@ -138,7 +144,7 @@ class Publisher:
                 self._declared.clear()
                 declared_again = True
 
-    def _publish_batch(self, waiting: dict[int, Envelope], indices: list[int]) -> tuple[int, int]:
+    def _publish_batch(self, waiting: dict[int, Envelope], indices: list[int], deadline: float) -> tuple[int, int]:
         """Publish, and take out of `waiting` what was confirmed; how many were refused, and how many returned."""
         for index in indices:
             envelope = waiting[index]
@@ -158,7 +164,7 @@ class Publisher:
             )
             lane = lane_name(self.prefix, envelope.queue, envelope.priority)
             self.channel.basic_publish(message, exchange="", routing_key=lane, mandatory=True)
-        self._await_confirms()
+        self._await_confirms(deadline)
         returned = {index for index in indices if waiting[index].id in self._returned}
         refused = self._nacked - returned
         for index in indices:
@@ -167,6 +173,21 @@ class Publisher:
         self._returned.clear()
         self._nacked.clear()
         return len(refused), len(returned)
+
+    def ping(self) -> None:
+        """Publish to no queue, twice: a RabbitMQ with an alarm takes one message of a connection, and reads no further.
+
+        Raises:
+            LOST: the connection is gone, or nothing was confirmed within the timeout.
+        """
+        deadline = time.monotonic() + self.timeout_seconds
+        for _ in range(2):
+            self._number += 1
+            self._unconfirmed[self._number] = 0
+            self.channel.basic_publish(amqp.Message(b""), exchange="", routing_key=f"{self.prefix}.ping")
+            self._await_confirms(deadline)
+        self._nacked.clear()
+        self.used_at = time.monotonic()
 
     def declare(self, queue: str, priority: Priority) -> None:
         if not self._declared:
@@ -195,13 +216,19 @@ class Publisher:
             transport.sock.close()
             transport.sock = None
 
-    def _await_confirms(self) -> None:
-        deadline = time.monotonic() + self.timeout_seconds
+    def _await_confirms(self, deadline: float) -> None:
         while self._unconfirmed:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"{len(self._unconfirmed)} messages not confirmed in {self.timeout_seconds:g} s")
-            self.connection.drain_events(timeout=left)
+            with suppress(TimeoutError):
+                self.connection.drain_events(timeout=left)
+
+    def _on_blocked(self, reason: str) -> None:
+        self.blocked = True
+
+    def _on_unblocked(self) -> None:
+        self.blocked = False
 
     def _on_ack(self, number: int, multiple: bool) -> None:
         if multiple:

@@ -64,7 +64,7 @@ class RabbitmqSender:
         self._with_publisher(publish, asked_at)
 
     def ping(self, *, asked_at: float | None = None) -> None:
-        self._with_publisher(lambda publisher: publisher.channel.basic_qos(0, 0, False), asked_at)
+        self._with_publisher(lambda publisher: publisher.ping(), asked_at)
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
         return self._with_publisher(lambda publisher: {queue: publisher.depth(queue) for queue in queues})
@@ -112,16 +112,18 @@ class RabbitmqSender:
                     return do(connected())
                 try:
                     return do(publisher)
-                except TimeoutError:
-                    raise
-                except LOST:
+                except LOST as error:
+                    if isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError):
+                        raise
                     self._drop()
                     return do(connected())
             except QueueFull:
                 raise
             except LOST as error:
-                self._drop()
                 reason = f"RabbitMQ at {address(self.url)}: {error or type(error).__name__}"
+                if self._publisher is not None and self._publisher.blocked:
+                    reason += " (it blocks publishers: a memory or disk alarm, see `rabbitmqctl status`)"
+                self._drop()
                 self._failure = (time.monotonic(), reason)
                 raise BrokerUnavailable(reason) from error
             except BaseException:

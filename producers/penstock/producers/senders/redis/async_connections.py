@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from penstock.config.errors import BrokerUnavailable
-from penstock.producers.senders.redis.protocol import Reply, exchange_async
+from penstock.producers.senders.redis.protocol import Reply, exchange_async, explain
 from penstock.producers.senders.redis.sentinel import is_sentinel
 from penstock.producers.senders.redis.servers import ANSWERS, TRUST_IDLE_SECONDS, Servers, new_connection
 
@@ -25,7 +25,7 @@ class AsyncRedisConnections:
         self._loops = weakref.WeakKeyDictionary()
 
     async def call(self, packed: bytes, replies: int = 1) -> list[Reply]:
-        """As `RedisConnections.call`."""
+        """See `RedisConnections.call`."""
         from redis import exceptions
 
         idle = self._loops.setdefault(asyncio.get_running_loop(), deque())
@@ -45,7 +45,7 @@ class AsyncRedisConnections:
                 connection = await self.connect()
                 result = await exchange_async(connection, packed, replies, exceptions.ResponseError)
         except exceptions.RedisError as error:
-            raise BrokerUnavailable(f"Redis at {self.address}: {error}") from error
+            raise BrokerUnavailable(f"Redis at {self.address}: {explain(error)}") from error
         idle.append((connection, time.monotonic()))
         return result
 

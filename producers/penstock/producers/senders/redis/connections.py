@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
-from penstock.producers.senders.redis.protocol import Reply, exchange
+from penstock.producers.senders.redis.protocol import Reply, exchange, explain
 from penstock.producers.senders.redis.servers import ANSWERS, TRUST_IDLE_SECONDS, Servers, connect, new_connection
 
 
@@ -63,7 +63,7 @@ class RedisConnections:
         return result
 
     def execute(self, *commands: bytes) -> list[Reply]:
-        """As `call`, for commands that Redis has no reason to refuse. Returns a reply for each.
+        """Send commands that Redis has no reason to refuse, as `call` does. Returns a reply for each.
 
         Raises:
             BrokerUnavailable: within the timeout, or Redis refused one of them.
@@ -101,7 +101,7 @@ class RedisConnections:
     def call_on(
         self, connection: Any, packed: bytes, replies: int = 1, *, before_reading: Callable[[], None] | None = None
     ) -> list[Reply]:
-        """As `call`, on a connection that the caller owns and without a second try.
+        """Send commands as `call` does, on a connection that the caller owns and without a second try.
 
         Arguments:
             before_reading: waits for the answer of a blocking command, so that this takes longer than the timeout.
@@ -115,7 +115,7 @@ class RedisConnections:
 
     def fail(self, error: Exception) -> NoReturn:
         """Raise this error of redis-py as ours."""
-        raise BrokerUnavailable(f"Redis at {self.address}: {error}") from error
+        raise BrokerUnavailable(f"Redis at {self.address}: {explain(error)}") from error
 
     def close(self) -> None:
         """Close the idle connections. A later call connects again."""

@@ -9,6 +9,19 @@ Reply = Any
 """Reply of Redis: bytes, int, None, a list of these, or the ResponseError of a refused command."""
 
 
+_ADVICE = {
+    "OutOfMemoryError": "it is at its maxmemory: workers make room as jobs end, or raise maxmemory",
+    "ReadOnlyError": "it is a replica: use the master's address, or redis+sentinel://…?master=NAME",
+    "BusyLoadingError": "it has just started, and takes commands once its data are loaded",
+}
+
+
+def explain(error: Exception) -> str:
+    """Answer of Redis and what to do about it; redis-py leaves out the code in front of its errors."""
+    advice = _ADVICE.get(type(error).__name__)
+    return f"{error} ({advice})" if advice else str(error)
+
+
 def pack(*arguments: bytes | str | int) -> bytes:
     """Pack a command in the Redis protocol (RESP)."""
     parts = [b"*%d\r\n" % len(arguments)]
@@ -45,10 +58,10 @@ def exchange(
 
 def _reject_replica(error: Exception) -> None:
     """Count the connections to a demoted master, which refuses writes, as closed ones."""
-    if "READONLY" in str(error):
-        from redis import exceptions
+    from redis import exceptions
 
-        raise exceptions.ConnectionError(f"refused: {error}") from error
+    if isinstance(error, exceptions.ReadOnlyError) or "READONLY" in str(error):  # the latter out of a script on 6.2
+        raise exceptions.ConnectionError(f"refused: {explain(error)}") from error
 
 
 async def exchange_async(connection: Any, packed: bytes, replies: int, refused: type[Exception]) -> list[Reply]:

@@ -8,14 +8,14 @@ acknowledge, so the length of a stream is the number of jobs waiting or running.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic_core import to_json
 
 from penstock.config.errors import BrokerUnavailable, QueueFull
 from penstock.producers.senders.redis.async_connections import AsyncRedisConnections
 from penstock.producers.senders.redis.connections import RedisConnections
-from penstock.producers.senders.redis.protocol import Reply, pack
+from penstock.producers.senders.redis.protocol import Reply, explain, pack
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.schemas.wire.codec import Envelope
 
@@ -32,6 +32,8 @@ if length + (#ARGV - 1) / 3 > tonumber(ARGV[1]) then return 0 end
 for i = 2, #ARGV, 3 do redis.call('XADD', KEYS[tonumber(ARGV[i])], '*', 'h', ARGV[i + 1], 'b', ARGV[i + 2]) end
 return 1
 """
+
+Connections = TypeVar("Connections", RedisConnections, AsyncRedisConnections)
 
 Exchange = Generator[tuple[bytes, int], list[Reply], None]
 """Yields packed commands with the number of their replies, and is sent the replies."""
@@ -68,49 +70,10 @@ class EntryPacker:
         return b"%b$%d\r\n%b\r\n$1\r\nb\r\n$%d\r\n%b\r\n" % (head, len(headers), headers, len(body), body)
 
 
-class _Sending:
+class _Sender(Generic[Connections]):
     """Shared part of both senders: everything but input and output."""
 
-    def __init__(self, address: str, prefix: str, max_lengths: dict[str, int]) -> None:
-        self.address, self.prefix, self.max_lengths = address, prefix, max_lengths
-        self.pack_entry = EntryPacker(prefix)
-
-    def send(self, envelopes: Sequence[Envelope]) -> Exchange:
-        free = envelopes
-        if self.max_lengths:
-            limited: dict[str, list[Envelope]] = {}
-            for envelope in envelopes:
-                if envelope.queue in self.max_lengths:
-                    limited.setdefault(envelope.queue, []).append(envelope)
-            for queue, group in limited.items():  # first, so that a full queue is found before anything is sent
-                yield from self._send_limited(queue, group)
-            free = [envelope for envelope in envelopes if envelope.queue not in limited]
-        for start in range(0, len(free), BATCH):
-            batch = free[start : start + BATCH]
-            self.check((yield b"".join(map(self.pack_entry, batch)), len(batch)))
-
-    def _send_limited(self, queue: str, envelopes: Sequence[Envelope]) -> Exchange:
-        limit = self.max_lengths[queue]
-        arguments: list[bytes | str | int] = [len(PRIORITIES), *lane_keys(self.prefix, queue), limit]
-        for envelope in envelopes:
-            lane = PRIORITIES.index(envelope.priority) + 1
-            arguments += (lane, to_json(envelope.headers), envelope.body)
-        replies = yield pack("EVAL", _ADD_LIMITED, *arguments), 1
-        self.check(replies)
-        if not replies[0]:
-            raise QueueFull(queue, limit)
-
-    def ping(self) -> Exchange:
-        self.check((yield pack("PING"), 1))
-
-    def check(self, replies: Sequence[Reply]) -> None:
-        """A refused command (out of memory, a read-only replica) is a broker that cannot be used now."""
-        if error := refusal(replies):
-            raise BrokerUnavailable(f"Redis at {self.address} refused: {error}") from error
-
-
-class RedisSender:
-    """`Sender` over Redis Streams."""
+    _connections_class: type[Connections]
 
     def __init__(
         self,
@@ -120,24 +83,64 @@ class RedisSender:
         timeout_seconds: float = 5.0,
         max_lengths: dict[str, int] | None = None,
     ) -> None:
-        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
-        self._sending = _Sending(self._connections.address, prefix, max_lengths or {})
+        self._connections: Connections = self._connections_class(url, timeout_seconds=timeout_seconds)
+        self._prefix, self._max_lengths = prefix, max_lengths or {}
+        self._pack_entry = EntryPacker(prefix)
+
+    def _exchange_all(self, envelopes: Sequence[Envelope]) -> Exchange:
+        free = envelopes
+        if self._max_lengths:
+            limited: dict[str, list[Envelope]] = {}
+            for envelope in envelopes:
+                if envelope.queue in self._max_lengths:
+                    limited.setdefault(envelope.queue, []).append(envelope)
+            for queue, group in limited.items():  # first, so that a full queue is found before anything is sent
+                yield from self._exchange_limited(queue, group)
+            free = [envelope for envelope in envelopes if envelope.queue not in limited]
+        for start in range(0, len(free), BATCH):
+            batch = free[start : start + BATCH]
+            self._check((yield b"".join(map(self._pack_entry, batch)), len(batch)))
+
+    def _exchange_limited(self, queue: str, envelopes: Sequence[Envelope]) -> Exchange:
+        limit = self._max_lengths[queue]
+        arguments: list[bytes | str | int] = [len(PRIORITIES), *lane_keys(self._prefix, queue), limit]
+        for envelope in envelopes:
+            lane = PRIORITIES.index(envelope.priority) + 1
+            arguments += (lane, to_json(envelope.headers), envelope.body)
+        replies = yield pack("EVAL", _ADD_LIMITED, *arguments), 1
+        self._check(replies)
+        if not replies[0]:
+            raise QueueFull(queue, limit)
+
+    def _exchange_ping(self) -> Exchange:
+        # A PING is answered also by a server that takes no jobs: one that is full, or a replica.
+        self._check((yield pack("SET", f"{self._prefix}:ping", b"", "PX", 1000), 1))
+
+    def _check(self, replies: Sequence[Reply]) -> None:
+        """A refused command (out of memory, a read-only replica) is a broker that cannot be used now."""
+        if error := refusal(replies):
+            raise BrokerUnavailable(f"Redis at {self._connections.address} refused: {explain(error)}") from error
+
+
+class RedisSender(_Sender[RedisConnections]):
+    """`Sender` over Redis Streams."""
+
+    _connections_class = RedisConnections
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
-        if len(envelopes) == 1 and envelopes[0].queue not in self._sending.max_lengths:
-            self._sending.check(self._connections.call(self._sending.pack_entry(envelopes[0])))
+        if len(envelopes) == 1 and envelopes[0].queue not in self._max_lengths:
+            self._check(self._connections.call(self._pack_entry(envelopes[0])))
         else:
-            self._run(self._sending.send(envelopes))
+            self._run(self._exchange_all(envelopes))
 
     def ping(self) -> None:
-        self._run(self._sending.ping())
+        self._run(self._exchange_ping())
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
-        prefix = self._sending.prefix
         commands = [
             pack(*command)
             for queue in queues
-            for key in lane_keys(prefix, queue)
+            for key in lane_keys(self._prefix, queue)
             for command in (("XLEN", key), ("XPENDING", key, GROUP))
         ]
         replies = self._connections.call(b"".join(commands), len(commands)) if commands else []
@@ -146,7 +149,7 @@ class RedisSender:
         for i, queue in enumerate(queues):
             queue_replies = replies[i * per_queue : (i + 1) * per_queue]
             for length, pending in zip(queue_replies[::2], queue_replies[1::2], strict=True):
-                self._sending.check([length])
+                self._check([length])
                 running = 0 if isinstance(pending, Exception) else pending[0]  # no group yet: nothing was fetched
                 depths[queue] += max(0, length - running)
         return depths
@@ -163,25 +166,16 @@ class RedisSender:
             pass
 
 
-class AsyncRedisSender:
+class AsyncRedisSender(_Sender[AsyncRedisConnections]):
     """`AsyncSender` over Redis Streams; may be used in several event loops."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        prefix: str = "penstock",
-        timeout_seconds: float = 5.0,
-        max_lengths: dict[str, int] | None = None,
-    ) -> None:
-        self._connections = AsyncRedisConnections(url, timeout_seconds=timeout_seconds)
-        self._sending = _Sending(self._connections.address, prefix, max_lengths or {})
+    _connections_class = AsyncRedisConnections
 
     async def send(self, envelopes: Sequence[Envelope]) -> None:
-        await self._run(self._sending.send(envelopes))
+        await self._run(self._exchange_all(envelopes))
 
     async def ping(self) -> None:
-        await self._run(self._sending.ping())
+        await self._run(self._exchange_ping())
 
     async def close(self) -> None:
         await self._connections.close()

@@ -1,4 +1,4 @@
-"""Discarding dead letters: they are closed with a reason, and their jobs stay dead."""
+"""Discarding dead letters: it closes them with a reason, and their jobs stay dead."""
 
 from __future__ import annotations
 
@@ -41,8 +41,14 @@ def discard(
     detail = {**selection.filters, "why": reason}
 
     def discard_ids(ids: Sequence[str]) -> list[ReplayResult]:
-        one = len(ids) == 1
-        entry = audit.Entry(database, actor=actor, act="discard", subject_kind="dead letter", detail=detail, one=one)
+        entry = audit.Entry(
+            database,
+            actor=actor,
+            act="discard",
+            subject_kind="dead letter",
+            detail=detail,
+            single_subject=len(ids) == 1,
+        )
 
         def plan(connection: sa.Connection, batch: Sequence[str], *, lock: bool) -> list[ReplayResult]:
             rows = rows_by_id(connection, database, sa.select(*DEAD_LETTER), dead_letters.c.id, batch, lock)

@@ -19,10 +19,10 @@ CONTENT = ("kind", "queue", "priority", "delivery", "version", "payload", "embed
 
 
 def edited_envelope(envelope: Envelope, dead_letter_id: str, edit: Mapping[str, Any]) -> Envelope:
-    """The message of a raw letter with these fields set, in the kind's version of now.
+    """The message of an unread dead letter with these fields set, in the kind's current version.
 
     Raises:
-        InvalidJob: the edit does not fit. UndecodableMessage: the rest of the message cannot be read still.
+        InvalidJob: the edit does not fit. UndecodableMessage: the rest of the message still cannot be read.
     """
     kind = registry[envelope.kind]
     headers = dict(envelope.headers)
@@ -52,7 +52,8 @@ def edited_row(row: Any, edit: Mapping[str, Any]) -> Row:
         payload, embed = read_body(body_of_row(row), list(kind.job.model_fields))
         payload = _lifted(kind, payload, row.version)
     except UndecodableMessage as error:
-        raise InvalidState(f"dead letter {row.id} cannot be edited: {error.detail}") from error
+        scrub = kind.scrub_of_payload(lambda: json.loads(row.payload))
+        raise InvalidState(f"dead letter {row.id} cannot be edited: {scrub(error.detail)}") from error
     job = _fitted(kind, row.id, payload, edit)
     fresh: Row = {name: getattr(row, name) for name in CONTENT}
     return fresh | {
@@ -66,7 +67,7 @@ def edited_row(row: Any, edit: Mapping[str, Any]) -> Row:
 
 
 def _fitted(kind: Kind, dead_letter_id: str, payload: dict[str, Any], edit: Mapping[str, Any]) -> Job:
-    """The job with these fields set. None for a name that is no field takes it out of the payload.
+    """The job with these fields set. None for a name that is not a field removes it from the payload.
 
     Raises:
         InvalidJob: names the field.
@@ -90,7 +91,7 @@ def _fitted(kind: Kind, dead_letter_id: str, payload: dict[str, Any], edit: Mapp
         return job
     except ValidationError as error:
         raise InvalidJob(
-            f"dead letter {dead_letter_id}: the edit does not fit {kind.name}: {explain(error)}"
+            f"dead letter {dead_letter_id}: the edit does not fit {kind.name}: {explain(error, kind=kind)}"
         ) from error
 
 
@@ -113,5 +114,5 @@ def _json(job: Job) -> str:
 
 
 def embed_column(embed: dict[str, Any] | None) -> str | None:
-    """What stands beside the arguments, as a job's row keeps it."""
+    """Embed (callbacks, chain, …) → column of a job's row; None if it is empty."""
     return json.dumps(embed) if embed and any(embed.values()) else None

@@ -78,7 +78,7 @@ class Planner:
     """Plans the replay of each dead letter of a batch, and applies the plans."""
 
     database: Database
-    known: Mapping[str, str]
+    known_kinds: Mapping[str, str]
     edit: Mapping[str, Any] | None
     discarded_too: bool
     start: datetime
@@ -94,7 +94,7 @@ class Planner:
         return [plan.result for plan in plans]
 
     def apply(self, entry: audit.Entry, ids: Sequence[str], done: int) -> list[ReplayResult]:
-        """Replay those that can be, and say so in the audit log, in one transaction."""
+        """Replay those that can be, and record it in the audit log, in one transaction."""
 
         def revive_and_audit(connection: sa.Connection) -> tuple[list[_Plan], str | None]:
             plans = self._plan(connection, ids, done, lock=True)
@@ -108,13 +108,13 @@ class Planner:
     def _plan(self, connection: sa.Connection, ids: Sequence[str], done: int, *, lock: bool) -> list[_Plan]:
         columns = [jobs.c[name] for name in CONTENT] if self.edit else [jobs.c.kind, jobs.c.queue]
         job_rows = rows_by_id(connection, self.database, sa.select(*CHECKED, *columns), jobs.c.id, ids, lock)
-        select = sa.select(*DEAD_LETTER, dead_letters.c.headers, dead_letters.c.raw)
+        select = sa.select(*DEAD_LETTER, dead_letters.c.headers, dead_letters.c.raw, dead_letters.c.reason)
         rows = rows_by_id(connection, self.database, select, dead_letters.c.id, ids, lock)
         due = self._due_times(done)
         plans = []
         for id in ids:
             try:
-                plan = _plan_replay(id, rows.get(id), job_rows.get(id), self.known, self.edit, self.discarded_too)
+                plan = _plan_replay(id, rows.get(id), job_rows.get(id), self.known_kinds, self.edit, self.discarded_too)
             except PenstockError as problem:
                 plans.append(_Plan(refused(id, rows.get(id), problem)))
             else:
@@ -129,7 +129,7 @@ class Planner:
 
 
 def database_now(database: Database) -> datetime:
-    """By the clock of the database: an operator's machine may be minutes off."""
+    """The time on the database's clock: an operator's machine may be minutes off."""
     now: datetime = database.read(lambda connection: connection.execute(sa.select(from_now())).scalar_one())
     return now
 
@@ -160,14 +160,14 @@ def _plan_replay(
     dead_letter_id: str,
     row: Any,
     job: Any,
-    known: Mapping[str, str],
+    known_kinds: Mapping[str, str],
     edit: Mapping[str, Any] | None,
     discarded_too: bool,
 ) -> _Plan:
     _check_open(dead_letter_id, row, discarded_too)
     if row.raw is not None:
         # Under the dead letter's own id: the id in the message may belong to another job, of which this was a bad copy.
-        fresh: Row | None = _read_again(row, known, edit) | {"id": dead_letter_id}
+        fresh: Row | None = _read_again(row, known_kinds, edit) | {"id": dead_letter_id}
     elif job is None:
         raise InvalidState(f"dead letter {dead_letter_id} has no job in the ledger any more")
     else:
@@ -239,19 +239,21 @@ def _revive_all(connection: sa.Connection, database: Database, plans: Sequence[_
     close(connection, database, [plan.result.id for plan in plans], "replayed_at")
 
 
-def _read_again(row: Any, known: Mapping[str, str], edit: Mapping[str, Any] | None) -> Row:
+def _read_again(row: Any, known_kinds: Mapping[str, str], edit: Mapping[str, Any] | None) -> Row:
     """Unread dead letter → waiting row, by the kind as it is declared now."""
     if row.headers is None:
         raise InvalidState(f"dead letter {row.id} holds bytes that are not a message; it can be shown but not replayed")
+    if row.reason == "too_large":
+        raise InvalidState(f"dead letter {row.id} holds only the beginning of its message; enqueue the job again")
     envelope = Envelope(row.queue, "normal", json.loads(row.headers), row.raw)
     try:
         if edit:
             envelope = edited_envelope(envelope, row.id, edit)
         message = decode(envelope)
     except UndecodableMessage as error:
-        if error.reason == "unknown_kind" and envelope.kind in known and not edit:
+        if error.reason == "unknown_kind" and envelope.kind in known_kinds and not edit:
             # This process does not know the kind, but a worker does, and will check it.
-            envelope.queue = known[envelope.kind]
+            envelope.queue = known_kinds[envelope.kind]
             return waiting(envelope) | {"expires_at": None}
         hint = "; import the module that defines it with --import" if error.reason == "unknown_kind" else ""
         raise InvalidState(

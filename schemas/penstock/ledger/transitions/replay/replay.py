@@ -38,7 +38,7 @@ def replay(
 
     Arguments:
         actor: for the audit log.
-        edit: fields to set in each payload, as JSON values; of one letter, or of one group. None for a name that is
+        edit: fields to set in each payload, as JSON values; for one dead letter or one group. None for a name that is
             not a field removes it.
         per_second: how many of them become due in a second; None: all at once.
         dry_run: return what would happen, and write nothing.
@@ -116,5 +116,7 @@ def replay_ids(
         if dry_run:
             return results
         check_all_fit(results)
-    entry = audit.Entry(database, actor=actor, act=act, subject_kind=subject_kind, detail=detail, one=len(ids) == 1)
+    entry = audit.Entry(
+        database, actor=actor, act=act, subject_kind=subject_kind, detail=detail, single_subject=len(ids) == 1
+    )
     return in_batches(ids, partial(planner.apply, entry))

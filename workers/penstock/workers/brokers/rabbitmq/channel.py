@@ -40,7 +40,8 @@ class Channel:
         number = message.delivery_info["delivery_tag"]
         self.unsettled[number] = None
         body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
-        return Delivery(Envelope(queue, priority, headers, body), body, deliveries, (self, number), consumer)
+        envelope = Envelope(queue, priority, headers, body, getattr(message, "full_size", None))
+        return Delivery(envelope, body, deliveries, (self, number), consumer)
 
     def ack(self, numbers: set[int]) -> None:
         """Acknowledge with one frame all up to the first unfinished message, and each past it with its own."""

@@ -10,21 +10,24 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from amqp.exceptions import InternalError
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
+from penstock.config.supervision import start_thread
 from penstock.producers.senders.rabbitmq.names import address, lane_name
 from penstock.producers.senders.rabbitmq.publisher import LOST, connect, declare_dead, declare_lane
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
-from penstock.workers.brokers.consumer import Delivery
+from penstock.schemas.wire.codec import MESSAGE_BYTES
+from penstock.workers.brokers.consumer import Consumer, Delivery
 from penstock.workers.brokers.rabbitmq.channel import Channel, read_in_blocks
 from penstock.workers.brokers.rabbitmq.dead_letters import DeadLetterQueue
 from penstock.workers.brokers.rabbitmq.leaders import FIRST_PAUSE, NoLeader, SuspendedLanes
 from penstock.workers.brokers.rabbitmq.lenient_frames import read_leniently
+from penstock.workers.brokers.turns import Lane, Turns
 from penstock.workers.brokers.wakeup import Wakeup, readable
 
 log = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 20
 
 
-class RabbitmqConsumer:
+class RabbitmqConsumer(Consumer):
     """`Consumer` over RabbitMQ.
 
     Each lane delivers as many unsettled messages as the worker ever wanted to hold: those in its hands and the `limit`
@@ -49,7 +52,15 @@ class RabbitmqConsumer:
     counts_releases = True
 
     def __init__(
-        self, url: str, queues: Iterable[str], *, name: str, prefix: str = "penstock", timeout_seconds: float = 5.0
+        self,
+        url: str,
+        queues: Iterable[str],
+        *,
+        name: str,
+        prefix: str = "penstock",
+        timeout_seconds: float = 5.0,
+        weights: Mapping[str, int] | None = None,
+        max_message_bytes: int = MESSAGE_BYTES,
     ) -> None:
         self.queues = set(queues)
         self.url, self.name, self.prefix, self.timeout_seconds = url, name, prefix, timeout_seconds
@@ -59,13 +70,15 @@ class RabbitmqConsumer:
         self._connection: Any = None
         self._lost: Exception | None = None
         self._channel: Channel | None = None
-        self._dead_letters = DeadLetterQueue(url, prefix, timeout_seconds, self)
+        self._dead_letters = DeadLetterQueue(url, prefix, timeout_seconds, self, max_message_bytes)
+        self._max_message_bytes = max_message_bytes
         self._suspended = SuspendedLanes(url, timeout_seconds)
         self._tags: dict[str, str] = {}  # consumer tags by the name of their lane
-        self._lanes: dict[str, tuple[str, Priority]] = {}  # by consumer tag
+        self._lanes: dict[str, Lane] = {}  # by consumer tag
         self._numbers = itertools.count(1)
         self._prefetch = 0
-        self._ready: dict[Priority, deque[Delivery]] = {priority: deque() for priority in PRIORITIES}
+        self._turns = Turns(weights)
+        self._ready: defaultdict[Lane, deque[Delivery]] = defaultdict(deque)
         self._closing = threading.Event()
         self._heart: threading.Thread | None = None
 
@@ -73,8 +86,7 @@ class RabbitmqConsumer:
         with self._lock:
             self._connect()
         if self._heart is None:
-            self._heart = threading.Thread(target=self._beat, name="penstock-heartbeat", daemon=True)
-            self._heart.start()
+            self._heart = start_thread("penstock heartbeat", self._beat, self._closing)
 
     def fetch(self, limit: int, timeout_seconds: float) -> list[Delivery]:
         deadline = time.monotonic() + timeout_seconds
@@ -93,7 +105,7 @@ class RabbitmqConsumer:
                     continue
                 except Exception as error:  # frames that py-amqp cannot read too: the rest is out of step then
                     self._fail(error)
-                deliveries = self._take(limit)
+                deliveries = self._turns.take(self.queues, self._ready, limit)
                 socket = self._connection.transport.sock
             left = deadline - time.monotonic()
             if deliveries or woken or left <= 0:
@@ -119,13 +131,15 @@ class RabbitmqConsumer:
             self._check()
             return self._dead_letters.fetch(limit)
 
-    def add_queue(self, queue: str) -> None:
-        self.queues = self.queues | {queue}
-        self.wake()
-
-    def cancel_queue(self, queue: str) -> None:
-        self.queues = self.queues - {queue}
-        self.wake()
+    def stop_consuming(self) -> None:
+        """Release what RabbitMQ has pushed and no one has fetched: a drain may last, and others are free."""
+        with self._lock:
+            self.queues = set()
+            if self._connection is not None and self._lost is None:
+                try:
+                    self._consume(0)
+                except Exception as error:  # then it gives everything to others by itself
+                    self._lose(error)
 
     def wake(self) -> None:
         self._wakeup.set()
@@ -155,7 +169,7 @@ class RabbitmqConsumer:
                     self.url, timeout_seconds=self.timeout_seconds, heartbeat_seconds=HEARTBEAT_SECONDS
                 )
                 read_in_blocks(self._connection)
-                read_leniently(self._connection)
+                read_leniently(self._connection, self._max_message_bytes)
                 self._channel = Channel(self._connection)
                 declare_dead(self._channel.amqp, self.prefix)
                 for name, (queue, priority) in self._lanes_wanted().items():
@@ -172,8 +186,7 @@ class RabbitmqConsumer:
         self._dead_letters.disconnect()
         self._connection = self._channel = self._lost = None
         self._tags, self._lanes, self._prefetch = {}, {}, 0
-        for ready in self._ready.values():
-            ready.clear()
+        self._ready.clear()
 
     def _check(self) -> None:
         if self._connection is None:
@@ -185,10 +198,10 @@ class RabbitmqConsumer:
         self._disconnect()
         raise BrokerUnavailable(f"RabbitMQ at {self.address}: {error or type(error).__name__}") from error
 
-    def _lanes_wanted(self) -> dict[str, tuple[str, Priority]]:
+    def _lanes_wanted(self) -> dict[str, Lane]:
         """Queue and priority by the name of the lane, without the suspended lanes."""
-        wanted = {lane_name(self.prefix, queue, p): (queue, p) for queue in sorted(self.queues) for p in PRIORITIES}
-        return {name: lane for name, lane in wanted.items() if name not in self._suspended}
+        lanes = {lane_name(self.prefix, queue, p): (queue, p) for queue in sorted(self.queues) for p in PRIORITIES}
+        return {name: lane for name, lane in lanes.items() if name not in self._suspended}
 
     @contextmanager
     def _suspending(self, name: str) -> Iterator[None]:
@@ -205,21 +218,21 @@ class RabbitmqConsumer:
     def _consume(self, limit: int) -> None:
         """Consume the lanes of `queues` and no others, with a prefetch of `limit` more."""
         assert self._channel is not None
-        wanted = self._lanes_wanted()
+        lanes = self._lanes_wanted()
         in_hand = len(self._channel.unsettled) - sum(map(len, self._ready.values()))
         grows = in_hand + limit > self._prefetch
-        if not grows and wanted.keys() == self._tags.keys():
+        if not grows and lanes.keys() == self._tags.keys():
             return
         channel = self._channel.amqp
-        for name in [name for name in self._tags if grows or name not in wanted]:
+        for name in [name for name in self._tags if grows or name not in lanes]:
             tag = self._tags.pop(name)
             with self._suspending(name):
                 channel.basic_cancel(tag)
-            queue, priority = self._lanes.pop(tag)
-            if name not in wanted:
-                self._unfetch(queue, priority)
+            lane = self._lanes.pop(tag)
+            if name not in lanes:  # release what was prefetched and not fetched
+                self.release(self._ready.pop(lane, ()))
         self._prefetch = max(in_hand + limit, self._prefetch)
-        for name, (queue, priority) in wanted.items():
+        for name, (queue, priority) in lanes.items():
             if name not in self._tags:
                 with self._suspending(name):
                     self._consume_lane(name, queue, priority)
@@ -236,12 +249,6 @@ class RabbitmqConsumer:
         channel.basic_qos(0, ahead, False)  # for consumers that start from now on
         channel.basic_consume(name, consumer_tag=tag, callback=self._on_message)
 
-    def _unfetch(self, queue: str, priority: Priority) -> None:
-        """Give back deliveries that were prefetched and not fetched."""
-        ready = self._ready[priority]
-        self.release([delivery for delivery in ready if delivery.envelope.queue == queue])
-        self._ready[priority] = deque(delivery for delivery in ready if delivery.envelope.queue != queue)
-
     def _drain(self) -> None:
         """Read every frame that is there, without waiting."""
         transport = self._connection.transport
@@ -251,14 +258,7 @@ class RabbitmqConsumer:
     def _on_message(self, message: Any) -> None:
         assert self._channel is not None
         queue, priority = self._lanes[message.delivery_info["consumer_tag"]]
-        self._ready[priority].append(self._channel.delivery(message, queue, priority, self))
-
-    def _take(self, limit: int) -> list[Delivery]:
-        deliveries: list[Delivery] = []
-        for ready in self._ready.values():
-            while ready and len(deliveries) < limit:
-                deliveries.append(ready.popleft())
-        return deliveries
+        self._ready[queue, priority].append(self._channel.delivery(message, queue, priority, self))
 
     def _settle(self, deliveries: Sequence[Delivery], settle: Callable[[Channel, set[int]], None]) -> None:
         numbers: defaultdict[Channel, set[int]] = defaultdict(set)

@@ -23,10 +23,12 @@ class DeadLetterQueue:
         channel: has the deliveries that are not settled; None: not connected.
     """
 
-    def __init__(self, url: str, prefix: str, timeout_seconds: float, consumer: Consumer) -> None:
+    def __init__(
+        self, url: str, prefix: str, timeout_seconds: float, consumer: Consumer, max_message_bytes: int
+    ) -> None:
         self.channel: Channel | None = None
         self._url, self._prefix, self._timeout_seconds = url, prefix, timeout_seconds
-        self._consumer = consumer
+        self._consumer, self._max_message_bytes = consumer, max_message_bytes
         self._connection: Any = None
         self._suspension: Suspension | None = None
 
@@ -38,7 +40,7 @@ class DeadLetterQueue:
         try:
             if self.channel is None:
                 self._connection = connect(self._url, timeout_seconds=self._timeout_seconds)
-                read_leniently(self._connection)
+                read_leniently(self._connection, self._max_message_bytes)
                 self.channel = Channel(self._connection)
             while len(deliveries) < limit and (message := self.channel.amqp.basic_get(dead_name(self._prefix))):
                 queue, priority = lane_of(self._prefix, message.delivery_info["routing_key"])

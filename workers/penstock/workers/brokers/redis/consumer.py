@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,11 @@ from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.producers.senders.redis.protocol import Reply, pack
 from penstock.producers.senders.redis.sender import GROUP, lane_key
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
-from penstock.schemas.wire.codec import Envelope
-from penstock.workers.brokers.consumer import Delivery
+from penstock.schemas.wire.codec import KEPT_BYTES, MESSAGE_BYTES, Envelope
+from penstock.workers.brokers.consumer import Consumer, Delivery
 from penstock.workers.brokers.redis.lease_keeper import LeaseKeeper, is_possible
 from penstock.workers.brokers.redis.leases import Leases
+from penstock.workers.brokers.turns import Lane, Turns
 from penstock.workers.brokers.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
@@ -46,24 +48,77 @@ end
 return 1
 """
 
+# A Redis at its maxmemory refuses XGROUP CREATE, even of a group that exists. Not after a write of the same script, and
+# this one needs no memory: workers can begin on a full Redis, and make room.
+_DECLARE = """
+redis.call('XDEL', KEYS[1], '0-0')
+return redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+"""
+
+# Of an entry over the limit the server sends the beginning of its first fields, and the size of all of them as a third
+# part of the entry: a worker that was sent a few of such entries whole would run out of memory before it can look.
+_CUT = """
+local function cut(entries, most)
+  for _, entry in ipairs(entries) do
+    if entry and entry[2] then
+      local size, kept = 0, {}
+      for _, field in ipairs(entry[2]) do size = size + #field end
+      if size > most then
+        for i = 1, math.min(4, #entry[2]) do kept[i] = string.sub(entry[2][i], 1, KEPT_BYTES) end
+        entry[2], entry[3] = kept, size
+      end
+    end
+  end
+  return entries
+end
+""".replace("KEPT_BYTES", str(KEPT_BYTES))
+
+_CLAIM = _CUT + "return cut(redis.call('XCLAIM', KEYS[1], unpack(ARGV, 2)), tonumber(ARGV[1]))"
 
 # Lane after lane until the limit is reached: XREADGROUP over several streams takes up to its COUNT from each, so a
 # worker with one free slot would get a low job along with the high one and run it before the next high one.
-_READ_IN_ORDER = """
-local found, left = {}, tonumber(ARGV[3])
-for _, key in ipairs(KEYS) do
-  local streams = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', left, 'STREAMS', key, '>')
+# KEYS: the lanes of each priority in their turns. ARGV: group, consumer, limit, lanes of a priority, how many entries
+# are kept for the lowest, the limit of an entry's size, and the weight of each lane. `Turns.take` does the same in
+# memory.
+_READ_IN_TURN = (
+    _CUT
+    + """
+local found, empty, lanes = {}, {}, tonumber(ARGV[4])
+local function read(i, count)
+  local streams = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', count, 'STREAMS', KEYS[i], '>')
+  local got = streams and #streams[1][2] or 0
   if streams then
+    cut(streams[1][2], tonumber(ARGV[6]))
     found[#found + 1] = streams[1]
-    left = left - #streams[1][2]
-    if left == 0 then break end
   end
+  empty[i] = got < count
+  return got
 end
+local function share_out(first, most)
+  local left, last, again = most, first + lanes - 1, true
+  while left > 0 and again do
+    local share, weights = left, 0
+    again = false
+    for i = first, last do if not empty[i] then weights = weights + ARGV[6 + i] end end
+    for i = first, last do
+      local count = math.min(left, math.ceil(share * ARGV[6 + i] / weights))
+      if count > 0 and not empty[i] then
+        left = left - read(i, count)
+        again = again or not empty[i]
+      end
+    end
+  end
+  return most - left
+end
+local left = tonumber(ARGV[3])
+left = left - share_out(#KEYS - lanes + 1, tonumber(ARGV[5]))
+for first = 1, #KEYS, lanes do left = left - share_out(first, left) end
 return found
 """
+)
 
 
-class RedisConsumer:
+class RedisConsumer(Consumer):
     """`Consumer` over Redis Streams.
 
     An entry counts as delivered once when fetched first, and once more with each take-over. An acknowledgement counts
@@ -82,6 +137,8 @@ class RedisConsumer:
         lease_seconds: float = 15.0,
         timeout_seconds: float = 5.0,
         lease_keeper: bool = False,
+        weights: Mapping[str, int] | None = None,
+        max_message_bytes: int = MESSAGE_BYTES,
     ) -> None:
         self.queues = set(queues)
         self.name, self.prefix, self.lease_seconds = name, prefix, lease_seconds
@@ -90,11 +147,14 @@ class RedisConsumer:
         if lease_keeper and is_possible():
             keeper = LeaseKeeper(url, name, lease_seconds=lease_seconds, timeout_seconds=timeout_seconds)
         self._leases = Leases(self._connections, name, lease_seconds, keeper)
+        self._max_message_bytes = max_message_bytes
         self._fetching = threading.Lock()
         self._wakeup = Wakeup()
         self._connection: Any = None
         self._client_id = 0
-        self._lanes: dict[bytes, tuple[str, Priority]] = {}
+        self._turns = Turns(weights)
+        self._lanes: dict[bytes, Lane] = {}
+        self._keys: dict[Lane, bytes] = {}
         self._lanes_of: frozenset[str] = frozenset()
         self._take_over_at = 0.0
 
@@ -137,14 +197,6 @@ class RedisConsumer:
         """Redis gives up on nothing by itself."""
         return []
 
-    def add_queue(self, queue: str) -> None:
-        self.queues = self.queues | {queue}
-        self.wake()
-
-    def cancel_queue(self, queue: str) -> None:
-        self.queues = self.queues - {queue}
-        self.wake()
-
     def wake(self) -> None:
         self._wakeup.set()
 
@@ -169,17 +221,18 @@ class RedisConsumer:
     def _declare(self) -> None:
         queues = frozenset(self.queues)
         # The higher lanes of all queues first: XREADGROUP answers in the order of the keys.
-        lanes: dict[bytes, tuple[str, Priority]] = {
-            lane_key(self.prefix, queue, priority).encode(): (queue, priority)
+        keys: dict[Lane, bytes] = {
+            (queue, priority): lane_key(self.prefix, queue, priority).encode()
             for priority in PRIORITIES
             for queue in sorted(queues)
         }
-        commands = [pack("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in lanes]
+        commands = [pack("EVAL", _DECLARE, 1, key, GROUP) for key in keys.values()]
         replies = self._connections.call(b"".join(commands), len(commands)) if commands else []
         for reply in replies:
             if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
                 self._connections.fail(reply)
-        self._lanes, self._lanes_of = lanes, queues
+        self._keys, self._lanes_of = keys, queues
+        self._lanes = {key: lane for lane, key in keys.items()}
 
     def _delete_consumers(self, name: str = "", idle_ms: int = 2**52) -> None:
         commands = [pack("EVAL", _DELETE_CONSUMERS, 1, key, GROUP, name, idle_ms) for key in self._lanes]
@@ -190,8 +243,12 @@ class RedisConsumer:
         """New entries, and whether `wake` ended the wait for them."""
         if not self._lanes:
             return [], self._wakeup.wait([], wait_seconds)[1]
-        keys = tuple(self._lanes)
-        if deliveries := self._entries(pack("EVAL", _READ_IN_ORDER, len(keys), *keys, GROUP, self.name, limit)):
+        order, kept = self._turns.order(self._lanes_of), min(self._turns.kept(limit), limit)
+        lanes = [lane for of_priority in order.values() for lane in of_priority]
+        keys, weights = map(self._keys.__getitem__, lanes), map(self._turns.weight, lanes)
+        most = self._max_message_bytes
+        arguments: tuple[str | int, ...] = (GROUP, self.name, limit, len(self._lanes_of), kept, most, *weights)
+        if deliveries := self._entries(pack("EVAL", _READ_IN_TURN, len(lanes), *keys, *arguments), kept):
             return deliveries, False
         woken = False
 
@@ -209,11 +266,14 @@ class RedisConsumer:
 
         block = ("BLOCK", int(wait_seconds * 1000)) if wait_seconds >= 0.001 else ()
         streams = (*self._lanes, *(b">" for _ in self._lanes))
-        command = pack("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", limit, *block, "STREAMS", *streams)
-        # During the wait entries may come from several lanes at once, up to the limit from each.
+        # During the wait entries may come from several lanes at once. One from each, since they come whole, however
+        # large: the next read gets the others.
+        command = pack("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", 1, *block, "STREAMS", *streams)
         return self._entries(command, before_reading=wait_for_answer), woken
 
-    def _entries(self, command: bytes, before_reading: Callable[[], None] | None = None) -> list[Delivery]:
+    def _entries(
+        self, command: bytes, kept: int = 0, before_reading: Callable[[], None] | None = None
+    ) -> list[Delivery]:
         [reply] = self._ask(command, 1, before_reading=before_reading)
         if isinstance(reply, Exception):
             # The stream or its group is gone: Redis was flushed, or lost its data. A read that was blocked then
@@ -222,44 +282,53 @@ class RedisConsumer:
                 self._connections.fail(reply)
             self._declare()
             return []
-        return [delivery for key, entries in reply or () for delivery in self._deliveries(key, entries, {})]
+        counts = Counter[Lane]()
+        by_priority: dict[Priority, list[Delivery]] = {priority: [] for priority in PRIORITIES}
+        for key, entries in reply or ():
+            lane = self._lanes[key]
+            counts[lane] += len(entries)
+            by_priority[lane[1]] += self._deliveries(key, entries, {})
+        self._turns.took(counts, kept)
+        return [delivery for deliveries in by_priority.values() for delivery in deliveries]
 
     def _take_over(self, limit: int) -> list[Delivery]:
         """Entries of silent consumers, up to the limit; another look is due at once when it was reached."""
         idle = int(self.lease_seconds * 1000)
         commands = b"".join(pack("XPENDING", key, GROUP, "IDLE", idle, "-", "+", limit) for key in self._lanes)
-        taken: list[Delivery] = []
+        deliveries: list[Delivery] = []
         for key, pending in zip(self._lanes, self._ask(commands, len(self._lanes)), strict=True):
             if isinstance(pending, Exception):  # the group is gone; the next read makes it again
                 continue
             unacknowledged = self._leases.unacknowledged(key)  # idle after an outage, until the next renewal
-            deliveries = {entry_id: times + 1 for entry_id, _, _, times in pending if entry_id not in unacknowledged}
-            if ids := list(deliveries)[: limit - len(taken)]:
+            counts = {entry_id: times + 1 for entry_id, _, _, times in pending if entry_id not in unacknowledged}
+            if ids := list(counts)[: limit - len(deliveries)]:
                 # If several look at the same time, one gets each entry: the claim resets its idle time.
                 try:
-                    [claimed] = self._ask(pack("XCLAIM", key, GROUP, self.name, idle, *ids), 1)
+                    most = self._max_message_bytes
+                    [claimed] = self._ask(pack("EVAL", _CLAIM, 1, key, most, GROUP, self.name, idle, *ids), 1)
                 except BrokerUnavailable:
-                    if not taken:
+                    if not deliveries:
                         raise
-                    return taken  # from earlier lanes: renewed from here on. The next fetch reports the outage
+                    return deliveries  # from earlier lanes: renewed from here on. The next fetch reports the outage
                 if isinstance(claimed, Exception):
                     continue
                 # Redis 6.2 answers nil for an entry that was deleted while pending.
-                taken += self._deliveries(
-                    key, [entry for entry in claimed if entry and entry[1] is not None], deliveries
+                deliveries += self._deliveries(
+                    key, [entry for entry in claimed if entry and entry[1] is not None], counts
                 )
-        if len(taken) < limit:
+        if len(deliveries) < limit:
             self._take_over_at = time.monotonic() + self.lease_seconds / 3
-        return taken
+        return deliveries
 
-    def _deliveries(self, key: bytes, entries: Sequence[Any], deliveries: Mapping[bytes, int]) -> list[Delivery]:
-        """Deliveries of `[id, fields]`, renewed from now on; `deliveries` has the counts of those that are not new."""
-        self._leases.hold(key, [entry_id for entry_id, _ in entries])
+    def _deliveries(self, key: bytes, entries: Sequence[Any], counts: Mapping[bytes, int]) -> list[Delivery]:
+        """Deliveries of `[id, fields]`, renewed from now on; `counts` has the deliveries of those that are not new."""
+        self._leases.hold(key, [entry[0] for entry in entries])
         queue, priority = self._lanes[key]
         result = []
-        for entry_id, fields in entries:
-            envelope, raw = _read_entry(queue, priority, fields)
-            result.append(Delivery(envelope, raw, deliveries.get(entry_id, 1), (key, entry_id), self))
+        for entry_id, fields, *cut in entries:
+            size = cut[0] if cut else sum(map(len, fields))
+            envelope, raw = _read_entry(queue, priority, fields, size if size > self._max_message_bytes else None)
+            result.append(Delivery(envelope, raw, counts.get(entry_id, 1), (key, entry_id), self))
         return result
 
     def _ask(self, packed: bytes, replies: int, before_reading: Callable[[], None] | None = None) -> list[Reply]:
@@ -271,14 +340,22 @@ class RedisConsumer:
             raise
 
 
-def _read_entry(queue: str, priority: Priority, fields: list[bytes]) -> tuple[Envelope, bytes]:
-    """The envelope of an entry, and its raw bytes. A foreign entry has no headers, and all its fields as the body."""
+def _read_entry(
+    queue: str, priority: Priority, fields: list[bytes], full_size: int | None = None
+) -> tuple[Envelope, bytes]:
+    """The envelope of an entry, and its raw bytes. A foreign entry has no headers, and all its fields as the body.
+
+    Arguments:
+        full_size: of an entry over the limit, of whose fields the beginning is kept.
+    """
+    if full_size is not None:
+        fields = [field[:KEPT_BYTES] for field in fields[:4]]
     if len(fields) == 4 and fields[0] == b"h" and fields[2] == b"b":
         try:
             headers = from_json(fields[1])
         except ValueError:
             headers = None
         if isinstance(headers, dict):
-            return Envelope(queue, priority, headers, fields[3]), fields[3]
+            return Envelope(queue, priority, headers, fields[3], full_size), fields[3]
     raw = b"\n".join(name + b"=" + value for name, value in zip(fields[::2], fields[1::2], strict=True))
-    return Envelope(queue, priority, {}, raw), raw
+    return Envelope(queue, priority, {}, raw, full_size), raw

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterable, Sequence
 
 from penstock.config.errors import BrokerUnavailable
+from penstock.config.supervision import start_thread
 from penstock.producers.senders.redis.connections import RedisConnections
-from penstock.producers.senders.redis.protocol import pack
-from penstock.producers.senders.redis.sender import GROUP
+from penstock.producers.senders.redis.protocol import Reply, pack
+from penstock.producers.senders.redis.sender import GROUP, refusal
 from penstock.workers.brokers.redis.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 Tag = tuple[bytes, bytes]
 """The key of a lane, and the id of an entry in it."""
 
-_RENEWED_AT_ONCE = 1000
+_AT_ONCE = 1000
+"""Entries in one call of a script: Lua takes some thousand arguments."""
 _RETRY_SECONDS = 1.0
 
 # Renews only what is still this consumer's: after a stop longer than its lease (a suspended machine) it would take back
@@ -36,13 +38,21 @@ end
 return lost
 """
 
+# In one step: deleted but pending, or acknowledged but still in the stream, an entry would never go away. Not by a
+# transaction, whose commands a Redis at its maxmemory refuses.
+_SETTLE = """
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+"""
+
 # Puts a copy at the end of the lane in place of the entry; does nothing if the entry has another owner now, or is done.
+# A Redis at its maxmemory refuses XADD, but not after a first write of the same script.
 _RELEASE = """
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
 local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
-if entry then redis.call('XADD', KEYS[1], '*', unpack(entry[2])) end
-redis.call('XDEL', KEYS[1], ARGV[3])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[1], ARGV[3])
+if entry then redis.call('XADD', KEYS[1], '*', unpack(entry[2])) end
 return 1
 """
 
@@ -70,8 +80,7 @@ class Leases:
         if self._thread is None:
             if self._lease_keeper is not None:
                 self._lease_keeper.start()
-            self._thread = threading.Thread(target=self._renew_regularly, name="penstock-leases", daemon=True)
-            self._thread.start()
+            self._thread = start_thread("penstock leases", self._renew_regularly, self._stopping)
 
     def follow(self, server_url: str) -> None:
         """Renew on this server from now on: the entries are there."""
@@ -110,28 +119,31 @@ class Leases:
             self.flush()
 
     def flush(self) -> None:
-        """Settle in one round trip the entries given to `settle`."""
+        """Settle in one round trip the entries given to `settle`. Those that Redis refuses are kept for later."""
         with self._lock:
             settled, self._settled = self._settled, {}
-        if not settled:
+        parts = [
+            (lane, ids[start : start + _AT_ONCE])
+            for lane, ids in settled.items()
+            for start in range(0, len(ids), _AT_ONCE)
+        ]
+        if not parts:
             return
-        # A transaction: deleted but pending, or acknowledged but still in the stream, an entry would never go away.
-        commands = [pack("MULTI")]
-        for lane, ids in settled.items():
-            commands += (pack("XACK", lane, GROUP, *ids), pack("XDEL", lane, *ids))
-        commands.append(pack("EXEC"))
+        commands = b"".join(pack("EVAL", _SETTLE, 1, lane, GROUP, *ids) for lane, ids in parts)
+        replies: Sequence[Reply]
         try:
-            self.connections.execute(*commands)
+            replies = self.connections.call(commands, len(parts))
         except BrokerUnavailable as error:
-            log.warning("acknowledgements are kept for later: %s", error)
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            with self._lock:
-                for lane, ids in settled.items():
-                    self._settled.setdefault(lane, []).extend(ids)
-            return
+            replies = [error] * len(parts)
         with self._lock:
-            for lane, ids in settled.items():
-                self._held.get(lane, set()).difference_update(ids)
+            for (lane, ids), reply in zip(parts, replies, strict=True):
+                if isinstance(reply, Exception):
+                    self._settled.setdefault(lane, []).extend(ids)
+                else:
+                    self._held.get(lane, set()).difference_update(ids)
+        if reason := refusal(replies):
+            log.warning("acknowledgements are kept for later: %s", reason)
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
 
     def release(self, tags: Sequence[Tag]) -> None:
         """Give entries back. During an outage they are only forgotten: others get them when the lease has passed."""
@@ -153,8 +165,8 @@ class Leases:
         with self._lock:
             held = [(lane, sorted(ids)) for lane, ids in self._held.items() if ids]
         for lane, ids in held:
-            for start in range(0, len(ids), _RENEWED_AT_ONCE):
-                part = ids[start : start + _RENEWED_AT_ONCE]
+            for start in range(0, len(ids), _AT_ONCE):
+                part = ids[start : start + _AT_ONCE]
                 [lost] = self.connections.execute(pack("EVAL", _RENEW, 1, lane, GROUP, self.name, *part))
                 self._forget([(lane, entry_id) for entry_id in lost])
 
@@ -180,8 +192,6 @@ class Leases:
             except BrokerUnavailable as error:
                 log.warning("leases could not be renewed: %s", error)
                 pause = min(_RETRY_SECONDS, self.lease_seconds / 10)
-            except Exception:  # a thread that ended here would let every lease run out in silence
-                log.exception("leases could not be renewed")
             if self._lease_keeper is not None:
                 self._lease_keeper.renewed()  # or failed to, as the lease keeper would
             due = time.monotonic() + pause

@@ -24,7 +24,7 @@ from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.producers.senders.redis.protocol import pack
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas.jobs.kind import Priority
-from penstock.schemas.wire.codec import Envelope
+from penstock.schemas.wire.codec import KEPT_BYTES, MESSAGE_BYTES, Envelope
 from penstock.workers.brokers.rabbitmq.lenient_frames import plain, read_leniently
 from penstock.workers.brokers.stock.messages import read_dramatiq, read_kombu
 
@@ -57,6 +57,30 @@ if KEYS[3] then redis.call('XADD', KEYS[3], '*', 'h', ARGV[2], 'b', ARGV[3]) end
 return 1
 """
 
+# Of a message over the limit Redis sends its size, its hash and its beginning. KEYS: a list, or a hash of messages.
+# ARGV: the limit, the bytes to keep; and how many of the list, or the ids in the hash.
+_CUT = """
+local function cut(raws)
+  for i, raw in ipairs(raws) do
+    if raw and #raw > tonumber(ARGV[1]) then
+      raws[i] = {#raw, redis.sha1hex(raw), string.sub(raw, 1, tonumber(ARGV[2]))}
+    end
+  end
+  return raws
+end
+"""
+_READ = _CUT + "return cut(redis.call('LRANGE', KEYS[1], -ARGV[3], -1))"
+_READ_DRAMATIQ = _CUT + "return cut(redis.call('HMGET', KEYS[1], unpack(ARGV, 3)))"
+_REMOVE_LARGE = """
+local raws = redis.call('LRANGE', KEYS[1], -1000, -1)
+for i = #raws, 1, -1 do
+  if #raws[i] == tonumber(ARGV[1]) and redis.sha1hex(raws[i]) == ARGV[2] then
+    return redis.call('LREM', KEYS[1], -1, raws[i])
+  end
+end
+return 0
+"""
+
 
 class StockIntake(Protocol):
     """Moves messages of unmodified clients into our queues."""
@@ -73,11 +97,16 @@ class StockIntake(Protocol):
 
 
 def open_stock_intake(
-    url: str, queues: Iterable[str], prefix: str = "penstock", *, timeout_seconds: float = 5.0
+    url: str,
+    queues: Iterable[str],
+    prefix: str = "penstock",
+    *,
+    timeout_seconds: float = 5.0,
+    max_message_bytes: int = MESSAGE_BYTES,
 ) -> StockIntake:
     """The intake for a broker URL; it connects when first used."""
     intake = RedisStockIntake if scheme(url) == "redis" else RabbitmqStockIntake
-    return intake(url, queues, prefix, timeout_seconds=timeout_seconds)
+    return intake(url, queues, prefix, timeout_seconds=timeout_seconds, max_message_bytes=max_message_bytes)
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,10 @@ class RedisStockIntake:
     """Lists of kombu's Redis transport, one for each of its four priorities, the oldest message at the tail; and those
     of Dramatiq's Redis broker, under its usual namespace, one for what is due and one for what is delayed."""
 
-    def __init__(self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float, max_message_bytes: int
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
         self.prefix = prefix
         self._lists = [source for queue in queues for source in _lists(queue)]
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
@@ -125,24 +157,35 @@ class RedisStockIntake:
                 break
         return total
 
-    def _read_kombu(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
-        [messages] = self._connections.execute(pack("LRANGE", source.key, -count, -1))
+    def _read_kombu(self, source: _List, count: int) -> Iterator[tuple[Any, bytes | None, Envelope]]:
+        limits = self._max_message_bytes, KEPT_BYTES
+        [messages] = self._connections.execute(pack("EVAL", _READ, 1, source.key, *limits, count))
         for raw in reversed(messages):
-            yield raw, raw, read_kombu(source.queue, raw)
+            if isinstance(raw, list):
+                yield raw, raw[2], Envelope(source.queue, "normal", {}, raw[2], raw[0])
+            else:
+                yield raw, raw, read_kombu(source.queue, raw)
 
-    def _read_dramatiq(self, source: _List, count: int) -> Iterator[tuple[bytes, bytes | None, Envelope]]:
+    def _read_dramatiq(self, source: _List, count: int) -> Iterator[tuple[Any, bytes | None, Envelope]]:
         [ids] = self._connections.execute(pack("LRANGE", source.key, 0, count - 1))
-        [messages] = self._connections.execute(pack("HMGET", source.messages or "", *ids)) if ids else [[]]
+        read = pack("EVAL", _READ_DRAMATIQ, 1, source.messages or "", self._max_message_bytes, KEPT_BYTES, *ids)
+        [messages] = self._connections.execute(read) if ids else [[]]
         for entry, raw in zip(ids, messages, strict=True):
-            yield entry, raw, _read_dramatiq(source.queue, raw or b"")
+            if isinstance(raw, list):
+                yield entry, raw[2], Envelope(source.queue, "normal", {}, raw[2], raw[0])
+            else:
+                yield entry, raw, _read_dramatiq(source.queue, raw or b"")
 
-    def _move(self, source: _List, entry: bytes, raw: bytes | None, envelope: Envelope, route: Route) -> bytes:
+    def _move(self, source: _List, entry: Any, raw: bytes | None, envelope: Envelope, route: Route) -> bytes:
         """The command that moves an entry.
 
         Arguments:
+            entry: the bytes in the list; or the size, hash and beginning of a message over the limit.
             raw: None for an id in Dramatiq's list without a message, which is only removed.
         """
         routed = None if raw is None else route(envelope, raw)
+        if isinstance(entry, list):
+            return pack("EVAL", _REMOVE_LARGE, 1, source.key, entry[0], entry[1])
         script, keys = (
             (_MOVE, [source.key]) if source.messages is None else (_MOVE_DRAMATIQ, [source.key, source.messages])
         )
@@ -156,7 +199,10 @@ class RabbitmqStockIntake:
     """Queues that unmodified clients declared; a queue that is missing, or has its own consumers, is left alone. Each
     comes with Dramatiq's queue for delayed messages."""
 
-    def __init__(self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, queues: Iterable[str], prefix: str, *, timeout_seconds: float, max_message_bytes: int
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
         self.url, self.queues, self.timeout_seconds = url, tuple(queues), timeout_seconds
         self._sender = RabbitmqSender(url, prefix=prefix, timeout_seconds=timeout_seconds)
         self._connection: Any = None
@@ -164,25 +210,25 @@ class RabbitmqStockIntake:
         self._look_at: dict[str, float] = {}  # when to look for missing queues again
 
     def take(self, limit: int, route: Route) -> int:
-        taken = 0
+        moved = 0
         try:
             if self._connection is None:
                 self._connection = connect(self.url, timeout_seconds=self.timeout_seconds)
-                read_leniently(self._connection)
+                read_leniently(self._connection, self._max_message_bytes)
             for queue in self.queues:
                 for name in (queue, queue + _DELAYED):
                     answer = self._look(name)
                     if answer is None:
                         break
                     if not answer.consumer_count and answer.message_count:
-                        taken += self._take(queue, name, limit - taken, route)
+                        moved += self._take(queue, name, limit - moved, route)
         except LOST as error:
             self._disconnect()
             raise BrokerUnavailable(f"RabbitMQ at {address(self.url)}: {error or type(error).__name__}") from error
         except BaseException:
             self._disconnect()  # and RabbitMQ takes back what was not acknowledged
             raise
-        return taken
+        return moved
 
     def close(self) -> None:
         self._disconnect()
@@ -203,29 +249,29 @@ class RabbitmqStockIntake:
 
     def _take(self, queue: str, name: str, limit: int, route: Route) -> int:
         channel = self._channel
-        taken, message = 0, None
-        while taken < limit:
+        moved, message = 0, None
+        while moved < limit:
             outgoing: list[Envelope] = []
             last = 0
-            while len(outgoing) < _BATCH and taken < limit and (message := channel.basic_get(name)):
+            while len(outgoing) < _BATCH and moved < limit and (message := channel.basic_get(name)):
                 last = message.delivery_info["delivery_tag"]
                 priority: Priority = "high" if message.properties.get("priority") else "normal"
                 body = bytes(message.body)
                 headers = plain(message.headers or {})
-                envelope = Envelope(queue, priority, headers, body)
-                if "task" not in headers:
+                envelope = Envelope(queue, priority, headers, body, getattr(message, "full_size", None))
+                if envelope.full_size is None and "task" not in headers:
                     with suppress(UndecodableMessage):
                         envelope = read_dramatiq(queue, body, priority)
                 if routed := route(envelope, body):
                     outgoing.append(routed)
-                taken += 1
+                moved += 1
             if outgoing:
                 self._sender.send(outgoing)  # confirmed before the old one goes
             if last:
                 channel.basic_ack(last, multiple=True)
             if message is None:
                 break
-        return taken
+        return moved
 
     def _disconnect(self) -> None:
         if self._connection is not None:

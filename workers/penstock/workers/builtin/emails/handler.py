@@ -169,8 +169,8 @@ def _attach(message: EmailMessage, job: SendEmail, storage: Storage, limit: int)
     left = limit
     for attachment in job.attachments:
         try:
-            found = storage.find(attachment.key)
-            if found is None:
+            stored = storage.find(attachment.key)
+            if stored is None:
                 raise Permanent(f"attachment {attachment.key!r} is not in the storage")
             with storage.read(attachment.key) as stream:
                 content = b""
@@ -181,7 +181,7 @@ def _attach(message: EmailMessage, job: SendEmail, storage: Storage, limit: int)
         if len(content) > left:
             raise Permanent(f"attachment {attachment.key!r}: max_attachment_bytes is {limit} for all together")
         left -= len(content)
-        main, _, sub = (attachment.media_type or found.media_type).partition(";")[0].partition("/")
+        main, _, sub = (attachment.media_type or stored.media_type).partition(";")[0].partition("/")
         # add_attachment wants a part of type message to be a message, and has no use for a nested multipart.
         if main in ("message", "multipart") or not sub:
             main, sub = "application", "octet-stream"

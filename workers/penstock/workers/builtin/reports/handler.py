@@ -28,13 +28,14 @@ from sqlalchemy import (
     bindparam,
     text,
 )
-from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
 from penstock.config.errors import ObjectNotFound
 from penstock.config.sections.builtin import ReportSettings
 from penstock.config.sections.values import read_value
 from penstock.config.settings import Settings
+from penstock.ledger.sql.faults import Fault, fault_of
 from penstock.schemas.builtin.emails import SendEmail
 from penstock.schemas.builtin.reports import BuildReport, ReportBuilt
 from penstock.schemas.wire.ids import made_at
@@ -76,17 +77,17 @@ def build_report(
     """
     report = settings.reports.get(job.report)
     if report is None:
-        known = ", ".join(sorted(settings.reports)) or "none"
-        raise Permanent(f"no report {job.report!r} in penstock.toml; there is: {known}")
-    made = made_at(ctx.job_id) or ctx.enqueued_at
-    parameters = read_parameters(job, report, made)
+        names = ", ".join(sorted(settings.reports)) or "none"
+        raise Permanent(f"no report {job.report!r} in penstock.toml; there is: {names}")
+    created_at = made_at(ctx.job_id) or ctx.enqueued_at
+    parameters = read_parameters(job, report, created_at)
     key = _key(job, ctx, parameters)
     result = _built_before(storage, key)
     if result is None:
         engine = databases.engine(report.database_url or settings.database_url)
         with tempfile.TemporaryDirectory(prefix="penstock-report-") as folder, engine.connect() as connection:
             path = Path(folder) / f"report.{job.format}"
-            rows, sheets = _write(job, ctx, report, parameters, connection, path, made)
+            rows, sheets = _write(job, ctx, report, parameters, connection, path, created_at)
             result = ReportBuilt(
                 report=job.report,
                 key=key,
@@ -104,28 +105,28 @@ def build_report(
     return result
 
 
-def read_parameters(job: BuildReport, report: ReportSettings, made: datetime) -> dict[str, Any]:
+def read_parameters(job: BuildReport, report: ReportSettings, created_at: datetime) -> dict[str, Any]:
     """The job's parameters, typed, with defaults filled in.
 
     Arguments:
-        made: when the job was made; `today` and `yesterday` are seen from then, so that a retry past midnight builds
-            the same report.
+        created_at: when the job was made; `today` and `yesterday` are seen from then, so that a retry past midnight
+            builds the same report.
 
     Raises:
         Permanent: one is unknown, missing or of the wrong type; names it and the type.
     """
     if unknown := sorted(set(job.parameters) - set(report.parameters)):
-        known = ", ".join(report.parameters) or "none"
-        raise Permanent(f"report {job.report!r} has no parameter {unknown[0]!r}; there is: {known}")
+        names = ", ".join(report.parameters) or "none"
+        raise Permanent(f"report {job.report!r} has no parameter {unknown[0]!r}; there is: {names}")
     values: dict[str, Any] = {}
-    today = made.astimezone(ZoneInfo(report.timezone)).date()
+    today = created_at.astimezone(ZoneInfo(report.timezone)).date()
     for name, declared in report.parameters.items():
-        given = job.parameters.get(name)
+        value = job.parameters.get(name)
         try:
-            if given is None and declared.relative:
+            if value is None and declared.relative:
                 values[name] = today - timedelta(days=declared.default == "yesterday")
             else:
-                values[name] = read_value(declared.default if given is None else given, declared.type)
+                values[name] = read_value(declared.default if value is None else value, declared.type)
         except ValueError as error:
             raise Permanent(f"report {job.report!r}, parameter {name!r}: {error}") from error
     return values
@@ -138,7 +139,7 @@ def _write(
     parameters: dict[str, Any],
     connection: Connection,
     path: Path,
-    made: datetime,
+    created_at: datetime,
 ) -> tuple[int, int]:
     """Stream the rows into a file. Returns the numbers of rows and sheets."""
     binds = [bindparam(name, type_=_TYPES[declared.type]()) for name, declared in report.parameters.items()]
@@ -149,7 +150,7 @@ def _write(
     query = text(sql).bindparams(*binds)
     with _streamed(connection, query.columns(**columns) if columns else query, parameters) as rows:
         heading = _heading(job, rows)
-        with _sheet(job, report, path, heading, made) as sheet:
+        with _sheet(job, report, path, heading, created_at) as sheet:
             done = 0
             for batch in rows.partitions(BATCH):
                 ctx.check_cancelled()
@@ -168,11 +169,11 @@ def _streamed(connection: Connection, query: Any, parameters: dict[str, Any]) ->
     try:
         with connection.execution_options(stream_results=True, max_row_buffer=BATCH).execute(query, parameters) as rows:
             yield rows
-    except ProgrammingError as error:
-        raise Permanent(f"the database does not take the report's sql: {error.orig}") from error
-    except BaseException:
+    except BaseException as error:
         # A cursor closed halfway would first read all that is left (PyMySQL does); the connection is dropped instead.
         connection.invalidate()
+        if isinstance(error, DBAPIError) and fault_of(error) in (Fault.SCHEMA, Fault.OTHER):
+            raise Permanent(f"the database does not take the report's sql: {error.orig}") from error
         raise
 
 
@@ -193,12 +194,12 @@ def _heading(job: BuildReport, rows: CursorResult[Any]) -> list[str]:
 
 
 def _sheet(
-    job: BuildReport, report: ReportSettings, path: Path, heading: list[str], made: datetime
+    job: BuildReport, report: ReportSettings, path: Path, heading: list[str], created_at: datetime
 ) -> AbstractContextManager[Sheet]:
     if job.format == "csv":
         return open_csv(path, heading, bom=report.csv_bom)
     title = report.title or job.report
-    return open_xlsx(path, heading, title=title, created=made, zone=ZoneInfo(report.timezone))
+    return open_xlsx(path, heading, title=title, created=created_at, zone=ZoneInfo(report.timezone))
 
 
 def _key(job: BuildReport, ctx: Context, parameters: dict[str, Any]) -> str:
@@ -213,8 +214,8 @@ def _built_before(storage: Storage, key: str) -> ReportBuilt | None:
             result = ReportBuilt.model_validate_json(stream.read())
     except (ObjectNotFound, ValidationError):
         return None
-    found = storage.find(key)
-    return result if found is not None and found.size == result.size else None
+    stored = storage.find(key)
+    return result if stored is not None and stored.size == result.size else None
 
 
 def _mail(job: BuildReport, ctx: Context, report: ReportSettings, result: ReportBuilt, storage: Storage) -> None:

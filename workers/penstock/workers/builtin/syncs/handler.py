@@ -41,8 +41,8 @@ async def run_sync(
 
     sync = settings.syncs.get(job.sync)
     if sync is None:
-        known = ", ".join(sorted(settings.syncs)) or "none"
-        raise Permanent(f"no sync {job.sync!r} in penstock.toml; there is: {known}")
+        names = ", ".join(sorted(settings.syncs)) or "none"
+        raise Permanent(f"no sync {job.sync!r} in penstock.toml; there is: {names}")
     engine = databases.engine(sync.database_url or settings.database_url)
     table = SyncTable(engine, job.sync, sync)
     position = await asyncio.to_thread(table.prepare)
@@ -136,16 +136,16 @@ def read_records(name: str, sync: SyncSettings, records: list[Any]) -> Batch:
     return Batch(list(rows.values()), seen, skipped)
 
 
-def later(one: str | None, other: str | None) -> str | None:
+def later(first: str | None, second: str | None) -> str | None:
     """The greater of two changes: as numbers or times where both are, else as text."""
-    if one is None or other is None:
-        return one if other is None else other
+    if first is None or second is None:
+        return first if second is None else second
     for measure in (float, _instant):
         try:
-            return one if measure(one) >= measure(other) else other
+            return first if measure(first) >= measure(second) else second
         except ValueError:
             continue
-    return max(one, other)
+    return max(first, second)
 
 
 def _row(sync: SyncSettings, record: Any) -> dict[str, Any]:
@@ -187,13 +187,13 @@ def _change(sync: SyncSettings, record: dict[str, Any]) -> str | None:
 def _value(value: Any, type: Any) -> Any:
     if type == "json":
         return _document(value)
-    found = read_value(value, type)
-    if isinstance(found, str):
-        return _text(found)
-    if isinstance(found, datetime):
+    typed = read_value(value, type)
+    if isinstance(typed, str):
+        return _text(typed)
+    if isinstance(typed, datetime):
         # MySQL and SQLite keep no zone: all is UTC there.
-        return (found.replace(tzinfo=UTC) if found.tzinfo is None else found).astimezone(UTC)
-    return found
+        return (typed.replace(tzinfo=UTC) if typed.tzinfo is None else typed).astimezone(UTC)
+    return typed
 
 
 def _document(value: Any) -> Any:
@@ -217,8 +217,8 @@ def _text(value: str) -> str:
 
 
 def _instant(text: str) -> float:
-    found = datetime.fromisoformat(text)
-    return (found.replace(tzinfo=UTC) if found.tzinfo is None else found).timestamp()
+    time = datetime.fromisoformat(text)
+    return (time.replace(tzinfo=UTC) if time.tzinfo is None else time).timestamp()
 
 
 @contextmanager

@@ -73,13 +73,13 @@ class Pages:
                 return Retry(reason=f"{self._where}: {type(error).__name__}: {error}".rstrip(": "))
             status = response.status_code
             if status in (429, 503):
-                asked = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+                delay = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
                 reason = f"{self._where}: HTTP {status}"
-                if asked is not None and asked > SHORT_WAIT:
-                    return Snooze(min(asked, LONGEST_SNOOZE), reason=reason)
-                pause = timedelta(seconds=min(2**waits, 5)) if asked is None else asked
+                if delay is not None and delay > SHORT_WAIT:
+                    return Snooze(min(delay, LONGEST_SNOOZE), reason=reason)
+                pause = timedelta(seconds=min(2**waits, 5)) if delay is None else delay
                 if waits == MAX_SHORT_WAITS or self._past_deadline(pause):
-                    return Retry(asked, reason=f"{reason}, {waits + 1} times")
+                    return Retry(delay, reason=f"{reason}, {waits + 1} times")
                 waits += 1
                 await asyncio.sleep(pause.total_seconds())
             elif status == 200:
@@ -140,13 +140,13 @@ class Pages:
     def _filled(self, name: str, value: str) -> str:
         """The value with `${NAME}` replaced from the environment."""
 
-        def read(match: re.Match[str]) -> str:
-            found = os.environ.get(match[1])
-            if found is None:
+        def look_up(match: re.Match[str]) -> str:
+            text = os.environ.get(match[1])
+            if text is None:
                 raise Permanent(f"sync {self._name!r}: {name} needs the environment variable {match[1]}")
-            return found.strip()  # files that secrets are read from often end with a line break
+            return text.strip()  # files that secrets are read from often end with a line break
 
-        return _REFERENCE.sub(read, value)
+        return _REFERENCE.sub(look_up, value)
 
     def _past_deadline(self, pause: timedelta) -> bool:
         return self._deadline is not None and datetime.now(UTC) + pause >= self._deadline
@@ -154,8 +154,8 @@ class Pages:
     def _refusal(self, response: httpx.Response, body: bytes) -> str:
         if response.is_redirect:
             return f"{self._where}: HTTP {response.status_code} to another place; set `url` to it if it is right"
-        said = " ".join(body[:500].decode("utf-8", "replace").split())[:200]
-        return f"{self._where}: HTTP {response.status_code}" + (f": {said}" if said else "")
+        excerpt = " ".join(body[:500].decode("utf-8", "replace").split())[:200]
+        return f"{self._where}: HTTP {response.status_code}" + (f": {excerpt}" if excerpt else "")
 
 
 def _spelled(params: Mapping[str, str | int | float | bool]) -> dict[str, str]:

@@ -30,12 +30,13 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
 from penstock.config.sections.builtin import SyncSettings
 from penstock.ledger.sql.database import insert_into
+from penstock.ledger.sql.faults import LASTING, fault_of
 from penstock.workers.handlers.returns import Permanent
 
 MAX_ID = 191
@@ -133,7 +134,7 @@ class SyncTable:
             rows: with distinct ids.
 
         Raises:
-            PositionMoved: the position is no longer `before`.
+            PositionConflict: the position is no longer `before`.
             Permanent: the database does not take a value.
         """
         after = replace(after, revision=before.revision + 1)
@@ -147,22 +148,25 @@ class SyncTable:
                 )
                 if moved.rowcount != 1:
                     raise PositionConflict(self._name)
-                known = self._known(connection, [row["id"] for row in rows])
+                existing = self._count_existing(connection, [row["id"] for row in rows])
                 if rows:
                     connection.execute(self._upsert(), list(rows))
-        except (DataError, IntegrityError, ProgrammingError) as error:  # also a NOT NULL or CHECK of the user's own
+        except DBAPIError as error:
+            if fault_of(error) not in LASTING:
+                raise
+            # Also a NOT NULL or CHECK of the user's own.
             raise Permanent(f"sync {self._name!r}: table {self._table}: {error.orig}") from error
         except (UnicodeEncodeError, OverflowError) as error:
             raise Permanent(f"sync {self._name!r}: table {self._table} cannot hold a value: {error}") from error
-        return SavedPage(len(rows) - known, known, after)
+        return SavedPage(len(rows) - existing, existing, after)
 
     def _read(self, connection: Connection) -> SyncPosition | None:
-        found = connection.execute(
+        row = connection.execute(
             select(_cursors.c.cursor, _cursors.c.revision).where(_cursors.c.name == self._name)
         ).one_or_none()
-        return None if found is None else SyncPosition(**{**json.loads(found.cursor), "revision": found.revision})
+        return None if row is None else SyncPosition(**{**json.loads(row.cursor), "revision": row.revision})
 
-    def _known(self, connection: Connection, ids: Sequence[Any]) -> int:
+    def _count_existing(self, connection: Connection, ids: Sequence[Any]) -> int:
         """Count the ids that are in the table."""
         key, count = self._table.c.id, 0
         for start in range(0, len(ids), 500):  # databases bound the parameters of one statement

@@ -42,7 +42,7 @@ def process_upload(job: ProcessUpload, ctx: Context, storage: Storage, settings:
     nothing; after a crash in between it writes the same again.
 
     Raises:
-        Permanent: there is no such object, or it breaks the policy; says which limit and what was found.
+        Permanent: the object is missing, or it breaks the policy; says which limit and what was found.
         StorageError: worth another try.
     """
     policy = settings.uploads
@@ -54,8 +54,8 @@ def process_upload(job: ProcessUpload, ctx: Context, storage: Storage, settings:
         if received.media_type in FORMATS:
             image = UploadedImage(received.path, received.media_type, policy.max_pixels)
         picture = image.measure() if image else None
-        if known := _known(storage, base, picture, policy):
-            return known
+        if earlier := _earlier_result(storage, base, picture, policy):
+            return earlier
         result = _write(storage, base, received, image, picture, policy, ctx)
         storage.write(result.metadata, io.BytesIO(result.model_dump_json().encode()), "application/json")
         ctx.progress(3, 3, "stored")
@@ -91,11 +91,11 @@ def _receive(job: ProcessUpload, ctx: Context, storage: Storage, policy: Uploads
 
 
 def _checked_type(head: bytes, complete: bool, job: ProcessUpload, policy: UploadsSettings) -> str:
-    found = media_types.sniff(head, complete=complete)
+    media_type = media_types.sniff(head, complete=complete)
     for allowed in (policy.media_types, job.media_types):
-        if allowed is not None and not media_types.accepted(found, allowed):
-            raise Permanent(f"{job.key}: the content is {found}; accepted is {', '.join(allowed) or 'nothing'}")
-    return found
+        if allowed is not None and not media_types.accepted(media_type, allowed):
+            raise Permanent(f"{job.key}: the content is {media_type}; accepted is {', '.join(allowed) or 'nothing'}")
+    return media_type
 
 
 def _all_text(path: Path) -> bool:
@@ -112,7 +112,9 @@ def _all_text(path: Path) -> bool:
     return True
 
 
-def _known(storage: Storage, base: str, picture: Picture | None, policy: UploadsSettings) -> UploadProcessed | None:
+def _earlier_result(
+    storage: Storage, base: str, picture: Picture | None, policy: UploadsSettings
+) -> UploadProcessed | None:
     """The result of an earlier run, if it is complete and was made under the same settings."""
     key = f"{base}/metadata.json"
     try:

@@ -27,8 +27,8 @@ _SAVE: dict[str, dict[str, Any]] = {
     "WEBP": {"quality": 90, "method": 2},
     "GIF": {},
 }
-# Pillow lets go of the interpreter while it works, so threads do use all cores. More at a time would be no faster, and
-# each large image takes hundreds of megabytes.
+# Pillow releases the interpreter's lock while it works, so threads use all cores. More at a time would be no faster,
+# and each large image takes hundreds of megabytes.
 _decoding = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 
@@ -65,7 +65,7 @@ class UploadedImage:
             if profile := image.info.get("icc_profile"):
                 options["icc_profile"] = profile
             if moves:
-                # Frames are saved as they stand; turning each by hand would lose their timing. The formats that move
+                # Frames are saved as they are; turning each by hand would lose their timing. The formats that move
                 # hardly ever carry an orientation.
                 options |= {"save_all": True, "exif": b"", "xmp": b"", "duration": _durations(image)}
                 if "loop" in image.info:
@@ -115,25 +115,25 @@ class UploadedImage:
             while True:
                 image.seek(count)
                 count += 1
-                # A frame of few pixels costs too; 4096 stands for that.
+                # A frame of few pixels costs too: it counts as 4096.
                 if count * max(pixels, 4096) > self._max_pixels:
                     raise Permanent(self._too_large(f"{image.width} × {image.height} pixels in {count} frames or more"))
         except EOFError:
             image.seek(0)
             return count
 
-    def _too_large(self, found: str) -> str:
-        return f"image too large: max_pixels is {self._max_pixels}, found {found}"
+    def _too_large(self, size: str) -> str:
+        return f"image too large: max_pixels is {self._max_pixels}, found {size}"
 
 
 def _durations(image: Image.Image) -> list[int]:
     """Durations of the frames, in milliseconds. Afterwards the image is at its first frame again."""
-    found = []
+    durations = []
     for frame in ImageSequence.Iterator(image):
         frame.load()  # WebP knows it only then
-        found.append(int(frame.info.get("duration", 0)))
+        durations.append(int(frame.info.get("duration", 0)))
     image.seek(0)
-    return found
+    return durations
 
 
 def _bare(image: Image.Image) -> Image.Image:

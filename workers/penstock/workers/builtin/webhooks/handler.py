@@ -36,8 +36,8 @@ async def deliver(job: DeliverWebhook, ctx: Context, settings: Settings) -> Webh
     """
     receiver = settings.hooks.get(job.hook)
     if receiver is None:
-        known = ", ".join(sorted(settings.hooks)) or "none"
-        raise Permanent(f"no hook {job.hook!r} in penstock.toml; there is: {known}")
+        names = ", ".join(sorted(settings.hooks)) or "none"
+        raise Permanent(f"no hook {job.hook!r} in penstock.toml; there is: {names}")
     if receiver.url is not None and job.url is not None:
         raise Permanent(f"hook {job.hook!r} has an address of its own; what is signed for it goes nowhere else")
     if (url := receiver.url or job.url) is None:

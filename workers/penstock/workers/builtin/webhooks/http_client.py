@@ -17,6 +17,15 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""The only IPv6 addresses that are given out for the internet: site-local ones, IPv4-compatible ones, the local NAT64
+prefix (RFC 8215), SRv6 (RFC 9602) and all that may come lie outside.
+https://www.iana.org/assignments/ipv6-address-space"""
+_SPECIAL = tuple(map(ipaddress.ip_network, ("192.88.99.0/24", "2001::/23", "2001:db8::/32", "3fff::/20")))
+"""Networks of the special-purpose registries that older Pythons take as public: relays of 6to4, protocols,
+documentation (RFC 9637). https://www.iana.org/assignments/iana-ipv6-special-registry and -ipv4-"""
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""The first half of an interface's id that has an IPv4 address in its second half (RFC 5214)."""
 
 
 async def post(
@@ -89,6 +98,8 @@ def is_public(address: Address) -> bool:
             wrapped = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if wrapped is not None:
             return is_public(wrapped)
-        if address.teredo is not None:
+        if address not in _UNICAST or (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP:
             return False
+    if any(address in network for network in _SPECIAL):
+        return False
     return address.is_global and not address.is_multicast

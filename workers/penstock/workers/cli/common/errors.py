@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from penstock.config.errors import ConfigError, InvalidJob, PenstockError
+from penstock.workers.cli.common.output import echo
 from penstock.workers.handlers.discovery import ImportFailed
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -23,7 +24,7 @@ class Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         except PenstockError as error:
             if isinstance(error, ImportFailed):
-                typer.echo(error.trace, err=True, nl=False)
-            typer.echo(f"penstock: {error}", err=True)
+                echo(error.trace.removesuffix("\n"), err=True, lines=True)
+            echo(f"penstock: {error}", err=True, lines=isinstance(error, ConfigError))
             wrong_use = isinstance(error, ConfigError | InvalidJob)
             raise typer.Exit(WRONG_USE if wrong_use else FAILED) from None

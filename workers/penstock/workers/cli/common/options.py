@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +35,18 @@ def moment(text: str) -> datetime:
     return time.astimezone(UTC)
 
 
+def size(text: str) -> int:
+    """`512MB`, `1GiB`, or a number of bytes; at least one."""
+    from penstock.config.sections.values import read_size
+
+    try:
+        if (bytes := read_size(text)) > 0:
+            return bytes
+        raise ValueError(f"{text!r} is not above zero")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 _PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*([smh])")
 
@@ -55,6 +68,14 @@ def past(text: str) -> datetime:
         return moment(text)
     except typer.BadParameter as error:
         raise typer.BadParameter(f"{error.message}; or how long ago: 1h, 2d") from None
+
+
+def parse_json(text: str, option: str | None = None, *, or_stdin: bool = False) -> Any:
+    """The value of a JSON text; `or_stdin`: `-` reads it from standard input."""
+    try:
+        return json.loads(typer.get_text_stream("stdin").read() if or_stdin and text == "-" else text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]

@@ -10,7 +10,20 @@ from typing import Any
 
 import typer
 
+from penstock.config.printable import printable
+
 HIDDEN = "***"
+_OF_LINES = ("traceback", "error", "detail")
+"""Fields whose lines are shown as lines; in others, such as ids and keys, the ends of lines are escaped."""
+
+
+def echo(text: str = "", *, err: bool = False, lines: bool = False) -> None:
+    """Print a text for people, its control characters escaped: ids, errors and the like may come from anyone.
+
+    Arguments:
+        lines: the text has several lines.
+    """
+    typer.echo(printable(text, lines=lines), err=err)
 
 
 def print_json(value: Any) -> None:
@@ -29,7 +42,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
         print_json(list(rows))
         return
     if not rows:
-        typer.echo(empty, err=True)
+        echo(empty, err=True)
         return
     from rich import box
     from rich.console import Console
@@ -39,8 +52,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
     for name in columns:
         table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name == "id")
     for row in rows:
-        table.add_row(*(_text(row[name]) for name in columns))
-    # Output into a file or pipe is not folded: there is no terminal.
+        table.add_row(*(printable(_text(row[name])) for name in columns))
+    # Output into a file or pipe is not folded: it has no terminal.
     Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False).print(table)
 
 
@@ -50,10 +63,10 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if value not in (None, "", [], {}):
             text = _text(value)
-            first, *rest = text.splitlines() or [""]
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {first}")
+            first, *rest = text.removesuffix("\n").split("\n") if name in _OF_LINES else [text]
+            echo(f"{name.replace('_', ' '):<{width}}  {first}")
             for line in rest:
-                typer.echo(f"{'':<{width}}  {line}")
+                echo(f"{'':<{width}}  {line}")
 
 
 def hide(kind_name: str | None, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +75,15 @@ def hide(kind_name: str | None, payload: Mapping[str, Any]) -> dict[str, Any]:
     from penstock.schemas.jobs.kind import registry
 
     kind = registry.find(kind_name or "")
-    return kind.redact(payload) if kind is not None else dict.fromkeys(payload, HIDDEN)
+    return kind.redact_stored(payload) if kind is not None else dict.fromkeys(payload, HIDDEN)
+
+
+def hide_in_result(kind_name: str | None, payload: Mapping[str, Any], result: Any) -> Any:
+    """Result without the sensitive values of its job's payload."""
+    from penstock.schemas.jobs.kind import registry
+
+    kind = registry.find(kind_name or "")
+    return result if kind is None else kind.hide_in(result, payload)
 
 
 def _text(value: Any) -> str:

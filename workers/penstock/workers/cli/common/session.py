@@ -10,6 +10,7 @@ import typer
 
 from penstock.config.errors import PenstockError
 from penstock.workers.cli.common.errors import FAILED
+from penstock.workers.cli.common.output import echo
 
 if TYPE_CHECKING:
     from penstock.config.settings import Settings
@@ -33,8 +34,8 @@ def open_ledger(settings: Settings | None = None) -> Iterator[Database]:
         database.close()
 
 
-def for_each(ids: Sequence[str], action: Callable[[Database, str], str]) -> None:
-    """Apply an action to each id and print its result. A failure does not stop the others.
+def for_each(ids: Sequence[str], action: Callable[[Database, str], object], done: str = "") -> None:
+    """Apply an action to each id, and print `done` or else its result. A failure does not stop the others.
 
     Raises:
         Exit: (1) after the last id, if an action failed.
@@ -43,9 +44,10 @@ def for_each(ids: Sequence[str], action: Callable[[Database, str], str]) -> None
     with open_ledger() as database:
         for item in ids:
             try:
-                typer.echo(f"{item} {action(database, item)}")
+                result = action(database, item)
+                echo(f"{item} {done or result}")
             except PenstockError as error:
                 failed = True
-                typer.echo(f"penstock: {error}", err=True)
+                echo(f"penstock: {error}", err=True)
     if failed:
         raise typer.Exit(FAILED)

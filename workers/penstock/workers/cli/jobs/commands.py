@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from penstock.schemas.states import State
 from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.options import AsJson, Imports, Limit, duration, moment, past
-from penstock.workers.cli.common.output import hide, print_fields, print_json, print_rows
+from penstock.workers.cli.common.output import echo, hide, hide_in_result, print_fields, print_json, print_rows
 from penstock.workers.cli.common.session import for_each, open_ledger
 from penstock.workers.cli.jobs import effects, erase, explain
 from penstock.workers.handlers.discovery import discover
@@ -65,18 +66,19 @@ def show(
     with open_ledger() as database:
         row, ran = jobs.show(database, job_id)
     fields: dict[str, Any] = row._asdict()
-    fields["payload"] = hide(row.kind, json.loads(row.payload) or {})
+    payload = json.loads(row.payload) or {}
+    fields["payload"] = hide(row.kind, payload)
     fields["embed"] = "present, not shown" if row.embed else None
     if row.state == State.QUEUED:
         fields["sent_at"], fields["due_at"] = row.due_at, None
-    fields["result"] = None if row.result is None else json.loads(row.result)
+    fields["result"] = None if row.result is None else hide_in_result(row.kind, payload, json.loads(row.result))
     attempts = [attempt._asdict() for attempt in ran]
     if as_json:
         print_json(fields | {"attempts": attempts})
         return
     print_fields(fields)
     for attempt in attempts:
-        typer.echo()
+        echo()
         left_out = {"job_id", "number"} if attempt is attempts[-1] else {"job_id", "number", "traceback"}
         print_fields({"attempt": attempt["number"], **{k: v for k, v in attempt.items() if k not in left_out}})
 
@@ -92,12 +94,7 @@ def retry(
     from penstock.ledger.transitions.replay import retry as retry_job
 
     discover(imports or ())
-
-    def retry_one(database: Database, job_id: str) -> str:
-        retry_job(database, job_id, actor=actor, force=force)
-        return "scheduled"
-
-    for_each(ids, retry_one)
+    for_each(ids, partial(retry_job, actor=actor, force=force), "scheduled")
 
 
 @app.command()
@@ -155,13 +152,8 @@ def reschedule(
         raise typer.BadParameter("give --at or --in")
     due_at = at or datetime.now(UTC) + (after or timedelta())
     discover(imports or ())
-
-    def reschedule_one(database: Database, job_id: str) -> str:
-        move.reschedule(database, job_id, due_at, actor=actor)
-        return f"is due at {due_at.isoformat()}"
-
     if key is None:
-        for_each(ids or (), reschedule_one)
+        for_each(ids or (), partial(move.reschedule, due_at=due_at, actor=actor), f"is due at {due_at.isoformat()}")
         return
     with open_ledger() as database:
         moved = move.reschedule_key(database, key, due_at, actor=actor, kind=kind, tenant=tenant)
@@ -177,8 +169,8 @@ def _check_chosen(ids: list[str] | None, key: str | None, with_key: str | None) 
 
 def _print_done(ids: list[str], what: str) -> None:
     for job_id in ids:
-        typer.echo(job_id)
-    typer.echo(f"{what}: {len(ids):,}", err=True)
+        echo(job_id)
+    echo(f"{what}: {len(ids):,}", err=True)
 
 
 # Last, so that help begins with what is needed most.

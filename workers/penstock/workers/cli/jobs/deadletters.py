@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import inspect
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,8 +14,8 @@ import typer
 
 from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.errors import FAILED
-from penstock.workers.cli.common.options import AsJson, Imports, Limit, past, rate
-from penstock.workers.cli.common.output import print_fields, print_json, print_rows
+from penstock.workers.cli.common.options import AsJson, Imports, Limit, parse_json, past, rate
+from penstock.workers.cli.common.output import echo, print_fields, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger
 from penstock.workers.handlers.discovery import discover
 
@@ -24,38 +26,62 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Dead letters.")]
-_REASON = "Only those dead for this reason, such as failed or unknown_kind."
-Reason = Annotated[str | None, typer.Option("--reason", "--dead-reason", metavar="NAME", help=_REASON)]
-KindName = Annotated[str | None, typer.Option("--kind", help="Only those of this kind.")]
-Queue = Annotated[str | None, typer.Option(help="Only those of this queue.")]
-GroupName = Annotated[
-    str | None, typer.Option("--group", metavar="FINGERPRINT", help="Only those of this group; see groups.")
-]
-Key = Annotated[str | None, typer.Option(help="Only those of jobs with this key.")]
-Tenant = Annotated[str | None, typer.Option(help="Only those of this tenant.")]
-Since = Annotated[datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Dead since: 1h, 2d, or a time.")]
-Until = Annotated[
-    datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Dead before: 1h, 2d, or a time.")
-]
-ErrorText = Annotated[str | None, typer.Option("--error", metavar="TEXT", help="Only those whose error contains this.")]
 Everything = Annotated[
     bool, typer.Option("--all", help="All that wait for a decision; not together with other filters.")
 ]
 AtMost = Annotated[int | None, typer.Option("--limit", min=1, help="How many at most, the oldest first.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen to each, and change nothing.")]
 
+_REASON = "Only those dead for this reason, such as failed or unknown_kind."
+_FILTERS: dict[str, Any] = {
+    "reason": Annotated[str | None, typer.Option("--reason", "--dead-reason", metavar="NAME", help=_REASON)],
+    "kind": Annotated[str | None, typer.Option(help="Only those of this kind.")],
+    "queue": Annotated[str | None, typer.Option(help="Only those of this queue.")],
+    "group": Annotated[str | None, typer.Option(metavar="FINGERPRINT", help="Only those of this group; see groups.")],
+    "key": Annotated[str | None, typer.Option(help="Only those of jobs with this key.")],
+    "tenant": Annotated[str | None, typer.Option(help="Only those of this tenant.")],
+    "since": Annotated[
+        datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Dead since: 1h, 2d, or a time.")
+    ],
+    "until": Annotated[
+        datetime | None, typer.Option(parser=past, metavar="AGE|TIME", help="Dead before: 1h, 2d, or a time.")
+    ],
+    "error": Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose error contains this.")],
+}
+"""Field of a `Selection` → its option."""
+
+
+def _with_filters(**changed: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Put the filter options where a command has its parameter `selection`, which it gets made of them.
+
+    Arguments:
+        changed: options in place of those of `_FILTERS`; None leaves one out.
+    """
+    options = {name: option for name, option in (_FILTERS | changed).items() if option is not None}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    filters = [inspect.Parameter(name, kind, default=None, annotation=option) for name, option in options.items()]
+
+    def declare(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command, assigned=("__name__", "__doc__"))
+        def run(**values: Any) -> None:
+            from penstock.ledger.queries.dead_letters import Selection
+
+            command(selection=Selection(**{name: values.pop(name) for name in options}), **values)
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True, locals={"Selection": Any}).parameters.values():
+            parameters += filters if parameter.name == "selection" else [parameter]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return declare
+
 
 @app.command("list")
+@_with_filters()
 def list_dead_letters(
-    reason: Reason = None,
-    kind: KindName = None,
-    queue: Queue = None,
-    group: GroupName = None,
-    key: Key = None,
-    tenant: Tenant = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
+    *,
+    selection: Selection,
     replayed: Annotated[bool, typer.Option("--replayed", help="Show those that were replayed instead.")] = False,
     discarded: Annotated[bool, typer.Option("--discarded", help="Show those that were discarded instead.")] = False,
     limit: Limit = 50,
@@ -67,30 +93,18 @@ def list_dead_letters(
     if replayed and discarded:
         raise typer.BadParameter("give --replayed or --discarded, not both")
     decided: Literal["replayed", "discarded"] | None = "replayed" if replayed else "discarded" if discarded else None
-    selection = dead_letters.Selection(None, decided, reason, kind, queue, group, key, tenant, since, until, error)
     with open_ledger() as database:
-        rows = dead_letters.find(database, selection, limit=limit)
+        rows = dead_letters.find(database, replace(selection, decided=decided), limit=limit)
     columns = ("id", "kind", "queue", "reason", "created_at", "fingerprint", "detail")
     print_rows([row._asdict() for row in rows], columns, as_json=as_json, empty="no dead letters")
 
 
 @app.command("groups")
-def list_groups(
-    reason: Reason = None,
-    kind: KindName = None,
-    queue: Queue = None,
-    key: Key = None,
-    tenant: Tenant = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
-    limit: Limit = 50,
-    as_json: AsJson = False,
-) -> None:
+@_with_filters(group=None)
+def list_groups(*, selection: Selection, limit: Limit = 50, as_json: AsJson = False) -> None:
     """Count the dead letters that wait for a decision, grouped by cause, the most frequent first."""
     from penstock.ledger.queries import dead_letters
 
-    selection = dead_letters.Selection(None, None, reason, kind, queue, None, key, tenant, since, until, error)
     with open_ledger() as database:
         failure_groups = dead_letters.groups(database, selection, limit=limit)
     columns = ("fingerprint", "count", "kind", "reason", "error", "first_at", "last_at", "newest_id")
@@ -133,27 +147,22 @@ def show(
         return
     print_fields(fields)
     for attempt in attempts:
-        typer.echo()
+        echo()
         left_out = ("job_id", "number")
         print_fields({"attempt": attempt["number"]} | {k: v for k, v in attempt.items() if k not in left_out})
-    for one in decisions:
-        typer.echo()
-        print_fields({"decision": one["act"], "at": one["at"], "actor": one["actor"], "detail": one["detail"]})
+    for decision in decisions:
+        echo()
+        values = {"decision": decision["act"], "at": decision["at"]}
+        print_fields(values | {"actor": decision["actor"], "detail": decision["detail"]})
 
 
-@app.command()
-def replay(
+@app.command("replay")
+@_with_filters()
+def replay_dead_letters(
     ids: Ids = None,
     everything: Everything = False,
-    reason: Reason = None,
-    kind: KindName = None,
-    queue: Queue = None,
-    group: GroupName = None,
-    key: Key = None,
-    tenant: Tenant = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
+    *,
+    selection: Selection,
     edit: Annotated[
         str | None,
         typer.Option(
@@ -172,70 +181,54 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Run the jobs of dead letters again, now. Their counts of failures and crashes start at zero."""
-    from penstock.ledger.queries import dead_letters
-    from penstock.ledger.transitions.replay import replay as replay_dead_letters
+    from penstock.ledger.transitions.replay import replay
 
-    selection = dead_letters.Selection(
-        tuple(ids) if ids else None, None, reason, kind, queue, group, key, tenant, since, until, error
-    )
-    _check_chosen(selection, everything)
+    selection = _choose(selection, ids, everything)
     fields = _fields(edit)
     discover(imports or ())
     with open_ledger() as database:
-        results = replay_dead_letters(
+        results = replay(
             database, selection, actor=actor, edit=fields, per_second=throttle, dry_run=dry_run, limit=limit
         )
     _print_results(results, "replayed", named=bool(ids), dry_run=dry_run, as_json=as_json)
 
 
-@app.command()
-def discard(
+# Here --reason is the reason of the decision, as people will type it.
+@app.command("discard")
+@_with_filters(reason=Annotated[str | None, typer.Option("--dead-reason", metavar="NAME", help=_REASON)])
+def discard_dead_letters(
     why: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit log.")],
     ids: Ids = None,
     everything: Everything = False,
-    # Here --reason is the reason of the decision, as people will type it.
-    reason: Annotated[str | None, typer.Option("--dead-reason", metavar="NAME", help=_REASON)] = None,
-    kind: KindName = None,
-    queue: Queue = None,
-    group: GroupName = None,
-    key: Key = None,
-    tenant: Tenant = None,
-    since: Since = None,
-    until: Until = None,
-    error: ErrorText = None,
+    *,
+    selection: Selection,
     limit: AtMost = None,
     dry_run: DryRun = False,
     actor: Actor = None,  # type: ignore[assignment]
     as_json: AsJson = False,
 ) -> None:
     """Close dead letters without running them. They stay on record, and their jobs stay dead."""
-    from penstock.ledger.queries import dead_letters
-    from penstock.ledger.transitions.replay import discard as discard_dead_letters
+    from penstock.ledger.transitions.replay import discard
 
     if not why.strip():
         raise typer.BadParameter("give a reason", param_hint="--reason")
-    selection = dead_letters.Selection(
-        tuple(ids) if ids else None, None, reason, kind, queue, group, key, tenant, since, until, error
-    )
-    _check_chosen(selection, everything)
+    selection = _choose(selection, ids, everything)
     with open_ledger() as database:
-        results = discard_dead_letters(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
+        results = discard(database, selection, actor=actor, reason=why, dry_run=dry_run, limit=limit)
     _print_results(results, "discarded", named=bool(ids), dry_run=dry_run, as_json=as_json)
 
 
-def _check_chosen(selection: Selection, everything: bool) -> None:
-    named, filtered = selection.ids is not None, bool(selection.filters)
-    if not (named or filtered or everything) or (named and (filtered or everything)):
+def _choose(selection: Selection, ids: list[str] | None, everything: bool) -> Selection:
+    filtered = bool(selection.filters)
+    if not (ids or filtered or everything) or (ids and (filtered or everything)):
         raise typer.BadParameter("give the ids of dead letters, a filter such as --group, or --all")
+    return replace(selection, ids=tuple(ids) if ids else None)
 
 
 def _fields(edit: str | None) -> dict[str, Any] | None:
     if edit is None:
         return None
-    try:
-        fields = json.loads(sys.stdin.read() if edit == "-" else edit)
-    except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint="--edit") from None
+    fields = parse_json(edit, "--edit", or_stdin=True)
     if not isinstance(fields, dict) or not fields:
         raise typer.BadParameter('write the fields to set as {"field": value}', param_hint="--edit")
     return fields
@@ -254,16 +247,16 @@ def _print_results(results: list[ReplayResult], what: str, *, named: bool, dry_r
     if as_json:
         print_json({"dry_run": dry_run, what: done, "refused": len(rows) - done, "letters": rows})
     elif not rows:
-        typer.echo("no dead letters", err=True)
+        echo("no dead letters", err=True)
     else:
         if dry_run:
             print_rows(rows, ("id", "kind", "queue", "due_at", "problem"), as_json=False, empty="")
         else:
             for row in rows:
                 if row["problem"] is not None:
-                    typer.echo(f"penstock: {row['problem']}", err=True)
+                    echo(f"penstock: {row['problem']}", err=True)
                 elif named:
-                    typer.echo(f"{row['id']} {what}")
-        typer.echo(f"{'would be ' if dry_run else ''}{what}: {done:,} of {len(rows):,}", err=True)
+                    echo(f"{row['id']} {what}")
+        echo(f"{'would be ' if dry_run else ''}{what}: {done:,} of {len(rows):,}", err=True)
     if done < len(rows):
         raise typer.Exit(FAILED)

@@ -9,7 +9,7 @@ import typer
 
 from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.options import AsJson
-from penstock.workers.cli.common.output import print_rows
+from penstock.workers.cli.common.output import echo, print_rows
 from penstock.workers.cli.common.session import open_ledger
 
 
@@ -45,9 +45,7 @@ def effects(
     with open_ledger() as database:
         if (key := confirm if confirm is not None else forget) is not None:
             records.decide(database, job_id, key, happened=confirm is not None, result=result, actor=actor)
-            typer.echo(
-                f"effect {key} of job {job_id} {'happened' if confirm is not None else 'did not happen'}", err=True
-            )
+            echo(f"effect {key} of job {job_id} {'happened' if confirm is not None else 'did not happen'}", err=True)
         recorded = records.effects_of(database, job_id)
     rows = [
         {

@@ -9,7 +9,7 @@ import typer
 from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson
-from penstock.workers.cli.common.output import print_json
+from penstock.workers.cli.common.output import echo, print_json
 from penstock.workers.cli.common.session import open_ledger, open_settings
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ def erase(
         counts = {name: done.counts[name] for name in erasure.COUNTED}
         print_json({"dry_run": dry_run, "counts": counts, "running": done.running, "failed": done.failed})
     else:
-        typer.echo(_summary(done, "would be erased" if dry_run else "erased"))
+        echo(_summary(done, "would be erased" if dry_run else "erased"))
     for job_id in done.running:
-        typer.echo(
+        echo(
             f"penstock: job {job_id} is running and was not erased; cancel it (penstock jobs cancel {job_id}) or wait",
             err=True,
         )
     for job_id in done.failed:
-        typer.echo(f"penstock: job {job_id} was not erased: its result in the storage cannot be deleted", err=True)
+        echo(f"penstock: job {job_id} was not erased: its result in the storage cannot be deleted", err=True)
     if done.running or done.failed:
         raise typer.Exit(FAILED)
 

@@ -9,7 +9,8 @@ import typer
 
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson, Imports
-from penstock.workers.cli.common.output import print_fields, print_json
+from penstock.workers.cli.common.output import echo, print_fields, print_json
+from penstock.workers.cli.common.queues import KnownQueues
 from penstock.workers.cli.common.session import open_ledger, open_settings
 from penstock.workers.handlers.discovery import discover
 
@@ -36,7 +37,6 @@ def explain(
     from penstock.producers import explain as explaining
     from penstock.producers.explain.queue_position import open_positions
     from penstock.producers.limits import open_store
-    from penstock.schemas.jobs.kind import registry
 
     if (job_id is None) == (key is None):
         raise typer.BadParameter("give the id of a job, or --key")
@@ -50,8 +50,8 @@ def explain(
     explanations: list[Explanation]
     try:
         with open_ledger(settings) as database:
+            queues = KnownQueues(settings, database)  # asked only for a job that the ledger does not know
             if job_id is not None:
-                queues = registry.queues() | set(settings.queues)
                 explanations = [
                     explaining.explain(database, job_id, positions, lease=settings.lease, queues=queues, limits=limits)
                 ]
@@ -63,16 +63,18 @@ def explain(
         positions.close()
         if limits is not None:
             limits.close()
+    if queues.trouble is not None:
+        echo(f"penstock: {queues.trouble}", err=True)
     if as_json:
         documents = [asdict(explanation) for explanation in explanations]
         print_json(documents if job_id is None else documents[0])
     else:
         for number, explanation in enumerate(explanations):
             if number:
-                typer.echo()
+                echo()
             _print(explanation)
     if not explanations:
-        typer.echo(f"penstock: no job has taken the unique key {key!r}; see penstock jobs list --key {key}", err=True)
+        echo(f"penstock: no job has taken the unique key {key!r}; see penstock jobs list --key {key}", err=True)
     if not explanations or (
         job_id is not None and explanations[0].state is None and "queue" not in explanations[0].facts
     ):
@@ -80,9 +82,9 @@ def explain(
 
 
 def _print(explanation: Explanation) -> None:
-    typer.echo(f"{explanation.job_id} ({explanation.state or 'not on record'}): {explanation.because}")
+    echo(f"{explanation.job_id} ({explanation.state or 'not on record'}): {explanation.because}")
     if explanation.advice is not None:
-        typer.echo(f"To do: {explanation.advice}")
+        echo(f"To do: {explanation.advice}")
     if explanation.facts:
-        typer.echo()
+        echo()
         print_fields(explanation.facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo
 
@@ -9,7 +10,7 @@ import typer
 
 from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.options import AsJson, Imports, Limit
-from penstock.workers.cli.common.output import print_json, print_rows
+from penstock.workers.cli.common.output import echo, print_json, print_rows
 from penstock.workers.cli.common.session import for_each, open_ledger
 from penstock.workers.cli.schedules import views
 from penstock.workers.cli.schedules.options import (
@@ -88,7 +89,7 @@ def add(
     if as_json:
         print_json({"name": name, "next": times})
     else:
-        typer.echo(f"{name} added; next at {times[0]['at']}")
+        echo(f"{name} added; next at {times[0]['at']}")
 
 
 @app.command()
@@ -96,11 +97,7 @@ def remove(names: Names, actor: Actor = None) -> None:  # type: ignore[assignmen
     """Remove schedules that were made with add. Their jobs stay."""
     from penstock.ledger.schedules.commands import remove as remove_schedule
 
-    def remove_one(database: Database, name: str) -> str:
-        remove_schedule(database, name, actor=actor)
-        return "removed"
-
-    for_each(names, remove_one)
+    for_each(names, partial(remove_schedule, actor=actor), "removed")
 
 
 @app.command()
@@ -108,11 +105,7 @@ def pause(names: Names, actor: Actor = None) -> None:  # type: ignore[assignment
     """Pause schedules: they make no jobs until they are resumed."""
     from penstock.ledger.schedules.commands import pause as pause_schedule
 
-    def pause_one(database: Database, name: str) -> str:
-        pause_schedule(database, name, actor=actor)
-        return "paused"
-
-    for_each(names, pause_one)
+    for_each(names, partial(pause_schedule, actor=actor), "paused")
 
 
 @app.command()
@@ -143,7 +136,7 @@ def run(
     if as_json:
         print_json({"name": name, "job_id": job_id})
     else:
-        typer.echo(job_id)
+        echo(job_id)
 
 
 @app.command()

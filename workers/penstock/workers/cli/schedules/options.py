@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 import typer
 
+from penstock.workers.cli.common.options import parse_json
+
 
 def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}") from None
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise typer.BadParameter('write the fields as {"field": value}')
     return value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.workers.cli.common.options import AsJson, Imports
-from penstock.workers.cli.common.output import print_fields, print_json, print_rows
+from penstock.workers.cli.common.output import echo, print_fields, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger, open_settings
 from penstock.workers.cli.schedules.options import (
     Anchor,
@@ -68,7 +68,7 @@ def show(
         print_json(fields | {"next": times, "runs": last_runs})
         return
     print_fields(fields)
-    typer.echo()
+    echo()
     print_rows(times, ("at", "clock"), as_json=False, empty="no next times")
     columns = ("fire_at", "cause", "skipped", "job_id", "state", "started_at", "finished_at")
     print_rows(last_runs, columns, as_json=False, empty="no runs yet")
@@ -131,7 +131,7 @@ def _all_schedules(settings: Settings) -> dict[str, tuple[Schedule, Any]]:
         with open_ledger(settings) as database:
             rows = recorded_schedules(database)
     except LedgerUnavailable as error:
-        typer.echo(f"penstock: {error}; only the schedules of penstock.toml and the code are shown", err=True)
+        echo(f"penstock: {error}; only the schedules of penstock.toml and the code are shown", err=True)
         rows = {}
     return merge(read_schedules(settings), rows)
 

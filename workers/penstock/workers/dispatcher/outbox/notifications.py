@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, NullPool
 from sqlalchemy.exc import DBAPIError
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import redact_url
 from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.engine import make_engine
 from penstock.ledger.sql.tables import OUTBOX_CHANNEL
+from penstock.ledger.sql.urls import is_behind_pooler
 from penstock.workers.dispatcher.poller import Poller
 
 _LISTEN_SECONDS = 0.5
@@ -22,20 +24,24 @@ class Notifications(Poller):
 
     Arguments:
         database: one for which `possible` is true.
+        direct_url: the same database without a pooler in between; None: the pool's own connections are direct.
     """
 
     interval_seconds = 0.0  # listening waits
 
-    def __init__(self, database: Database, wakeup: threading.Event) -> None:
+    def __init__(self, database: Database, wakeup: threading.Event, direct_url: str | None = None) -> None:
         self.name = f"outbox's notifications from {redact_url(database.url)}"
         super().__init__()
-        self._database, self._wakeup = database, wakeup
+        self._wakeup, self._url = wakeup, direct_url or database.url
+        self._engine = database.engine if direct_url is None else make_engine(direct_url, poolclass=NullPool)
         self._owner: Connection | None = None
         self._connection: Any = None
 
     @staticmethod
-    def possible(database: Database) -> bool:
-        return database.dialect == "postgresql" and database.engine.driver == "psycopg"
+    def possible(database: Database, direct_url: str | None = None) -> bool:
+        if database.dialect != "postgresql" or database.engine.driver != "psycopg":
+            return False
+        return direct_url is not None or not is_behind_pooler(database.url)  # a pooler forgets who listens
 
     def run_once(self) -> bool:
         import psycopg
@@ -48,12 +54,12 @@ class Notifications(Poller):
                 self._wakeup.set()
         except (psycopg.Error, DBAPIError) as error:
             self.close()
-            where = redact_url(self._database.url)
+            where = redact_url(self._url)
             raise LedgerUnavailable(f"{where} is not available: {str(error).strip().splitlines()[0]}") from error
         return True
 
     def _listen(self) -> Any:
-        self._owner = self._database.engine.connect()
+        self._owner = self._engine.connect()
         own: Any = self._owner.connection.driver_connection
         self._owner.detach()  # the pool would count it
         own.autocommit = True

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from penstock.config.errors import PenstockError, QueueFull
 from penstock.config.settings import Settings, redact_url
 from penstock.ledger.outbox.batch import OutboxBatch, OutboxEntry, raw_envelope
 from penstock.ledger.outbox.store import OutboxStore
 from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.faults import ABOUT_DATA
 from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.senders import Sender, open_sender_from
 from penstock.workers.dispatcher.outbox.notifications import Notifications
@@ -44,8 +45,9 @@ def open_outboxes(settings: Settings, ledger: Database, ready: threading.Event |
         sender = open_sender_from(settings)
         relay = OutboxRelay(database, ledger, sender, ready)
         services.append(relay)
-        if Notifications.possible(database):
-            services.append(Notifications(database, relay.wakeup))
+        direct_url = settings.database_direct_url if database is ledger else None
+        if Notifications.possible(database, direct_url):
+            services.append(Notifications(database, relay.wakeup, direct_url))
     return services
 
 
@@ -96,9 +98,7 @@ class OutboxRelay(Poller):
             batch = self._store.take(self._limit, self._full_queues())
         except PenstockError:
             raise
-        except Exception as error:
-            if isinstance(error, OperationalError):
-                raise  # of the database, not of a row
+        except ABOUT_DATA as error:
             self._isolate(error)
             return True
         self._limit = min(self._limit * 2, BATCH)

@@ -15,6 +15,7 @@ from penstock.producers.storage import Storage, make_storage
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.executor.followups.change_publisher import ChangePublisher
+from penstock.workers.handlers.django_project import old_connections_closed
 from penstock.workers.workflows.advance import advance
 from penstock.workers.workflows.definition import definitions
 
@@ -59,7 +60,8 @@ class Workflows(Poller):
         due, more = due_workflows(self._database)
         ids = [id for id in due if id not in self._postponed]
         if ids:
-            self._advance(ids)
+            with old_connections_closed():  # a step's method may use Django's ORM
+                self._advance(ids)
         self.interval_seconds = _BUSY_SECONDS if ids else _IDLE_SECONDS
         return more and bool(ids)
 

@@ -18,7 +18,8 @@ from penstock.workers.handlers.registry import handlers
 
 def make_app(settings: Settings) -> celery.Celery:
     """A Celery application on our broker, with a task for every kind that has a handler."""
-    app = celery.Celery("penstock", set_as_current=True)
+    # Without Celery's fixup for Django, which would set it up again: `handlers.django_project` serves both engines.
+    app = celery.Celery("penstock", set_as_current=True, fixups=set())
     app.conf.update(
         broker_url=kombu_connection.kombu_url(settings.broker_url),
         broker_transport_options=kombu_connection.kombu_options(settings.broker_url),
@@ -26,6 +27,7 @@ def make_app(settings: Settings) -> celery.Celery:
         broker_connection_timeout=kombu_connection.CONNECT_SECONDS,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # what Redis refuses now it may accept later
         # Never declared nor consumed: the dispatcher takes what unmodified clients put on "celery".
         task_default_queue=f"{settings.prefix}.none",
         task_ignore_result=True,

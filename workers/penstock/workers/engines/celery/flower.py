@@ -69,9 +69,9 @@ class Depths:
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """How many jobs wait in the queues that workers consume, that are configured, and in the dispatcher's."""
-        wanted = sorted({name for name in names if name != _NO_QUEUE} | self._always)
-        waiting = await asyncio.get_running_loop().run_in_executor(None, self._sender.depths, wanted)
-        return [{"name": name, "messages": waiting[name], "messages_ready": waiting[name]} for name in wanted]
+        queue_names = sorted({name for name in names if name != _NO_QUEUE} | self._always)
+        waiting = await asyncio.get_running_loop().run_in_executor(None, self._sender.depths, queue_names)
+        return [{"name": name, "messages": waiting[name], "messages_ready": waiting[name]} for name in queue_names]
 
 
 def _set_options(address: str, port: int, basic_auth: str, folder: Path) -> None:

@@ -60,7 +60,9 @@ class SignalsObserver:
                     traceback=None,
                     einfo=outcome.traceback,
                 )
-            case Outcome.RETRY | Outcome.SNOOZED | Outcome.INTERRUPTED if signals.task_retry.receivers:
+            case Outcome.RETRY | Outcome.SNOOZED | Outcome.INTERRUPTED | Outcome.CRASHED if (
+                signals.task_retry.receivers
+            ):
                 request = self._request(claim.message, claim.attempt)
                 signals.task_retry.send(sender=task, request=request, reason=outcome.error, einfo=outcome.traceback)
             case Outcome.CANCELLED | Outcome.DISCARDED if signals.task_revoked.receivers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +15,32 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE, EX_OK, SecurityWarning
 from celery.worker import state
+from celery.worker.consumer.connection import Connection
+from celery.worker.consumer.control import Control
 from celery.worker.control import Panel
+from kombu.transport.redis import QoS
 
 from penstock.config.settings import Settings
 from penstock.workers.engines.celery.app import make_app
 from penstock.workers.engines.celery.signals import SignalsObserver
 from penstock.workers.engines.host import Host
 from penstock.workers.engines.monitoring.remote_control import Remote
+from penstock.workers.engines.renewal.link import ParentLink
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CELERYS_OWN = {"ping", "clock", "hello", "conf", "dump_conf", "report"}
 
 
 def run_worker(
-    settings: Settings, *, queues: Sequence[str], concurrency: int | None, name: str | None, log_level: str
+    settings: Settings,
+    *,
+    queues: Sequence[str],
+    concurrency: int | None,
+    name: str | None,
+    log_level: str,
+    parent: ParentLink | None,
 ) -> int:
-    """See `penstock.workers.engines.celery.run`."""
+    """See `penstock.workers.engines.run_worker`."""
     # Celery warns of running as root because of pickle, which is never accepted here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     app = make_app(settings)
@@ -47,6 +59,7 @@ def run_worker(
         queues=queues,
         concurrency=concurrency,
         name=name,
+        parent=parent,
         clock=app.clock,
         on_stopping=on_stopping,
         on_stopped=on_stopped,
@@ -55,6 +68,7 @@ def run_worker(
     app.steps["consumer"].add(HostStep)
     host.worker.executor.observers.append(SignalsObserver(app, host.worker.name))
     answer_remote_control(host.remote)
+    restore_nothing()
     signals.setup_logging.connect(_leave_logging_alone)
     program = Program(
         app=app,
@@ -89,21 +103,33 @@ class Program(CeleryWorker):  # type: ignore[misc]  # celery has no types
 
 
 class HostStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Starts our worker once Celery's consumer is up. Celery restarts its steps when it has lost its connection; the
-    worker has connections of its own and goes on."""
+    """Starts our worker once Celery's consumer is connected. Celery restarts its steps when it has lost its connection;
+    the worker has connections of its own and goes on."""
 
-    requires = ("celery.worker.consumer.control:Control",)
+    requires = (Connection,)
+    _begun, _pause = float("-inf"), _FIRST_PAUSE
 
     def start(self, c: Any) -> None:
         wakeup: _Wakeup = c.app.penstock_wakeup
+        host: Host = c.app.penstock_host
         c.hub.add_reader(wakeup.receiver, wakeup.clear)
         try:
-            c.app.penstock_host.start()
+            host.start()
         except Exception as error:  # Celery would print a traceback and lose the error
             raise WorkerShutdown(EX_FAILURE) from error
+        # Celery restarts its steps at once, also where Redis refuses them time and again.
+        soon = time.monotonic() - self._begun < 2 * _LONGEST_PAUSE
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE) if soon else _FIRST_PAUSE
+        if soon:
+            host.stopped.wait(self._pause)
+        self._begun = time.monotonic()
 
     def stop(self, c: Any) -> None:
         c.hub.remove_reader(c.app.penstock_wakeup.receiver)
+
+
+# Jobs do not wait for remote control: a full Redis refuses to declare its queue.
+Control.requires = (*Control.requires, HostStep)
 
 
 class ExecutorPool(BasePool):  # type: ignore[misc]
@@ -132,6 +158,12 @@ def answer_remote_control(remote: Remote) -> None:
     for name, command in remote.commands().items():
         if name not in _CELERYS_OWN:
             Panel.data[name] = lambda _state, _command=command, **arguments: _command(**arguments)
+
+
+def restore_nothing() -> None:
+    """Keep kombu from restoring what a worker of Celery's has lost: we consume none of its lists. A Redis that is full
+    or takes no writes would refuse the lock for it, and that ends Celery's program."""
+    QoS.restore_visible = lambda *_, **__: None  # type: ignore[method-assign]
 
 
 def _leave_logging_alone(**_: Any) -> None:

@@ -8,10 +8,7 @@ Middleware of the user's own is added in the module of their handlers, and nowhe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from penstock.config.settings import Settings
 
 if TYPE_CHECKING:
     from penstock.workers.engines.dramatiq.broker import PenstockBroker
@@ -23,14 +20,3 @@ def get_broker() -> PenstockBroker:
     from penstock.workers.engines.dramatiq.broker import get_broker
 
     return get_broker()
-
-
-def run(settings: Settings, *, queues: Sequence[str], concurrency: int | None, name: str | None, log_level: str) -> int:
-    """Run a worker until SIGTERM, SIGINT or a remote shutdown, then drain it. Returns the exit code.
-
-    Raises:
-        KindError, LedgerUnavailable: the worker cannot boot.
-    """
-    from penstock.workers.engines.dramatiq.worker import run_worker
-
-    return run_worker(settings, queues=queues, concurrency=concurrency, name=name)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from penstock.config.supervision import start_thread
 from penstock.workers.engines.monitoring import kombu_connection
 
 log = logging.getLogger("penstock.remote")
@@ -37,14 +38,15 @@ class Control:
         }
         self._node = self._mailbox.Node(node, state=None, handlers=handlers)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="penstock control", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = start_thread("penstock control", self._run, self._stopping, vital=False)
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(2 * _TURN_SECONDS + kombu_connection.CONNECT_SECONDS)
+        if self._thread is not None:
+            self._thread.join(2 * _TURN_SECONDS + kombu_connection.CONNECT_SECONDS)
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE

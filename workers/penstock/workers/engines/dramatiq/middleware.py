@@ -93,7 +93,7 @@ def _message(message: Message, attempt: int) -> dramatiq.Message[Any]:
 
 
 def _results(outcome: AttemptOutcome) -> dict[str, Any]:
-    if outcome.name in (Outcome.RETRY, Outcome.DEAD):
+    if outcome.name in (Outcome.RETRY, Outcome.DEAD, Outcome.CRASHED):
         error = JobFailed(outcome.claim.message.id, str(outcome.state), outcome.error)
         return {"result": None, "exception": error}
     return {"result": None if outcome.result is None else from_json(outcome.result), "exception": None}

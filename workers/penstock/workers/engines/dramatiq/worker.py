@@ -14,10 +14,19 @@ from penstock.workers.engines.dramatiq.broker import PenstockBroker, get_broker
 from penstock.workers.engines.dramatiq.control import Control
 from penstock.workers.engines.dramatiq.middleware import MiddlewareObserver
 from penstock.workers.engines.host import Host
+from penstock.workers.engines.renewal.link import ParentLink
 
 
-def run_worker(settings: Settings, *, queues: Sequence[str], concurrency: int | None, name: str | None) -> int:
-    """See `penstock.workers.engines.dramatiq.run`."""
+def run_worker(
+    settings: Settings,
+    *,
+    queues: Sequence[str],
+    concurrency: int | None,
+    name: str | None,
+    log_level: str,
+    parent: ParentLink | None,
+) -> int:
+    """See `penstock.workers.engines.run_worker`. Dramatiq has no log level of its own to set."""
     broker = get_broker()
     broker.connect(settings)
     broker.declare_kinds()
@@ -28,6 +37,7 @@ def run_worker(settings: Settings, *, queues: Sequence[str], concurrency: int | 
         queues=queues,
         concurrency=concurrency,
         name=name,
+        parent=parent,
         clock=clock,
         on_stopping=lambda: worker.before_shutdown(),
         on_stopped=lambda: broker.emit_after("worker_shutdown", worker),

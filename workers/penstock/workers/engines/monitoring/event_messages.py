@@ -79,7 +79,8 @@ def _ended(outcome: AttemptOutcome) -> tuple[str, Fields]:
     fields: Fields = {"uuid": outcome.claim.message.id}
     match outcome.name:
         case Outcome.SUCCEEDED:
-            fields["result"] = shorten(outcome.result or "None")
+            message = outcome.claim.message
+            fields["result"] = shorten(message.kind.scrub_of_job(message.job)(outcome.result or "None"))
             fields["runtime"] = (outcome.finished_at - outcome.claim.started_at).total_seconds()
             return "task-succeeded", fields
         case Outcome.CANCELLED:

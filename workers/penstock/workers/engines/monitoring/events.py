@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from penstock.config.supervision import start_thread
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.senders import scheme
@@ -64,7 +65,7 @@ class Events:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._awake = self._beat_asked = False
-        self._thread = threading.Thread(target=self._run, name="penstock events", daemon=True)
+        self._thread: threading.Thread | None = None
         self._common: Fields = {"hostname": hostname, "pid": os.getpid()}
         self._connection: Any = None
         self._producer: Any = None
@@ -105,13 +106,14 @@ class Events:
 
     def start(self) -> None:
         """Publish that the worker is online, as soon as the broker is there. Returns at once."""
-        self._thread.start()
+        self._thread = start_thread("penstock events", self._run, self._stopping, vital=False)
 
     def stop(self) -> None:
         """Send the rest, and that the worker is offline, if the broker takes it without delay."""
         self._stopping.set()
         self._wake.set()
-        self._thread.join(2 * kombu_connection.CONNECT_SECONDS)
+        if self._thread is not None:
+            self._thread.join(2 * kombu_connection.CONNECT_SECONDS)
 
     def beat(self) -> None:
         """Send a heartbeat now."""

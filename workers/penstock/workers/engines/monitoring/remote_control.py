@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from penstock.config import supervision
 from penstock.config.errors import InvalidState, JobNotFound, LedgerUnavailable
 from penstock.config.settings import redact_url
 from penstock.ledger.queries.status import read_status
@@ -87,7 +88,10 @@ class Remote:
             "database_url": redact_url(settings.database_url),
             **settings.model_dump(
                 mode="json",
-                include={"prefix", "lease_seconds", "grace_seconds", "max_crashes", "max_payload_bytes"},
+                include={
+                    *("prefix", "lease_seconds", "grace_seconds", "max_crashes", "max_payload_bytes"),
+                    *("max_jobs", "max_memory"),
+                },
             ),
         }
 
@@ -102,6 +106,8 @@ class Remote:
             "uptime": round(time.time() - self._started_at),
             "engine": self.worker.engine,
             "ready": self.worker.ready,
+            "faults": dict(supervision.faults),
+            "failures": dict(supervision.failures),
             "pool": {
                 "implementation": "penstock.workers.executor.executor:Executor",
                 "max-concurrency": executor.concurrency,
@@ -115,8 +121,8 @@ class Remote:
         }
 
     def registered(self, taskinfoitems: Sequence[str] | None = None, builtins: bool = False, **_: Any) -> list[str]:
-        shown = sorted(handlers, key=lambda handler: handler.kind.name)
-        return [_described(handler, taskinfoitems or ()) for handler in shown]
+        by_name = sorted(handlers, key=lambda handler: handler.kind.name)
+        return [_described(handler, taskinfoitems or ()) for handler in by_name]
 
     def active_queues(self, **_: Any) -> list[Answer]:
         from kombu.entity import Queue
@@ -146,9 +152,9 @@ class Remote:
         return []
 
     def query_task(self, ids: Any, **_: Any) -> Answer:
-        wanted = set(_listed(ids))
-        reserved = {request["id"]: ("reserved", request) for request in self.reserved() if request["id"] in wanted}
-        return reserved | {request["id"]: ("active", request) for request in self.active() if request["id"] in wanted}
+        job_ids = set(_listed(ids))
+        reserved = {request["id"]: ("reserved", request) for request in self.reserved() if request["id"] in job_ids}
+        return reserved | {request["id"]: ("active", request) for request in self.active() if request["id"] in job_ids}
 
     # Orders.
 
@@ -262,8 +268,8 @@ def _listed(ids: Any) -> list[str]:
 def _described(handler: Handler, items: Sequence[str]) -> str:
     kind = handler.kind
     values = {"routing_key": kind.queue, "queue": kind.queue, "version": kind.version, "timeout": kind.timeout}
-    shown = [f"{name}={values[name]}" for name in items if values.get(name) is not None]
-    return f"{kind.name} [{' '.join(shown)}]" if shown else kind.name
+    details = [f"{name}={values[name]}" for name in items if values.get(name) is not None]
+    return f"{kind.name} [{' '.join(details)}]" if details else kind.name
 
 
 def _version(name: str) -> str | None:

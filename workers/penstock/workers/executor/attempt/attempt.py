@@ -18,23 +18,42 @@ Stop = Literal["cancelled", "interrupted"]
 
 
 @dataclass(slots=True)
-class Attempt:
+class ClaimedJob:
+    """A claimed job with the handler of its kind."""
+
+    claim: Claim
+    handler: Handler
+
+
+@dataclass(slots=True)
+class Attempt(ClaimedJob):
     """A run of a claimed job.
 
     Attributes:
-        stop: why it is stopped; set before `task` is cancelled.
+        task: its end is the end of the attempt, unless it was `left_behind`.
+        begun_at: when the handler was called, by the loop's clock; 0 before and after that.
+        stop: why it is stopped; set before `task` is cancelled, at `stopped_at` by the loop's clock.
+        left_behind: its coroutine ignored that it was to stop, and the attempt has ended without it.
         canvas: reads what an unmodified Celery client wants to follow; None: nothing follows.
         webhooks: makes the outgoing webhooks of its end; None: there are none.
     """
 
-    claim: Claim
-    handler: Handler
     context: Context
     mode: HandlerMode
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[AttemptOutcome] | None = None
+    begun_at: float = 0.0
     stop: Stop | None = None
+    stopped_at: float = 0.0
+    left_behind: bool = False
     canvas: CeleryCanvas | None = None
     webhooks: OutgoingWebhooks | None = None
+
+    def request_stop(self, stop: Stop) -> None:
+        """Ask the handler to stop, once it runs; on the loop of its task. A second request changes nothing."""
+        if self.stop is None and self.task is not None:
+            self.stop, self.stopped_at = stop, self.task.get_loop().time()
+            self.context.cancel()
+            self.task.cancel()
 
 
 class HandlerMode(Protocol):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from penstock.workers.handlers.returns import JobCancelled
+
 
 class TimedOut(Exception):
     """The attempt ran longer than its kind's `timeout`."""
@@ -27,3 +29,11 @@ class ChildFailed(Exception):
     ) -> None:
         super().__init__(text)
         self.remote_traceback, self.raised, self.wait = remote_traceback, raised, wait
+
+
+class NoChildProcess(ChildFailed):
+    """The machine had no process or file descriptor left for a child."""
+
+
+class ChildTerminated(ChildFailed, JobCancelled):
+    """The child got a SIGTERM that its worker did not send: a shutdown's, if the worker drains, too."""

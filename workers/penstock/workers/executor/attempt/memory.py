@@ -1,7 +1,8 @@
-"""Peak memory of processes."""
+"""Memory of processes."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -27,3 +28,11 @@ def peak_memory(pid: int | None = None) -> int | None:
 def peak_of(usage: resource.struct_rusage) -> int:
     """Peak resident memory in bytes, from a getrusage result."""
     return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory() -> int:
+    """Resident memory of this process in bytes; where that cannot be read, its peak."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_of(resource.getrusage(resource.RUSAGE_SELF))

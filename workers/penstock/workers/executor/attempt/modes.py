@@ -6,28 +6,33 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor as ThreadPool
+from contextvars import copy_context
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.workers.executor.attempt.attempt import Attempt, HandlerMode
-from penstock.workers.executor.attempt.child_process import run_in_child
+from penstock.workers.executor.attempt.child.parent import Children
 from penstock.workers.executor.attempt.errors import TimedOut
 from penstock.workers.executor.attempt.once import Effects
 from penstock.workers.executor.attempt.session import Sessions
 from penstock.workers.handlers.context import Context
+from penstock.workers.handlers.django_project import CoroutineThreads, is_set_up
 from penstock.workers.handlers.registry import Mode
 
 STOPPING_SECONDS = 5.0
-"""How long a thread or child that was told to stop may take before the attempt ends without it."""
+"""How long a thread that was asked to stop may take before the attempt ends without it."""
 
 
-def make_modes(sessions: Sessions, effects: Effects, threads: ThreadPool) -> dict[Mode, HandlerMode]:
+def make_modes(
+    sessions: Sessions, effects: Effects, threads: ThreadPool, children: Children
+) -> dict[Mode, HandlerMode]:
     """The modes by the names that handlers have for them."""
     return {
         "async": AsyncMode(sessions, effects),
         "thread": ThreadMode(sessions, effects, threads),
-        "child": ChildMode(effects),
+        "child": ChildMode(effects, children),
     }
 
 
@@ -40,13 +45,14 @@ class AsyncMode:
         self.open_session: Callable[[], Any] | None = sessions.open_async
         self.open_once: Callable[[Context, str], Any] = effects.open_async
         self._sessions = sessions
+        self._orm_threads = CoroutineThreads() if is_set_up() else None
 
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
         handler, timeout = attempt.handler, attempt.handler.kind.timeout
-        job = attempt.claim.message.job
-        if timeout is None:
-            return await handler.function(job, **arguments)
-        return await _in_time(handler.function(job, **arguments), timeout)
+        work = handler.function(attempt.claim.message.job, **arguments)
+        if self._orm_threads is not None:
+            work = self._orm_threads.run(work)
+        return await (work if timeout is None else _in_time(work, timeout))
 
     async def commit(self, session: Any, outcome: AttemptOutcome) -> None:
         await self._sessions.commit_async(session, outcome)
@@ -67,9 +73,10 @@ class ThreadMode:
 
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
         handler, job = attempt.handler, attempt.claim.message.job
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, lambda: handler.function(job, **arguments))
-        return await _watch(attempt, future, handler.kind.timeout)
+        context = copy_context()  # else its thread keeps what it binds
+        work = partial(context.run, handler.function, job, **arguments)
+        running = asyncio.get_running_loop().run_in_executor
+        return await _watch(attempt, running(self._threads, work), handler.kind.timeout)
 
     async def commit(self, session: Any, outcome: AttemptOutcome) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, self._sessions.commit, session, outcome)
@@ -87,13 +94,12 @@ class ChildMode:
     in_process = False
     open_session: Callable[[], Any] | None = None
 
-    def __init__(self, effects: Effects) -> None:
+    def __init__(self, effects: Effects, children: Children) -> None:
         self.open_once: Callable[[Context, str], Any] = effects.open_async
+        self._children = children
 
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
-        handler, job = attempt.handler, attempt.claim.message.job
-        child = asyncio.ensure_future(run_in_child(handler, job, attempt.context, handler.kind.timeout))
-        return await _watch(attempt, child, None)
+        return await self._children.run(attempt)
 
     async def commit(self, session: Any, outcome: AttemptOutcome) -> None:
         raise RuntimeError("an isolated handler has no session to commit")
@@ -116,8 +122,8 @@ async def _watch(attempt: Attempt, future: asyncio.Future[Any], timeout: timedel
     """Wait for work that cannot be interrupted from here; its context says when it should stop."""
     try:
         seconds = None if timeout is None else timeout.total_seconds()
-        done, _ = await asyncio.wait({future}, timeout=seconds)
-        if done:
+        await asyncio.wait({future}, timeout=seconds)
+        if future.done():
             return future.result()
         attempt.context.cancel()
         await asyncio.wait({future}, timeout=STOPPING_SECONDS)
@@ -132,6 +138,8 @@ async def _watch(attempt: Attempt, future: asyncio.Future[Any], timeout: timedel
     finally:
         if not future.done():
             future.add_done_callback(_forget)
+        # It holds its error, whose traceback holds this frame: garbage collection alone would end them, and is rare.
+        del future
 
 
 def _forget(future: asyncio.Future[Any]) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import pydantic
 import pydantic_core
 
 from penstock.ledger import effects as table
+from penstock.schemas.wire.payloads import result_json
 from penstock.workers.handlers.returns import InDoubt, NotDone
 
 if TYPE_CHECKING:
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     from penstock.workers.executor.runtime.runtime import Runtime
     from penstock.workers.handlers.context import Context
 
+_ANYTHING = pydantic.TypeAdapter(Any)
 T = TypeVar("T")
+_LONGEST_RESULT = 4 * 1024 * 1024
+"""Characters of the JSON of an effect's result."""
 Work = Callable[[], Any]
-Steps = Generator[tuple[bool, Work], Any, Any]
-"""Yields whether the next call goes to the ledger, and the call; it is sent the answer."""
+Call = Callable[[bool, Work], Awaitable[Any]]
+"""Makes a call; the flag tells whether it goes to the ledger."""
 
 
 class Records(Protocol):
@@ -51,9 +56,8 @@ class Once:
 
     def run(self, effect: Callable[[str], T], *, ask: Callable[[str], T | None] | None = None) -> T:
         """See `Context.once`."""
-        steps = _steps(self._context, self.key, self.effect_id, self._records, effect, ask)
 
-        def call(in_ledger: bool, work: Work) -> Any:
+        async def call(in_ledger: bool, work: Work) -> Any:
             if in_ledger:
                 return self._write(work)
             if inspect.iscoroutine(value := work()):
@@ -62,16 +66,11 @@ class Once:
             return value
 
         try:
-            step = next(steps)
-            while True:
-                try:
-                    value = call(*step)
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(value)
+            # `call` awaits nothing, so the coroutine runs to its end here, without a loop.
+            _run(self._context, self.key, self.effect_id, self._records, effect, ask, call).send(None)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+        raise AssertionError("the effect of a plain function has waited")
 
 
 class AsyncOnce:
@@ -93,64 +92,55 @@ class AsyncOnce:
         ask: Callable[[str], Awaitable[T | None] | T | None] | None = None,
     ) -> T:
         """See `Context.once`."""
-        steps = _steps(self._context, self.key, self.effect_id, self.records, effect, ask)
 
         async def call(in_ledger: bool, work: Work) -> Any:
             if in_ledger:
                 return await self.write(work)
             return await value if inspect.isawaitable(value := work()) else value
 
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    value = await call(*step)
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(value)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        value: T = await _run(self._context, self.key, self.effect_id, self.records, effect, ask, call)
+        return value
 
 
-def _steps(
+async def _run(
     context: Context,
     key: str,
     effect_id: str,
     records: Records,
     effect: Callable[[str], Any],
     ask: Callable[[str], Any] | None,
-) -> Steps:
-    """The steps of an effect, the same for coroutines and plain functions."""
+    call: Call,
+) -> Any:
+    """Run an effect, the same way for coroutines and plain functions."""
     with context.running_once(key):
-        record = yield from _begin(records, key, False)
+        record = await _begin(records, key, False, call)
         if record is not None and not record.done:
             if ask is None:
                 raise InDoubt(key, effect_id, record.begun_at)
-            answer = yield False, lambda: ask(effect_id)
+            answer = await call(False, lambda: ask(effect_id))
             if answer is not None:
                 text, value = _as_json(key, answer)
-                yield True, lambda: records.confirm(key, text)
+                await call(True, lambda: records.confirm(key, text))
                 return value
             # Another worker may have taken the job over in the meantime, and even called the effect.
-            record = yield from _begin(records, key, True)
+            record = await _begin(records, key, True, call)
         if record is not None:
             return None if record.result is None else pydantic_core.from_json(record.result)
         try:
-            result = yield False, lambda: effect(effect_id)
+            result = await call(False, lambda: effect(effect_id))
         except NotDone:
-            yield True, lambda: records.withdraw(key)
+            await call(True, lambda: records.withdraw(key))
             raise
         try:
             text, value = _as_json(key, result)
         except TypeError:
-            yield True, lambda: records.confirm(key, None)  # it happened, whatever it returned
+            await call(True, lambda: records.confirm(key, None))  # it happened, whatever it returned
             raise
-        yield True, lambda: records.confirm(key, text)
+        await call(True, lambda: records.confirm(key, text))
         return value
 
 
-def _begin(records: Records, key: str, again: bool) -> Steps:
+async def _begin(records: Records, key: str, again: bool, call: Call) -> Any:
     started, at = False, datetime.now(UTC)
 
     def begin() -> table.EarlierEffect | None:
@@ -160,21 +150,23 @@ def _begin(records: Records, key: str, again: bool) -> Steps:
         return record
 
     try:
-        return (yield True, begin)
+        return await call(True, begin)
     except asyncio.CancelledError:
         if started:
-            yield True, lambda: records.withdraw(key)  # it is not called any more
+            await call(True, lambda: records.withdraw(key))  # it is not called any more
         raise
 
 
 def _as_json(key: str, result: Any) -> tuple[str, Any]:
     """The result as the ledger keeps it, and as the handler gets it, the first time too."""
     try:
-        text = pydantic_core.to_json(result).decode()
-    except pydantic_core.PydanticSerializationError as error:
+        text = result_json(_ANYTHING, result)
+    except Exception as error:  # whatever a value raises
         raise TypeError(
             f"ctx.once({key!r}): its result {type(result).__name__} is not a JSON value: {error}"
         ) from error
+    if len(text) > _LONGEST_RESULT:
+        raise TypeError(f"ctx.once({key!r}): its result has {len(text):,} characters of JSON, over {_LONGEST_RESULT:,}")
     return text, pydantic_core.from_json(text)
 
 

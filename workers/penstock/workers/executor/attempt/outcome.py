@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import traceback
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from penstock.config.supervision import faults
+from penstock.ledger.sql.text import LONGEST_ERROR, LONGEST_TRACEBACK, storable
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.schemas.jobs.retry_policy import RetryPolicy
+from penstock.schemas.jobs.scrubbing import Scrub
 from penstock.schemas.states import Outcome, State
-from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.schemas.wire.payloads import result_json
+from penstock.workers.executor.attempt.attempt import Attempt, ClaimedJob
 from penstock.workers.executor.attempt.errors import ChildFailed
+from penstock.workers.handlers.registry import Handler
 from penstock.workers.handlers.retry_after import requested_wait
-from penstock.workers.handlers.returns import Discard, InDoubt, Permanent, Retry, Snooze, underlying_error
+from penstock.workers.handlers.returns import (
+    Discard,
+    InDoubt,
+    Park,
+    Permanent,
+    Retry,
+    Snooze,
+    error_line,
+    underlying_error,
+    underlying_errors,
+)
 
-_MAX_TRACEBACK = 16_000
+log = logging.getLogger("penstock.executor")
+
+_POSTPONED = timedelta(seconds=2)
 
 
 def quarantined(claim: Claim) -> AttemptOutcome:
     """The outcome of a job that is not run: it crashed its workers too often."""
-    last = f", the last time: {claim.crash}" if claim.crash else ""
-    error = _db_safe(f"its worker crashed {claim.crashes} times while it ran{last}")
+    error = _crash_report(claim.crashes, claim.crash)
     return AttemptOutcome(claim, Outcome.DEAD, State.DEAD, datetime.now(UTC), error=error, reason="crashed")
+
+
+def crashed(attempt: Attempt, crash: str, max_crashes: int) -> AttemptOutcome:
+    """The outcome of an attempt whose own process died: the job runs again a little later, or is a dead letter."""
+    crashes = attempt.claim.crashes + 1
+    if crashes >= max_crashes or attempt.handler.kind.delivery == "at_most_once":
+        outcome = _outcome(attempt, Outcome.DEAD, State.DEAD, error=_crash_report(crashes, crash))
+        outcome.reason = "crashed"
+    else:
+        outcome = _outcome(attempt, Outcome.CRASHED, State.SCHEDULED, error=crash, delay=_POSTPONED)
+    outcome.crashed = True
+    return outcome
+
+
+def _crash_report(crashes: int, last: str | None) -> str:
+    return storable(f"its worker crashed {crashes} times while it ran" + (f", the last time: {last}" if last else ""))
 
 
 def expired(claim: Claim) -> AttemptOutcome:
@@ -36,18 +72,36 @@ def returned(attempt: Attempt, value: Any) -> AttemptOutcome:
     match value:
         case Snooze():
             return _outcome(attempt, Outcome.SNOOZED, State.SCHEDULED, delay=value.delay, error=value.reason)
+        case Park():
+            return _outcome(attempt, Outcome.SNOOZED, State.SCHEDULED, error=value.reason)
         case Discard():
             return _outcome(attempt, Outcome.DISCARDED, State.DISCARDED, error=value.reason or None)
         case Retry():
             return failed(attempt, None, reason=value.reason, after=value.after)
         case None:
             return _succeeded(attempt, None)
+        case JsonResult():
+            return _succeeded(attempt, value.text)
         case _:
             try:
-                result = attempt.handler.result.dump_json(value, by_alias=True, warnings=False).decode()
-            except Exception as error:
-                return failed(attempt, TypeError(f"its result {type(value).__name__} is not a JSON value: {error}"))
-            return _succeeded(attempt, result)
+                return _succeeded(attempt, result_as_json(attempt.handler, value))
+            except TypeError as error:
+                return failed(attempt, error)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonResult:
+    """A result that is JSON already."""
+
+    text: str
+
+
+def result_as_json(handler: Handler, value: Any) -> str:
+    """A handler's result, as the ledger keeps it. Raises TypeError where JSON cannot hold it."""
+    try:
+        return result_json(handler.result, value)
+    except Exception as error:
+        raise TypeError(f"its result {type(value).__name__} is not a JSON value: {error}") from error
 
 
 def _succeeded(attempt: Attempt, result: str | None) -> AttemptOutcome:
@@ -62,7 +116,7 @@ def _succeeded(attempt: Attempt, result: str | None) -> AttemptOutcome:
 
 
 def stopped(attempt: Attempt) -> AttemptOutcome:
-    """The outcome of an attempt that was told to stop."""
+    """The outcome of an attempt that was asked to stop."""
     if attempt.stop == "cancelled":
         return _outcome(attempt, Outcome.CANCELLED, State.CANCELLED)
     if attempt.handler.kind.delivery == "at_most_once":
@@ -72,13 +126,28 @@ def stopped(attempt: Attempt) -> AttemptOutcome:
     return interrupted(attempt, "the worker stopped")
 
 
-def interrupted(attempt: Attempt, error: str | None = None) -> AttemptOutcome:
+def outcome_of(attempt: Attempt, task: asyncio.Task[AttemptOutcome]) -> AttemptOutcome:
+    """The outcome of an attempt whose task is done, however it came to that."""
+    if task.cancelled():  # before it began, or by its own handler as the last thing that it did
+        return failed(attempt, asyncio.CancelledError()) if attempt.stop is None else stopped(attempt)
+    if (error := task.exception()) is not None:
+        return internal_error(attempt, error)
+    return task.result()
+
+
+def interrupted(attempt: ClaimedJob, error: str | None = None) -> AttemptOutcome:
     """The outcome of an attempt that was cut short through no fault of the job, which runs again."""
     return _outcome(attempt, Outcome.INTERRUPTED, State.QUEUED, error=error)
 
 
+def postponed(attempt: Attempt, error: str) -> AttemptOutcome:
+    """The outcome of an attempt whose session failed with the ledger, or that found no process to run in. It runs again
+    a little later: delivered at once, again and again, a broker would give it up."""
+    return _outcome(attempt, Outcome.SNOOZED, State.SCHEDULED, error=error, delay=_POSTPONED)
+
+
 def failed(
-    attempt: Attempt, error: BaseException | None, *, reason: str = "", after: timedelta | None = None
+    attempt: ClaimedJob, error: BaseException | None, *, reason: str = "", after: timedelta | None = None
 ) -> AttemptOutcome:
     """The outcome of a failed attempt: a retry, or a dead letter where no retry is left.
 
@@ -87,8 +156,9 @@ def failed(
     """
     claim, now = attempt.claim, datetime.now(UTC)
     failures = claim.failures + 1
-    text = reason if error is None else one_line(error)
-    error_type, wait = (None, after) if error is None else _retry_decision(error, now)
+    scrub = scrub_of(claim)
+    text = scrub(reason if error is None else one_line(error))
+    error_type, wait = (None, after) if error is None else retry_decision(error, attempt.handler.kind.retry, now)
     policy = attempt.handler.kind.retry.for_error(error_type)
     age = now - (claim.message.sent_at or claim.started_at)
     exhausted = policy.exhausted_reason(error_type, failures, age, wait)
@@ -104,30 +174,59 @@ def failed(
         delay = after if after is not None else policy.wait(failures, age=age, asked=wait)
         outcome = _outcome(attempt, Outcome.RETRY, State.RETRYING, error=text, delay=delay)
     if isinstance(error, ChildFailed):
-        outcome.traceback = error.remote_traceback
+        outcome.traceback = None if error.remote_traceback is None else scrub(error.remote_traceback)
     elif error is not None:
-        outcome.traceback = _db_safe("".join(traceback.format_exception(error))[-_MAX_TRACEBACK:], _MAX_TRACEBACK)
+        outcome.traceback = traceback_of(error, scrub)
     return outcome
+
+
+def traceback_of(error: BaseException, scrub: Scrub = str) -> str:
+    """The end of an error's traceback, as the ledger keeps it."""
+    try:
+        lines = "".join(traceback.format_exception(error))
+    except Exception as failure:  # of an exception's own attributes
+        lines = f"{type(error).__name__}: its traceback cannot be formatted: {type(failure).__name__}"
+    return storable(scrub(lines), LONGEST_TRACEBACK, end=True)
+
+
+def internal_error(attempt: ClaimedJob, error: BaseException) -> AttemptOutcome:
+    """The outcome of an attempt that an error of Penstock's own ended: a failed attempt, under the retry policy."""
+    faults["internal error"] += 1
+    scrub = scrub_of(attempt.claim)
+    if attempt.claim.message.kind.shapes:
+        log.critical("job %s met an internal error\n%s", attempt.claim.message.id, traceback_of(error, scrub))
+    else:
+        log.critical("job %s met an internal error", attempt.claim.message.id, exc_info=error)
+    try:
+        outcome = failed(attempt, error)
+    except Exception:
+        outcome = AttemptOutcome(attempt.claim, Outcome.DEAD, State.DEAD, datetime.now(UTC), reason="failed")
+    outcome.error = storable(scrub(f"internal_error: {one_line(error)}"))
+    if outcome.reason == "failed":
+        outcome.reason, outcome.detail = "internal_error", outcome.error
+    return outcome
+
+
+def scrub_of(claim: Claim) -> Scrub:
+    """Replaces the values of the job's sensitive fields in a text. Use it before the text is cut."""
+    return claim.message.kind.scrub_of_job(claim.message.job)
 
 
 def one_line(error: BaseException) -> str:
     """The type and text of an error, as the ledger keeps them."""
     if isinstance(error, ChildFailed):
         return str(error)
-    name = type(error).__name__
-    try:
-        text = str(error).strip()
-    except Exception:  # an exception's own __str__ may fail
-        return name
-    return f"{name}: {text}" if text else name
+    return error_line(error)
 
 
-def _retry_decision(error: BaseException, now: datetime) -> tuple[type[BaseException] | None, timedelta | None]:
-    """The type of error that decides about the retry, and the wait that it asks for."""
+def retry_decision(
+    error: BaseException, policy: RetryPolicy, now: datetime
+) -> tuple[type[BaseException], timedelta | None]:
+    """The type of error that decides about the retry, and the longest wait that one of a group asks for."""
     if isinstance(error, ChildFailed):
         return error.raised or ChildFailed, error.wait
-    error = underlying_error(error)
-    return type(error), requested_wait(error, now)
+    waits = [wait for cause in underlying_errors(error, policy) if (wait := requested_wait(cause, now)) is not None]
+    return type(underlying_error(error, policy)), max(waits, default=None)
 
 
 def _dead_letter_reason(error_type: type[BaseException] | None) -> str | None:
@@ -140,13 +239,10 @@ def _dead_letter_reason(error_type: type[BaseException] | None) -> str | None:
 
 
 def _outcome(
-    attempt: Attempt, outcome: Outcome, state: State, *, error: str | None = None, delay: timedelta | None = None
+    attempt: ClaimedJob, outcome: Outcome, state: State, *, error: str | None = None, delay: timedelta | None = None
 ) -> AttemptOutcome:
-    text, now = None if error is None else _db_safe(error), datetime.now(UTC)
+    if error is not None:
+        error = scrub_of(attempt.claim)(error)
+    text, now = storable(error, LONGEST_ERROR), datetime.now(UTC)
     due_at = None if delay is None else now + delay
     return AttemptOutcome(attempt.claim, outcome, state, now, error=text, due_at=due_at, delay=delay)
-
-
-def _db_safe(text: str, longest: int = 2000) -> str:
-    """Fit for a text column of every database: no NUL, no lone surrogate, not too long."""
-    return text[:longest].replace("\0", "").encode(errors="replace").decode()

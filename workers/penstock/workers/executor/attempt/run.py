@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome, FenceLost
 from penstock.schemas.states import Outcome
 from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.child.parent import Children
 from penstock.workers.executor.attempt.large_results import LargeResults
 from penstock.workers.executor.attempt.modes import make_modes
 from penstock.workers.executor.attempt.once import Effects
-from penstock.workers.executor.attempt.outcome import failed, interrupted, one_line, returned, stopped
+from penstock.workers.executor.attempt.outcome import (
+    failed,
+    interrupted,
+    one_line,
+    postponed,
+    returned,
+    scrub_of,
+    stopped,
+)
 from penstock.workers.executor.attempt.session import Sessions
 from penstock.workers.executor.runtime.runtime import Runtime
 from penstock.workers.handlers.context import Context, ProgressSink
 from penstock.workers.handlers.registry import Handler
 from penstock.workers.handlers.returns import JobCancelled
+
+log = logging.getLogger("penstock.executor")
 
 
 class AttemptRunner:
@@ -29,15 +41,19 @@ class AttemptRunner:
 
     Attributes:
         results: keeps the results that are too large for the ledger.
+        children: runs attempts in processes of their own.
     """
 
     def __init__(self, runtime: Runtime, sink: ProgressSink) -> None:
         self.results = LargeResults(runtime)
+        self.children = Children()
         self._sink = sink
         self._canvas, self._webhooks = runtime.canvas, runtime.webhooks
         self._resources, self._capacity = runtime.resources, runtime.capacity
-        self._sessions = Sessions(runtime.database, runtime.name)
-        self._modes = make_modes(self._sessions, Effects(runtime), runtime.threads)
+        self._sessions = Sessions(
+            runtime.database, runtime.name, min(runtime.capacity.slots, runtime.settings.session_connections)
+        )
+        self._modes = make_modes(self._sessions, Effects(runtime), runtime.threads, self.children)
 
     def prepare(self, claim: Claim, handler: Handler) -> Attempt:
         """The attempt of a claim, with the context that its handler gets."""
@@ -55,6 +71,7 @@ class AttemptRunner:
             open_session=mode.open_session if claim.tracked else None,
             open_once=mode.open_once if claim.tracked else None,
             fence=claim.fence,
+            scrub=(lambda text: scrub_of(claim)(text)) if message.kind.shapes else str,
         )
         canvas = None if message.embed is None else self._canvas
         return Attempt(claim, handler, context, mode, canvas=canvas, webhooks=self._webhooks)
@@ -69,7 +86,10 @@ class AttemptRunner:
             if mode.in_process:
                 for name, resource_type in handler.resources.items():
                     arguments[name] = await self._resources.get(resource_type)
-            outcome = returned(attempt, await mode.call(attempt, arguments))
+            attempt.begun_at = asyncio.get_running_loop().time()
+            value = await mode.call(attempt, arguments)
+            attempt.begun_at = 0.0
+            outcome = returned(attempt, value)
             if self.results.holds(outcome):
                 await self.results.store(outcome)
             if context.opened_session is not None and outcome.name == Outcome.SUCCEEDED:
@@ -79,8 +99,9 @@ class AttemptRunner:
                 except FenceLost:
                     outcome.recorded = False
             return outcome
-        except asyncio.CancelledError:
-            return stopped(attempt)
+        except asyncio.CancelledError as error:
+            # One that no one asked for comes out of the handler's own code.
+            return stopped(attempt) if attempt.stop is not None else failed(attempt, error)
         except JobCancelled as error:
             # A thread raises this also because its worker drains.
             return stopped(attempt) if attempt.stop is not None or self._capacity.closed else failed(attempt, error)
@@ -89,16 +110,20 @@ class AttemptRunner:
             outcome.recorded = False
             return outcome
         except Exception as error:
-            if self._sessions.is_outage(error) and handler.kind.delivery != "at_most_once":
-                return interrupted(attempt, one_line(error))
+            if handler.kind.delivery != "at_most_once" and self._sessions.is_outage(error, attempt.claim.fence):
+                return postponed(attempt, one_line(error))
             return failed(attempt, error)
         except BaseException as error:  # SystemExit of a handler must end the job, not the worker
-            return failed(attempt, RuntimeError(f"the handler raised {error!r}"))
+            return failed(attempt, RuntimeError(f"the handler raised {one_line(error)}"))
         finally:
             if context.opened_session is not None:
                 with contextlib.suppress(Exception):  # a connection that is gone has rolled back by itself
                     await mode.close(context.opened_session)
 
     async def close(self) -> None:
-        """Close the sessions' connections."""
-        await self._sessions.close()
+        """Close the resources, and the sessions' connections."""
+        for closing in (self._resources.close(), self._sessions.close()):
+            try:
+                await closing
+            except Exception:
+                log.exception("a resource failed to close")

@@ -1,6 +1,6 @@
 """Celery's callbacks, errbacks and chains: the jobs that an unmodified Celery client wants after a job.
 
-They come beside the job's fields (`Message.embed`) as signatures and become envelopes, which are written with the
+They come next to the job's fields (`Message.embed`) as signatures and become envelopes, which are written with the
 outcome and sent after it, like those of `ctx.enqueue`. The arguments are Celery's: what follows a success gets the
 result as its first positional argument, an errback the id of the job that died, and an immutable signature neither.
 https://docs.celeryq.dev/en/stable/userguide/canvas.html
@@ -19,8 +19,7 @@ from penstock.config.errors import UndecodableMessage
 from penstock.config.settings import Settings
 from penstock.ledger.rows import steps
 from penstock.producers.senders import scheme
-from penstock.schemas.jobs.job import NAME
-from penstock.schemas.jobs.kind import Kind, Priority, Registry
+from penstock.schemas.jobs.kind import NAME, Kind, Priority, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.wire.codec import Envelope, Message, is_id, parse_time, seal
 from penstock.schemas.wire.ids import new_id

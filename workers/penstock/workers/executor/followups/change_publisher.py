@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from penstock.config.errors import BrokerUnavailable
+from penstock.config.supervision import start_thread
 from penstock.producers.handles.redis_listener import channel_start, watched_key
 from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.producers.senders.redis.protocol import pack
@@ -48,16 +49,16 @@ class ChangePublisher:
         self._batches: deque[Sequence[str]] = deque()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="penstock-changes", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = start_thread("penstock changes", self._run, self._stopping, vital=False)
 
     def close(self) -> None:
         """Publish what is left, and end the thread."""
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         self._connections.close()
 
@@ -83,9 +84,6 @@ class ChangePublisher:
                 pause = 0.0 if self.has_subscribers else _REST_SECONDS
             except BrokerUnavailable as error:
                 log.debug("no changes are published: %s", error)
-                self.has_subscribers, pause = False, _OUTAGE_SECONDS
-            except Exception:  # a thread that ended here would leave all subscribers to poll
-                log.exception("no changes are published")
                 self.has_subscribers, pause = False, _OUTAGE_SECONDS
             self._stopping.wait(pause)
 

@@ -34,7 +34,7 @@ class Capacity:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.closed = False
-        self._paused = False
+        self._pauses: set[str] = set()
         self._in_flight = 0
         self._changed = threading.Condition()
 
@@ -46,7 +46,7 @@ class Capacity:
 
     def available(self) -> int:
         """How many more are wanted: enough to keep every slot busy and the next ones at hand."""
-        return 0 if self.closed or self._paused else self.limit - self._in_flight
+        return 0 if self.closed or self._pauses else self.limit - self._in_flight
 
     def wait(self, timeout_seconds: float) -> int:
         """`available()`, waiting for some: not for the first free slot but for enough to be worth a fetch."""
@@ -71,14 +71,15 @@ class Capacity:
             self.slots = max(slots, 1)
             self._changed.notify_all()
 
-    def pause(self) -> None:
-        """Want nothing until `resume`: the ledger is unavailable."""
-        self._paused = True
+    def pause(self, reason: str) -> None:
+        """Want nothing until `resume` with the same reason."""
+        with self._changed:
+            self._pauses.add(reason)
 
-    def resume(self) -> None:
+    def resume(self, reason: str) -> None:
         """End a pause. A closed counter stays closed."""
         with self._changed:
-            self._paused = False
+            self._pauses.discard(reason)
             self._changed.notify_all()
 
     def close(self) -> None:

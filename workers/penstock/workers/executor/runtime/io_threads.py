@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.config.supervision import Outage, faults
 from penstock.workers.brokers.consumer import Consumer, Delivery
 from penstock.workers.executor.runtime.capacity import Capacity
 
@@ -36,6 +37,7 @@ class IoThreads:
         self.patient = True
         self._capacity = capacity
         self._unavailable = False
+        self._outage = Outage()
         self._pending_calls = 0  # to the ledger
         self._answered_at = 0.0
         self._ledger = ThreadPoolExecutor(1, f"{name} ledger")
@@ -60,9 +62,11 @@ class IoThreads:
             value = await asyncio.get_running_loop().run_in_executor(self._ledger, call)
         except LedgerUnavailable as error:
             if not self._unavailable:
+                faults["ledger unavailable"] += 1
+            if self._outage.is_new(error):
                 log.error("%s; jobs are held until it is back", error)
             self._unavailable = True
-            self._capacity.pause()
+            self._capacity.pause("ledger")
             raise
         finally:
             self._pending_calls -= 1
@@ -70,7 +74,8 @@ class IoThreads:
         if self._unavailable:
             log.warning("the ledger is back")
             self._unavailable = False
-            self._capacity.resume()
+            self._outage.end()
+            self._capacity.resume("ledger")
         return value
 
     async def ledger(self, call: Callable[[], T]) -> T:
@@ -104,4 +109,7 @@ class IoThreads:
         for delivery in deliveries:
             by_consumer.setdefault(delivery.consumer, []).append(delivery)
         for consumer, part in by_consumer.items():
-            await asyncio.get_running_loop().run_in_executor(self._broker, partial(settle, consumer, part))
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._broker, partial(settle, consumer, part))
+            except Exception:  # their outcomes are on record, so the jobs that settle with them must not wait for this
+                log.exception("%d deliveries could not be settled with the broker", len(part))

@@ -6,9 +6,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
+from penstock.config.supervision import faults, start_thread
+from penstock.workers.executor.runtime.handler_threads import HandlerThreads
+
 T = TypeVar("T")
+log = logging.getLogger("penstock.executor")
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -21,14 +26,32 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 class LoopThread:
-    """Runs a loop in its thread, and calls and coroutines of other threads on that loop."""
+    """Runs a loop in its thread, and calls and coroutines of other threads on that loop.
 
-    def __init__(self, name: str) -> None:
+    A handler's code can end a loop: by `loop.stop()`, or by `SystemExit` in a task or callback, which asyncio raises
+    out of `run_forever`. The loop has lost nothing then, and goes on.
+
+    Arguments:
+        threads: for `asyncio.to_thread`.
+    """
+
+    def __init__(self, name: str, threads: HandlerThreads) -> None:
+        self._name = name
         self._loop = new_event_loop()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._loop.set_default_executor(threads)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def thread_id(self) -> int | None:
+        return None if self._thread is None else self._thread.ident
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = start_thread(self._name, self._run, self._stopping)
+
+    def current_task(self) -> asyncio.Task[Any] | None:
+        """The task that runs now, or that blocks the loop. Safe from any thread."""
+        return asyncio.current_task(self._loop)
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call on the loop, soon."""
@@ -47,7 +70,8 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:
-        if self._thread.is_alive():
+        self._stopping.set()
+        if self._thread is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         if not self._loop.is_closed():
@@ -55,7 +79,15 @@ class LoopThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        while not self._stopping.is_set():
+            try:
+                self._loop.run_forever()
+                if not self._stopping.is_set():
+                    faults["event loop stopped"] += 1
+                    log.error("code of a handler stopped the event loop, which goes on")
+            except (SystemExit, KeyboardInterrupt) as error:
+                faults["event loop stopped"] += 1
+                log.error("a task or callback raised %r out of the event loop, which goes on", error, exc_info=error)
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
 
 
@@ -67,8 +99,8 @@ class Tasks:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a coroutine on the running loop."""
-        task = asyncio.get_running_loop().create_task(work)
+        """Run a coroutine on the running loop, in an empty context: the caller's may hold what a job has bound."""
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._reap)
         return task

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from penstock.config.settings import Settings
@@ -14,15 +14,18 @@ from penstock.workers.executor.followups.celery_canvas import CeleryCanvas
 from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.executor.followups.webhooks import OutgoingWebhooks
 from penstock.workers.executor.runtime.capacity import Capacity
+from penstock.workers.executor.runtime.handler_threads import HandlerThreads
 from penstock.workers.executor.runtime.io_threads import IoThreads
 from penstock.workers.executor.runtime.loop_thread import LoopThread, Tasks
 from penstock.workers.executor.runtime.observers import Observer, Observers
+from penstock.workers.handlers.django_project import is_set_up, old_connections_closed
 from penstock.workers.handlers.registry import Handlers
 from penstock.workers.handlers.resources import Resources
 
 log = logging.getLogger("penstock.executor")
 
-_MOST_THREADS = 10_000
+_MOST_OTHER_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""Of `asyncio.to_thread`, as in asyncio's own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Runtime:
     tasks: Tasks
     capacity: Capacity
     io: IoThreads
-    threads: ThreadPoolExecutor
+    threads: HandlerThreads
     resources: Resources
     canvas: CeleryCanvas
     webhooks: OutgoingWebhooks | None
@@ -59,8 +62,7 @@ class Runtime:
         """End the threads, when the loop has nothing more to do."""
         self.loop.stop()
         self.io.close()
-        # A thread that ignores ctx.cancelled cannot be ended; the process ends without it.
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown()
 
 
 def make_runtime(
@@ -76,6 +78,7 @@ def make_runtime(
 ) -> Runtime:
     """The runtime of a worker; its loop is not started yet."""
     capacity = Capacity(concurrency)
+    around = old_connections_closed if is_set_up() else None
     return Runtime(
         settings=settings,
         database=database,
@@ -83,13 +86,13 @@ def make_runtime(
         handlers=handlers,
         registry=registry,
         observers=Observers(observers),
-        loop=LoopThread(f"{name} loop"),
+        loop=LoopThread(f"{name} loop", HandlerThreads(f"{name} to_thread", _MOST_OTHER_THREADS, around)),
         tasks=Tasks(log),
         capacity=capacity,
         io=IoThreads(name, capacity),
-        # Threads are made as needed; attempts are bounded by `concurrency`, which may change. One that ignored its
-        # timeout keeps its thread, not its slot.
-        threads=ThreadPoolExecutor(_MOST_THREADS, f"{name} handler"),
+        # As many as there are attempts, which `concurrency` bounds. One that ignored its timeout keeps its thread, not
+        # its slot.
+        threads=HandlerThreads(f"{name} handler", around=around),
         resources=Resources(settings),
         canvas=CeleryCanvas(settings, registry),
         webhooks=OutgoingWebhooks(settings) or None,

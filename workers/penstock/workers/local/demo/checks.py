@@ -102,13 +102,14 @@ def check_links(stage: Stage, message: EmailMessage) -> int:
 def check_customers(stage: Stage) -> None:
     """The table holds what the API holds, record by record."""
     with closing(sqlite3.connect(stage.customers)) as connection:
-        found = {
+        customers = {
             number: (name, credit)
             for number, name, credit in connection.execute("SELECT id, name, credit FROM customers")
         }
-    expect(len(found) == len(stage.api.records), f"the table holds {len(found)} of {len(stage.api.records)} records")
-    for number, record in stage.api.records.items():
-        name, credit = found[number]
+    count, records = len(customers), stage.api.records
+    expect(count == len(records), f"the table holds {count} of {len(records)} records")
+    for number, record in records.items():
+        name, credit = customers[number]
         right = name == record["name"] and round(Decimal(str(credit)), 2) == Decimal(record["credit"]["limit"])
         expect(right, f"record {number} is {name}, {credit} in the table and {record} in the API")
 

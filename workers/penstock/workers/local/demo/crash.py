@@ -63,9 +63,9 @@ def _wait(narrator: Narrator, work: Work, step: int | None, seconds: float, stop
         expect(not status.final, f"the job is {status.state} before its worker could be killed: {status.error}")
         if step is not None and done >= step and status.state == State.RUNNING:
             return status
-        wanted = f"at step {step}" if step is not None else "at its end"
+        target = f"at step {step}" if step is not None else "at its end"
         expect(
-            time.monotonic() < deadline, f"the job is {status.state} at step {done} after {seconds:.0f} s, not {wanted}"
+            time.monotonic() < deadline, f"the job is {status.state} at step {done} after {seconds:.0f} s, not {target}"
         )
         stopping.pause(LOOK_SECONDS)
 

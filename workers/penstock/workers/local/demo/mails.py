@@ -19,7 +19,7 @@ DELAY = timedelta(seconds=3)
 
 
 def welcome(name: str, to: str) -> SendEmail:
-    return SendEmail(to=to, template="welcome", variables={"name": name, "product": "the demo"})
+    return SendEmail(to=(to,), template="welcome", variables={"name": name, "product": "the demo"})
 
 
 @dataclass

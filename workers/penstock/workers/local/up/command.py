@@ -11,7 +11,7 @@ from rich.console import Console
 
 from penstock.config.settings import load_settings, redact_url
 from penstock.config.toml import find_config
-from penstock.workers.handlers.discovery import discover
+from penstock.workers.handlers.discovery import discover, warn_idle
 from penstock.workers.local.up.layout import Layout, plan, queues_by_engine
 from penstock.workers.local.up.lock import folder_lock
 from penstock.workers.local.up.run import running_services
@@ -38,7 +38,8 @@ def run_up(folder: str | Path | None = None, imports: Sequence[str] = ()) -> int
 
     home = Path(folder) if folder is not None else DEFAULT_FOLDER
     with folder_lock(home) as lock, stopping_on_signals() as stopping:
-        discover(imports)
+        for module in discover(imports):
+            say(warn_idle(module))
         layout = plan(load_settings(), home, imports, config=find_config())
         with running_services(layout, lock=lock, stopping=stopping, say=say) as (supervisor, _database):
             if not stopping.is_set():

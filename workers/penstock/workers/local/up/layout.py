@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shlex
+import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -122,8 +123,8 @@ def plan(
         PortInUse: names the port, and what to do.
     """
     folder = folder.resolve()
-    given = settings.model_fields_set
-    redis_port = None if "broker_url" in given else _redis_port(folder)
+    configured = settings.model_fields_set
+    redis_port = None if "broker_url" in configured else _redis_port(folder)
     defaults = {
         "broker_url": f"redis://127.0.0.1:{redis_port}/0",
         "database_url": f"sqlite:///{folder}/penstock.db",
@@ -132,7 +133,7 @@ def plan(
     }
     if settings.token_secret is None:
         defaults["token_secret"] = _persisted_secret(folder / "token.secret")
-    settings = settings.model_copy(update={name: url for name, url in defaults.items() if name not in given})
+    settings = settings.model_copy(update={name: url for name, url in defaults.items() if name not in configured})
     if flower_port is None:
         flower_port = require_free("Flower", port_from_environment(FLOWER_VARIABLE) or FLOWER_PORT, FLOWER_VARIABLE)
     if gateway_port is None:
@@ -213,16 +214,25 @@ def services(layout: Layout, database: Database) -> list[Service]:
 
 
 def is_registered(database: Database, pid: int) -> bool:
-    """Whether the ledger lists a live worker with this pid."""
-    entered = sa.select(workers_table.c.name).where(
-        workers_table.c.pid == pid,
+    """Whether the ledger lists a live worker with this pid, or one that is a child of the service with this pid."""
+    entered = sa.select(workers_table.c.pid).where(
+        workers_table.c.host == socket.gethostname(),
         workers_table.c.stopped_at.is_(None),
         workers_table.c.lease_until > from_now(),
     )
     try:
-        return database.read(lambda connection: connection.execute(entered).first()) is not None
+        pids = database.read(lambda connection: list(connection.scalars(entered)))
     except LedgerUnavailable:
         return False  # busy for a moment; the next check decides
+    return any(worker == pid or _group(worker) == pid for worker in pids)
+
+
+def _group(pid: int) -> int | None:
+    """The process group of a process; a service leads its own."""
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
 
 
 def http_answers(port: int) -> bool:
@@ -238,16 +248,16 @@ def http_answers(port: int) -> bool:
 
 
 def _redis_port(folder: Path) -> int:
-    asked = port_from_environment(REDIS_VARIABLE)
-    if asked is not None:
-        return require_free("Redis", asked, REDIS_VARIABLE)
+    configured = port_from_environment(REDIS_VARIABLE)
+    if configured is not None:
+        return require_free("Redis", configured, REDIS_VARIABLE)
     # Reuse the last port if it is free: terminals that sourced penstock.env keep working.
     try:
         text = (folder / ENVIRONMENT_FILE).read_text("utf-8")
     except OSError:
         text = ""
-    if found := re.search(r"PENSTOCK_BROKER_URL='?(redis://127\.0\.0\.1:\d+)/0", text):
-        port = urlsplit(found.group(1)).port
+    if match := re.search(r"PENSTOCK_BROKER_URL='?(redis://127\.0\.0\.1:\d+)/0", text):
+        port = urlsplit(match.group(1)).port
         if port and is_free(port):
             return port
     return free_port()
@@ -266,7 +276,7 @@ def _ensure_key(path: Path, database: Database) -> None:
     """Ensure that the file contains a valid API key for all kinds."""
     key = api_keys.find(database, _read_persisted(path))
     if key is None or not key.holds(datetime.now(UTC)):
-        text, _made = api_keys.add(database, "penstock up")
+        text, _made = api_keys.add(database, "penstock up", kinds=["*"])
         _write_private(path, f"{text}\n")
 
 

@@ -29,7 +29,7 @@ class FolderInUse(PenstockError):
 def folder_lock(folder: Path) -> Iterator[int]:
     """Hold the folder; yields the descriptor, by which a child can hold it too.
 
-    The kernel frees the lock with its last holder, so what a killed process left behind holds nobody up.
+    The kernel frees the lock with its last holder, so what a killed process left behind blocks no one.
 
     Raises:
         FolderInUse: names the pid of the other.

@@ -95,7 +95,7 @@ class Child:
         return code
 
     def _reap(self, process: subprocess.Popen[bytes]) -> int | None:
-        """As `poll`, and learn how much memory it has used."""
+        """Poll the process; at its end, learn how much memory it has used."""
         try:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         except ChildProcessError:

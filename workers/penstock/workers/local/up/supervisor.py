@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock.config.errors import PenstockError
+from penstock.config.supervision import describe_exit
 from penstock.workers.local.up.processes import Child, Guard, Service
 
 LOOK_SECONDS = 0.1
@@ -68,7 +69,7 @@ class Supervisor:
                 pid = child.pid
                 if (code := child.ended()) is not None and pid is not None:
                     self._guard.remove(pid)
-                    raise _not_started(child, f"ended with {_named(code)}")
+                    raise _not_started(child, f"ended with {describe_exit(code)}")
                 self._check_ready(child)
             if time.monotonic() > deadline:
                 raise _not_started(waiting[0], f"was not ready after {START_SECONDS:.0f} s")
@@ -103,9 +104,9 @@ class Supervisor:
                 self._say(f"{child.service.name} starts again (pid {child.pid})")
         elif (code := child.ended()) is not None:
             self._guard.remove(pid)
-            self._report_exit(pid, _named(code), child.peak_memory_bytes)
+            self._report_exit(pid, describe_exit(code), child.peak_memory_bytes)
             self._say(
-                f"{child.service.name} (pid {pid}) ended with {_named(code)}; starts again in "
+                f"{child.service.name} (pid {pid}) ended with {describe_exit(code)}; starts again in "
                 f"{child.start_at - time.monotonic():.1f} s; its log: {child.log}"
             )
         else:
@@ -139,8 +140,8 @@ class Supervisor:
                 pid = child.pid
                 if (code := child.ended()) is not None and pid is not None:
                     self._guard.remove(pid)
-                    self._report_exit(pid, _named(code), child.peak_memory_bytes)
-                    self._say(f"{child.service.name} has stopped" + (f" with {_named(code)}" if code else ""))
+                    self._report_exit(pid, describe_exit(code), child.peak_memory_bytes)
+                    self._say(f"{child.service.name} has stopped" + (f" with {describe_exit(code)}" if code else ""))
             if hurry() or time.monotonic() > deadline:
                 for child in children:
                     child.signal(signal.SIGKILL)
@@ -150,12 +151,3 @@ class Supervisor:
 def _not_started(child: Child, what: str) -> PenstockError:
     lines = "".join(f"\n    {line}" for line in child.output().splitlines()[-LAST_LINES:])
     return PenstockError(f"{child.service.name} {what}; its log {child.log} ends with:{lines or ' nothing'}")
-
-
-def _named(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"

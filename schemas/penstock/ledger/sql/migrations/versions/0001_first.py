@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from penstock.ledger.sql.tables import OUTBOX_TRIGGER, LongBytes, LongText, UtcDateTime
+from penstock.ledger.sql.tables import OUTBOX_TRIGGER
+from penstock.ledger.sql.types import LongBytes, LongText, UtcDateTime
 
 revision = "0001"
 down_revision = None

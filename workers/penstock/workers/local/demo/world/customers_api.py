@@ -78,15 +78,15 @@ class CustomersApi:
             if status != 200:
                 return status, {"Retry-After": retry_after} if retry_after else {}, {"error": "not now"}
             since = query.get("updated_since")
-            found = [
+            changed = [
                 record
                 for record in self.records.values()
                 if since is None or datetime.fromisoformat(record["updated_at"]) > datetime.fromisoformat(since)
             ]
-        found.sort(key=lambda record: (record["updated_at"], record["id"]))
+        changed.sort(key=lambda record: (record["updated_at"], record["id"]))
         start, limit = int(query.get("cursor", "0")), int(query.get("limit", str(PAGE)))
-        following = start + limit if start + limit < len(found) else None
-        return 200, {}, {"items": found[start : start + limit], "next_cursor": following}
+        following = start + limit if start + limit < len(changed) else None
+        return 200, {}, {"items": changed[start : start + limit], "next_cursor": following}
 
 
 def _handler(api: CustomersApi) -> type[BaseHTTPRequestHandler]:

@@ -1,0 +1,49 @@
+"""Runs of suspects in processes of their own. A worker that dies meanwhile was killed by one of its other jobs.
+
+A row here counts as long as its job has the fence in this row: a job that was claimed meanwhile begins again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import suspect_runs as runs
+
+MOST_DEATHS = 10
+"""Deaths of its workers that do not count against a job. It may cause them even from there: by its memory, say."""
+
+
+def begin(database: Database, job_id: str, fence: int) -> None:
+    """Record that the claimed job waits for, or runs in, a process of its own.
+
+    Raises:
+        LedgerUnavailable: nothing is recorded.
+    """
+
+    upsert, row = database.upsert(runs, keep=("deaths",)), {"job_id": job_id, "fence": fence, "deaths": 0}
+    database.write(lambda connection: connection.execute(upsert, [row]))
+
+
+def end(database: Database, job_id: str, fence: int) -> None:
+    """Record that the claimed job runs with the others after all.
+
+    Raises:
+        LedgerUnavailable: it still counts as apart.
+    """
+    run = runs.c.job_id == job_id, runs.c.fence == fence
+    database.write(lambda connection: connection.execute(sa.delete(runs).where(*run)))
+
+
+def spare(connection: sa.Connection, row: Any) -> bool:
+    """Whether the death of a job's worker does not count against the job. It is spared `MOST_DEATHS` times.
+
+    Arguments:
+        row: the job's, as the dead worker had claimed it.
+    """
+    if not row.crashes:
+        return False
+    run = runs.c.job_id == row.id, runs.c.fence == row.fence, runs.c.deaths < MOST_DEATHS
+    return connection.execute(sa.update(runs).where(*run).values(deaths=runs.c.deaths + 1)).rowcount > 0

@@ -1,0 +1,117 @@
+"""Docstrings, comments and names say the thing: rules of English that a reader of this field expects."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("config", "schemas", "producers", "workers", "tests", "benchmarks", "examples")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+NOT_FIRST = {"what", "who", "whose", "one", "of", "those", "it", "they", "such", "as"}
+"""Words that begin no docstring: they stand for a thing that is not named yet."""
+
+TOO_GENERAL = {"mine", "found", "given", "asked", "taken", "made", "known", "said", "told", "wanted", "shown", "one"}
+"""Names that fit any value, and so tell a reader nothing."""
+
+PROMISED = {"schemas/penstock/schemas/jobs/retry_policy.py": "asked"}
+"""File → parameter that callers name already."""
+
+UNNAMED_WORK = {"write", "read", "work", "act"}
+"""Names of an inner function that do not say what its transaction does."""
+
+NOT_THE_COMMON_WORD = re.compile(
+    r"\b(?:is no|are no|anew|begun|beside|whoever|nobody|somebody|stands|is told|are told|lets go|let go|give back|"
+    r"gives back|given back|take in|takes in)\b(?! longer)(?! more)",
+    re.IGNORECASE,
+)
+"""In comments and docstrings. Write: is not a, again, started, next to, the caller, no one, someone, is, is notified,
+releases, applies."""
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if text := ast.get_docstring(node):
+            yield node.body[0].lineno, text
+
+
+def comments(path: Path) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def names(path: Path) -> Iterator[tuple[int, str]]:
+    """Names that are bound: variables, loop variables and parameters."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def inner_functions(path: Path) -> Iterator[tuple[int, str]]:
+    for outer in ast.walk(tree(path)):
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(outer):
+                for inner in ast.iter_child_nodes(node) if not isinstance(node, ast.ClassDef) else ():
+                    if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                        yield inner.lineno, inner.name
+
+
+def test_a_docstring_begins_with_the_thing() -> None:
+    wrong = [
+        f"{where(path, line)}: {text.splitlines()[0]}"
+        for path in SOURCES
+        for line, text in docstrings(path)
+        if re.split(r"\W", text.lower(), maxsplit=1)[0] in NOT_FIRST
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_name_says_which_thing_it_is() -> None:
+    wrong = [
+        f"{where(path, line)}: {name}"
+        for path in SOURCES
+        for line, name in names(path)
+        if name in TOO_GENERAL and PROMISED.get(str(path.relative_to(ROOT))) != name
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_an_inner_function_says_what_it_does() -> None:
+    wrong = sorted(
+        {
+            f"{where(path, line)}: {name}"
+            for path in SOURCES
+            for line, name in inner_functions(path)
+            if name in UNNAMED_WORK
+        }
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+def test_comments_and_docstrings_use_the_common_word() -> None:
+    wrong = [
+        f"{where(path, line)}: {match.group()!r}: {text.strip().splitlines()[0]}"
+        for path in SOURCES
+        if path != Path(__file__)
+        for line, text in (*docstrings(path), *comments(path))
+        for match in NOT_THE_COMMON_WORD.finditer(text)
+    ]
+    assert not wrong, "\n".join(wrong)

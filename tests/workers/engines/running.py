@@ -1,0 +1,128 @@
+"""Starting real workers, and asking them as any Celery client would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import celery
+from engine_jobs import Add
+from support.polling import WAIT_SECONDS, until
+
+from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
+from penstock.producers import Producer
+
+HERE = Path(__file__).parent
+T = TypeVar("T")
+PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
+
+
+class Running:
+    """A worker process of an engine, with its producer, ledger and remote control.
+
+    Attributes:
+        name: of its node.
+        client: a stock Celery application on the same broker.
+    """
+
+    def __init__(
+        self, engine: str, broker_url: str, prefix: str, folder: Path, *, modules: tuple[str, ...] = ()
+    ) -> None:
+        self.engine, self.folder, self.modules = engine, folder, modules
+        self.name = f"{engine}@{prefix}-{uuid.uuid4().hex[:4]}"
+        self.settings = Settings(
+            broker_url=broker_url, database_url=f"sqlite:///{folder}/ledger.db", prefix=prefix, grace_seconds=20
+        )
+        self.database = Database(self.settings.database_url)
+        upgrade(self.database)
+        self.producer = Producer.from_settings(self.settings)
+        self.client = celery.Celery("stock", broker=broker_url, set_as_current=False)
+        self.client.conf.event_queue_exclusive = True
+        self.log = folder / f"{self.name}.log"
+
+    def start(self) -> Running:
+        """Start the process and wait until it runs jobs."""
+        environment = {
+            **os.environ,
+            "PENSTOCK_BROKER_URL": self.settings.broker_url,
+            "PENSTOCK_DATABASE_URL": self.settings.database_url,
+            "PENSTOCK_PREFIX": self.settings.prefix,
+            "PENSTOCK_GRACE_SECONDS": str(self.settings.grace_seconds),
+            "PYTHONPATH": str(HERE / "apps"),
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(self.command(), env=environment, stdout=log, stderr=log, cwd=self.folder)
+        assert self.producer.enqueue(Add(a=1)).wait(timeout=WAIT_SECONDS)
+        return self
+
+    def command(self) -> list[str]:
+        return [sys.executable, str(HERE / "worker_process.py"), self.engine, self.name, "engine_jobs", *self.modules]
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        self.client.close()
+        self.producer.close()
+        self.database.close()
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """The worker's answer to a remote control command."""
+
+        def answer() -> list[Any] | None:
+            # A connection of its own each time: the client's pooled ones do not outlive a broker.
+            with self.client.connection_for_write() as connection:
+                try:
+                    replies = self.client.control.broadcast(
+                        command,
+                        arguments,
+                        destination=[self.name],
+                        connection=connection,
+                        reply=True,
+                        timeout=5,
+                        limit=1,
+                    )
+                except connection.connection_errors:
+                    return None
+            return [reply[self.name] for reply in replies or ()] or None
+
+        return until(answer, f"an answer to {command}")[0]
+
+    def tell(self, command: str, **arguments: Any) -> None:
+        """Send a remote control command that has no answer.
+
+        A broadcast reaches only workers that listen already, and a worker may run jobs before it does.
+        """
+        self.ask("ping")
+        self.client.control.broadcast(command, arguments, destination=[self.name])
+
+    def active(self) -> list[str]:
+        return [request["id"] for request in self.ask("active")]
+
+
+@contextmanager
+def running(engine: str, broker_url: str, prefix: str, folder: Path, **options: Any) -> Iterator[Running]:
+    worker = Running(engine, broker_url, prefix, folder, **options)
+    try:
+        yield worker.start()
+    except BaseException:
+        print(worker.log.read_text() if worker.log.exists() else "it did not start")
+        raise
+    finally:
+        worker.stop()

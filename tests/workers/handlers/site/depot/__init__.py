@@ -1,0 +1,1 @@
+"""The app with the jobs; its handlers are a package."""

@@ -1,0 +1,78 @@
+"""Editors flag wrong declarations: mypy, with and without pydantic's plugin, and pyright where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).with_name("samples")
+ROOT = Path(__file__).parents[3]
+SOURCES = [str(ROOT / name) for name in ("schemas", "producers", "workers", "config")]
+PLAIN = (
+    "[mypy]\nstrict = true\nnamespace_packages = true\nexplicit_package_bases = true\nignore_missing_imports = true\n"
+)
+
+Lines = set[int]
+
+
+def run_mypy(folder: Path, configuration: str) -> dict[str, Lines]:
+    (folder / "mypy.ini").write_text(configuration)
+    command = [sys.executable, "-m", "mypy", "--config-file", str(folder / "mypy.ini"), "--no-error-summary"]
+    command += ["--cache-dir", str(folder / "cache"), "--hide-error-context"]
+    environment = os.environ | {"MYPYPATH": os.pathsep.join(SOURCES)}
+    files = [str(SAMPLES / "right.py"), str(SAMPLES / "wrong.py")]
+    ran = subprocess.run([*command, *files], capture_output=True, text=True, env=environment, check=False)
+    errors: dict[str, Lines] = {"right.py": set(), "wrong.py": set()}
+    for file, line in re.findall(r"^\S*?(\w+\.py):(\d+): error: ", ran.stdout, re.MULTILINE):
+        errors[file].add(int(line))
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    return errors
+
+
+def run_pyright(folder: Path) -> dict[str, Lines]:
+    program = shutil.which("pyright")
+    if program is None:
+        pytest.skip("pyright is not installed; npm install -g pyright, or pip install pyright")
+    command = [
+        program,
+        "--outputjson",
+        "--pythonpath",
+        sys.executable,
+        str(SAMPLES / "right.py"),
+        str(SAMPLES / "wrong.py"),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    errors: dict[str, Lines] = {"right.py": set(), "wrong.py": set()}
+    for item in json.loads(ran.stdout)["generalDiagnostics"]:
+        if item["severity"] == "error":
+            errors[Path(item["file"]).name].add(item["range"]["start"]["line"] + 1)
+    return errors
+
+
+def wrong_lines() -> Lines:
+    lines = (SAMPLES / "wrong.py").read_text().splitlines()
+    return {number for number, line in enumerate(lines, start=1) if line.endswith("# wrong")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("plugins", ["", "plugins = pydantic.mypy\n"], ids=["plain", "with pydantic's plugin"])
+def test_mypy_flags_wrong_declarations_and_no_right_ones(plugins: str, tmp_path: Path) -> None:
+    errors = run_mypy(tmp_path, PLAIN + plugins)
+    assert errors["right.py"] == set()
+    assert errors["wrong.py"] == wrong_lines()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_pyright_flags_wrong_declarations_and_no_right_ones(tmp_path: Path) -> None:
+    errors = run_pyright(tmp_path)
+    assert errors["right.py"] == set()
+    assert errors["wrong.py"] == wrong_lines()

@@ -1,0 +1,153 @@
+"""Suspects as their worker sees them: it starts their children, follows them, and judges their deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.rows import suspect_runs
+from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.child.parent import Child, request_for
+from penstock.workers.executor.attempt.errors import ChildTerminated, NoChildProcess, TimedOut
+from penstock.workers.executor.attempt.modes import STOPPING_SECONDS
+from penstock.workers.executor.attempt.outcome import crashed, failed, interrupted, postponed, stopped
+from penstock.workers.executor.attempt.run import AttemptRunner
+from penstock.workers.executor.attempt.suspects.main import pack, run_attempt
+from penstock.workers.executor.runtime.runtime import Runtime
+from penstock.workers.handlers.resources import is_overridden
+
+log = logging.getLogger("penstock.executor")
+
+_FEW = 4
+"""Suspects at a time, or as many as the machine has processors."""
+_PATIENCE_SECONDS = STOPPING_SECONDS + 1.0
+"""For a child whose attempt should have ended by its timeout."""
+
+
+class Suspects:
+    """Runs attempts: those of suspects in children, a few at a time, all others by the runner in this process.
+
+    Arguments:
+        apart: False: those of suspects, too.
+    """
+
+    def __init__(self, runtime: Runtime, runner: AttemptRunner, *, apart: bool) -> None:
+        self._settings, self._worker, self._capacity = runtime.settings, runtime.name, runtime.capacity
+        self._database, self._io = runtime.database, runtime.io
+        self._runner, self._children = runner, runner.children
+        self._slots = asyncio.Semaphore(min(runtime.capacity.slots, max(_FEW, os.cpu_count() or 1)))
+        self._apart = apart and "forkserver" in multiprocessing.get_all_start_methods()
+        self._unfit: set[str] = set()  # kinds
+
+    def run(self, attempt: Attempt) -> Coroutine[Any, Any, AttemptOutcome]:
+        """Run an attempt to its end, whatever the handler does."""
+        return self._run_suspect(attempt) if attempt.claim.crashes else self._runner.run(attempt)
+
+    async def _run_suspect(self, attempt: Attempt) -> AttemptOutcome:
+        isolated = not attempt.mode.in_process
+        if isolated or self._can_run_apart(attempt):
+            try:
+                await self._record_run(attempt, suspect_runs.begin)  # it causes nothing while it waits, either
+                if not isolated:
+                    if (outcome := await self._run_in_child(attempt)) is not None:
+                        return outcome
+                    await self._record_run(attempt, suspect_runs.end)
+            except LedgerUnavailable as error:  # only while the worker drains
+                return postponed(attempt, str(error))
+        return await self._runner.run(attempt)
+
+    async def _run_in_child(self, attempt: Attempt) -> AttemptOutcome | None:
+        """The outcome of an attempt in a child. None: a child cannot run it."""
+        async with self._slots:
+            message = attempt.claim.message
+            if message.kind.name in self._unfit:  # as another one has found meanwhile
+                return None
+            log.warning(
+                "job %s (%s) runs in a process of its own: %d of its runs ended in a crash",
+                message.id,
+                message.kind.name,
+                attempt.claim.crashes,
+            )
+            try:
+                child = await self._children.start(attempt, run_attempt)
+            except NoChildProcess as error:
+                return postponed(attempt, str(error))
+            try:
+                in_time = await self._follow(attempt, child)
+            finally:
+                if child.answer is None:
+                    child.kill()
+                await child.end()
+        return self._outcome(attempt, child, in_time)
+
+    async def _record_run(self, attempt: Attempt, record: Callable[[Database, str, int], None]) -> None:
+        """Record that a job runs apart, or no longer: should the worker die meanwhile, the job has not caused it."""
+        claim = attempt.claim
+        if claim.tracked:
+            await self._io.ledger(lambda: record(self._database, claim.message.id, claim.fence))
+
+    async def _follow(self, attempt: Attempt, child: Child) -> bool:
+        """Wait until the child has answered or died. False: it did neither in time."""
+        clock, timeout = asyncio.get_running_loop().time, attempt.handler.kind.timeout
+        own = {"worker": self._worker, "settings": self._settings}
+        child.pipe.send(request_for(attempt) | pack(attempt.claim) | own)
+
+        def latest() -> float | None:
+            if timeout is None or not child.begun_at:
+                return None
+            return child.begun_at + timeout.total_seconds() + _PATIENCE_SECONDS
+
+        try:
+            return await child.has_ended(latest)
+        except asyncio.CancelledError:
+            if attempt.stop is None:
+                raise
+            child.pipe.send({"stop": attempt.stop})
+            stop_by = clock() + STOPPING_SECONDS
+            return await child.has_ended(lambda: stop_by)
+
+    def _outcome(self, attempt: Attempt, child: Child, in_time: bool) -> AttemptOutcome | None:
+        """The outcome of an attempt whose child has ended. None: it could not run it."""
+        answer = child.answer
+        if answer is not None and "outcome" in answer:
+            return AttemptOutcome(attempt.claim, **answer["outcome"])
+        if attempt.stop is not None:
+            return stopped(attempt)
+        if answer is not None:
+            self._give_up(attempt, answer["unfit"])
+            return None
+        if not in_time:
+            timeout = attempt.handler.kind.timeout
+            return failed(attempt, TimedOut(f"took longer than its timeout of {timeout}; its process was killed"))
+        death = child.how_it_died()
+        if isinstance(death, ChildTerminated) and self._capacity.closed:
+            return interrupted(attempt, "the worker stopped")
+        log.error("job %s (%s): %s", attempt.claim.message.id, attempt.claim.message.kind.name, death)
+        return crashed(attempt, str(death), attempt.handler.kind.max_crashes or self._settings.max_crashes)
+
+    def _can_run_apart(self, attempt: Attempt) -> bool:
+        handler = attempt.handler
+        if not self._apart or handler.kind.name in self._unfit:
+            return False
+        if "<locals>" in handler.function.__qualname__:
+            self._give_up(attempt, "its handler is a local function")
+            return False
+        return not any(map(is_overridden, handler.resources.values()))
+
+    def _give_up(self, attempt: Attempt, reason: str) -> None:
+        kind = attempt.handler.kind.name
+        if kind in self._unfit:  # another one has found it meanwhile
+            return
+        self._unfit.add(kind)
+        log.warning(
+            "jobs of kind %s run with the others after a crash of their worker, as a child process cannot run them: %s",
+            kind,
+            reason,
+        )

@@ -1,0 +1,128 @@
+"""The watchdog: it notices that a handler blocks the loop, says which, and keeps the worker's lease meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+
+from penstock.config.errors import LedgerUnavailable
+from penstock.config.logging import LINES
+from penstock.config.supervision import faults, start_thread
+from penstock.ledger.members import heartbeats
+from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.memory import peak_memory
+from penstock.workers.executor.runtime.runtime import Runtime
+
+log = logging.getLogger("penstock.executor")
+
+_LOOK_SECONDS = 0.5
+_REPORTED_AFTER = (1.0, 10.0, 60.0, 600.0)
+"""Seconds for which the loop is blocked when the log names who blocks it."""
+_CLOCK_JUMP_SECONDS = 2.0
+"""A look that comes so late shows that the whole process stood still; then no handler is to blame."""
+
+
+class Watchdog:
+    """Asks the loop for a sign of life from a thread of its own.
+
+    While none comes, no job is fetched, and the watchdog renews the worker's lease: the jobs that run here still do, so
+    none of them may be taken for abandoned.
+
+    Arguments:
+        running: the attempts by the job's id.
+
+    Attributes:
+        blocked: whether the loop has not turned for a second.
+    """
+
+    def __init__(self, runtime: Runtime, running: Mapping[str, Attempt]) -> None:
+        self._runtime, self._running = runtime, running
+        self.blocked = False
+        self._stopping = threading.Event()
+        self._turned_at = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to watch. The loop runs already."""
+        self._turned_at = time.monotonic()
+        start_thread(f"{self._runtime.name} watchdog", self._run, self._stopping)
+
+    def stop(self) -> None:
+        """Watch no more. Returns at once, from any thread."""
+        self._stopping.set()
+
+    def _turn(self) -> None:
+        """On the loop: a sign of life."""
+        self._turned_at = time.monotonic()
+
+    def _run(self) -> None:
+        asked_at = looked_at = time.monotonic()
+        answered = True
+        reports = 0
+        while not self._stopping.is_set():
+            if answered:
+                asked_at = time.monotonic()
+                self._runtime.loop.call_soon(self._turn)
+            self._stopping.wait(_LOOK_SECONDS)
+            now = time.monotonic()
+            if now - looked_at > _CLOCK_JUMP_SECONDS:
+                asked_at = now
+            looked_at = now
+            answered = self._turned_at >= asked_at
+            if answered:
+                if self.blocked:
+                    log.warning("the event loop turns again")
+                self._set_blocked(False)
+                reports = 0
+            elif now - asked_at >= _REPORTED_AFTER[0]:
+                self._set_blocked(True)
+                if reports < len(_REPORTED_AFTER) and now - asked_at >= _REPORTED_AFTER[reports]:
+                    reports += 1
+                    self._report(now - asked_at)
+                self._beat()
+
+    def _set_blocked(self, blocked: bool) -> None:
+        if blocked != self.blocked:
+            self.blocked = blocked
+            capacity = self._runtime.capacity
+            if blocked:
+                faults["event loop blocked"] += 1
+                capacity.pause("blocked")
+            else:
+                capacity.resume("blocked")
+
+    def _report(self, seconds: float) -> None:
+        frame = sys._current_frames().get(self._runtime.loop.thread_id or 0)
+        stack = "".join(traceback.format_stack(frame)[-12:]) if frame is not None else ""
+        log.error(
+            "%s has blocked the event loop for %.0f s, and with it every coroutine of this worker; a handler that must "
+            "block is a plain function, or has isolate=True. It is here:\n%s",
+            self._blocking(),
+            seconds,
+            stack,
+            extra=LINES,
+        )
+
+    def _blocking(self) -> str:
+        task: asyncio.Task[object] | None = self._runtime.loop.current_task()
+        for job_id, attempt in list(self._running.items()):
+            if task is not None and attempt.task is task:
+                return f"job {job_id} ({attempt.claim.message.kind.name})"
+        return "code" if task is None else f"task {task.get_name()} of a handler"
+
+    def _beat(self) -> None:
+        settings = self._runtime.settings
+        try:
+            heartbeats.beat(
+                self._runtime.database,
+                self._runtime.name,
+                lease=settings.lease,
+                progress={},
+                peak_memory_bytes=peak_memory(),
+            )
+        except LedgerUnavailable as error:
+            log.debug("the watchdog cannot renew the worker's lease: %s", error)
