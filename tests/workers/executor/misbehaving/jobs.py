@@ -48,6 +48,10 @@ class Ping(Job, kind="mis.ping", queue="ex", retry=NO_RETRY):
     """Behaves well."""
 
 
+ended: list[str] = []
+left: set[asyncio.Task[None]] = set()
+
+
 async def leave() -> None:
     sys.exit(3)
 
@@ -84,6 +88,9 @@ async def misbehave(job: Misbehave, ctx: Context) -> Any:
             await asyncio.sleep(0.05)
         case "StopIteration":
             next(iter([]))
+        case "leave tasks":
+            left.update(asyncio.create_task(work) for work in (ignore_cancellation(), end_orderly(), leave_when_cancelled()))
+            await asyncio.sleep(0)
         case "cancel itself":
             task = asyncio.current_task()
             assert task is not None
@@ -110,6 +117,20 @@ async def fickle(job: Fickle) -> None:
     if job.how == "raised":
         raise asyncio.CancelledError
     await cancelled()
+
+
+async def end_orderly() -> None:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        ended.append("orderly")
+
+
+async def leave_when_cancelled() -> None:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        sys.exit(3)
 
 
 async def ignore_cancellation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from datetime import datetime
@@ -112,6 +113,17 @@ def test_a_drain_ends_without_coroutines_that_ignore_it(bench: Bench) -> None:
     assert [row.outcome for row in bench.rows(attempts)] == ["interrupted"]
     assert bench.broker.depths(["ex"])["ex"] == 1
     assert STOPPING_SECONDS < 10
+    gc.collect()  # would not come back: the coroutine swallows `GeneratorExit`, too
+
+
+def test_tasks_that_a_handler_left_running_end_with_the_loop(bench: Bench) -> None:
+    mis.ended.clear()
+    worker = bench.worker()
+    assert bench.run(mis.Misbehave(how="leave tasks")).state == State.SUCCEEDED
+    worker.stop(grace_seconds=0)
+    bench.workers.clear()
+    assert mis.ended == ["orderly"]
+    gc.collect()
 
 
 def test_a_handler_that_blocks_the_loop_is_named_and_its_worker_keeps_its_lease(

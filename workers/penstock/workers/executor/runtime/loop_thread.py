@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
@@ -14,6 +16,12 @@ from penstock.workers.executor.runtime.handler_threads import HandlerThreads
 
 T = TypeVar("T")
 log = logging.getLogger("penstock.executor")
+
+_ENDING_SECONDS = 1.0
+"""How long tasks that handlers started and did not wait for may take to end when their loop stops."""
+_unending: set[asyncio.Task[Any]] = set()
+"""Tasks that ignored it. A coroutine that swallows every exception swallows `GeneratorExit`, too: the garbage collector,
+which raises it in there, would never come back. So they are never collected."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -88,7 +96,23 @@ class LoopThread:
             except (SystemExit, KeyboardInterrupt) as error:
                 faults["event loop stopped"] += 1
                 log.error("a task or callback raised %r out of the event loop, which goes on", error, exc_info=error)
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        try:
+            self._end_tasks()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+
+    def _end_tasks(self) -> None:
+        """Cancel the tasks that still run, as `asyncio.run` does, and wait for them, for a while."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        while (tasks := asyncio.all_tasks(self._loop)) and (seconds := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=seconds))
+        for task in tasks:
+            _unending.add(task)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            log.warning("%s ignores that it was cancelled; it ends with the process", task.get_name())
 
 
 class Tasks:
