@@ -89,7 +89,9 @@ async def misbehave(job: Misbehave, ctx: Context) -> Any:
         case "StopIteration":
             next(iter([]))
         case "leave tasks":
-            left.update(asyncio.create_task(work) for work in (ignore_cancellation(), end_orderly(), leave_when_cancelled()))
+            left.update(
+                asyncio.create_task(work) for work in (ignore_cancellation(), end_orderly(), leave_when_cancelled())
+            )
             await asyncio.sleep(0)
         case "cancel itself":
             task = asyncio.current_task()
