@@ -20,8 +20,8 @@ log = logging.getLogger("penstock.executor")
 _ENDING_SECONDS = 1.0
 """How long tasks that handlers started and did not wait for may take to end when their loop stops."""
 _unending: set[asyncio.Task[Any]] = set()
-"""Tasks that ignored it. A coroutine that swallows every exception swallows `GeneratorExit`, too: the garbage collector,
-which raises it in there, would never come back. So they are never collected."""
+"""Tasks that ignored it. A coroutine that swallows every exception swallows `GeneratorExit`, too, and the garbage
+collector, which raises it in there, would never come back. So they are never collected."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
