@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import sys
@@ -41,6 +42,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     missing = [name for name in SERVERS if not reachable(name)]
     used = ", ".join(["embedded Redis", *reachable_servers])
     terminalreporter.write_line(f"servers used: {used}" + (f"; not reachable: {', '.join(missing)}" if missing else ""))
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    """The root logger, whose handlers and level are as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,14 +11,6 @@ from penstock.config.printable import printable
 
 EVIL = "\x1b]0;owned\x07\nforged line\r\x85\x7f\u2028\u202e"
 ESCAPED = "\\x1b]0;owned\\x07\\nforged line\\r\\x85\\x7f\\u2028\\u202e"
-
-
-@pytest.fixture
-def root_logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield root
-    root.handlers[:], root.level = handlers, level
 
 
 def test_control_characters_are_escaped_and_other_text_is_not() -> None:

@@ -143,3 +143,15 @@ def test_a_run_apart_that_is_over_spares_no_later_one(ledger: Database) -> None:
     suspect_runs.begin(ledger, sent.id, fence + 1)
     suspect_runs.end(ledger, sent.id, fence + 1)
     assert claimed(ledger, sent, worker="w1", again=True).crashes == 3
+
+
+def test_an_untracked_job_is_spared_deaths_by_its_deliveries(ledger: Database) -> None:
+    """The broker's count of deliveries takes the place of the fence, and asking again counts no death again."""
+    assert suspect_runs.spared_deaths(ledger, "j1", 2) == 0, "it did not run apart when its worker died"
+    for deliveries in range(3, suspect_runs.MOST_DEATHS + 6):
+        suspect_runs.begin(ledger, "j1", 0)
+        deaths = min(deliveries - 2, suspect_runs.MOST_DEATHS)
+        assert suspect_runs.spared_deaths(ledger, "j1", deliveries) == deaths
+        assert suspect_runs.spared_deaths(ledger, "j1", deliveries) == deaths
+    suspect_runs.end(ledger, "j1", 0)
+    assert suspect_runs.spared_deaths(ledger, "j1", 99) == 0

@@ -22,9 +22,9 @@ HEAD_SECONDS = 10.0
 _SPARE_DESCRIPTORS = 128
 """File descriptors that are left for the broker, the ledger and files."""
 _WHY = {
-    408: b"the head of the request took longer than 10 s",
-    431: b"the head of the request is over 32 KiB",
-    503: b"this gateway has as many connections as it may",
+    408: f"the head of the request took longer than {HEAD_SECONDS:g} s",
+    431: f"the head of the request is over {MOST_HEAD_BYTES // 1024} KiB",
+    503: "this gateway has as many connections as it may",
 }
 
 
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
         if self.idle_since is None:  # an answer to an earlier request may be under way
             self.transport.abort()
             return
-        why = _WHY[status]
+        why = _WHY[status].encode()
         head = b"content-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(why)
         self.transport.write(STATUS_LINE[status] + head + why)
         self.transport.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,8 @@ from penstock.ledger.rows.attempts import history
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.schemas.jobs.kind import registry
+from penstock.schemas.jobs.sensitive import HIDDEN
 from penstock.schemas.wire.codec import payload
-
-HIDDEN = "***"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +96,13 @@ def show(database: Database, dead_letter_id: str, *, scope: Scope = EVERYTHING) 
         return DeadLetterDetails(
             row,
             None if row.headers is None else _without_values(json.loads(row.headers)),
-            _hidden(row.kind, content),
+            registry.redact(row.kind, content),
             job,
             connection.execute(ran).all(),
             audit.read(connection, subject=dead_letter_id, limit=1000),
         )
 
     return database.read(read_details)
-
-
-def _hidden(kind_name: str | None, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Content without its sensitive values, which the kind declares. For an unknown kind, every value is hidden."""
-    kind = registry.find(kind_name or "")
-    return kind.redact_stored(content) if kind is not None else dict.fromkeys(content, HIDDEN)
 
 
 def _without_values(headers: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Runs of suspects in processes of their own. A worker that dies meanwhile was killed by one of its other jobs.
 
-A row here counts as long as its job has the fence in this row: a job that was claimed meanwhile begins again.
+A row here counts as long as its job has the fence in this row: a job that was claimed meanwhile begins again. An
+untracked job has no fence, and the number of its deliveries takes its place: the broker's count of them is all that
+shows its crashes.
 """
 
 from __future__ import annotations
@@ -19,21 +21,24 @@ MOST_DEATHS = 10
 def begin(database: Database, job_id: str, fence: int) -> None:
     """Record that the claimed job waits for, or runs in, a process of its own.
 
+    Arguments:
+        fence: 0 of an untracked job.
+
     Raises:
         LedgerUnavailable: nothing is recorded.
     """
-
-    upsert, row = database.upsert(runs, keep=("deaths",)), {"job_id": job_id, "fence": fence, "deaths": 0}
-    database.write(lambda connection: connection.execute(upsert, [row]))
+    insert = database.upsert(runs, keep=("deaths",)) if fence else database.insert_ignore(runs)
+    row = {"job_id": job_id, "fence": fence, "deaths": 0}
+    database.write(lambda connection: connection.execute(insert, [row]))
 
 
 def end(database: Database, job_id: str, fence: int) -> None:
-    """Record that the claimed job runs with the others after all.
+    """Record that the claimed job runs with the others after all, or, of an untracked one, that it has ended.
 
     Raises:
         LedgerUnavailable: it still counts as apart.
     """
-    run = runs.c.job_id == job_id, runs.c.fence == fence
+    run = runs.c.job_id == job_id, sa.true() if fence == 0 else runs.c.fence == fence
     database.write(lambda connection: connection.execute(sa.delete(runs).where(*run)))
 
 
@@ -47,3 +52,21 @@ def spare(connection: sa.Connection, row: Any) -> bool:
         return False
     run = runs.c.job_id == row.id, runs.c.fence == row.fence, runs.c.deaths < MOST_DEATHS
     return connection.execute(sa.update(runs).where(*run).values(deaths=runs.c.deaths + 1)).rowcount > 0
+
+
+def spared_deaths(database: Database, job_id: str, deliveries: int) -> int:
+    """Deaths of its workers that do not count against an untracked job, `MOST_DEATHS` at most.
+
+    Arguments:
+        deliveries: its number, with the one of now. The same again counts the same.
+
+    Raises:
+        LedgerUnavailable: ask again.
+    """
+    run = runs.c.job_id == job_id, runs.c.fence < deliveries, runs.c.deaths < MOST_DEATHS
+
+    def count(connection: sa.Connection) -> int:
+        connection.execute(sa.update(runs).where(*run).values(deaths=runs.c.deaths + 1, fence=deliveries))
+        return connection.scalar(sa.select(runs.c.deaths).where(runs.c.job_id == job_id)) or 0
+
+    return database.write(count)

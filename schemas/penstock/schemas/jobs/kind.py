@@ -204,6 +204,17 @@ class Registry:
         """The kind with this name or alias."""
         return self._kinds.get(name)
 
+    def redact(self, name: str | None, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The payload as its kind's `redact_stored` returns it; of an unknown kind every value is replaced, since only
+        the kind says which are sensitive."""
+        kind = self.find(name or "")
+        return dict.fromkeys(payload, HIDDEN) if kind is None else kind.redact_stored(payload)
+
+    def hide_in(self, name: str | None, result: Any, payload: Any) -> Any:
+        """A result as its kind's `hide_in` returns it; of an unknown kind all of it is replaced."""
+        kind = self.find(name or "")
+        return HIDDEN if kind is None else kind.hide_in(result, payload)
+
     def __getitem__(self, name: str) -> Kind:
         """Raises UndecodableMessage (`unknown_kind`) where there is none."""
         try:

@@ -27,7 +27,7 @@ from workers.executor.suspects.suspect_jobs import (
 
 from penstock.ledger.effects import effect_id
 from penstock.ledger.rows.attempts import history
-from penstock.ledger.rows.suspect_runs import spare
+from penstock.ledger.rows.suspect_runs import begin, end, spare, spared_deaths
 from penstock.ledger.sql.tables import dead_letters, jobs, suspect_runs
 from penstock.ledger.transitions.claim import ClaimRequest, claim
 from penstock.producers import JobHandle
@@ -150,6 +150,37 @@ def test_an_untracked_suspect_that_succeeds_leaves_no_record(bench: Bench) -> No
     bench.worker(engine="test")
     until(bench.idle)
     assert bench.rows(jobs) == []
+    assert bench.rows(suspect_runs) == []
+
+
+def test_deaths_of_workers_do_not_count_against_an_untracked_suspect_that_runs_apart(bench: Bench) -> None:
+    [handle] = bench.producer.enqueue_many([Untracked(what="fine")])
+    for deliveries in range(1, 6):
+        consumer = MemoryConsumer(bench.broker, ["ex"])
+        [delivery] = consumer.fetch(1, 1)
+        assert delivery.deliveries == deliveries
+        spared = spared_deaths(bench.database, handle.id, deliveries)
+        assert spared == spared_deaths(bench.database, handle.id, deliveries) == max(deliveries - 2, 0)
+        if deliveries > 1:
+            begin(bench.database, handle.id, 0)
+        consumer.die()
+    bench.worker(engine="test")
+    until(bench.idle)
+    assert bench.rows(jobs) == [], "it succeeded, and no crash is on record"
+    assert bench.rows(suspect_runs) == []
+
+
+def test_an_untracked_suspect_that_runs_with_the_others_is_not_spared(bench: Bench) -> None:
+    [handle] = bench.producer.enqueue_many([Untracked(what="fine")])
+    for _ in range(3):  # as many as `max_crashes`
+        consumer = MemoryConsumer(bench.broker, ["ex"])
+        assert len(consumer.fetch(1, 1)) == 1
+        begin(bench.database, handle.id, 0)
+        end(bench.database, handle.id, 0)
+        consumer.die()
+    bench.worker(engine="test")
+    until(lambda: bench.rows(dead_letters))
+    assert (handle.status().state, handle.status().error) == ("dead", "its worker crashed 3 times while it ran")
 
 
 def test_an_isolated_suspect_that_kills_its_child_has_failed_as_ever(bench: Bench) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.rows import suspect_runs
 from penstock.ledger.rows.jobs import ID_TAKEN, id_taken
 from penstock.ledger.sql.faults import ABOUT_DATA
 from penstock.ledger.transitions.claim import Claim, ClaimRequest, Refusal, asks_of_keys, claim, without_cancelled
@@ -57,20 +58,22 @@ class Claiming:
         if self.busy:
             return
         self.busy = True  # an attempt that ends at once asks for more, too
-        tracked: list[InFlight] = []
+        of_ledger: list[InFlight] = []
         waiting, capacity = self._admission, self._capacity
         try:
-            while not tracked and waiting and not capacity.closed and (free := capacity.slots - len(self._running)) > 0:
+            while (
+                not of_ledger and waiting and not capacity.closed and (free := capacity.slots - len(self._running)) > 0
+            ):
                 for _ in range(min(free, len(waiting), BATCH)):
                     entry = waiting.pop()
-                    if _is_tracked(entry.message):
-                        tracked.append(entry)
+                    if _is_tracked(entry.message) or _crashes(entry):
+                        of_ledger.append(entry)
                     else:
-                        self._run(entry, _untracked_claim(entry, self._max_crashes(entry.message)))
+                        self._run(entry, _untracked_claim(entry))
         finally:
-            self.busy = bool(tracked)
-        if tracked:
-            self._runtime.tasks.spawn(self._claim_batch(tracked))
+            self.busy = bool(of_ledger)
+        if of_ledger:
+            self._runtime.tasks.spawn(self._claim_batch(of_ledger))
 
     async def _claim_batch(self, batch: list[InFlight]) -> None:
         try:
@@ -93,12 +96,17 @@ class Claiming:
         requests = [
             ClaimRequest(entry.message, entry.delivery.deliveries > 1, self._max_crashes(entry.message))
             for entry in batch
+            if _is_tracked(entry.message)
         ]
 
         def claim_jobs() -> list[Claim | Refusal]:
             nonlocal asked_before
             before, asked_before = asked_before, True
-            return claim(database, requests, worker=self._runtime.name, asked_before=before)
+            granted = claim(database, requests, worker=self._runtime.name, asked_before=before) if requests else []
+            claims = iter(granted)
+            return [
+                next(claims) if _is_tracked(entry.message) else self._claim_untracked_suspect(entry) for entry in batch
+            ]
 
         try:
             answers = await io.ledger(claim_jobs)
@@ -128,6 +136,11 @@ class Claiming:
             await self._give_back(
                 [entry for entry, answer in zip(batch, answers, strict=True) if not isinstance(answer, Claim)]
             )
+
+    def _claim_untracked_suspect(self, entry: InFlight) -> Claim:
+        spared = suspect_runs.spared_deaths(self._runtime.database, entry.message.id, entry.delivery.deliveries)
+        crashes = max(_crashes(entry) - spared, 1)  # the first did not happen apart
+        return _untracked_claim(entry, crashes, quarantine=crashes >= self._max_crashes(entry.message))
 
     async def _begin(self, batch: list[InFlight], answers: list[Claim | Refusal]) -> None:
         """Settle the jobs that were refused, and run the others."""
@@ -188,10 +201,12 @@ def _is_tracked(message: Message) -> bool:
     return message.kind.track or message.fence > 0
 
 
-def _untracked_claim(entry: InFlight, max_crashes: int) -> Claim:
+def _crashes(entry: InFlight) -> int:
+    """Crashes of an untracked job, which has no row. Only the broker's count shows them, where it counts nothing else
+    (RabbitMQ gives up on the message itself at its delivery limit)."""
+    return 0 if entry.delivery.consumer.counts_releases else entry.delivery.deliveries - 1
+
+
+def _untracked_claim(entry: InFlight, crashes: int = 0, *, quarantine: bool = False) -> Claim:
     message, now = entry.message, datetime.now(UTC)
-    # Without a row only the broker's count shows crashes, where it counts nothing else (RabbitMQ gives up on the
-    # message itself at its delivery limit).
-    crashes = 0 if entry.delivery.consumer.counts_releases else entry.delivery.deliveries - 1
-    quarantine = crashes >= max_crashes
     return Claim(message, 0, message.attempt, message.attempt - 1, crashes, now, tracked=False, quarantine=quarantine)

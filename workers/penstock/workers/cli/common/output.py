@@ -12,7 +12,6 @@ import typer
 
 from penstock.config.printable import printable
 
-HIDDEN = "***"
 _OF_LINES = ("traceback", "error", "detail")
 """Fields whose lines are shown as lines; in others, such as ids and keys, the ends of lines are escaped."""
 
@@ -67,23 +66,6 @@ def print_fields(fields: Mapping[str, Any]) -> None:
             echo(f"{name.replace('_', ' '):<{width}}  {first}")
             for line in rest:
                 echo(f"{'':<{width}}  {line}")
-
-
-def hide(kind_name: str | None, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Payload without its sensitive values. For a kind that is not registered here, all values are hidden: the kind
-    declares which fields are sensitive."""
-    from penstock.schemas.jobs.kind import registry
-
-    kind = registry.find(kind_name or "")
-    return kind.redact_stored(payload) if kind is not None else dict.fromkeys(payload, HIDDEN)
-
-
-def hide_in_result(kind_name: str | None, payload: Mapping[str, Any], result: Any) -> Any:
-    """Result without the sensitive values of its job's payload."""
-    from penstock.schemas.jobs.kind import registry
-
-    kind = registry.find(kind_name or "")
-    return result if kind is None else kind.hide_in(result, payload)
 
 
 def _text(value: Any) -> str:

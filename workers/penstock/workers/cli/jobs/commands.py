@@ -12,7 +12,7 @@ import typer
 from penstock.schemas.states import State
 from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.options import AsJson, Imports, Limit, duration, moment, past
-from penstock.workers.cli.common.output import echo, hide, hide_in_result, print_fields, print_json, print_rows
+from penstock.workers.cli.common.output import echo, print_fields, print_json, print_rows
 from penstock.workers.cli.common.session import for_each, open_ledger
 from penstock.workers.cli.jobs import effects, erase, explain
 from penstock.workers.handlers.discovery import discover
@@ -58,20 +58,21 @@ def show(
 ) -> None:
     """Show one job, its attempts, and the traceback of the last one (--json: of each).
 
-    The fields' values are hidden if no imported module defines the kind.
+    The fields' values and the result are hidden if no imported module defines the kind.
     """
     from penstock.ledger.queries import jobs
+    from penstock.schemas.jobs.kind import registry
 
     discover(imports or ())
     with open_ledger() as database:
         row, ran = jobs.show(database, job_id)
     fields: dict[str, Any] = row._asdict()
     payload = json.loads(row.payload) or {}
-    fields["payload"] = hide(row.kind, payload)
+    fields["payload"] = registry.redact(row.kind, payload)
     fields["embed"] = "present, not shown" if row.embed else None
     if row.state == State.QUEUED:
         fields["sent_at"], fields["due_at"] = row.due_at, None
-    fields["result"] = None if row.result is None else hide_in_result(row.kind, payload, json.loads(row.result))
+    fields["result"] = None if row.result is None else registry.hide_in(row.kind, json.loads(row.result), payload)
     attempts = [attempt._asdict() for attempt in ran]
     if as_json:
         print_json(fields | {"attempts": attempts})

@@ -17,7 +17,7 @@ from penstock.workers.executor.runtime.handler_threads import HandlerThreads
 T = TypeVar("T")
 log = logging.getLogger("penstock.executor")
 
-_ENDING_SECONDS = 1.0
+_LAST_SECONDS = 1.0
 """How long tasks that handlers started and did not wait for may take to end when their loop stops."""
 _unending: set[asyncio.Task[Any]] = set()
 """Tasks that ignored it. A coroutine that swallows every exception swallows `GeneratorExit`, too, and the garbage
@@ -103,7 +103,7 @@ class LoopThread:
 
     def _end_tasks(self) -> None:
         """Cancel the tasks that still run, as `asyncio.run` does, and wait for them, for a while."""
-        deadline = time.monotonic() + _ENDING_SECONDS
+        deadline = time.monotonic() + _LAST_SECONDS
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         while (tasks := asyncio.all_tasks(self._loop)) and (seconds := deadline - time.monotonic()) > 0:

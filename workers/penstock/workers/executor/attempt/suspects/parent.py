@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -55,10 +56,13 @@ class Suspects:
         if isolated or self._can_run_apart(attempt):
             try:
                 await self._record_run(attempt, suspect_runs.begin)  # it causes nothing while it waits, either
-                if not isolated:
-                    if (outcome := await self._run_in_child(attempt)) is not None:
-                        return outcome
-                    await self._record_run(attempt, suspect_runs.end)
+                outcome = await (self._runner.run(attempt) if isolated else self._run_in_child(attempt))
+                if outcome is not None:
+                    if not attempt.claim.tracked:
+                        with contextlib.suppress(LedgerUnavailable):  # it only stays on record
+                            await self._record_run(attempt, suspect_runs.end)
+                    return outcome
+                await self._record_run(attempt, suspect_runs.end)
             except LedgerUnavailable as error:  # only while the worker drains
                 return postponed(attempt, str(error))
         return await self._runner.run(attempt)
@@ -90,8 +94,7 @@ class Suspects:
     async def _record_run(self, attempt: Attempt, record: Callable[[Database, str, int], None]) -> None:
         """Record that a job runs apart, or no longer: should the worker die meanwhile, the job has not caused it."""
         claim = attempt.claim
-        if claim.tracked:
-            await self._io.ledger(lambda: record(self._database, claim.message.id, claim.fence))
+        await self._io.ledger(lambda: record(self._database, claim.message.id, claim.fence))
 
     async def _follow(self, attempt: Attempt, child: Child) -> bool:
         """Wait until the child has answered or died. False: it did neither in time."""
