@@ -18,6 +18,7 @@ from penstock.ledger.sql.tables import attempts, dead_letters, workers
 from penstock.schemas import Job, State
 from penstock.workers.dispatcher.due_jobs import send_due
 from penstock.workers.executor.attempt.modes import STOPPING_SECONDS
+from penstock.workers.executor.watchdog import clock_lead, report_clock_change
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +157,14 @@ def lease_of(bench: Bench, worker: str) -> datetime:
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.INFO):
         yield
+
+
+@pytest.mark.parametrize(("seconds", "direction"), [(600.0, "forward"), (-600.0, "back")])
+def test_a_clock_that_is_set_is_reported_and_counted(
+    seconds: float, direction: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = faults["clock changed"]
+    now = report_clock_change(clock_lead() - seconds)
+    assert f"went {direction} by 600.0 s" in caplog.text
+    assert report_clock_change(now) == pytest.approx(now, abs=0.9), "and once"
+    assert faults["clock changed"] == before + 1

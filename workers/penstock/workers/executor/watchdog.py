@@ -25,6 +25,8 @@ _REPORTED_AFTER = (1.0, 10.0, 60.0, 600.0)
 """Seconds for which the loop is blocked when the log names who blocks it."""
 _CLOCK_JUMP_SECONDS = 2.0
 """A look that comes so late shows that the whole process stood still; then no handler is to blame."""
+_CLOCK_CHANGE_SECONDS = 1.0
+"""Between two looks a clock that is only adjusted gains or loses much less."""
 
 
 class Watchdog:
@@ -61,6 +63,7 @@ class Watchdog:
 
     def _run(self) -> None:
         asked_at = looked_at = time.monotonic()
+        lead = clock_lead()
         answered = True
         reports = 0
         while not self._stopping.is_set():
@@ -72,6 +75,7 @@ class Watchdog:
             if now - looked_at > _CLOCK_JUMP_SECONDS:
                 asked_at = now
             looked_at = now
+            lead = report_clock_change(lead)
             answered = self._turned_at >= asked_at
             if answered:
                 if self.blocked:
@@ -126,3 +130,25 @@ class Watchdog:
             )
         except LedgerUnavailable as error:
             log.debug("the watchdog cannot renew the worker's lease: %s", error)
+
+
+def clock_lead() -> float:
+    """Seconds that the machine's clock is ahead of the one that no one can set."""
+    return time.time() - time.monotonic()
+
+
+def report_clock_change(before: float) -> float:
+    """Report that the machine's clock was set since the last look. Returns `clock_lead` of now.
+
+    Leases and due times are on the database's clock, so this concerns only times that handlers and logs read here.
+    """
+    now = clock_lead()
+    if abs(now - before) > _CLOCK_CHANGE_SECONDS:
+        faults["clock changed"] += 1
+        log.warning(
+            "the clock of this machine went %s by %.1f s: it was set, or the machine was suspended; leases and due "
+            "times are on the database's clock and do not change",
+            "forward" if now > before else "back",
+            abs(now - before),
+        )
+    return now
