@@ -17,7 +17,9 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
+    ColumnElement,
     Connection,
     CursorResult,
     Date,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     Numeric,
     Text,
     bindparam,
+    collate,
     text,
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -60,6 +63,14 @@ _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "datetime": DateTime,
     "bool": Boolean,
 }
+
+
+class _Tenant(Text):
+    """The tenant as MySQL and MariaDB must compare it: exactly. To their defaults `acme` and `ACME ` are equal."""
+
+    def bind_expression(self, bindvalue: BindParameter[str]) -> ColumnElement[str]:
+        assert self.collation is not None
+        return collate(bindvalue, self.collation)
 
 
 @handles(BuildReport)
@@ -165,7 +176,7 @@ def _write(
     """Stream the rows into a file. Returns the numbers of rows and sheets."""
     binds = [bindparam(name, type_=_TYPES[declared.type]()) for name, declared in report.parameters.items()]
     if report.binds_tenant:
-        binds.append(bindparam("tenant", type_=Text()))
+        binds.append(bindparam("tenant", type_=_tenant_type(connection.dialect)))
     sql = report.sql.strip().rstrip(";")
     total = _count(connection, sql, binds, parameters) if report.count else None
     ctx.progress(0, total, "reading")
@@ -184,6 +195,12 @@ def _write(
                     ctx.progress(done, total, "reading")
             ctx.progress(done, done, "storing")
     return done, sheet.sheets
+
+
+def _tenant_type(dialect: Any) -> Text:
+    if dialect.name not in ("mysql", "mariadb"):
+        return Text()
+    return _Tenant(collation="utf8mb4_nopad_bin" if dialect.is_mariadb else "utf8mb4_0900_bin")
 
 
 @contextmanager
