@@ -27,7 +27,7 @@ UNITS = sorted((INFRA / "systemd").glob("*.service"))
 WORKER_VARIABLES = {"WORKER_ENGINE": "celery", "WORKER_QUEUES": "emails,syncs", "WORKER_CONCURRENCY": "200"}
 SHOWN_DEFAULTS = (
     *("prefix", "stock_queues", "max_payload_bytes", "broker_timeout_seconds", "lease_seconds", "grace_seconds"),
-    *("max_crashes", "rabbitmq_consumer_timeout_seconds", "uploads"),
+    *("max_crashes", "rabbitmq_consumer_timeout_seconds", "uploads", "tenant_storage_prefix"),
 )
 VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>(?:[^{}]|\{[^{}]*\})*))?\}")
 
@@ -300,8 +300,8 @@ def test_examples_in_the_configuration_are_valid(tmp_path: Path, bare_environmen
     settings, default = load_settings(tmp_path / "penstock.toml"), Settings()
     assert (set(settings.schedules), set(settings.reports), set(settings.syncs)) == (
         {"nightly-sales", "hourly-orders", "month-end"},
-        {"daily_sales"},
-        {"orders"},
+        {"daily_sales", "own_sales"},
+        {"orders", "customers"},
     )
     assert settings.schedules["nightly-sales"].payload["report"] in settings.reports
     for name in SHOWN_DEFAULTS:

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from penstock.config.errors import ConfigError
@@ -18,6 +26,7 @@ from penstock.config.sections.limits import LimitSettings
 from penstock.config.sections.retention import RetentionSettings
 from penstock.config.sections.schedules import Duration, ScheduleEntry
 from penstock.config.sections.schedules import ScheduleSettings as ScheduleSettings
+from penstock.config.sections.tenants import StoragePrefix, overlap, shared_part
 from penstock.config.sections.values import HttpUrl, Size
 from penstock.config.toml import TomlFile, find_config
 
@@ -114,11 +123,24 @@ class Settings(BaseSettings):
         default_factory=dict
     )
     uploads: UploadsSettings = Field(default_factory=UploadsSettings)
+    tenant_storage_prefix: StoragePrefix = Field(default="tenants/{tenant}", validate_default=True)
+    """Folder of a tenant in the storage. The built-in kinds read and write nothing else for a job with this tenant."""
     emails: EmailsSettings = Field(default_factory=EmailsSettings)
     reports: dict[str, ReportSettings] = Field(default_factory=dict)
     syncs: dict[str, SyncSettings] = Field(default_factory=dict)
 
     _file: Path | None = PrivateAttr(None)
+
+    @field_validator("tenant_storage_prefix")
+    @classmethod
+    def _apart_from_uploads(cls, value: str, info: ValidationInfo) -> str:
+        uploads = info.data.get("uploads")
+        if uploads is not None and overlap(shared_part(value), uploads.prefix):
+            raise ValueError(
+                f"{value!r} overlaps {uploads.prefix!r}, where uploads of jobs without a tenant are; change one of "
+                "tenant_storage_prefix and `prefix` of [uploads]"
+            )
+        return value
 
     @property
     def file(self) -> Path | None:

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from penstock.config.errors import ConfigError, InvalidKey, ObjectNotFound, StorageError
-from penstock.schemas.storage import CHUNK, Storage, Stored, check_key
+from penstock.schemas.storage import CHUNK, Storage, Stored, TenantStorage, check_key, tenant_folder
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -30,7 +30,18 @@ T = TypeVar("T")
 MAX_LINK = timedelta(days=7)
 """The longest a presigned S3 link may work."""
 
-__all__ = ["CHUNK", "MAX_LINK", "FileStorage", "S3Storage", "Storage", "Stored", "check_key", "make_storage"]
+__all__ = [
+    "CHUNK",
+    "MAX_LINK",
+    "FileStorage",
+    "S3Storage",
+    "Storage",
+    "Stored",
+    "TenantStorage",
+    "check_key",
+    "make_storage",
+    "tenant_folder",
+]
 
 
 def make_storage(url: str) -> Storage:

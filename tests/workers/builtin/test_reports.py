@@ -371,3 +371,14 @@ def test_a_report_described_wrongly_is_refused_with_the_settings(report: dict[st
 
 def test_a_cast_in_sql_is_not_a_parameter():
     assert settings(reports={"x": {"sql": "SELECT '1'::int, a FROM b"}}).reports["x"].parameters == {}
+
+
+def test_names_of_tenants_are_compared_exactly_on_every_database(
+    any_sales: Sales, databases: Databases, storage: FileStorage
+):
+    any_sales.fill(4)
+    sql = f"SELECT id FROM {any_sales.table} WHERE name = :tenant"
+    configured = any_sales.settings(sql=sql, parameters={}, columns={})
+    for tenant, rows in (("=1+1", 1), ("Äpfel", 1), ("äpfel", 0), ("apfel", 0), ("=1+1 ", 0), ("' OR '1'='1", 0)):
+        ctx = Context(job_id=new_id(), tenant=tenant)
+        assert build(ctx, any_sales, databases, storage, configured, parameters={}).rows == rows

@@ -253,3 +253,21 @@ def test_odd_values_in_a_whole_record_are_kept_or_refused_by_name(
         assert any_target.name in str(error)  # noqa: PT017  # either is right, by database
     api.records = [{"id": "x", "odd": "mended"}]
     assert run(any_target, databases).fetched == 1
+
+
+def test_a_table_of_a_tenant_is_made_on_every_database(any_target: Target, databases: Databases, api: Api):
+    table = f"{any_target.name}_{{tenant}}"
+    configured = any_target.settings(url=f"{api.url}?of={{tenant}}", table=table)
+    for tenant in ("a-b", "a_b"):
+        ctx = Context(job_id=new_id(), tenant=tenant)
+        assert run(any_target, databases, configured, ctx).inserted == 8
+        assert api.requests[-1]["of"] == tenant
+    with any_target.engine.connect() as connection:
+        quoted = connection.dialect.identifier_preparer.quote(f"{any_target.name}_a-b")
+        assert connection.execute(text(f"SELECT COUNT(*) FROM {quoted}")).scalar() == 8
+
+
+def test_a_name_that_the_database_would_cut_is_refused(target: Target, databases: Databases, api: Api):
+    configured = target.settings(url=f"{api.url}?of={{tenant}}", table=f"{target.name}_{{tenant}}")
+    with pytest.raises(Permanent, match="more than 63 letters"):
+        run(target, databases, configured, Context(job_id=new_id(), tenant="a" * 60))

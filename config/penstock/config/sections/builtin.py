@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from email.headerregistry import Address
 from email.utils import parseaddr
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from penstock.config.sections.tenants import EVERY, TENANT, Tenants, check_folder, fill, includes
 from penstock.config.sections.values import HttpUrl, TimeZone, ValueType, read_value
 
 MEGABYTE = 1024 * 1024
+_LONGEST_NAME = 63
+"""Letters of the name of a table or schema: PostgreSQL cuts longer ones."""
 _IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 # The expression by which SQLAlchemy's text() finds bind parameters.
 _BIND = re.compile(r"(?<![:\w\\]):(\w+)(?!:)")
@@ -19,6 +22,10 @@ _BIND = re.compile(r"(?<![:\w\\]):(\w+)(?!:)")
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Senders = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""An address, or several."""
 
 
 class UploadsSettings(_Section):
@@ -42,7 +49,14 @@ class UploadsSettings(_Section):
     keep_original: bool = True
     """Keep images as they came, with their metadata (which may hold where they were taken), next to the clean copy."""
     prefix: str = "uploads"
-    """Folder of the results in the storage."""
+    """Folder of the results in the storage; for a job with a tenant, below the tenant's folder."""
+
+    @field_validator("prefix")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if TENANT in value:
+            raise ValueError(f"leave {TENANT} out: results of tenants are below tenant_storage_prefix by themselves")
+        return check_folder(value)
 
     @field_validator("media_types")
     @classmethod
@@ -66,7 +80,10 @@ class EmailsSettings(_Section):
     model_config = ConfigDict(populate_by_name=True)
 
     sender: str = Field(default="Penstock <penstock@localhost>", alias="from")
-    """`from = "Shop <shop@example.com>"`; a job may name another."""
+    """`from = "Shop <shop@example.com>"`; a job without a tenant may name another."""
+    senders: dict[str, Senders] = Field(default_factory=dict)
+    """Tenant → addresses that its mails may come from, the first if the job names none; those of `*` are for tenants
+    that are not listed. `{tenant}` is the tenant's name. Without an entry: `from` alone."""
     templates: str | None = None
     """A folder looked into before the shipped templates."""
     connections: int = Field(default=4, ge=1, le=1000)
@@ -76,17 +93,27 @@ class EmailsSettings(_Section):
 
     @field_validator("sender")
     @classmethod
-    def _address(cls, value: str) -> str:
-        name, address = parseaddr(value)
-        try:
-            if not value.isprintable():
-                raise ValueError("it holds a line break or another control character")
-            parsed = Address(name, addr_spec=address)
-        except Exception as error:  # the parser has several of its own
-            raise ValueError(f"not an address; write it as name@host or Name <name@host>: {error}") from error
-        if not parsed.username or not parsed.domain:
-            raise ValueError("not an address; write it as name@host or Name <name@host>")
+    def _sender(cls, value: str) -> str:
+        return _address(value)
+
+    @field_validator("senders")
+    @classmethod
+    def _senders(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for tenant, addresses in value.items():
+            if not addresses:
+                raise ValueError(f"name an address for {tenant!r}, or remove the entry: then it sends as `from`")
+            for address in addresses:
+                _address(address.replace(TENANT, "tenant"))
         return value
+
+    def senders_of(self, tenant: str) -> tuple[str, ...]:
+        """The addresses that a tenant's mails may come from, its default first.
+
+        Raises:
+            ValueError: its name does not fit into an address that has `{tenant}`.
+        """
+        addresses = self.senders.get(tenant) or self.senders.get(EVERY) or (self.sender,)
+        return tuple(fill(address, tenant) for address in addresses)
 
 
 class ParameterSettings(_Section):
@@ -111,7 +138,10 @@ class ReportSettings(_Section):
     """`[reports.NAME]`: a named query that `report.build` can run. Its transaction is rolled back, never committed."""
 
     sql: str
-    """A SELECT with named parameters, such as `:day`."""
+    """A SELECT with named parameters, such as `:day`. `:tenant` is the tenant of the job, whatever the job says."""
+    tenants: Tenants | None = None
+    """Tenants whose jobs may run it. None: every tenant if its sql has `:tenant`, else none. A job without a tenant
+    runs every report that has no `:tenant`."""
     parameters: dict[str, ParameterSettings] = Field(default_factory=dict)
     columns: dict[str, ValueType] = Field(default_factory=dict)
     """Types of result columns, for a database that keeps none of its own (SQLite: dates, decimals, bools)."""
@@ -135,12 +165,27 @@ class ReportSettings(_Section):
 
     @model_validator(mode="after")
     def _parameters_match(self) -> ReportSettings:
-        used = set(_BIND.findall(self.sql))
+        used = set(_BIND.findall(self.sql)) - {"tenant"}
+        if "tenant" in self.parameters:
+            raise ValueError(
+                "parameter 'tenant' is the job's tenant; remove it from parameters, and keep :tenant in sql"
+            )
         if missing := sorted(used - set(self.parameters)):
             raise ValueError(f"sql uses :{missing[0]}, which parameters does not declare")
         if unused := sorted(set(self.parameters) - used):
             raise ValueError(f"parameter {unused[0]!r} is declared, but sql does not use :{unused[0]}")
         return self
+
+    @property
+    def binds_tenant(self) -> bool:
+        """Whether its sql has `:tenant`."""
+        return "tenant" in _BIND.findall(self.sql)
+
+    def is_for(self, tenant: str | None) -> bool:
+        """Whether a job of this tenant may run it; None: a job without one."""
+        if tenant is None:
+            return not self.binds_tenant
+        return includes(self.tenants, tenant) or (self.tenants is None and self.binds_tenant)
 
 
 class ColumnSettings(_Section):
@@ -154,8 +199,13 @@ class ColumnSettings(_Section):
 class SyncSettings(_Section):
     """`[syncs.NAME]`: an HTTP API that answers pages of JSON records, and the table they go into.
 
-    Paths are dotted keys, such as `meta.next`; an empty path is the whole document.
+    Paths are dotted keys, such as `meta.next`; an empty path is the whole document. With `{tenant}` in `table`, and in
+    `url`, `headers` or `params`, each tenant has a source and a table of its own.
     """
+
+    tenants: Tenants | None = None
+    """Tenants whose jobs may run it. None: every tenant if it has `{tenant}`, else none. A job without a tenant runs
+    every sync that has no `{tenant}`."""
 
     url: HttpUrl
     headers: dict[str, str] = Field(default_factory=dict)
@@ -173,7 +223,7 @@ class SyncSettings(_Section):
     """Path of a record's time (or number) of change; the next run sends the greatest one as `updated_param`."""
     updated_param: str | None = None
     table: str
-    """`orders` or `schema.orders`; made if it is not there."""
+    """`orders` or `schema.orders`; made if it is not there. `{tenant}` comes last: `orders_{tenant}`."""
     columns: dict[str, ColumnSettings] = Field(default_factory=dict)
     """Empty: a JSON column `record` with the whole record, and `updated_at` as the API spells it."""
     database_url: str | None = None
@@ -192,7 +242,11 @@ class SyncSettings(_Section):
     @field_validator("table")
     @classmethod
     def _table(cls, value: str) -> str:
-        names = value.split(".")
+        if value.count(TENANT) > 1 or (TENANT in value and not re.search(r"[A-Za-z0-9]_\{tenant\}(\.|$)", value)):
+            raise ValueError(
+                f"write {TENANT} once, after a name and '_', so that it cannot become another table's name"
+            )
+        names = value.replace(TENANT, "").split(".")
         if len(names) > 2 or not all(re.fullmatch(_IDENTIFIER, name) for name in names):
             raise ValueError("a table is letters, digits and '_', at most 63, with or without a schema before it")
         if names[-1].lower().startswith("penstock_") or names[-1].lower() == "alembic_version":
@@ -209,7 +263,49 @@ class SyncSettings(_Section):
         key = self.columns.get("id")
         if key is not None and (key.type not in ("str", "int") or key.path is not None):
             raise ValueError("column 'id' takes type str or int and no path; the setting `id` is its path")
+        in_source = TENANT in " ".join([self.url, *self.headers.values(), *map(str, self.params.values())])
+        if in_source and not self.has_tenant:
+            raise ValueError(
+                f"{TENANT} is in its source, but not in table: tenants would overwrite each other's records; write "
+                f'table = "{self.table}_{TENANT}"'
+            )
+        if self.has_tenant and not in_source:
+            raise ValueError(
+                f"{TENANT} is in table, but all get the same records; write it in url, headers or params too"
+            )
         return self
+
+    @property
+    def has_tenant(self) -> bool:
+        """Whether each tenant has a source and a table of its own."""
+        return TENANT in self.table
+
+    def is_for(self, tenant: str | None) -> bool:
+        """Whether a job of this tenant may run it; None: a job without one."""
+        if tenant is None:
+            return not self.has_tenant
+        return includes(self.tenants, tenant) or (self.tenants is None and self.has_tenant)
+
+    def filled(self, tenant: str) -> SyncSettings:
+        """The settings with `{tenant}` replaced.
+
+        Raises:
+            ValueError: the tenant's name does not fit, or makes the name of the table too long.
+        """
+        table = fill(self.table, tenant)
+        if any(len(name) > _LONGEST_NAME for name in table.split(".")):
+            raise ValueError(f"table {table!r} has a name of more than {_LONGEST_NAME} letters")
+        return self.model_copy(
+            update={
+                "url": fill(self.url, tenant),
+                "table": table,
+                "headers": {name: fill(value, tenant) for name, value in self.headers.items()},
+                "params": {
+                    name: fill(value, tenant) if isinstance(value, str) else value
+                    for name, value in self.params.items()
+                },
+            }
+        )
 
 
 def _expanded(value: Any) -> Any:
@@ -217,3 +313,17 @@ def _expanded(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {name: {"type": entry} if isinstance(entry, str) else entry for name, entry in value.items()}
+
+
+def _address(value: str) -> str:
+    """The address, with or without a name. Raises ValueError."""
+    name, address = parseaddr(value)
+    try:
+        if not value.isprintable():
+            raise ValueError("it holds a line break or another control character")
+        parsed = Address(name, addr_spec=address)
+    except Exception as error:  # the parser has several of its own
+        raise ValueError(f"not an address; write it as name@host or Name <name@host>: {error}") from error
+    if not parsed.username or not parsed.domain:
+        raise ValueError("not an address; write it as name@host or Name <name@host>")
+    return value

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork
 
 from penstock.config.errors import ConfigError
+from penstock.config.sections.tenants import Tenants, includes
 from penstock.config.sections.values import HttpUrl
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -77,6 +78,9 @@ class OutgoingWebhookSettings(BaseModel):
     secret: OneOrMany = Field(min_length=1, repr=False)
     """Base64, with or without `whsec_` before it; with several the webhook has as many signatures. `${NAME}` is that
     environment variable of the worker."""
+    tenants: Tenants | None = None
+    """Only the ends of these tenants' jobs are reported, and only their `webhook.deliver` jobs are sent. None: those of
+    all jobs."""
     kinds: OneOrMany = ("*",)
     """Patterns, as in `[events.NAME]`."""
     states: tuple[Literal["succeeded", "discarded", "cancelled", "dead"], ...] = (
@@ -90,6 +94,10 @@ class OutgoingWebhookSettings(BaseModel):
     allow_networks: tuple[IPvAnyNetwork, ...] = ()
     """Addresses that are not public are refused unless they are in one of these, such as `10.1.0.0/16`."""
     timeout_seconds: float = Field(default=15.0, gt=0, le=50)
+
+    def is_for(self, tenant: str | None) -> bool:
+        """Whether it hears of the jobs of this tenant; None: of jobs without one."""
+        return self.tenants is None or (tenant is not None and includes(self.tenants, tenant))
 
     def secrets(self, name: str) -> list[str]:
         """Raises ConfigError: an environment variable is not set, or a secret is empty or not base64."""

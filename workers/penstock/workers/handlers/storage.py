@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from penstock.config.settings import Settings
-from penstock.producers.storage import Storage, make_storage
+from penstock.producers.storage import Storage, TenantStorage, make_storage
 from penstock.workers.handlers.resources import provides
 
-__all__ = ["Storage", "open_storage"]
+__all__ = ["Storage", "open_storage", "storage_of"]
 
 
 @provides
@@ -23,3 +23,8 @@ def open_storage(settings: Settings) -> Iterator[Storage]:
         yield storage
     finally:
         storage.close()
+
+
+def storage_of(tenant: str | None, storage: Storage, settings: Settings) -> Storage:
+    """The part of the storage that a job of this tenant may use: its own folder, or all of it without a tenant."""
+    return storage if tenant is None else TenantStorage(storage, tenant, settings.tenant_storage_prefix)

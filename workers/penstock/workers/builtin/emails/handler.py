@@ -20,7 +20,7 @@ from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import provides
 from penstock.workers.handlers.returns import Permanent, Retry
-from penstock.workers.handlers.storage import Storage
+from penstock.workers.handlers.storage import Storage, storage_of
 
 SHIPPED = Path(__file__).parent / "templates"
 PUT_OFF = timedelta(minutes=5)
@@ -103,9 +103,9 @@ def send_email(
     takes some recipients, the job succeeds and its result names the others; those it put off get a job of their own.
 
     Raises:
-        Permanent: refused, or the mail cannot be made of this message.
+        Permanent: refused, the mail cannot be made of this message, or its sender or an attachment is not its tenant's.
     """
-    message = _message(job, ctx, templates, storage, settings.emails)
+    message = _message(job, ctx, templates, storage_of(ctx.tenant, storage, settings), settings.emails)
     sender = parseaddr(str(message["From"]))[1]
     recipients = tuple(dict.fromkeys(job.deliver_to or (*job.to, *job.cc, *job.bcc)))
     ctx.check_cancelled()
@@ -136,7 +136,7 @@ def _message(
     else:
         content = Content(job.subject or "", job.text, job.html)
     message = EmailMessage()
-    sender = job.sender or settings.sender
+    sender = _sender(job, ctx.tenant, settings)
     headers = {
         "From": sender,
         "To": ", ".join(job.to),
@@ -163,6 +163,29 @@ def _message(
         raise Permanent(f"the fields do not make a valid mail: {error}") from error
     _attach(message, job, storage, settings.max_attachment_bytes)
     return message
+
+
+def _sender(job: SendEmail, tenant: str | None, settings: EmailsSettings) -> str:
+    if tenant is None:
+        return job.sender or settings.sender
+    try:
+        allowed = settings.senders_of(tenant)
+    except ValueError as error:
+        raise Permanent(f"{error}; list its addresses by name in [emails.senders]") from error
+    if job.sender is None:
+        return allowed[0]
+    if _mailbox(job.sender) not in map(_mailbox, allowed):
+        addresses = ", ".join(parseaddr(address)[1] for address in allowed)
+        raise Permanent(
+            f"tenant {tenant!r} may not send from {job.sender!r}, but from {addresses}; add the address to those of "
+            "the tenant in [emails.senders]"
+        )
+    return job.sender
+
+
+def _mailbox(address: str) -> tuple[str, str]:
+    name, _, host = parseaddr(address)[1].rpartition("@")
+    return name, host.lower()
 
 
 def _attach(message: EmailMessage, job: SendEmail, storage: Storage, limit: int) -> None:

@@ -17,7 +17,9 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
+    ColumnElement,
     Connection,
     CursorResult,
     Date,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     Numeric,
     Text,
     bindparam,
+    collate,
     text,
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -45,7 +48,7 @@ from penstock.workers.builtin.reports.spreadsheets import MEDIA_TYPES, Sheet, op
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.returns import Permanent
-from penstock.workers.handlers.storage import Storage
+from penstock.workers.handlers.storage import Storage, storage_of
 
 BATCH = 1000
 """Rows fetched at a time."""
@@ -62,26 +65,36 @@ _TYPES: dict[str, type[TypeEngine[Any]]] = {
 }
 
 
+class _Tenant(Text):
+    """The tenant as MySQL and MariaDB must compare it: exactly. To their defaults `acme` and `ACME ` are equal."""
+
+    def bind_expression(self, bindvalue: BindParameter[str]) -> ColumnElement[str]:
+        assert self.collation is not None
+        return collate(bindvalue, self.collation)
+
+
 @handles(BuildReport)
 def build_report(
     job: BuildReport, ctx: Context, databases: Databases, storage: Storage, settings: Settings
 ) -> ReportBuilt:
     """Run the query and store its rows under `reports/NAME/<hash of parameters>/NAME-<job id>.csv` (or `.xlsx`).
 
+    For a job with a tenant both are below the tenant's folder, and `:tenant` in the query is the tenant.
+
     A `.json` file with the result is written last, next to the report: a second run of the same job finds it, and
     neither queries the database again nor writes anything.
 
     Raises:
-        Permanent: no such report, wrong parameters, or SQL that the database does not take.
+        Permanent: no such report, not one for its tenant, wrong parameters, or SQL that the database does not take.
         StorageError, SQLAlchemyError: worth another try.
     """
-    report = settings.reports.get(job.report)
-    if report is None:
-        names = ", ".join(sorted(settings.reports)) or "none"
-        raise Permanent(f"no report {job.report!r} in penstock.toml; there is: {names}")
+    report = _find_report(job, ctx.tenant, settings)
+    storage = storage_of(ctx.tenant, storage, settings)
     created_at = made_at(ctx.job_id) or ctx.enqueued_at
     parameters = read_parameters(job, report, created_at)
-    key = _key(job, ctx, parameters)
+    if report.binds_tenant:
+        parameters["tenant"] = ctx.tenant
+    key = storage.root + _key(job, ctx, parameters)
     result = _built_before(storage, key)
     if result is None:
         engine = databases.engine(report.database_url or settings.database_url)
@@ -103,6 +116,25 @@ def build_report(
     if job.email_to:
         _mail(job, ctx, report, result, storage)
     return result
+
+
+def _find_report(job: BuildReport, tenant: str | None, settings: Settings) -> ReportSettings:
+    report = settings.reports.get(job.report)
+    if report is None:
+        names = ", ".join(sorted(name for name, other in settings.reports.items() if other.is_for(tenant))) or "none"
+        raise Permanent(f"no report {job.report!r} in penstock.toml; there is: {names}")
+    if "tenant" in job.parameters:
+        raise Permanent(f"report {job.report!r}: 'tenant' is not a parameter; enqueue the job with tenant=")
+    if report.is_for(tenant):
+        return report
+    if tenant is None:
+        raise Permanent(
+            f"report {job.report!r} is for jobs with a tenant: its sql has :tenant; enqueue it with tenant="
+        )
+    raise Permanent(
+        f"report {job.report!r} is not for tenant {tenant!r}; use :tenant in its sql, or add the tenant to `tenants` "
+        f"of [reports.{job.report}]"
+    )
 
 
 def read_parameters(job: BuildReport, report: ReportSettings, created_at: datetime) -> dict[str, Any]:
@@ -143,6 +175,8 @@ def _write(
 ) -> tuple[int, int]:
     """Stream the rows into a file. Returns the numbers of rows and sheets."""
     binds = [bindparam(name, type_=_TYPES[declared.type]()) for name, declared in report.parameters.items()]
+    if report.binds_tenant:
+        binds.append(bindparam("tenant", type_=_tenant_type(connection.dialect)))
     sql = report.sql.strip().rstrip(";")
     total = _count(connection, sql, binds, parameters) if report.count else None
     ctx.progress(0, total, "reading")
@@ -161,6 +195,12 @@ def _write(
                     ctx.progress(done, total, "reading")
             ctx.progress(done, done, "storing")
     return done, sheet.sheets
+
+
+def _tenant_type(dialect: Any) -> Text:
+    if dialect.name not in ("mysql", "mariadb"):
+        return Text()
+    return _Tenant(collation="utf8mb4_nopad_bin" if dialect.is_mariadb else "utf8mb4_0900_bin")
 
 
 @contextmanager

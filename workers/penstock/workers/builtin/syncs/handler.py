@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,17 +35,15 @@ async def run_sync(
     the later one finds the position moved and is retried.
 
     Raises:
-        Permanent: no such sync, a 4xx, an answer or a table of another shape, a record that does not fit.
+        Permanent: no such sync, not one for its tenant, a 4xx, an answer or a table of another shape, a record that
+            does not fit.
         SQLAlchemyError: worth another try.
     """
     import httpx  # imported lazily: only workers that run syncs need its memory
 
-    sync = settings.syncs.get(job.sync)
-    if sync is None:
-        names = ", ".join(sorted(settings.syncs)) or "none"
-        raise Permanent(f"no sync {job.sync!r} in penstock.toml; there is: {names}")
+    position_name, sync = _find_sync(job, ctx.tenant, settings)
     engine = databases.engine(sync.database_url or settings.database_url)
-    table = SyncTable(engine, job.sync, sync)
+    table = SyncTable(engine, position_name, sync)
     position = await asyncio.to_thread(table.prepare)
     if job.full and position.job != ctx.job_id:
         position = position.restarted(ctx.job_id)
@@ -52,6 +51,32 @@ async def run_sync(
         with _settings_errors(job.sync):
             pages = Pages(client, job.sync, sync, ctx.deadline)
         return await _run(job, ctx, sync, table, pages, position)
+
+
+def _find_sync(job: RunSync, tenant: str | None, settings: Settings) -> tuple[str, SyncSettings]:
+    """The name under which its position is kept, and its settings, with `{tenant}` replaced."""
+    sync = settings.syncs.get(job.sync)
+    if sync is None:
+        names = ", ".join(sorted(name for name, other in settings.syncs.items() if other.is_for(tenant))) or "none"
+        raise Permanent(f"no sync {job.sync!r} in penstock.toml; there is: {names}")
+    if not sync.is_for(tenant):
+        if tenant is None:
+            raise Permanent(
+                f"sync {job.sync!r} is for jobs with a tenant, as it has {{tenant}}; enqueue it with tenant="
+            )
+        raise Permanent(
+            f"sync {job.sync!r} is not for tenant {tenant!r}; add the tenant to `tenants` of [syncs.{job.sync}], or "
+            "write {tenant} in its source and its table"
+        )
+    if tenant is None or not sync.has_tenant:
+        return job.sync, sync
+    name = f"{job.sync}:{tenant}"
+    if len(name) > MAX_ID:
+        name = hashlib.sha256(name.encode()).hexdigest()
+    try:
+        return name, sync.filled(tenant)
+    except ValueError as error:
+        raise Permanent(f"sync {job.sync!r}: {error}; declare a sync of its own for this tenant") from error
 
 
 async def _run(

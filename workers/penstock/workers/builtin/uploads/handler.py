@@ -21,7 +21,7 @@ from penstock.workers.builtin.uploads.images import FORMATS, Picture, UploadedIm
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.returns import Permanent
-from penstock.workers.handlers.storage import Storage
+from penstock.workers.handlers.storage import Storage, storage_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,21 @@ class _Received:
 
 @handles(ProcessUpload)
 def process_upload(job: ProcessUpload, ctx: Context, storage: Storage, settings: Settings) -> UploadProcessed:
-    """Check an upload and write its results under `uploads/sha256/ab/cd/<hash>/`.
+    """Check an upload and write its results under `uploads/sha256/ab/cd/<hash>/`, for a tenant below its folder.
 
     Results are named by the content's hash and `metadata.json` comes last, so a second run finds them and writes
     nothing; after a crash in between it writes the same again.
 
     Raises:
-        Permanent: the object is missing, or it breaks the policy; says which limit and what was found.
+        Permanent: the object is missing or not its tenant's, or it breaks the policy; says which limit and what was
+            found.
         StorageError: worth another try.
     """
-    policy = settings.uploads
+    policy, storage = settings.uploads, storage_of(ctx.tenant, storage, settings)
     with tempfile.TemporaryDirectory(prefix="penstock-upload-") as folder:
         received = _receive(job, ctx, storage, policy, Path(folder))
         ctx.progress(1, 3, "received")
-        base = f"{policy.prefix}/sha256/{received.sha256[:2]}/{received.sha256[2:4]}/{received.sha256}"
+        base = f"{storage.root}{policy.prefix}/sha256/{received.sha256[:2]}/{received.sha256[2:4]}/{received.sha256}"
         image = None
         if received.media_type in FORMATS:
             image = UploadedImage(received.path, received.media_type, policy.max_pixels)
@@ -127,7 +128,10 @@ def _earlier_result(
     if tuple(thumbnail.side for thumbnail in result.thumbnails) != sides or (result.original is None) == keeps:
         return None
     keys = [result.original, result.clean, *(thumbnail.key for thumbnail in result.thumbnails)]
-    return result if all(storage.find(key) for key in keys if key) else None
+    try:
+        return result if all(storage.find(key) for key in keys if key) else None
+    except InvalidKey:  # someone else wrote it: it names objects of another tenant
+        return None
 
 
 def _write(

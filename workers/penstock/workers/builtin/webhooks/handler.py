@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from penstock.config.sections.events import OutgoingWebhookSettings
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.webhooks import DeliverWebhook, WebhookDelivered
 from penstock.schemas.events.signatures import SIGNATURE, sign
@@ -31,13 +32,15 @@ async def deliver(job: DeliverWebhook, ctx: Context, settings: Settings) -> Webh
     """Send an outgoing webhook. Any answer but success is retried, except 410: the receiver wants no more.
 
     Raises:
-        Permanent: the receiver is not configured, has no address, or has one that is not allowed.
+        Permanent: the receiver is not configured, is not for the job's tenant, has no address, or has one that is not
+            allowed.
         NotTaken, OSError, httpx.HTTPError: worth another try.
     """
     receiver = settings.hooks.get(job.hook)
     if receiver is None:
-        names = ", ".join(sorted(settings.hooks)) or "none"
+        names = ", ".join(sorted(name for name, hook in settings.hooks.items() if hook.is_for(ctx.tenant))) or "none"
         raise Permanent(f"no hook {job.hook!r} in penstock.toml; there is: {names}")
+    _check_tenant(job, ctx.tenant, receiver)
     if receiver.url is not None and job.url is not None:
         raise Permanent(f"hook {job.hook!r} has an address of its own; what is signed for it goes nowhere else")
     if (url := receiver.url or job.url) is None:
@@ -56,3 +59,15 @@ async def deliver(job: DeliverWebhook, ctx: Context, settings: Settings) -> Webh
     if not response.is_success:
         raise DeliveryFailed(response)
     return WebhookDelivered(status=response.status_code)
+
+
+def _check_tenant(job: DeliverWebhook, tenant: str | None, receiver: OutgoingWebhookSettings) -> None:
+    """Refuse what a tenant could use to speak for others: the receiver trusts what is signed for it."""
+    if not receiver.is_for(tenant):
+        who = "jobs without a tenant" if tenant is None else f"tenant {tenant!r}"
+        raise Permanent(f"hook {job.hook!r} is not for {who}; see `tenants` of [hooks.{job.hook}]")
+    if tenant is not None and receiver.tenants is None and job.data.get("tenant") != tenant:
+        raise Permanent(
+            f"hook {job.hook!r} is for all tenants, so the data of a job of tenant {tenant!r} must have it as "
+            f"`tenant`; or add `tenants` to [hooks.{job.hook}]"
+        )

@@ -64,4 +64,8 @@ class OutgoingWebhooks:
 
 
 def _matches(hook: OutgoingWebhookSettings, kind: str, outcome: AttemptOutcome) -> bool:
-    return str(outcome.state) in hook.states and any(fnmatchcase(kind, pattern) for pattern in hook.kinds)
+    return (
+        hook.is_for(outcome.claim.message.tenant)
+        and str(outcome.state) in hook.states
+        and any(fnmatchcase(kind, pattern) for pattern in hook.kinds)
+    )
