@@ -119,8 +119,7 @@ async def authenticated(connection: HTTPConnection) -> Caller:
     deps = await services(connection)
     caller = await deps.callers.authenticate(connection.headers.get("authorization"))
     deps.count(caller)
-    if (verb := demanded(connection)) is not None:
-        caller.demand(verb)
+    caller.demand(demanded(connection))
     return caller
 
 

@@ -51,7 +51,7 @@ ROUTES: dict[tuple[str, str], Verb | None] = {
 """Method and path → verb. The handshake of a WebSocket is a GET."""
 
 
-def demanded(connection: HTTPConnection) -> Verb | None:
-    """The verb that the route of a request demands: `admin` where the table does not have it."""
+def demanded(connection: HTTPConnection) -> Verb:
+    """The verb that the route of a caller's request demands: `admin` where the table has none."""
     path = getattr(connection.scope.get("route"), "path", "")
-    return ROUTES.get((connection.scope.get("method", "GET"), path), Verb.ADMIN)
+    return ROUTES.get((connection.scope.get("method", "GET"), path)) or Verb.ADMIN
