@@ -160,8 +160,8 @@ def test_no_answer_names_what_is_not_for_the_key(gateway: Gateway, open_gateway:
         ),
     ]
     for answer in answers:
-        shown = [name for name in NAMES if name in answer.text]
-        assert not shown, f"{answer.request.method} {answer.request.url}: {answer.text[:500]}"
+        leaks = [name for name in NAMES if name in answer.text]
+        assert not leaks, f"{answer.request.method} {answer.request.url}: {answer.text[:500]}"
     every = gateway.key()
     unknown = post(gateway, "/jobs/gateway.sync", every, json=SYNC, params={"queue": "none.such"})
     assert "invoices" not in str(problem(unknown, 422, "invalid-job"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -88,6 +90,19 @@ def test_a_route_demands_exactly_its_verb(gateway: Gateway, method: str, path: s
         assert "verb-not-allowed" not in ask(gateway, method, where, key).text
 
 
+def test_the_page_has_the_table() -> None:
+    page = (Path(__file__).parents[4] / "docs/gateway.md").read_text()
+    rows = re.findall(
+        r"^\| (?:`(\w+)`|public) \| (.*`(?:GET|POST|DELETE) .*) \|$", page.partition("### Verbs")[2], re.MULTILINE
+    )
+    on_page = {
+        (method, path): Verb(verb) if verb else PUBLIC
+        for verb, routes in rows
+        for method, path in re.findall(r"`(GET|POST|DELETE) (\S+)`", routes)
+    }
+    assert on_page == ROUTES
+
+
 def test_a_public_route_needs_no_key(gateway: Gateway) -> None:
     for (method, path), verb in ROUTES.items():
         if verb is PUBLIC:
@@ -106,7 +121,7 @@ def test_a_websocket_demands_read(gateway: Gateway) -> None:
 
 def test_the_document_shows_the_verb_of_each_operation(gateway: Gateway) -> None:
     document = gateway.client.get("/openapi.json", headers=gateway.key()).json()
-    shown = {
+    verbs = {
         (method.upper(), "/v1/jobs/{kind}" if operation["operationId"].startswith("submit.") else path): operation.get(
             "security"
         )
@@ -114,7 +129,7 @@ def test_the_document_shows_the_verb_of_each_operation(gateway: Gateway) -> None
         for method, operation in operations.items()
     }
     hidden = {("GET", "/openapi.json"), ("GET", "/v1/jobs/{id}/ws")}
-    assert shown == {
+    assert verbs == {
         route: None if verb is None else [{"bearer": [verb]}] for route, verb in ROUTES.items() if route not in hidden
     }
 

@@ -65,7 +65,7 @@ class Caller:
         """A kind by its name or alias. Where the caller is bound to kinds, it does not learn which others there are.
 
         Raises:
-            Problem: (404) there is no such kind; (403) it may not send it.
+            Problem: (404) no kind has this name; (403) it may not send it.
         """
         kind = registry.find(name)
         if kind is None and matches_any(name, self.kinds):
@@ -170,9 +170,9 @@ class Callers:
             detail = f"the token has no claim {self._claim!r} that lists its verbs, kinds, queues or tenants"
             raise Problem(403, "no-scope", detail)
         if unknown := sorted(scope.keys() - set(api_keys.SCOPES)):
-            shown = ", ".join(repr(name[:_SHOWN]) for name in unknown[:_MOST_SHOWN])
+            names = ", ".join(repr(name[:_SHOWN]) for name in unknown[:_MOST_SHOWN])
             allowed = ", ".join(api_keys.SCOPES)
-            detail = f"the token's claim {self._claim!r} has unknown members: {shown}; there are {allowed}"
+            detail = f"the token's claim {self._claim!r} has unknown members: {names}; there are {allowed}"
             raise Problem(403, "no-scope", detail)
         bounds: dict[str, Any] = {
             name: None if scope.get(name) is None else tuple(scope[name]) for name in api_keys.SCOPES

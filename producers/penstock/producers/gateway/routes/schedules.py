@@ -210,8 +210,8 @@ async def _visible(deps: Deps, caller: Caller, name: str) -> tuple[Schedule, Any
 
 async def _view_after(deps: Deps, caller: Caller, name: str) -> ScheduleView:
     """A schedule after an act; its settings and error only for a caller that may read."""
-    shown = view(*await _visible(deps, caller, name))
-    return shown if caller.may(Verb.READ) else shown.model_copy(update={"settings": {}, "error": None})
+    schedule = view(*await _visible(deps, caller, name))
+    return schedule if caller.may(Verb.READ) else schedule.model_copy(update={"settings": {}, "error": None})
 
 
 def _may_see(caller: Caller, schedule: Schedule) -> bool:
