@@ -1,7 +1,7 @@
 """Tokens that let a browser follow one job for a while, without a key or a session of its own.
 
-A backend makes a token for a page it serves; its holder may read this job's state and progress, and nothing else, until
-it expires. It is signed, not encrypted, and cannot be revoked sooner.
+A backend makes a token for a page it serves; until it expires, its holder may read this job's state and progress, and
+cancel the job if the token says so, and nothing else. It is signed, not encrypted, and cannot be revoked sooner.
 """
 
 from __future__ import annotations
@@ -12,16 +12,35 @@ import hashlib
 import hmac
 import json
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from penstock.config.errors import ConfigError, InvalidToken
+from penstock.schemas.verbs import Verb, verbs_of
 
 __all__ = ["check_secret", "progress_token", "read_progress_token"]
 
 LEAST_SECRET_BYTES = 16
+VERBS = (Verb.READ, Verb.CANCEL)
+"""What a token may carry."""
 _LONGEST = 1024
 _PURPOSE = b"penstock.progress.v1:"
 """Signed with each token, so that nothing else that is signed with the same secret passes for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Contents of a token.
+
+    Attributes:
+        expires_at: seconds since the epoch.
+        verbs: what its holder may do with the job.
+    """
+
+    job_id: str
+    expires_at: float
+    verbs: tuple[Verb, ...]
 
 
 def check_secret(secret: object) -> str:
@@ -37,49 +56,62 @@ def check_secret(secret: object) -> str:
     return secret
 
 
-def progress_token(job_id: str, *, secret: str, expires_in: timedelta = timedelta(hours=1)) -> str:
+def progress_token(
+    job_id: str, *, secret: str, expires_in: timedelta = timedelta(hours=1), verbs: Iterable[str] = (Verb.READ,)
+) -> str:
     """A token to follow one job, of characters that need no quoting in a URL.
 
     Arguments:
         secret: at least 16 bytes that only the backend and the gateway know.
+        verbs: `read` to follow the job, `cancel` to cancel it through the gateway.
 
     Raises:
         ConfigError: the secret is too short.
-        ValueError: it would have expired already.
+        ValueError: it would have expired already, it has no verb, or one that a token cannot carry.
     """
     if expires_in <= timedelta():
         raise ValueError(f"expires_in must be positive, not {expires_in}")
-    body = _encode(json.dumps([job_id, int(time.time() + expires_in.total_seconds())]).encode())
+    contents: list[object] = [job_id, int(time.time() + expires_in.total_seconds())]
+    if not (carried := verbs_of(verbs, VERBS)):
+        raise ValueError("a token needs a verb: read, cancel or both")
+    if carried != (Verb.READ,):
+        contents.append(carried)
+    body = _encode(json.dumps(contents).encode())
     return f"{body}.{_signature(body, secret)}"
 
 
 def read_progress_token(token: str, *, secret: str) -> str:
-    """The id of the job that a token is for.
+    """The id of the job that a token lets its holder follow.
 
     Raises:
-        InvalidToken: the token is not signed with this secret, or has expired.
+        InvalidToken: the token is not signed with this secret, has expired, or is not for following the job.
         ConfigError: the secret is too short.
     """
-    job_id, _expires_at = read_token(token, secret=secret)
-    return job_id
+    contents = read_token(token, secret=secret)
+    if Verb.READ not in contents.verbs:
+        raise InvalidToken("the token is not for following the job; ask for one with the verb read")
+    return contents.job_id
 
 
-def read_token(token: str, *, secret: str) -> tuple[str, float]:
-    """The id of the job that a token is for, and when the token expires, in seconds since the epoch.
+def read_token(token: str, *, secret: str) -> Token:
+    """The contents of a token.
 
     Raises:
-        InvalidToken, ConfigError: see `read_progress_token`.
+        InvalidToken: the token is not signed with this secret, has expired, or carries a verb that does not exist.
+        ConfigError: the secret is too short.
     """
     body, _, signature = token[:_LONGEST].partition(".")
     if not hmac.compare_digest(_signature(body, secret).encode(), signature.encode("utf-8", "replace")):
         raise InvalidToken("the token is not one of this server's; ask for a new one")
     try:
-        job_id, expires_at = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        job_id, expires_at, *more = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        [names] = more or [(Verb.READ,)]
+        contents = Token(str(job_id), float(expires_at), verbs_of(names, VERBS))
     except (binascii.Error, ValueError, TypeError) as error:
-        raise InvalidToken("the token cannot be read; ask for a new one") from error
-    if time.time() >= expires_at:
+        raise InvalidToken(f"the token cannot be read ({error}); ask for a new one") from error
+    if time.time() >= contents.expires_at:
         raise InvalidToken("the token has expired; ask for a new one")
-    return str(job_id), float(expires_at)
+    return contents
 
 
 def _signature(body: str, secret: str) -> str:

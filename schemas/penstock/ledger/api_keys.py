@@ -19,12 +19,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import ConfigError, PenstockError
+from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import api_keys
 from penstock.ledger.sql.text import is_storable
+from penstock.schemas.verbs import Verb, verbs_of
 
 START = "psk_"
+SCOPES = ("verbs", "kinds", "queues", "tenants")
+"""What bounds a key: lists, of which None is no bound."""
 _LONGEST_NAME = 200
+_KIND = "API key"
 _FORM = re.compile(r"psk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
 
@@ -33,6 +38,7 @@ class ApiKey:
     """API key without its secret.
 
     Attributes:
+        verbs: what it may be used to do; None: all.
         kinds, queues: patterns of what it may be used for, such as `invoice.*`; None: all.
         tenants: whose jobs it may send and see; None: those of all tenants, and jobs without one.
         requests_per_second: None: as the settings say.
@@ -47,6 +53,7 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    verbs: tuple[Verb, ...] | None = None
 
     def holds(self, now: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
@@ -56,23 +63,30 @@ def add(
     database: Database,
     name: str,
     *,
+    verbs: Sequence[str] = (),
     kinds: Sequence[str] = (),
     queues: Sequence[str] = (),
     tenants: Sequence[str] = (),
     requests_per_second: float | None = None,
     expires_at: datetime | None = None,
+    actor: str | None = None,
 ) -> tuple[str, ApiKey]:
     """Make a key. Returns its text, which cannot be had again, and its record.
 
     Arguments:
         name: whose it is, for lists and the audit log.
-        kinds, queues, tenants: see `ApiKey`; none given: all.
+        verbs, kinds, queues, tenants: see `ApiKey`; none given: all.
+        actor: for the audit log; None: a program makes a key for itself, which is not audited.
 
     Raises:
-        ConfigError: the name has more than 200 characters, or some that no database takes.
+        ConfigError: the name has more than 200 characters, or some that no database takes; or a verb does not exist.
     """
     if len(name) > _LONGEST_NAME or not is_storable(name):
         raise ConfigError(f"an API key's name must have at most {_LONGEST_NAME} characters, and no NUL")
+    try:
+        named_verbs = verbs_of(verbs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     key_id = secrets.token_hex(6)
     text = f"{START}{key_id}_{secrets.token_urlsafe(32)}"
     key = ApiKey(
@@ -85,12 +99,21 @@ def add(
         datetime.now(UTC),
         expires_at,
         None,
+        named_verbs or None,
     )
     row = {field: getattr(key, field) for field in ApiKey.__slots__}
-    for scope in ("kinds", "queues", "tenants"):
+    bounds = {scope: row[scope] for scope in SCOPES if row[scope] is not None}
+    for scope in SCOPES:
         row[scope] = None if row[scope] is None else json.dumps(row[scope])
     row["digest"] = _digest(text)
-    database.write(lambda connection: connection.execute(sa.insert(api_keys).values(row)))
+
+    def insert_and_audit(connection: sa.Connection) -> None:
+        connection.execute(sa.insert(api_keys).values(row))
+        if actor is not None:
+            detail = {"name": name, **bounds, "expires_at": expires_at}
+            audit.write(connection, actor=actor, act="add", subject=key_id, subject_kind=_KIND, detail=detail)
+
+    database.write(insert_and_audit)
     return text, key
 
 
@@ -112,8 +135,11 @@ def every(database: Database) -> list[ApiKey]:
     return [_key(row) for row in database.read(lambda connection: connection.execute(select).all())]
 
 
-def revoke(database: Database, key_id: str) -> ApiKey:
+def revoke(database: Database, key_id: str, *, actor: str | None = None) -> ApiKey:
     """End a key. Gateways notice within seconds. Revoking it again changes nothing.
+
+    Arguments:
+        actor: for the audit log; None: not audited.
 
     Raises:
         PenstockError: no key has this id.
@@ -122,8 +148,12 @@ def revoke(database: Database, key_id: str) -> ApiKey:
     def revoke_key(connection: sa.Connection) -> Any:
         where = api_keys.c.id == key_id
         unrevoked = sa.update(api_keys).where(where, api_keys.c.revoked_at.is_(None))
-        connection.execute(unrevoked.values(revoked_at=datetime.now(UTC)))
-        return connection.execute(sa.select(api_keys).where(where)).first()
+        changed = connection.execute(unrevoked.values(revoked_at=datetime.now(UTC))).rowcount
+        row = connection.execute(sa.select(api_keys).where(where)).first()
+        if changed and actor is not None and row is not None:
+            detail = {"name": row.name}
+            audit.write(connection, actor=actor, act="revoke", subject=key_id, subject_kind=_KIND, detail=detail)
+        return row
 
     row = database.write(revoke_key)
     if row is None:
@@ -139,8 +169,10 @@ def id_of(text: str) -> str | None:
 
 def _key(row: Any) -> ApiKey:
     fields = {name: getattr(row, name) for name in ApiKey.__slots__}
-    for scope in ("kinds", "queues", "tenants"):
+    for scope in SCOPES:
         fields[scope] = None if fields[scope] is None else tuple(json.loads(fields[scope]))
+    if fields["verbs"] is not None:  # a later version may have more of them
+        fields["verbs"] = tuple(verb for verb in Verb if verb in fields["verbs"])
     return ApiKey(**fields)
 
 

@@ -293,7 +293,14 @@ _FAULTS = [
         "redis-clients-killed", redis_clients_killed, broker="redis", log="trying again", counter="broker unavailable"
     ),
     Fault("rabbitmq-memory-alarm", rabbitmq_memory_alarm, broker="rabbitmq", log="blocks publishers", counter=""),
-    Fault("clock-back", clock_back, log="went back by", counter="clock changed", prepare=with_own_clock, missing=_no_faketime),
+    Fault(
+        "clock-back",
+        clock_back,
+        log="went back by",
+        counter="clock changed",
+        prepare=with_own_clock,
+        missing=_no_faketime,
+    ),
     Fault("no-descriptors", no_descriptors, log="Too many open files", silences_worker=True),
 ]
 FAULTS = {fault.name: fault for fault in _FAULTS}

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.gateways import INVOICE, Gateway, Open, problem
 
 from penstock.ledger import api_keys
+from penstock.ledger.rows import audit
 from penstock.producers.gateway.auth import callers, jwks
 
 PATH = "/v1/jobs/gateway.invoice"
@@ -205,7 +206,9 @@ def test_a_token_that_does_not_hold_is_refused(
     problem(ask(trusting, wrong(provider)), 401, "invalid-token")
 
 
-@pytest.mark.parametrize("scope", [None, "all", ["gateway.invoice"], {"kinds": "gateway.invoice"}, {"tenants": [1]}])
+@pytest.mark.parametrize(
+    "scope", [None, "all", ["gateway.invoice"], {"kinds": "gateway.invoice"}, {"tenants": [1]}, {"verbs": "read"}]
+)
 def test_a_token_without_a_scope_may_do_nothing(trusting: Gateway, provider: Provider, scope: Any) -> None:
     problem(ask(trusting, provider.token(penstock=scope)), 403, "no-scope")
 
@@ -217,6 +220,32 @@ def test_a_scope_with_unknown_members_is_refused_by_their_names(
     refused = ask(trusting, provider.token(penstock=scope))
     problem(refused, 403, "no-scope")
     assert repr(list(scope)[-1]) in refused.json()["detail"]
+    assert refused.json()["detail"].endswith("there are verbs, kinds, queues, tenants")
+
+
+def test_a_token_of_the_provider_does_what_its_verbs_say(trusting: Gateway, provider: Provider) -> None:
+    sent = ask(trusting, provider.token(penstock={"verbs": ["send"]}))
+    assert sent.status_code == 202
+    url = sent.headers["location"]
+    problem(trusting.client.get(url, headers=provider.token(penstock={"verbs": ["send"]})), 403, "verb-not-allowed")
+    assert trusting.client.get(url, headers=provider.token(penstock={"verbs": ["read"]})).status_code == 200
+    assert trusting.client.get(url, headers=provider.token(penstock={})).status_code == 200
+    problem(ask(trusting, provider.token(penstock={"verbs": []})), 403, "verb-not-allowed")
+    cancel = f"{url}/cancel?kind=gateway.invoice"
+    problem(trusting.client.post(cancel, headers=provider.token(penstock={"verbs": ["read"]})), 403, "verb-not-allowed")
+    assert trusting.client.post(cancel, headers=provider.token(penstock={"verbs": ["cancel"]})).status_code == 200
+    [act] = audit.find(trusting.database)
+    assert (act.act, act.actor) == ("cancel", f"jwt:{ISSUER}:ada")
+
+
+@pytest.mark.parametrize("verbs", [["delete"], ["read", "*"], ["READ"], ["x" * 5000]])
+def test_a_claim_with_an_unknown_verb_is_refused_by_those_there_are(
+    trusting: Gateway, provider: Provider, verbs: list[str]
+) -> None:
+    detail = problem(ask(trusting, provider.token(penstock={"verbs": verbs})), 403, "no-scope")["detail"]
+    assert "verb must be one of read, send, cancel, retry, schedule, admin, not " in detail
+    assert verbs[-1][:40] in detail
+    assert len(detail) < 200
 
 
 def rotate(provider: Provider) -> dict[str, str]:

@@ -20,6 +20,7 @@ from penstock.config.errors import ConfigError
 from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.settings import load_settings
 from penstock.ledger import api_keys
+from penstock.ledger.rows import audit
 from penstock.workers.local.up.redis_server import free_port
 
 
@@ -200,7 +201,10 @@ def test_keys_are_made_listed_and_revoked(gateway: Gateway, monkeypatch: pytest.
 
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", gateway.settings.database_url)
     add = ["gateway", "keys", "add", "shop", "--kind", "gateway.*", "--tenant", "acme", "--rate", "60/m", "--json"]
+    assert CliRunner().invoke(app, [*add, "--verb", "delete"]).exit_code == 2
+    add += ["--verb", "send", "--verb", "read", "--actor", "ada"]
     key = json.loads(CliRunner().invoke(app, [*add, "--expires-in", "1h"]).stdout)
+    assert key["verbs"] == ["read", "send"]
     assert (key["kinds"], key["tenants"], key["queues"]) == (["gateway.*"], ["acme"], None)
     assert key["requests_per_second"] == 1.0
     keys = api_keys.find(gateway.database, key["key"])
@@ -212,8 +216,19 @@ def test_keys_are_made_listed_and_revoked(gateway: Gateway, monkeypatch: pytest.
     assert answer.status_code == 202
     listed = CliRunner().invoke(app, ["gateway", "keys", "list"]).stdout
     assert key["id"] in listed
+    assert "read, send" in listed
     assert key["key"] not in listed
-    assert CliRunner().invoke(app, ["gateway", "keys", "revoke", key["id"]]).exit_code == 0
+    assert CliRunner().invoke(app, ["gateway", "keys", "revoke", key["id"], "--actor", "bob"]).exit_code == 0
+    assert CliRunner().invoke(app, ["gateway", "keys", "revoke", key["id"], "--actor", "eve"]).exit_code == 0
     [row] = json.loads(CliRunner().invoke(app, ["gateway", "keys", "list", "--json"]).stdout)
-    assert (row["holds"], row["id"]) == (False, key["id"])
+    assert (row["holds"], row["id"], row["verbs"]) == (False, key["id"], ["read", "send"])
+    revoked, added = audit.find(gateway.database, subject=key["id"])
+    assert (revoked.actor, revoked.act, revoked.subject_kind) == ("bob", "revoke", "API key")
+    assert (added.actor, added.act, added.detail["verbs"], added.detail["tenants"]) == (
+        "ada",
+        "add",
+        ["read", "send"],
+        ["acme"],
+    )
+    assert key["key"] not in str(added.detail)
     assert CliRunner().invoke(app, ["gateway", "keys", "revoke", "nonsense"]).exit_code == 1

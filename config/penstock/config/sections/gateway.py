@@ -23,8 +23,8 @@ class JwtSettings(BaseModel):
     audience: str
     algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
     claim: str = "penstock"
-    """The claim that says what a token may do: an object with any of `kinds`, `queues` and `tenants`, lists of names.
-    A token without it is refused."""
+    """The claim that says what a token may do: an object with any of `verbs`, `kinds`, `queues` and `tenants`, lists of
+    names. A token without it is refused."""
     leeway_seconds: float = Field(default=10.0, ge=0, le=300)
     """Allowed difference between the provider's clock and ours."""
 

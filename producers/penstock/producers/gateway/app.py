@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import lru_cache
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -30,6 +30,7 @@ from penstock.producers.gateway.routes import (
     workflows,
 )
 from penstock.schemas.events import rules
+from penstock.schemas.jobs.kind import registry
 
 ROUTERS = (
     submit.router,
@@ -82,11 +83,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
 
-    text = cache(lambda: openapi.document_text(app))
+    text = lru_cache(16)(lambda kinds: openapi.document_text(app, kinds))
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def describe(_caller: Authenticated) -> Response:
-        return Response(text(), media_type="application/json")
+    async def describe(caller: Authenticated) -> Response:
+        return Response(text(tuple(filter(caller.is_allowed, registry))), media_type="application/json")
 
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     problems.add_handlers(app)

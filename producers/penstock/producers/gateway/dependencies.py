@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections import Counter
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends
@@ -20,9 +21,13 @@ from penstock.producers.gateway.auth.callers import Caller, Callers
 from penstock.producers.gateway.auth.job_ids import JobIds
 from penstock.producers.gateway.auth.jwt import JwtVerifier
 from penstock.producers.gateway.auth.rate_limit import RateLimiter
+from penstock.producers.gateway.auth.verbs import demanded
 from penstock.producers.gateway.metrics import LoopFailures, Metrics, OutboxBacklogs, RestingWorkflows
+from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 from penstock.producers.limits import open_store
+from penstock.producers.tokens import read_token
+from penstock.schemas.verbs import Verb
 
 log = logging.getLogger("penstock.gateway")
 
@@ -79,6 +84,20 @@ class Deps:
         self.backlogs.close()
         self.database.close()
 
+    def check_token(self, token: str, job_id: str, verb: Verb) -> Caller:
+        """The holder of a web backend's token, which must be for this job and carry this verb.
+
+        Raises:
+            Problem: (403) it is for another job, or does not carry the verb. InvalidToken.
+        """
+        contents = read_token(token, secret=self.secret)
+        if contents.job_id != job_id:
+            raise Problem(403, "token-not-allowed", "this token is for another job")
+        if verb not in contents.verbs:
+            raise Problem(403, "token-not-allowed", f"this token is not for this; it may {', '.join(contents.verbs)}")
+        expires_at = datetime.fromtimestamp(contents.expires_at, UTC)
+        return Caller(f"token:{job_id}", f"token of job {job_id}", expires_at=expires_at, verbs=contents.verbs)
+
     def count(self, caller: Caller, weight: int = 1) -> None:
         """Count a request against the caller's rate. Raises Problem (429) if it is over its limit."""
         per_second = caller.requests_per_second or self.settings.gateway.requests_per_second
@@ -95,11 +114,12 @@ async def authenticated(connection: HTTPConnection) -> Caller:
     """The caller, whose request is counted.
 
     Raises:
-        Problem: (401) the credential is not valid; (429) it is over its rate.
+        Problem: (401) the credential is not valid; (429) it is over its rate; (403) it does not have the route's verb.
     """
     deps = await services(connection)
     caller = await deps.callers.authenticate(connection.headers.get("authorization"))
     deps.count(caller)
+    caller.demand(demanded(connection))
     return caller
 
 

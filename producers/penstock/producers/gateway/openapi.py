@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from penstock.producers.gateway.auth.verbs import ROUTES
 from penstock.producers.gateway.models.dead_letters import Discard, Replay
 from penstock.producers.gateway.problems import MEDIA_TYPE
 from penstock.producers.gateway.requests.bodies import JSON
 from penstock.producers.gateway.requests.options import parameters
 from penstock.producers.gateway.routes.submit import Accepted, Batch
 from penstock.schemas.jobs.kind import Kind, registry
+from penstock.schemas.verbs import Verb
 
 DESCRIPTION = (
     "Background jobs over HTTP. Every error is a problem (RFC 9457) whose `type` says what it is; `errors` points at "
     "what is wrong."
 )
 _REFERENCE = "#/components/schemas/"
-_OPEN = ("/health", "/live", "/ready", "/metrics", "/v1/webhooks/{name}")
-"""Paths that need no key."""
+_SUBMIT = "submit."
 
 _PROBLEM = {
     "type": "object",
@@ -55,8 +57,12 @@ _KEY_HEADER = {
 }
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The document of an app as it is now: kinds may have been imported since the last one."""
+def document(app: FastAPI, kinds: Iterable[Kind] | None = None) -> dict[str, Any]:
+    """The document of an app as it is now: kinds may have been imported since the last one.
+
+    Arguments:
+        kinds: those with an operation; None: all.
+    """
     openapi = get_openapi(
         title="Penstock", version=version("penstock"), description=DESCRIPTION, routes=app.routes, tags=app.openapi_tags
     )
@@ -69,14 +75,15 @@ def document(app: FastAPI) -> dict[str, Any]:
     many = openapi["paths"]["/v1/jobs"]["post"]
     many["requestBody"]["content"][JSON]["schema"] = {"$ref": _REFERENCE + "Batch"}
     many.setdefault("parameters", []).append(_KEY_HEADER)
-    for kind in registry:
+    for kind in registry if kinds is None else kinds:
         openapi["paths"][f"/v1/jobs/{kind.name}"] = {"post": _operation(kind, schemas)}
     openapi["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT of the identity provider."}
     }
     for path, operations in openapi["paths"].items():
-        for operation in operations.values():
-            _complete(path, operation)
+        for method, operation in operations.items():
+            of_kind = operation["operationId"].startswith(_SUBMIT)
+            _complete(operation, ROUTES[method.upper(), "/v1/jobs/{kind}" if of_kind else path])
     return openapi
 
 
@@ -91,7 +98,7 @@ def _operation(kind: Kind, schemas: dict[str, Any]) -> dict[str, Any]:
     schemas[name] = fields
     answer = {"content": {JSON: {"schema": {"$ref": _REFERENCE + "Accepted"}}}}
     return {
-        "operationId": f"submit.{name}",
+        "operationId": _SUBMIT + name,
         "tags": ["jobs"],
         "summary": f"Send {kind.name}",
         "description": (kind.job.__doc__ or "").strip(),
@@ -117,17 +124,17 @@ def _placed(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {name: schema, **definitions}
 
 
-def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Add what all operations have: they may be refused, and most need a key."""
+def _complete(operation: dict[str, Any], verb: Verb | None) -> None:
+    """Add what all operations have: they may be refused, and most demand a verb."""
     operation["responses"].pop("422", None)
     operation["responses"]["default"] = {
         "description": "A problem.",
         "content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE + "Problem"}}},
     }
-    if path not in _OPEN:
-        operation["security"] = [{"bearer": []}]
+    if verb is not None:
+        operation["security"] = [{"bearer": [str(verb)]}]
 
 
-def document_text(app: FastAPI) -> str:
-    """The document as text."""
-    return json.dumps(document(app), indent=2, ensure_ascii=False)
+def document_text(app: FastAPI, kinds: Iterable[Kind] | None = None) -> str:
+    """The document as text; see `document`."""
+    return json.dumps(document(app, kinds), indent=2, ensure_ascii=False)

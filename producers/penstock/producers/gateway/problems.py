@@ -29,6 +29,7 @@ from penstock.config.errors import (
     QueueFull,
     ScheduleNotFound,
     StorageError,
+    UnknownQueue,
 )
 from penstock.schemas.jobs.kind import Kind
 from penstock.schemas.wire.payloads import shown_errors
@@ -38,7 +39,8 @@ log = logging.getLogger("penstock.gateway")
 MEDIA_TYPE = "application/problem+json"
 _TYPES = "urn:penstock:problem:"
 _AGAIN = {"Retry-After": "5"}
-_MOST_ERRORS = 100
+MOST_ERRORS = 100
+"""Errors that an answer lists."""
 _RENAMED = {413: "Content Too Large", 422: "Unprocessable Content"}
 """The names of RFC 9110; Python before 3.13 has older ones."""
 
@@ -67,14 +69,14 @@ class Problem(HTTPException):
         super().__init__(status, detail, headers)
         self.name, self.errors, self.members = name, errors, members
 
-    def body(self) -> dict[str, Any]:
+    def body(self, most_errors: int = MOST_ERRORS) -> dict[str, Any]:
         body = {
             "type": _TYPES + self.name,
             "title": _phrase(self.status_code),
             "status": self.status_code,
             "detail": self.detail,
         }
-        errors = list(self.errors[:_MOST_ERRORS])
+        errors = list(self.errors[:most_errors])
         if (more := len(self.errors) - len(errors)) > 0:
             errors.append({"detail": f"and {more} more"})
         return body | ({"errors": errors} if errors else {}) | self.members
@@ -125,6 +127,8 @@ def problem_of(error: PenstockError) -> Problem:
         case PayloadTooLarge():
             detail = f"the job is {error.size} bytes, over the limit of {error.limit}"
             return Problem(413, "job-too-large", detail, limit=error.limit)
+        case UnknownQueue():  # its text lists all queues
+            return Problem(422, "invalid-job", "no kind and no setting names the queue of this job")
         case InvalidJob():
             return Problem(422, "invalid-job", str(error))
         case DuplicateJob():

@@ -269,6 +269,7 @@ api_keys = sa.Table(
     sa.Column("kinds", sa.Text),  # JSON list of patterns; None: all
     sa.Column("queues", sa.Text),  # likewise
     sa.Column("tenants", sa.Text),  # JSON list of names; None: all tenants, and jobs without one
+    sa.Column("verbs", sa.Text),  # JSON list of `Verb`; None: all
     sa.Column("requests_per_second", sa.Float),  # None: as the settings say
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime),

@@ -16,7 +16,7 @@ from penstock.config.toml import TomlFile
 from penstock.schemas.builtin.paths import find
 from penstock.schemas.events.cloudevents import Event
 from penstock.schemas.jobs.job import Job
-from penstock.schemas.jobs.kind import Registry
+from penstock.schemas.jobs.kind import Kind, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.wire.codec import explain
 
@@ -66,6 +66,11 @@ def jobs_of(event: Event, rules: Mapping[str, EventRule], registry: Registry = d
         InvalidEvent: a rule fits, and the picked fields do not make its job.
     """
     return [_job_of(event, name, rule, registry) for name, rule in rules.items() if _fits(event, rule)]
+
+
+def kinds_of(event: Event, rules: Mapping[str, EventRule], registry: Registry = default_registry) -> list[Kind]:
+    """The kinds of the jobs that `jobs_of` makes."""
+    return [registry[rule.kind] for rule in rules.values() if _fits(event, rule)]
 
 
 def _fits(event: Event, rule: EventRule) -> bool:

@@ -42,7 +42,9 @@ app.add_typer(
     name="deadletters",
     help="See, replay and discard dead letters: jobs that are not retried by themselves.",
 )
-app.add_typer(audit.app, name="audit", help="See the decisions of operators about jobs, dead letters and schedules.")
+app.add_typer(
+    audit.app, name="audit", help="See the decisions of operators: who did what to jobs, dead letters, schedules, keys."
+)
 app.add_typer(schedules.app, name="schedules", help="See, preview, make, pause, run and backfill schedules.")
 app.add_typer(workflows.app, name="workflows", help="See, start, signal, retry and cancel workflows.")
 app.add_typer(queues.app, name="queues", help="See how many jobs wait.")

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from penstock.config.errors import ConfigError
+from penstock.schemas.verbs import Verb
+from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.options import AsJson, Imports, LogLevel, duration, rate
 from penstock.workers.cli.common.output import echo, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger, open_settings
@@ -64,6 +66,9 @@ Patterns = Annotated[
 @keys.command("add")
 def add_key(
     name: Annotated[str, typer.Argument(help="The owner of the key, for lists and the audit log.")],
+    verb: Annotated[
+        list[Verb] | None, typer.Option(help="Only to do this; may be given repeatedly. Not given: everything.")
+    ] = None,
     kind: Patterns = None,
     queue: Patterns = None,
     tenant: Annotated[
@@ -77,6 +82,7 @@ def add_key(
         timedelta | None, typer.Option(parser=duration, metavar="DURATION", help="How long the key is valid: 12h, 90d.")
     ] = None,
     as_json: AsJson = False,
+    actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
 ) -> None:
     """Make a key and print it. It is stored as a hash and cannot be shown again."""
     from penstock.ledger import api_keys
@@ -88,11 +94,13 @@ def add_key(
         text, key = api_keys.add(
             database,
             name.strip(),
+            verbs=verb or (),
             kinds=kind or (),
             queues=queue or (),
             tenants=tenant or (),
             requests_per_second=per_second,
             expires_at=expires_at,
+            actor=actor,
         )
     if as_json:
         print_json({"key": text, **asdict(key)})
@@ -112,18 +120,21 @@ def list_keys(as_json: AsJson = False) -> None:
     rows: list[dict[str, Any]] = [asdict(key) | {"holds": key.holds(now)} for key in api_key_list]
     if not as_json:
         for row in rows:
-            row |= {scope: ", ".join(row[scope]) if row[scope] else "all" for scope in ("kinds", "queues", "tenants")}
-    columns = ("id", "name", "kinds", "queues", "tenants", "requests_per_second", "expires_at", "revoked_at")
+            row |= {scope: ", ".join(row[scope]) if row[scope] else "all" for scope in api_keys.SCOPES}
+    columns = ("id", "name", "verbs", "kinds", "queues", "tenants", "requests_per_second", "expires_at", "revoked_at")
     print_rows(rows, columns, as_json=as_json, empty="no keys; make one with penstock gateway keys add NAME")
 
 
 @keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As keys list shows it.")]) -> None:
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As keys list shows it.")],
+    actor: Actor = None,  # type: ignore[assignment]
+) -> None:
     """Revoke a key. Gateways notice within seconds."""
     from penstock.ledger import api_keys
 
     with open_ledger() as database:
-        revoked = api_keys.revoke(database, key_id)
+        revoked = api_keys.revoke(database, key_id, actor=actor)
     echo(f"key {revoked.id} of {revoked.name} is revoked")
 
 

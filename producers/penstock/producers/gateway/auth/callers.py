@@ -16,14 +16,16 @@ from penstock.ledger.queries.scope import Scope, matches_any
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.auth.jwt import CHALLENGE, JwtVerifier
 from penstock.producers.gateway.problems import Problem
-from penstock.schemas.jobs.kind import Kind
+from penstock.schemas.jobs.kind import Kind, registry
+from penstock.schemas.verbs import Verb, verbs_of
 
 CACHE_SECONDS = 5.0
 """How long a gateway uses a key without reading it again, and so how long a revoked key may still be used."""
 _MOST_CACHED = 10_000
 """Keys, and as many texts that are none. An entry has 32 bytes of a text, however long that is."""
+_MOST_SHOWN, _SHOWN = 5, 40
+"""Unknown members of a claim that an error names, and their characters."""
 _Entry = TypeVar("_Entry")
-_SCOPES = ("kinds", "queues", "tenants")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Caller:
         tenants: whose jobs it may send and see; None: those of all tenants, and jobs without one.
         requests_per_second: its own limit; None: the one of the settings.
         expires_at: end of its credential; None: it has none.
+        verbs: what it may do; None: all.
     """
 
     id: str
@@ -46,6 +49,33 @@ class Caller:
     tenants: tuple[str, ...] | None = None
     requests_per_second: float | None = None
     expires_at: datetime | None = None
+    verbs: tuple[Verb, ...] | None = None
+
+    def may(self, verb: Verb) -> bool:
+        """Whether it has this verb."""
+        return self.verbs is None or verb in self.verbs
+
+    def demand(self, verb: Verb) -> None:
+        """Raises Problem (403) if it does not have this verb."""
+        if not self.may(verb):
+            detail = f"this key may not {verb}; its verbs: {', '.join(self.verbs or ()) or 'none'}"
+            raise Problem(403, "verb-not-allowed", detail)
+
+    def find_kind(self, name: str) -> Kind:
+        """A kind by its name or alias. Where the caller is bound to kinds, it does not learn which others there are.
+
+        Raises:
+            Problem: (404) no kind has this name; (403) it may not send it.
+        """
+        kind = registry.find(name)
+        if kind is None and matches_any(name, self.kinds):
+            raise Problem(404, "unknown-kind", f"no kind is named {name[:127]!r}; GET /v1/kinds lists those there are")
+        if kind is None or not self._may_send(kind):
+            detail = f"this key is not for kind {name[:127]!r}"
+            if self.kinds is None:
+                detail += ": it names no kinds, and the built-in ones must be named"
+            raise Problem(403, "kind-not-allowed", detail)
+        return kind
 
     def is_allowed(self, kind: Kind) -> bool:
         """Whether it may send this kind to the kind's own queue. The built-in kinds reach the storage, mail servers and
@@ -61,15 +91,11 @@ class Caller:
         """The bounds within which it sees jobs and acts on them."""
         return Scope(self.kinds, self.queues, self.tenants)
 
-    def check_use(self, kind: Kind, queue: str | None) -> None:
-        """Raises Problem (403) if it may not send this kind to this queue (None: the kind's own)."""
-        if not self._may_send(kind):
-            detail = f"this key is not for kind {kind.name}"
-            if self.kinds is None:
-                detail += ": it names no kinds, and the built-in ones must be named"
-            raise Problem(403, "kind-not-allowed", detail)
+    def check_queue(self, kind: Kind, queue: str | None = None) -> None:
+        """Raises Problem (403) if it may not send to this queue (None: the kind's own, which is not named then)."""
         if not matches_any(queue or kind.queue, self.queues):
-            raise Problem(403, "queue-not-allowed", f"this key is not for queue {queue or kind.queue}")
+            which = "the queue of this kind" if queue is None else f"queue {queue}"
+            raise Problem(403, "queue-not-allowed", f"this key is not for {which}")
 
     def _may_send(self, kind: Kind) -> bool:
         return not is_builtin(kind) if self.kinds is None else matches_any(kind.name, self.kinds)
@@ -140,17 +166,24 @@ class Callers:
 
     def _caller_from_claims(self, claims: dict[str, Any]) -> Caller:
         scope = claims.get(self._claim)
-        if not isinstance(scope, dict) or not all(_is_names(scope.get(name)) for name in _SCOPES):
-            detail = f"the token has no claim {self._claim!r} that lists its kinds, queues or tenants"
+        if not isinstance(scope, dict) or not all(_is_names(scope.get(name)) for name in api_keys.SCOPES):
+            detail = f"the token has no claim {self._claim!r} that lists its verbs, kinds, queues or tenants"
             raise Problem(403, "no-scope", detail)
-        if unknown := scope.keys() - set(_SCOPES):
-            names = ", ".join(sorted(map(repr, unknown)))
-            detail = f"the token's claim {self._claim!r} has unknown members: {names}; there are {', '.join(_SCOPES)}"
+        if unknown := sorted(scope.keys() - set(api_keys.SCOPES)):
+            names = ", ".join(repr(name[:_SHOWN]) for name in unknown[:_MOST_SHOWN])
+            allowed = ", ".join(api_keys.SCOPES)
+            detail = f"the token's claim {self._claim!r} has unknown members: {names}; there are {allowed}"
             raise Problem(403, "no-scope", detail)
+        bounds: dict[str, Any] = {
+            name: None if scope.get(name) is None else tuple(scope[name]) for name in api_keys.SCOPES
+        }
+        if bounds["verbs"] is not None:
+            try:
+                bounds["verbs"] = verbs_of(name[:_SHOWN] for name in bounds["verbs"])
+            except ValueError as error:
+                raise Problem(403, "no-scope", f"the token's claim {self._claim!r} is wrong: {error}") from None
         caller_id = f"jwt:{claims['iss']}:{claims['sub']}"
-        kinds, queues, tenants = (None if scope.get(name) is None else tuple(scope[name]) for name in _SCOPES)
-        expires_at = datetime.fromtimestamp(claims["exp"], UTC)
-        return Caller(caller_id, caller_id, kinds, queues, tenants, expires_at=expires_at)
+        return Caller(caller_id, caller_id, expires_at=datetime.fromtimestamp(claims["exp"], UTC), **bounds)
 
 
 def is_builtin(kind: Kind) -> bool:
@@ -158,8 +191,8 @@ def is_builtin(kind: Kind) -> bool:
 
 
 def _caller_of_key(key: ApiKey) -> Caller:
-    scope = key.kinds, key.queues, key.tenants
-    return Caller(f"key:{key.id}", f"key {key.name}", *scope, key.requests_per_second, key.expires_at)
+    bounds = {name: getattr(key, name) for name in (*api_keys.SCOPES, "requests_per_second", "expires_at")}
+    return Caller(f"key:{key.id}", f"key {key.name}", **bounds)
 
 
 def _keep(cache: OrderedDict[bytes, _Entry], digest: bytes, entry: _Entry) -> None:

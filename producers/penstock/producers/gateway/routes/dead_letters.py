@@ -98,6 +98,8 @@ async def replay(request: Request, caller: Authenticated, deps: Here) -> Respons
     choice = await read_model(request, Replay, "replay of dead letters")
     decide = partial(replays.replay, edit=choice.edit, per_second=choice.throttle)
     try:
+        if choice.edit and caller.kinds is None:
+            await _check_edit(deps, caller, choice, decide)
         verdicts = await _decide(deps, caller, choice, decide)
     except InvalidJob as error:
         raise _wrong_field("edit", str(error)) from None
@@ -131,9 +133,17 @@ async def discard(request: Request, caller: Authenticated, deps: Here) -> Respon
 _SHOWN = ("id", "kind", "queue", "reason", "detail", "fingerprint", "created_at", "replayed_at", "discarded_at")
 
 
-async def _decide(
-    deps: Deps, caller: Caller, choice: Choice, decide: Callable[..., list[replays.ReplayResult]]
-) -> list[replays.ReplayResult]:
+Decide = Callable[..., list[replays.ReplayResult]]
+
+
+async def _check_edit(deps: Deps, caller: Caller, choice: Choice, decide: Decide) -> None:
+    """Raises Problem (403): the caller, who sets fields of the jobs, may not send their kinds."""
+    for verdict in await _decide(deps, caller, choice.model_copy(update={"dry_run": True}), decide):
+        if verdict.kind is not None and verdict.problem is None:
+            caller.find_kind(verdict.kind)
+
+
+async def _decide(deps: Deps, caller: Caller, choice: Choice, decide: Decide) -> list[replays.ReplayResult]:
     """Replay or discard the chosen dead letters. Raises Problem (422): see `_limit`."""
     selection, limit = choice.selection(caller.scope), _limit(deps, choice)
     return await asyncio.to_thread(

@@ -19,7 +19,7 @@ from penstock.producers.gateway.requests.bodies import JSON, read_json
 from penstock.producers.traces import traced
 from penstock.schemas.events import cloudevents, webhooks
 from penstock.schemas.events.cloudevents import Event
-from penstock.schemas.events.rules import RuleJob, jobs_of
+from penstock.schemas.events.rules import RuleJob, jobs_of, kinds_of
 
 router = APIRouter(tags=["events"])
 
@@ -116,14 +116,15 @@ async def accept_event(event: Event, caller: Caller, deps: Deps) -> EventAnswer:
         Problem: the event does not make the job of a rule that fits; the caller may not send it; or it cannot be sent
             now, and the event may come again.
     """
+    if not all(map(caller.is_allowed, kinds_of(event, deps.settings.events))):
+        # Neither the rule nor its kind is named: the caller may not know of them.
+        raise Problem(403, "kind-not-allowed", "a rule makes a job of this event that this key may not send")
     try:
         matches = jobs_of(event, deps.settings.events)
     except InvalidEvent as error:
         raise refused(error) from None
     if not matches:
         return EventAnswer(status=202)
-    for match in matches:
-        caller.check_use(match.job.kind(), None)
     tenant = event.extensions.get("tenant")
     options: dict[str, Any] = {}
     if (allowed := caller.tenant(tenant if isinstance(tenant, str) else None)) is not None:

@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, Field
 
 from penstock.config.errors import InvalidState, StorageError
@@ -14,15 +14,20 @@ from penstock.ledger.queries.status import JobStatus
 from penstock.ledger.transitions.cancel import request_cancel
 from penstock.ledger.transitions.replay import retry
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Authenticated, Deps, Here
+from penstock.producers.gateway.dependencies import Authenticated, Deps, Here, authenticated
 from penstock.producers.gateway.problems import job_not_found
-from penstock.producers.gateway.routes.submit import find_kind
 from penstock.schemas.states import State
+from penstock.schemas.verbs import Verb
 from penstock.schemas.wire.ids import made_at
 
 router = APIRouter(tags=["jobs"])
 
 JobId = Annotated[str, Path(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", description="The job's id.")]
+
+
+Token = Annotated[
+    str | None, Query(max_length=1024, description="A web backend's token for this job, in place of a key.")
+]
 
 
 class ProgressView(BaseModel):
@@ -64,10 +69,19 @@ async def get_job(id: JobId, caller: Authenticated, deps: Here) -> JobView:
     return view(await visible(deps, caller, id))
 
 
+async def _canceller(request: Request, id: JobId, deps: Here, token: Token = None) -> Caller:
+    """Raises Problem or InvalidToken: see `authenticated` and `Deps.check_token`."""
+    if token is None:
+        return await authenticated(request)
+    caller = deps.check_token(token, id, Verb.CANCEL)
+    deps.count(caller)
+    return caller
+
+
 @router.post("/v1/jobs/{id}/cancel", operation_id="cancelJob")
 async def cancel_job(
     id: JobId,
-    caller: Authenticated,
+    caller: Annotated[Caller, Depends(_canceller)],
     deps: Here,
     kind: Annotated[
         str | None, Query(max_length=127, description="Its kind, needed while no worker has seen the job.")
@@ -76,12 +90,15 @@ async def cancel_job(
         str | None, Query(max_length=255, description="Likewise its tenant, with a key that is for several.")
     ] = None,
 ) -> StateView:
-    """Cancel the job: at once while it waits, through its worker while it runs (its state is `running` then)."""
+    """Cancel the job: at once while it waits, through its worker while it runs (its state is `running` then).
+
+    With a token, once a worker has seen it.
+    """
     status = await visible(deps, caller, id)
     seen = status.enqueued_at is not None
     if not seen and kind is None:
         raise InvalidState(f"job {id} waits in the broker, where no worker has seen it; name its kind")
-    unseen = {} if seen else {"kind": find_kind(kind or "").name, "tenant": caller.tenant(tenant)}
+    unseen = {} if seen else {"kind": caller.find_kind(kind or "").name, "tenant": caller.tenant(tenant)}
     state = await asyncio.to_thread(request_cancel, deps.database, id, actor=caller.name, **unseen)
     return StateView(id=id, state=state)
 
@@ -92,7 +109,7 @@ async def retry_job(id: JobId, caller: Authenticated, deps: Here) -> StateView:
     status = await visible(deps, caller, id)
     if status.enqueued_at is None:
         raise InvalidState(f"job {id} has not ended")
-    await asyncio.to_thread(retry, deps.database, id, actor=caller.name)
+    await asyncio.to_thread(retry, deps.database, id, actor=caller.name, scope=caller.scope)
     return StateView(id=id, state=State.SCHEDULED)
 
 

@@ -9,8 +9,6 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.producers.gateway.dependencies import Authenticated
-from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.routes.submit import find_kind
 from penstock.schemas.contracts.export import describe
 from penstock.schemas.jobs.kind import Kind, registry
 
@@ -41,9 +39,8 @@ async def list_kinds(caller: Authenticated) -> KindList:
 @router.get("/v1/kinds/{kind}", operation_id="getKind")
 async def get_kind(kind: Annotated[str, Path(max_length=127)], caller: Authenticated) -> KindView:
     """A kind, also by a former name."""
-    defined = find_kind(kind)
-    if not caller.is_allowed(defined):
-        raise Problem(403, "kind-not-allowed", f"this key is not for kind {defined.name}")
+    defined = caller.find_kind(kind)
+    caller.check_queue(defined)
     return _view(defined)
 
 

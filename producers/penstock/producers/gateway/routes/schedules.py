@@ -38,6 +38,7 @@ from penstock.producers.gateway.problems import Problem, invalid_body, pointer, 
 from penstock.producers.gateway.requests.bodies import JSON, json_body, read_model
 from penstock.schemas.jobs.kind import Kind, registry
 from penstock.schemas.schedules.cron import localized
+from penstock.schemas.verbs import Verb
 
 router = APIRouter(tags=["schedules"])
 
@@ -67,10 +68,13 @@ async def list_schedules(caller: Authenticated, deps: Here) -> ScheduleList:
 async def add_schedule(request: Request, caller: Authenticated, deps: Here) -> Response:
     """Make a schedule. It fires from now on."""
     new = await read_model(request, NewSchedule, "schedule")
-    kind = registry.find(new.kind)
-    if kind is None:
-        raise _wrong(pointer(["kind"]), "no kind is named that; GET /v1/kinds lists those there are")
-    caller.check_use(kind, None)
+    try:
+        kind = caller.find_kind(new.kind)
+    except Problem as problem:
+        if problem.status_code != 404:
+            raise
+        raise _wrong(pointer(["kind"]), "no kind is named that; GET /v1/kinds lists those there are") from None
+    caller.check_queue(kind)
     if caller.tenants is not None:
         raise Problem(403, "tenant-not-allowed", "jobs of schedules are of no tenant, and this key is for tenants")
     schedule = await asyncio.to_thread(_add, deps.database, new, kind, caller.name)
@@ -118,7 +122,7 @@ async def pause_schedule(name: Name, caller: Authenticated, deps: Here) -> Sched
     """Let it make no jobs until it is resumed."""
     await _visible(deps, caller, name)
     await asyncio.to_thread(commands.pause, deps.database, name, actor=caller.name)
-    return view(*await _visible(deps, caller, name))
+    return await _view_after(deps, caller, name)
 
 
 @router.post("/v1/schedules/{name}/resume", operation_id="resumeSchedule")
@@ -126,7 +130,7 @@ async def resume_schedule(name: Name, caller: Authenticated, deps: Here) -> Sche
     """Let it go on from now. What it would have done meanwhile is not made up for; see backfill."""
     await _visible(deps, caller, name)
     await asyncio.to_thread(commands.resume, deps.database, name, actor=caller.name)
-    return view(*await _visible(deps, caller, name))
+    return await _view_after(deps, caller, name)
 
 
 @router.post("/v1/schedules/{name}/run", operation_id="runSchedule", status_code=202)
@@ -202,6 +206,12 @@ async def _visible(deps: Deps, caller: Caller, name: str) -> tuple[Schedule, Any
     if not _may_see(caller, schedule):
         raise schedule_not_found()
     return schedule, row
+
+
+async def _view_after(deps: Deps, caller: Caller, name: str) -> ScheduleView:
+    """A schedule after an act; its settings and error only for a caller that may read."""
+    schedule = view(*await _visible(deps, caller, name))
+    return schedule if caller.may(Verb.READ) else schedule.model_copy(update={"settings": {}, "error": None})
 
 
 def _may_see(caller: Caller, schedule: Schedule) -> bool:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -25,8 +25,8 @@ from penstock.config.errors import InvalidToken, LedgerUnavailable, WatchClosed
 from penstock.ledger.queries.status import JobStatus
 from penstock.producers.gateway.dependencies import Deps, Here, authenticated, services
 from penstock.producers.gateway.problems import Problem
-from penstock.producers.gateway.routes.jobs import JobId, view, visible
-from penstock.producers.tokens import read_token
+from penstock.producers.gateway.routes.jobs import JobId, Token, view, visible
+from penstock.schemas.verbs import Verb
 
 router = APIRouter(tags=["jobs"])
 
@@ -60,19 +60,14 @@ class Followed:
 async def followed(
     connection: HTTPConnection,
     id: JobId,
-    token: Annotated[
-        str | None, Query(max_length=1024, description="A web backend's token for this job, in place of a key.")
-    ] = None,
+    token: Token = None,
 ) -> Followed:
     """Raises Problem or PenstockError: the caller, or the token, is not for this job; or its kind is not tracked."""
     deps = await services(connection)
     if token is not None:
 
-        async def check_token() -> datetime:
-            job_id, expires_at = read_token(token, secret=deps.secret)
-            if job_id != id:
-                raise Problem(403, "token-not-allowed", "this token is for another job")
-            return datetime.fromtimestamp(expires_at, UTC)
+        async def check_token() -> datetime | None:
+            return deps.check_token(token, id, Verb.READ).expires_at
 
         await check_token()
         return Followed(deps.producer.handle(id).watch(), _progress_only, f"token:{id}", check_token)

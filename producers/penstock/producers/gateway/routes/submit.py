@@ -14,13 +14,13 @@ from starlette.routing import Route
 from penstock.config.errors import DuplicateJob, InvalidJob, PenstockError, QueueFull
 from penstock.producers.gateway.auth.callers import Caller
 from penstock.producers.gateway.dependencies import Authenticated, Deps, Here, authenticated, services
-from penstock.producers.gateway.problems import Problem, invalid_body, invalid_json, problem_of
+from penstock.producers.gateway.problems import MOST_ERRORS, Problem, invalid_body, invalid_json, problem_of
 from penstock.producers.gateway.requests.bodies import JSON, json_body, read_json
 from penstock.producers.gateway.requests.options import Options, read_options
 from penstock.producers.handles.handles import AsyncJobHandle
 from penstock.producers.traces import traced
 from penstock.schemas.jobs.job import Job
-from penstock.schemas.jobs.kind import Kind, registry
+from penstock.schemas.jobs.kind import Kind
 
 router = APIRouter()
 
@@ -79,7 +79,7 @@ async def submit(request: Request) -> Response:
     """Check one job, send it, and answer when the broker has it."""
     request.scope["route"] = SUBMIT  # as FastAPI does, for metrics
     deps, caller = await services(request), await authenticated(request)
-    kind = find_kind(request.path_params["kind"])
+    kind = caller.find_kind(request.path_params["kind"])
     enqueue_options = _options_for(caller, kind, read_options(request))
     body = await read_json(request)
     try:
@@ -131,8 +131,10 @@ async def submit_many(request: Request, caller: Authenticated, deps: Here) -> Re
         ]
         with traced(request.headers.get("traceparent")):
             sent = iter(await deps.producer.enqueue_each(sendable))
-        answers = [_item_answer(item if isinstance(item, Problem) else next(sent), deps) for item in checked]
-        refused = sum(answer.job is None for answer in answers)
+        results = [item if isinstance(item, Problem) else next(sent) for item in checked]
+        refused = sum(not isinstance(result, AsyncJobHandle) for result in results)
+        most_errors = max(MOST_ERRORS // max(refused, 1), 1)
+        answers = [_item_answer(result, deps, most_errors) for result in results]
         batch = BatchAnswer(accepted=len(answers) - refused, refused=refused, jobs=answers)
         return 207 if refused else 202, batch.model_dump_json(exclude_none=True).encode()
 
@@ -140,17 +142,9 @@ async def submit_many(request: Request, caller: Authenticated, deps: Here) -> Re
     return Response(answer, status, again, JSON)
 
 
-def find_kind(name: str) -> Kind:
-    """Raises Problem (404): no kind has this name."""
-    kind = registry.find(name)
-    if kind is None:
-        raise Problem(404, "unknown-kind", f"no kind is named {name[:127]!r}; GET /v1/kinds lists those there are")
-    return kind
-
-
 def _options_for(caller: Caller, kind: Kind, options: Options) -> dict[str, Any]:
     """The arguments of `enqueue` for this caller. Raises Problem (403): it may not send this."""
-    caller.check_use(kind, options.queue)
+    caller.check_queue(kind, options.queue)
     enqueue_options = options.as_enqueue_options()
     if (tenant := caller.tenant(options.tenant)) is not None:
         enqueue_options["tenant"] = tenant
@@ -176,7 +170,7 @@ def _read_item(caller: Caller, item: Any, number: int) -> tuple[Job, dict[str, A
         read = Item.model_validate(item)
     except ValidationError as error:
         raise invalid_body(error, "job", under=("jobs", number)) from None
-    kind = find_kind(read.kind)
+    kind = caller.find_kind(read.kind)
     enqueue_options = _options_for(caller, kind, read)
     try:
         # As JSON: a strict field then accepts text for types that JSON does not have, such as a date.
@@ -219,13 +213,13 @@ async def _send_once(
     return status, answer, {}
 
 
-def _item_answer(sent: AsyncJobHandle | PenstockError | Problem, deps: Deps) -> ItemAnswer:
+def _item_answer(sent: AsyncJobHandle | PenstockError | Problem, deps: Deps, most_errors: int) -> ItemAnswer:
     if isinstance(sent, AsyncJobHandle):
         deps.metrics.jobs.labels(sent.kind).inc()
         return ItemAnswer(status=202 if sent.created else 200, job=Accepted(**_accepted(sent)))
     problem = sent if isinstance(sent, Problem) else problem_of(sent)
     deps.metrics.refused.labels(problem.name).inc()
-    return ItemAnswer(status=problem.status_code, problem=problem.body())
+    return ItemAnswer(status=problem.status_code, problem=problem.body(most_errors))
 
 
 def _accepted(handle: AsyncJobHandle) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from penstock.producers.gateway.problems import Problem, invalid_body, invalid_j
 from penstock.producers.gateway.requests.bodies import json_body, read_json, read_model
 from penstock.producers.gateway.requests.options import Label
 from penstock.producers.gateway.routes.jobs import JobId
+from penstock.schemas.verbs import Verb
 from penstock.schemas.workflows import WorkflowState
 
 router = APIRouter(tags=["workflows"])
@@ -51,7 +52,7 @@ async def list_workflows(
 @router.get("/v1/workflows/{id}", operation_id="getWorkflow", response_model_exclude_unset=True)
 async def get_workflow(id: JobId, caller: Authenticated, deps: Here) -> WorkflowView:
     """A workflow with its steps. It exists once a worker has started its job."""
-    return _view(await _visible(deps, caller, id))
+    return _view(caller, await _visible(deps, caller, id))
 
 
 @router.post(
@@ -70,7 +71,7 @@ async def signal_step(id: JobId, step: StepName, request: Request, caller: Authe
     await _visible(deps, caller, id)
     with _refused(f"answer to step {step}"):
         await asyncio.to_thread(commands.signal, deps.database, id, step, answer, actor=caller.name, unchecked=False)
-    return _view(await _visible(deps, caller, id))
+    return _view(caller, await _visible(deps, caller, id))
 
 
 @router.post("/v1/workflows/{id}/cancel", operation_id="cancelWorkflow", response_model_exclude_unset=True)
@@ -83,7 +84,7 @@ async def cancel_workflow(
     """Cancel a workflow: what waits of it at once, what runs through its workers (it is `cancelling` then)."""
     await _visible(deps, caller, id)
     await asyncio.to_thread(commands.cancel, deps.database, id, actor=caller.name, undo=compensate)
-    return _view(await _visible(deps, caller, id))
+    return _view(caller, await _visible(deps, caller, id))
 
 
 @router.post(
@@ -106,7 +107,7 @@ async def retry_workflow(id: JobId, request: Request, caller: Authenticated, dep
             everything=options.everything,
             edit=options.input,
         )
-    return _view(await _visible(deps, caller, id))
+    return _view(caller, await _visible(deps, caller, id))
 
 
 def _find(
@@ -139,8 +140,10 @@ async def _visible(deps: Deps, caller: Caller, workflow_id: str) -> WorkflowDeta
     return details
 
 
-def _view(details: WorkflowDetails) -> WorkflowView:
-    return WorkflowView.model_validate(details.as_json())
+def _view(caller: Caller, details: WorkflowDetails) -> WorkflowView:
+    """The workflow; its steps and errors only for a caller that may read."""
+    hidden: dict[str, Any] = {} if caller.may(Verb.READ) else {"steps": [], "error": None}
+    return WorkflowView.model_validate(details.as_json() | hidden)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound, PenstockError, UndecodableMessage
-from penstock.ledger.queries.scope import SCOPED
+from penstock.ledger.queries.scope import EVERYTHING, SCOPED, Scope
 from penstock.ledger.queries.selection import PLACED, WITH_JOBS, Selection, matching, read_page
 from penstock.ledger.rows import audit
 from penstock.ledger.rows.arrows import fan
@@ -83,6 +83,8 @@ class Planner:
     discarded_too: bool
     start: datetime
     per_second: float | None
+    scope: Scope = EVERYTHING
+    """Bounds of the jobs: a message that is read again may be for another queue, kind or tenant than its row says."""
 
     def dry_run(self, ids: Sequence[str], done: int) -> list[ReplayResult]:
         """Results without a change.
@@ -115,6 +117,7 @@ class Planner:
         for id in ids:
             try:
                 plan = _plan_replay(id, rows.get(id), job_rows.get(id), self.known_kinds, self.edit, self.discarded_too)
+                _check_within(self.scope, plan)
             except PenstockError as problem:
                 plans.append(_Plan(refused(id, rows.get(id), problem)))
             else:
@@ -178,6 +181,13 @@ def _plan_replay(
             fresh = edited_row(job, edit)
     source = fresh or {"kind": job.kind, "queue": job.queue}
     return _Plan(ReplayResult(dead_letter_id, source["kind"], source["queue"]), fresh, missing=job is None)
+
+
+def _check_within(scope: Scope, plan: _Plan) -> None:
+    """Raises JobNotFound: the row that replaces the job's is out of these bounds."""
+    row = plan.fresh
+    if row is not None and not scope.includes(row["kind"], row["queue"], row["tenant"]):
+        raise JobNotFound(f"no dead letter has the id {plan.result.id}")
 
 
 def plan_discard(dead_letter_id: str, row: Any) -> ReplayResult:

@@ -8,6 +8,7 @@ from typing import Any
 
 from penstock.config.errors import InvalidJob
 from penstock.ledger.members import heartbeats
+from penstock.ledger.queries.scope import EVERYTHING, Scope
 from penstock.ledger.queries.selection import Selection
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
@@ -66,6 +67,7 @@ def replay(
         edit=edit,
         per_second=per_second,
         dry_run=dry_run,
+        scope=selection.scope,
     )
     return for_selection(database, selection, limit, decide)
 
@@ -94,6 +96,7 @@ def replay_ids(
     per_second: float | None = None,
     dry_run: bool = False,
     discarded_too: bool = False,
+    scope: Scope = EVERYTHING,
 ) -> list[ReplayResult]:
     """Replay these dead letters, in this order. One that cannot be replayed does not stop the others.
 
@@ -103,13 +106,14 @@ def replay_ids(
         per_second: how many become due in a second; None: all at once.
         dry_run: return what would happen, and write nothing.
         discarded_too: also those that were discarded.
+        scope: the bounds of the jobs that come of it.
 
     Raises:
         InvalidJob: the edit does not fit one of them. Nothing was replayed. LedgerUnavailable: the batches before are
             replayed, and on record.
     """
     planner = Planner(
-        database, heartbeats.known_kinds(database), edit, discarded_too, database_now(database), per_second
+        database, heartbeats.known_kinds(database), edit, discarded_too, database_now(database), per_second, scope
     )
     if dry_run or edit:
         results = in_batches(ids, planner.dry_run)

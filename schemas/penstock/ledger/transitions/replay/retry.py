@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState
+from penstock.ledger.queries.scope import EVERYTHING, Scope
 from penstock.ledger.rows import audit
 from penstock.ledger.rows.attempts import keep_success
 from penstock.ledger.sql.database import Database
@@ -16,12 +17,13 @@ from penstock.ledger.transitions.revive import revive
 from penstock.schemas.states import State
 
 
-def retry(database: Database, job_id: str, *, actor: str, force: bool = False) -> None:
+def retry(database: Database, job_id: str, *, actor: str, force: bool = False, scope: Scope = EVERYTHING) -> None:
     """Try an ended job again, now; its dead letter counts as replayed.
 
     Arguments:
         actor: for the audit log.
         force: also one that succeeded.
+        scope: the bounds of the job, where its message is read again.
 
     Raises:
         JobNotFound: it is not recorded. InvalidState: it has not ended, or succeeded and `force` is not given, or its
@@ -30,7 +32,9 @@ def retry(database: Database, job_id: str, *, actor: str, force: bool = False) -
     unread = sa.and_(dead_letters.c.id == job_id, dead_letters.c.replayed_at.is_(None), dead_letters.c.raw.is_not(None))
     if database.read(lambda connection: connection.execute(sa.select(dead_letters.c.id).where(unread)).first()):
         # Its message was never read, so it must be read first.
-        [result] = replay_ids(database, [job_id], actor=actor, act="retry", subject_kind="job", discarded_too=True)
+        [result] = replay_ids(
+            database, [job_id], actor=actor, act="retry", subject_kind="job", discarded_too=True, scope=scope
+        )
         if result.problem is not None:
             raise result.problem
         return

@@ -18,11 +18,12 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("list")
 def list_actions(
     subject: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only decisions about this job, dead letter, schedule or workflow.")
+        str | None,
+        typer.Option(metavar="ID", help="Only decisions about this job, dead letter, schedule, workflow or key."),
     ] = None,
     act: Annotated[
         list[str] | None,
-        typer.Option(help="Only these actions, such as replay, edit, discard or retry; may be given repeatedly."),
+        typer.Option(help="Only these actions, such as replay, edit, discard or revoke; may be given repeatedly."),
     ] = None,
     actor: Annotated[str | None, typer.Option(metavar="NAME", help="Only decisions of this person or program.")] = None,
     since: Annotated[

@@ -276,7 +276,7 @@ def _ensure_key(path: Path, database: Database) -> None:
     """Ensure that the file contains a valid API key for all kinds."""
     key = api_keys.find(database, _read_persisted(path))
     if key is None or not key.holds(datetime.now(UTC)):
-        text, _made = api_keys.add(database, "penstock up", kinds=["*"])
+        text, _made = api_keys.add(database, "penstock up", kinds=["*"], actor="penstock up")
         _write_private(path, f"{text}\n")
 
 

@@ -1,17 +1,22 @@
-"""`penstock jobs cancel` and `reschedule`, by id and by key, and `penstock enqueue --unique`."""
+"""Acts: all that the audit log has, `penstock jobs cancel` and `reschedule`, and `penstock enqueue --unique`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import typer
 from support.ledgers import Note, claimed, end, message, row_of
+from support.workflows import jobs as acme
+from support.workflows.drive import move, start
 
+from penstock.ledger.effects import begin
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
 from penstock.schemas import Outcome, State
+from penstock.workers.cli import app
 
 Run = Callable[..., Any]
 HOUR = timedelta(hours=1)
@@ -91,3 +96,64 @@ def test_a_unique_job_is_enqueued_once(penstock: Run, ledger: Database) -> None:
     assert row_of(ledger, first.json["id"]).state == State.CANCELLED
     assert enqueue("--unique", "sometimes").code == 2
     assert enqueue("--unique", "debounce").code == 2
+
+
+# Acts.
+
+ACTS = (
+    ("jobs reschedule {waits} --in 2h", "reschedule", "job"),
+    ("jobs cancel {waits}", "cancel", "job"),
+    ("jobs retry {waits}", "retry", "job"),
+    ("jobs effects {doubtful} --forget ship", "forget effect", "job"),
+    ("jobs erase --yes --where id={done}", "erase", "job"),
+    ("deadletters replay {dead}", "replay", "dead letter"),
+    ("deadletters discard {doubtful} --reason old", "discard", "dead letter"),
+    ("schedules add nightly --kind ledger.note --every 1h", "add", "schedule"),
+    ("schedules pause nightly", "pause", "schedule"),
+    ("schedules resume nightly", "resume", "schedule"),
+    ("schedules run nightly", "run", "schedule"),
+    ("schedules backfill nightly --from 2026-03-01 --until 2026-03-02", "backfill", "schedule"),
+    ("schedules remove nightly", "remove", "schedule"),
+    ("workflows signal {workflow} approval {answer}", "signal", "workflow"),
+    ("workflows cancel {workflow}", "cancel", "workflow"),
+    ("workflows retry {workflow}", "retry", "workflow"),
+    ("gateway keys add shop", "add", "API key"),
+    ("gateway keys revoke {key}", "revoke", "API key"),
+)
+"""Command, its act in the audit log, and the kind of its subject; in an order in which they succeed."""
+NO_ACTS = (
+    "up, demo, worker, dispatcher, flower, enqueue, doctor, limits, queues list, audit list, workflows start, "
+    "jobs list, jobs show, jobs explain, deadletters list, deadletters groups, deadletters show, workflows list, "
+    "workflows show, schedules list, schedules show, schedules next, schedules preview, schema export, schema check, "
+    "schema catalog, schema asyncapi, gateway openapi, gateway keys list, db upgrade, db current, db prune, db stats"
+)
+"""Commands that run a process, send a job, read, or look after tables as dispatchers do."""
+
+
+def commands(group: Any, *words: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        yield from commands(command, *words, name) if hasattr(command, "commands") else (" ".join((*words, name)),)
+
+
+def test_each_act_of_the_command_line_is_in_the_audit_log_with_its_actor(penstock: Run, ledger: Database) -> None:
+    ids = {"waits": retrying(ledger), "workflow": start(ledger, acme.Approved()), "answer": '{"approved":true}'}
+    for name, outcome in (("dead", Outcome.DEAD), ("doubtful", Outcome.DEAD), ("done", Outcome.SUCCEEDED)):
+        claim = claimed(ledger, message(Note()))
+        ids[name] = claim.message.id
+        begin(ledger, claim.message.id, claim.fence, "ship")
+        end(ledger, claim, outcome, error="no" if name != "done" else None, reason="failed")
+    every, performed = list(commands(typer.main.get_command(app))), []
+    for line, act, subject_kind in ACTS:
+        words = line.format_map(ids).split()
+        performed.append(next(name for name in every if line.startswith(f"{name} ")))
+        result = penstock(*words, "--actor", line)
+        assert result.code == 0, (line, result.err)
+        [entry] = audit.find(ledger, actor=line)
+        assert (entry.act, entry.subject_kind) == (act, subject_kind), line
+        assert entry.subject in (*ids.values(), "nightly", None) or line.startswith("gateway keys"), line
+        if line.startswith("gateway keys add"):
+            ids["key"] = str(entry.subject)
+        move(ledger)  # a workflow ends once it is moved
+    assert sorted([*performed, *NO_ACTS.split(", ")]) == sorted(every)
+    listed = penstock("audit", "list", "--limit", "100").out
+    assert all(line.split(" {")[0] in listed for line, *_ in ACTS)
