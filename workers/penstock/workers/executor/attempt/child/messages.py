@@ -41,7 +41,7 @@ class Returned(Checked):
     value: _Snooze | _Discard | _Retry | None
     outgoing: list[Envelope]
 
-    def in_place_of_result(self) -> Snooze | Discard | Retry | None:
+    def control_flow(self) -> Snooze | Discard | Retry | None:
         match self.value:
             case ("snooze", delay, reason):
                 return Snooze(delay, reason=reason)

@@ -246,7 +246,7 @@ class Child:
         if isinstance(answer, Raised):
             raise ChildFailed(answer.error, answer.traceback, _known_type(answer.bases), answer.wait)
         self._context.outgoing.extend(answer.outgoing)
-        return JsonResult(self.answer_result) if self.answer_result else answer.in_place_of_result()
+        return JsonResult(self.answer_result) if self.answer_result else answer.control_flow()
 
     def kill(self) -> None:
         """Kill it, with all processes that it started; `end` follows."""
