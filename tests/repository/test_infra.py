@@ -155,6 +155,14 @@ def test_the_broker_s_user_is_valid_json_that_fits_the_url_and_the_topology() ->
     assert {"name": user["permissions"][0]["vhost"]} in json.loads(DEFINITIONS.read_text())["vhosts"]
 
 
+def test_no_command_of_compose_has_a_secret() -> None:
+    secrets = {name for name in env_example() if name.endswith(("PASSWORD", "KEY", "AUTH"))}
+    for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
+        for part in ("command", "healthcheck"):
+            used = {match["name"] for match in VARIABLE.finditer(json.dumps(service.get(part, "")))}
+            assert not used & secrets, f"{part} of {name}"
+
+
 def test_workers_consume_the_queues_that_the_configuration_gives_to_their_engine(bare_environment: None) -> None:
     consumed = {}
     for service in ours().values():
@@ -272,6 +280,12 @@ def test_a_unit_stops_by_sigterm_and_comes_back(unit: Path) -> None:
     assert unit_setting(unit, "Restart") == "always"
     assert unit_setting(unit, "User") not in ("", "root")
     assert not re.search(r"\$\{PENSTOCK_", unit_setting(unit, "ExecStart"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_what_a_unit_writes_is_for_its_user_alone(unit: Path) -> None:
+    assert unit_setting(unit, "UMask") == "0077"
+    assert unit_setting(unit, "StateDirectoryMode") == "0700"
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

@@ -116,17 +116,20 @@ def test_a_real_redis_runs_with_the_settings(tmp_path: Path) -> None:
     import redis
 
     port = free_port()
-    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
+    password = tmp_path / "password.conf"
+    password.write_text("requirepass a-word\n")
+    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--include", str(password)]
     log = tmp_path / "redis.log"
     command = [str(find_redis_server()), str(INFRA / "redis" / "redis.conf"), *arguments, "--logfile", str(log)]
     process = subprocess.Popen(command)
-    client = redis.Redis(port=port, decode_responses=True)
+    client = redis.Redis(port=port, password="a-word", decode_responses=True)
     try:
         until(
-            lambda: redis_answers(port),
+            lambda: redis_answers(port, "a-word"),
             "Redis",
             unless=lambda: process.poll() is not None and (log.read_text() if log.exists() else "it did not start"),
         )
+        assert not redis_answers(port)
         assert client.config_get("appendonly", "appendfsync", "maxmemory-policy", "save") == {
             "appendonly": "yes",
             "appendfsync": "everysec",

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     max_memory: Annotated[Size, Field(ge=1)] | None = None
     """Resident memory of a process of `penstock worker`, as `"512MB"`, `"1GiB"` or in bytes. One that has more when a
     job ends is replaced by a new one. None: it is never replaced for its memory."""
+    isolated_env: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_*]+$")], ...] = ()
+    """Environment variables that isolated handlers see in addition to those that every program needs; `*` stands for
+    any characters, as in `["MY_*"]`."""
     max_crashes: int = Field(default=3, ge=1)
     """Crashes of a worker under one job after which it becomes a dead letter."""
     unknown_kind_grace: Annotated[Duration, Field(ge=timedelta(), le=timedelta(days=30))] = timedelta(minutes=15)
@@ -162,12 +165,25 @@ class Settings(BaseSettings):
         return self.queues.get(name) or QueueSettings()
 
 
+_inherited: Settings | None = None
+
+
+def inherit_settings(settings: Settings) -> None:
+    """Let `load_settings` of this process return these: those of the worker, whose environment it does not have."""
+    global _inherited
+    _inherited = settings
+
+
 def load_settings(path: str | Path | None = None) -> Settings:
     """Read `penstock.toml` (`path`, else `PENSTOCK_CONFIG`, else the first found) and the environment.
+
+    Without a path, an isolated handler gets the settings of its worker.
 
     Raises:
         ConfigError: a setting is unknown or wrong; names it, with its file and line.
     """
+    if path is None and _inherited is not None:
+        return _inherited
     file = TomlFile.read(config_path) if (config_path := find_config(path)) else TomlFile.empty()
     environment = EnvSettingsSource(Settings)()
     try:

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from penstock.config.errors import ConfigError, InvalidKey, ObjectNotFound, StorageError
+from penstock.config.private_files import make_private_folder, tighten
 from penstock.schemas.storage import CHUNK, Storage, Stored, TenantStorage, check_key, tenant_folder
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def make_storage(url: str) -> Storage:
 
 
 class FileStorage(Storage):
-    """Files under a folder, which is made when first written to."""
+    """Files under a folder, which is made when first written to. Both are for their owner alone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()  # a later chdir must not move it
@@ -79,14 +80,14 @@ class FileStorage(Storage):
         path = self._path(key)
         temporary: str | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path.parent)
+            tighten(self.folder)
             # In the target's folder, as a rename is atomic only within one file system.
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
                 temporary = file.name
                 shutil.copyfileobj(source, file, CHUNK)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut could leave the name on an empty file
-            os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
             os.replace(temporary, path)
         except OSError as error:
             raise StorageError(f"cannot write {key!r}: {error}") from error

@@ -41,7 +41,9 @@ def test_the_built_in_queues_are_work_for_both_engines_unless_the_file_says_othe
 
 def test_unconfigured_services_are_in_the_folder(tmp_path: Path) -> None:
     layout = plan(Settings(), tmp_path, environment={}, **ports())
-    assert layout.settings.broker_url == f"redis://127.0.0.1:{layout.redis_port}/0"
+    password = (tmp_path / "redis.password").read_text().strip()
+    assert len(password) >= 16
+    assert layout.settings.broker_url == f"redis://:{password}@127.0.0.1:{layout.redis_port}/0"
     assert layout.settings.database_url == f"sqlite:///{tmp_path}/penstock.db"
     assert layout.settings.storage_url == f"file:{tmp_path}/storage"
     assert layout.settings.smtp_url == f"maildir:{tmp_path}/mail"
@@ -67,11 +69,19 @@ def test_the_login_of_flower_stays_the_same_and_is_for_its_owner_only(tmp_path: 
 def test_redis_takes_the_port_of_the_last_time_if_it_is_free(tmp_path: Path) -> None:
     first = plan(Settings(), tmp_path, environment={}, **ports())
     write_environment(first)
+    again = plan(Settings(), tmp_path, environment={}, **ports())
+    assert again.settings.broker_url == first.settings.broker_url
     assert stat.S_IMODE(first.environment_file.stat().st_mode) == 0o600
     assert first.redis_port is not None
     assert plan(Settings(), tmp_path, environment={}, **ports()).redis_port == first.redis_port
     with socket.create_server(("127.0.0.1", first.redis_port)):
         assert plan(Settings(), tmp_path, environment={}, **ports()).redis_port != first.redis_port
+
+
+def test_redis_takes_the_port_of_a_time_before_it_had_a_password(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "penstock.env").write_text(f"export PENSTOCK_BROKER_URL=redis://127.0.0.1:{port}/0\n")
+    assert plan(Settings(), tmp_path, environment={}, **ports()).redis_port == port
 
 
 @pytest.mark.parametrize("text", ["0", "70000", "redis", ""])

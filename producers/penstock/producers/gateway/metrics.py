@@ -111,7 +111,7 @@ class OutboxBacklogs(Collector):
 
     def __init__(self, ledger: Database, urls: Iterable[str]) -> None:
         self._ledger = ledger
-        self._others = {url: Database(url, pool_size=1) for url in urls if url != ledger.url}
+        self._others = {url: Database(url, pool_size=1, private=False) for url in urls if url != ledger.url}
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Name the metrics; without this method, registering would read the outboxes."""

@@ -94,7 +94,7 @@ def outboxes(database: Database, urls: Iterable[str]) -> list[OutboxStats]:
     """The outbox in the ledger's database, and those at these URLs."""
     stats = []
     for url in dict.fromkeys((database.url, *urls)):
-        other = database if url == database.url else Database(url)
+        other = database if url == database.url else Database(url, private=False)
         try:
             there = backlog(other)
             stats.append(OutboxStats(redact_url(url), there.jobs, round(there.lag.total_seconds(), 3)))

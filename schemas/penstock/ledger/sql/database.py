@@ -32,11 +32,15 @@ _FAILURES = (DBAPIError, sa.exc.TimeoutError, MemoryError, OSError)
 
 
 class Database:
-    """The ledger's database: a pool of connections and transactions that are retried where that is right."""
+    """The ledger's database: a pool of connections and transactions that are retried where that is right.
 
-    def __init__(self, url: str, *, pool_size: int = POOL_SIZE) -> None:
+    Arguments:
+        private: the files of SQLite become their owner's alone; False: they are a web backend's, and keep their mode.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = POOL_SIZE, private: bool = True) -> None:
         self.url = url
-        self.engine = make_engine(url, pool_size=pool_size, max_overflow=pool_size)
+        self.engine = make_engine(url, private=private, pool_size=pool_size, max_overflow=pool_size)
         self.dialect = self.engine.dialect.name
         # SQLite has one writer. A lock serves waiting threads in turn; SQLite's own busy handler polls.
         self._writer: Any = threading.Lock() if self.dialect == "sqlite" else nullcontext()

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from penstock.config.private_files import tighten
 from penstock.ledger.sql.faults import Fault, fault_of
 from penstock.ledger.sql.urls import make_folder, parse_url, split_pooler, without_driver
 
@@ -27,10 +28,11 @@ _PING_AFTER_SECONDS = 1.0
 _SQLITE_BUSY_SECONDS = 10
 
 
-def make_engine(url: str, **pool: Any) -> sa.Engine:
+def make_engine(url: str, *, private: bool = True, **pool: Any) -> sa.Engine:
     """The engine of a database.
 
     Arguments:
+        private: see `configure_sqlite`.
         pool: options of `create_engine` about its pool.
 
     Raises:
@@ -55,7 +57,7 @@ def make_engine(url: str, **pool: Any) -> sa.Engine:
         engine = sa.create_engine(parsed, **options)
     except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise without_driver(url, error) from error
-    configure_sqlite(engine)
+    configure_sqlite(engine, private=private)
     _close_late(engine)
     discard_faulty(engine)
     if engine.dialect.name != "sqlite":
@@ -127,14 +129,20 @@ def _begin_at_once(engine: sa.Engine) -> None:
             connection.exec_driver_sql("BEGIN")
 
 
-def configure_sqlite(engine: sa.Engine) -> None:
-    """Make SQLite fit for several processes. Does nothing for other databases."""
+def configure_sqlite(engine: sa.Engine, *, private: bool = True) -> None:
+    """Make SQLite fit for several processes, and its files for their owner alone. Does nothing for other databases.
+
+    Arguments:
+        private: False: the files are another program's, and keep their mode.
+    """
     if engine.dialect.name != "sqlite":
         return
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we send BEGIN ourselves, below
+        if private:
+            _tighten(engine.url)
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_SECONDS * 1000}")
         _write_ahead(cursor)
@@ -146,6 +154,13 @@ def configure_sqlite(engine: sa.Engine) -> None:
         # Taking the write lock first: a read that turns into a write fails at once instead of waiting its turn.
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _tighten(url: sa.URL) -> None:
+    """Take a file of SQLite's from all others. Its log and index, made later, get its mode."""
+    if url.database and url.database != ":memory:":
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            tighten(Path(url.database + suffix))
 
 
 def _write_ahead(cursor: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import ConfigError
+from penstock.config.private_files import make_private_folder
 from penstock.config.settings import redact_url
 
 _FORMS = "sqlite:///path, postgresql+psycopg://user:password@host/name or mysql+pymysql://user:password@host/name"
@@ -85,7 +86,7 @@ def _other_scheme(url: str, parsed: sa.URL, why: str = "") -> ConfigError:
 def make_folder(folder: Path, url: str) -> None:
     """Make the folder of a SQLite file. Raises ConfigError: that is not possible."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
     except OSError as error:
         raise ConfigError(
             f"database_url {shown(url)!r}: the folder {folder} cannot be made: {error.strerror}"

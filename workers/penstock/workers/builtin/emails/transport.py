@@ -25,6 +25,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from penstock.config.errors import ConfigError, PenstockError
+from penstock.config.private_files import append_private, make_private_folder, tighten
 from penstock.config.settings import Settings
 from penstock.workers.handlers.resources import provides
 
@@ -221,7 +222,9 @@ class SmtpMailer(Mailer):
 
 
 class MaildirMailer(Mailer):
-    """Writes mails into `folder/new`, as local delivery does. One with a Message-ID that lies there is left as it is.
+    """Writes mails into `folder/new`, as local delivery does, for their owner alone.
+
+    One with a Message-ID that lies there is left as it is.
 
     https://cr.yp.to/proto/maildir.html
     """
@@ -237,11 +240,13 @@ class MaildirMailer(Mailer):
         envelope = f"Return-Path: <{sender}>\n" + "".join(f"Delivered-To: {who}\n" for who in recipients)
         try:
             for folder in (new, read, temporary):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_private_folder(folder)
+            tighten(self.folder)
             # A mail reader moves what it has seen to cur/ and adds flags to its name.
             if any(read.glob(f"{name}*")):
                 return Delivered(already=True)
-            part.write_bytes(envelope.encode() + content)
+            with append_private(part) as file:
+                file.write(envelope.encode() + content)
             try:
                 os.link(part, new / name)  # unlike a rename, this fails where the name is taken
             except FileExistsError:

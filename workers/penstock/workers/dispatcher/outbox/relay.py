@@ -40,7 +40,7 @@ def open_outboxes(settings: Settings, ledger: Database, ready: threading.Event |
     """
     services: list[Poller] = []
     for url in dict.fromkeys((settings.database_url, *settings.outbox_urls)):
-        database = ledger if url == settings.database_url else Database(url)
+        database = ledger if url == settings.database_url else Database(url, private=False)
         # Without the queues' max_length, and so that a slow send of theirs does not hold up the due jobs.
         sender = open_sender_from(settings)
         relay = OutboxRelay(database, ledger, sender, ready)

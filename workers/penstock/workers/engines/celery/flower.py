@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from flower.urls import settings as flower_settings
 from flower.views import BaseHandler
 from tornado.options import options
 
+from penstock.config.private_files import make_private_folder, tighten_all
 from penstock.config.settings import Settings
 from penstock.producers.senders import open_sender_from
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
@@ -34,7 +36,10 @@ _COLUMNS = "name,uuid,state,kwargs,runtime,retries,worker,received"
 
 def serve(settings: Settings, *, address: str, port: int, basic_auth: str, folder: Path) -> int:
     """Serve until SIGTERM or SIGINT; see `penstock.workers.engines.celery.flower_server.run_flower`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    os.umask(0o077)  # for its history, which it writes itself
+    make_private_folder(folder)
+    if count := tighten_all(folder):
+        log.warning("%d files in %s were open to others; now they are for their owner alone", count, folder)
     _set_options(address, port, basic_auth, folder)
     app = celery.Celery("penstock", set_as_current=True)
     app.conf.update(

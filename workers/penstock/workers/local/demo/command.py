@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -36,6 +37,7 @@ def run_demo(keep: bool = False) -> int:
         PenstockError: something did not start.
     """
     narrator = Narrator()
+    os.umask(0o077)
     folder = Path(tempfile.mkdtemp(prefix="penstock-demo-")).resolve()
     narrator.line(f"the demo keeps all its files in {folder}, and changes nothing else")
     narrator.line(f"here a silent worker loses its jobs after {LEASE_SECONDS:g} s, to save time; the default is 15 s")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from penstock.config.private_files import tighten_all
 from penstock.config.settings import load_settings, redact_url
 from penstock.config.toml import find_config
 from penstock.workers.handlers.discovery import discover, warn_idle
@@ -38,6 +39,8 @@ def run_up(folder: str | Path | None = None, imports: Sequence[str] = ()) -> int
 
     home = Path(folder) if folder is not None else DEFAULT_FOLDER
     with folder_lock(home) as lock, stopping_on_signals() as stopping:
+        if count := tighten_all(home):
+            say(f"{count} files and folders in {home} were open to others; now they are for their owner alone")
         for module in discover(imports):
             say(warn_idle(module))
         layout = plan(load_settings(), home, imports, config=find_config())
@@ -61,13 +64,17 @@ def overview(layout: Layout) -> list[str]:
         ("Flower", f"{layout.flower_url}  user {user}, password {password}"),
         ("gateway", f"{layout.gateway_url}  Authorization: Bearer, with the key in {_short(layout.gateway_key)}"),
         *((f"worker {engine}", f"queues {', '.join(queues)}") for engine, queues in workers),
-        ("broker", redact_url(settings.broker_url)),
+        ("broker", f"{redact_url(settings.broker_url)}{_with_password(layout)}"),
         ("ledger", redact_url(settings.database_url)),
         ("storage", redact_url(settings.storage_url)),
         ("mail", redact_url(settings.smtp_url)),
         ("logs", f"{_short(layout.logs)}/*.log"),
     ]
     return [f"    {name:<16}{where}" for name, where in rows]
+
+
+def _with_password(layout: Layout) -> str:
+    return "" if layout.redis_port is None else f"  with the password in {_short(layout.environment_file)}"
 
 
 def _short(path: Path) -> str:

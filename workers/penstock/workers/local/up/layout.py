@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.config.private_files import write_private
 from penstock.config.settings import Settings
 from penstock.ledger import api_keys
 from penstock.ledger.sql.clock import from_now
@@ -126,7 +127,7 @@ def plan(
     configured = settings.model_fields_set
     redis_port = None if "broker_url" in configured else _redis_port(folder)
     defaults = {
-        "broker_url": f"redis://127.0.0.1:{redis_port}/0",
+        "broker_url": "" if redis_port is None else f"redis://:{_redis_password(folder)}@127.0.0.1:{redis_port}/0",
         "database_url": f"sqlite:///{folder}/penstock.db",
         "storage_url": f"file:{folder}/storage",
         "smtp_url": f"maildir:{folder}/mail",
@@ -154,7 +155,7 @@ def write_environment(layout: Layout) -> None:
     names = [f"PENSTOCK_{name.upper()}" for name in (*URLS, "token_secret")]
     names += ["PENSTOCK_CONFIG"] if "PENSTOCK_CONFIG" in layout.environment else []
     lines = [f"export {name}={shlex.quote(layout.environment[name])}\n" for name in names]
-    _write_private(layout.environment_file, "".join(lines))
+    write_private(layout.environment_file, "".join(lines))
 
 
 def engine_of(settings: Settings, queue: str) -> str:
@@ -173,9 +174,14 @@ def queues_by_engine(settings: Settings) -> dict[str, list[str]]:
 
 
 def redis_service(layout: Layout, port: int) -> Service:
+    """The Redis of a layout. It asks for the password in `redis.password`, which its arguments do not show."""
     folder = layout.folder / "redis"
-    folder.mkdir(parents=True, exist_ok=True)
-    return Service("redis", redis_command(folder, port), REDIS, lambda _child: redis_answers(port), layout.environment)
+    config, password = folder / "redis.conf", _redis_password(layout.folder)
+    write_private(config, f"requirepass {password}\n")
+    command = redis_command(folder, port, config=config)
+    return Service(
+        "redis", command, REDIS, lambda _child: redis_answers(port, password), layout.environment, umask=0o077
+    )
 
 
 def services(layout: Layout, database: Database) -> list[Service]:
@@ -256,11 +262,15 @@ def _redis_port(folder: Path) -> int:
         text = (folder / ENVIRONMENT_FILE).read_text("utf-8")
     except OSError:
         text = ""
-    if match := re.search(r"PENSTOCK_BROKER_URL='?(redis://127\.0\.0\.1:\d+)/0", text):
+    if match := re.search(r"PENSTOCK_BROKER_URL='?(redis://[^'\s/]*127\.0\.0\.1:\d+)/0", text):
         port = urlsplit(match.group(1)).port
         if port and is_free(port):
             return port
     return free_port()
+
+
+def _redis_password(folder: Path) -> str:
+    return _persisted_secret(folder / "redis.password")
 
 
 def _persisted_secret(path: Path) -> str:
@@ -268,7 +278,7 @@ def _persisted_secret(path: Path) -> str:
     if kept := _read_persisted(path):
         return kept
     secret = secrets.token_urlsafe(12)
-    _write_private(path, f"{secret}\n")
+    write_private(path, f"{secret}\n")
     return secret
 
 
@@ -277,7 +287,7 @@ def _ensure_key(path: Path, database: Database) -> None:
     key = api_keys.find(database, _read_persisted(path))
     if key is None or not key.holds(datetime.now(UTC)):
         text, _made = api_keys.add(database, "penstock up", kinds=["*"], actor="penstock up")
-        _write_private(path, f"{text}\n")
+        write_private(path, f"{text}\n")
 
 
 def _read_persisted(path: Path) -> str:
@@ -285,13 +295,3 @@ def _read_persisted(path: Path) -> str:
         return path.read_text("utf-8").strip()
     except OSError:
         return ""
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    part.replace(path)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.config.errors import PenstockError
+from penstock.config.private_files import make_private_folder, open_private
 
 NAME = "up.lock"
 
@@ -34,8 +35,8 @@ def folder_lock(folder: Path) -> Iterator[int]:
     Raises:
         FolderInUse: names the pid of the other.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    make_private_folder(folder)
+    descriptor = open_private(folder / NAME, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from penstock.config.private_files import append_private, make_private_folder
 from penstock.workers.executor.attempt.memory import peak_memory, peak_of
 from penstock.workers.local.up import guard
 
@@ -33,6 +34,7 @@ class Service:
         stage: services of a lower one are stopped earlier.
         ready: whether a child that runs this is ready for work.
         environment: the whole environment of the process.
+        umask: of the process; -1: this one's.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Service:
     stage: int
     ready: Callable[[Child], bool]
     environment: Mapping[str, str]
+    umask: int = -1
 
 
 class Child:
@@ -73,6 +76,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**self.service.environment, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
+                umask=self.service.umask,
             )
         self.ready, self._started = False, time.monotonic()
         return self.process.pid
@@ -171,7 +175,7 @@ class Guard:
 
 
 def _open_log(log: Path) -> IO[bytes]:
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(log.parent)
     if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         log.replace(log.with_name(f"{log.name}.1"))
-    return log.open("ab")
+    return append_private(log)

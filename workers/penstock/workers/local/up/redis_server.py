@@ -50,8 +50,11 @@ def free_port() -> int:
             return port
 
 
-def redis_command(folder: Path, port: int, log: Path | None = None) -> list[str]:
+def redis_command(folder: Path, port: int, log: Path | None = None, *, config: Path | None = None) -> list[str]:
     """The command of a server with append-only persistence in `folder`, which logs to a file or to its output.
+
+    Arguments:
+        config: a file with more settings, such as those that the arguments must not show.
 
     Raises:
         ConfigError: no Redis is installed.
@@ -65,17 +68,28 @@ def redis_command(folder: Path, port: int, log: Path | None = None) -> list[str]
         "maxmemory-policy": "noeviction",
         "logfile": "" if log is None else log.resolve(),
     }
-    return [str(find_redis_server()), *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+    file = [] if config is None else [str(config.resolve())]
+    return [
+        str(find_redis_server()),
+        *file,
+        *(text for name, value in options.items() for text in (f"--{name}", str(value))),
+    ]
 
 
-def redis_answers(port: int) -> bool:
+def redis_answers(port: int, password: str | None = None) -> bool:
     """Whether a Redis on 127.0.0.1 accepts commands. It does not while it still loads its data."""
+    login = "" if password is None else f"AUTH {password}\r\n"
+    replies = b""
     try:
         with socket.create_connection(("127.0.0.1", port), 1.0) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
+            connection.sendall(f"{login}PING\r\n".encode())
+            while b"+PONG" not in replies and b"-" not in replies:
+                if not (data := connection.recv(64)):
+                    return False
+                replies += data
     except OSError:
         return False
+    return b"-" not in replies
 
 
 def _process_id(port: int) -> int | None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from penstock.workers.executor.attempt.child.pipe import ChildEnd
 
-_PLAIN = (str, int, float, bool, type(None))
+log = logging.getLogger("penstock.executor")
+
+_PLAIN = (int, float, bool, type(None))
 
 Levels = dict[str, int]
 """Logger name → its level; the root's name is empty."""
@@ -36,14 +38,24 @@ def send_records(pipe: ChildEnd, levels: Levels) -> None:
 
 
 def handle_record(fields: dict[str, Any], job_id: str, attempt: int) -> None:
-    """Handle a child's record as if this process had logged it."""
-    record = logging.makeLogRecord({"job_id": job_id, "attempt": attempt, **fields})
+    """Handle a child's record as if this process had logged it: as one of this job, whatever it says itself.
+
+    Raises:
+        ValueError: it has no name or no level.
+    """
+    if not isinstance(fields.get("name"), str) or not isinstance(fields.get("levelno"), int):
+        raise ValueError("a record of the log has no name or level")
+    own = {"args": None, "exc_info": None, "job_id": job_id, "attempt": attempt}
+    record = logging.makeLogRecord({**fields, **own})
     name = record.name
     while name and not isinstance(logging.root.manager.loggerDict.get(name), logging.Logger):
         name = name.rpartition(".")[0]  # a logger is never freed, so none is made for a child's
     logger = logging.getLogger(name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+    try:
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+    except Exception:
+        log.exception("job %s: a record of its child's log cannot be handled", job_id)
 
 
 class _PipeHandler(QueueHandler):
@@ -64,5 +76,5 @@ class _PipeHandler(QueueHandler):
 
 
 def _plain(value: Any) -> Any:
-    """The value without a class that the worker does not know: numpy's numbers are floats, and enumerations texts."""
-    return value if type(value) in _PLAIN else str(value)
+    """The value as JSON can hold it: numpy's numbers are floats, and enumerations texts."""
+    return value if type(value) in _PLAIN else str(value).encode(errors="backslashreplace").decode()

@@ -20,14 +20,16 @@ from datetime import UTC, datetime
 from multiprocessing import forkserver
 from typing import Any, NoReturn
 
-from penstock.config.settings import Settings
+from penstock.config.settings import Settings, inherit_settings
 from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.jobs.scrubbing import Scrub
+from penstock.workers.executor.attempt.child.environment import replace_environment
 from penstock.workers.executor.attempt.child.logs import send_records
-from penstock.workers.executor.attempt.child.pipe import ChildEnd, Message
+from penstock.workers.executor.attempt.child.messages import as_value
+from penstock.workers.executor.attempt.child.pipe import ChildEnd, Message, pack
 from penstock.workers.executor.attempt.memory import peak_memory
 from penstock.workers.executor.attempt.once import Once
 from penstock.workers.executor.attempt.outcome import one_line, result_as_json, retry_decision, traceback_of
@@ -41,7 +43,7 @@ log = logging.getLogger("penstock.executor")
 
 
 Program = Callable[[ChildEnd, Message], Message]
-"""Runs the attempt of a request, and returns the answer for its worker."""
+"""Runs the attempt of a request, and returns the answer for its worker, with the JSON of a result under `result`."""
 
 
 def main(connection: socket.socket, program: Program) -> None:
@@ -52,7 +54,9 @@ def main(connection: socket.socket, program: Program) -> None:
         pipe = ChildEnd(connection)
         request = pipe.receive()
         if request is not None:
-            pipe.send({"answer": program(pipe, request)})
+            answer = program(pipe, request)
+            result = answer.pop("result", None) or ""
+            pipe.send({"answer": answer}, result)
         code = 0
     except BrokenPipeError:
         pass  # the worker is gone, and takes no answer
@@ -85,7 +89,11 @@ def _lead_session() -> None:
 
 def call_handler(pipe: ChildEnd, request: Message) -> Message:
     """The result of the attempt, or how it failed."""
-    resources = LocalResources(request["settings"] or Settings())
+    replace_environment(request["environment"])
+    settings = request["settings"]
+    if settings is not None:
+        inherit_settings(settings)
+    resources = LocalResources(settings or Settings())
     try:
         try:
             return _run(pipe, request, resources)
@@ -124,10 +132,14 @@ def _run(pipe: ChildEnd, request: Message, resources: LocalResources) -> Message
         _cap_memory(limit)
     with django_project.old_connections_closed():
         value = _call(handler, job, arguments)
-    outgoing = context.outgoing
-    if value is None or isinstance(value, Snooze | Discard | Retry):
-        return {"value": value, "outgoing": outgoing}
-    return {"json": result_as_json(handler, value), "outgoing": outgoing}
+    answer: Message = {"value": None, "outgoing": context.outgoing}
+    result = ""
+    if isinstance(value, Snooze | Discard | Retry):
+        answer["value"] = as_value(value)
+    elif value is not None:
+        result = result_as_json(handler, value)
+    pack(answer, result)  # raises where the worker would not take it
+    return {**answer, "result": result}
 
 
 def find_handler(pipe: ChildEnd, request: Message) -> Handler:
@@ -201,7 +213,7 @@ class _Worker:
 
     def _ask(self, method: str, key: str, *argument: Any) -> Any:
         with self._asking:
-            self._pipe.send({"once": (method, key, argument)})
+            self._pipe.send({"once": (method, key, *argument)})
             answer = self._pipe.receive()
         if answer is None:
             raise BrokenPipeError("the worker is gone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import multiprocessing
@@ -22,9 +23,11 @@ from penstock.config.supervision import describe_exit
 from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.transitions.outcome import FenceLost
 from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.child.environment import allowed
 from penstock.workers.executor.attempt.child.logs import handle_record, levels
 from penstock.workers.executor.attempt.child.main import Program, call_handler, main
-from penstock.workers.executor.attempt.child.pipe import Message, WorkerEnd
+from penstock.workers.executor.attempt.child.messages import FromChild, Raised, Returned
+from penstock.workers.executor.attempt.child.pipe import Message, TooLarge, WorkerEnd
 from penstock.workers.executor.attempt.child.server import VARIABLE
 from penstock.workers.executor.attempt.errors import ChildFailed, ChildTerminated, NoChildProcess, TimedOut
 from penstock.workers.executor.attempt.memory import peak_memory
@@ -46,6 +49,8 @@ _REST_SECONDS = 10.0
 """How long the rest of a dead child's messages is read, if a process that left its session has the pipe open."""
 _BURST, _PAUSE_SECONDS = 100, 0.01
 """A child that sends more messages at a time than this waits: the loop has others to serve."""
+_READ_RESULT = 2**20
+"""Characters of a result that is read, to see whether it is JSON: a larger one would take too long."""
 _UNKNOWN_EXIT = 255
 """Exit code that multiprocessing reports also where the fork server died and no one knows the child's."""
 
@@ -85,7 +90,7 @@ class Children:
         late = f"took longer than its timeout of {timeout}"
         try:
             async with asyncio.timeout_at(deadline) as clock:
-                child = await self.start(attempt, call_handler)
+                child = await self.start(attempt, call_handler, FromChild[Returned | Raised])
         except TimeoutError as error:
             if clock.expired():
                 raise TimedOut(f"{late} before its process could be started") from error
@@ -102,8 +107,11 @@ class Children:
             await child.end()
         return child.result()
 
-    async def start(self, attempt: Attempt, program: Program) -> Child:
+    async def start(self, attempt: Attempt, program: Program, messages: type[FromChild[Any]]) -> Child:
         """Start a child, which waits for the request of the attempt.
+
+        Arguments:
+            messages: what the program sends, with its answer.
 
         Raises:
             NoChildProcess: the machine refused a process for half a minute.
@@ -112,7 +120,7 @@ class Children:
         give_up_at, pause = loop.time() + _START_SECONDS, 0.1
         while True:
             try:
-                return await self._try_to_start(attempt, program)
+                return await self._try_to_start(attempt, program, messages)
             except (OSError, EOFError) as error:  # a limit of the machine, or the fork server was killed
                 if loop.time() + pause > give_up_at:
                     raise NoChildProcess(f"no child process could be started: {error!r}") from error
@@ -120,12 +128,12 @@ class Children:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
 
-    async def _try_to_start(self, attempt: Attempt, program: Program) -> Child:
+    async def _try_to_start(self, attempt: Attempt, program: Program, messages: type[FromChild[Any]]) -> Child:
         ours, theirs = socket.socketpair()
         try:
             # Where this is cancelled the child finds that its pipe is closed, and ends.
             process = await asyncio.get_running_loop().run_in_executor(self._processes, _start_process, theirs, program)
-            return Child(attempt, process, await WorkerEnd.open(ours), self._processes)
+            return Child(attempt, process, await WorkerEnd.open(ours), messages, self._processes)
         except BaseException:
             ours.close()
             raise
@@ -169,6 +177,7 @@ def _isolated_request(attempt: Attempt) -> Message:
         },
         "tracked": context.tracked,
         "memory_bytes": attempt.handler.memory_bytes,
+        "environment": allowed(os.environ, () if _settings is None else _settings.isolated_env),
     }
 
 
@@ -178,18 +187,25 @@ class Child:
     Attributes:
         pipe: this end of it.
         answer: None: it has not answered.
+        answer_result: the JSON of the result that came with the answer; empty if none did.
         begun_at: when it reported that it calls the handler, by the loop's clock; 0 before.
     """
 
     def __init__(
-        self, attempt: Attempt, process: ForkServerProcess, pipe: WorkerEnd, processes: ThreadPoolExecutor
+        self,
+        attempt: Attempt,
+        process: ForkServerProcess,
+        pipe: WorkerEnd,
+        messages: type[FromChild[Any]],
+        processes: ThreadPoolExecutor,
     ) -> None:
         assert process.pid is not None
-        self.pipe = pipe
+        self.pipe, self._messages = pipe, messages
         self._attempt, self._context = attempt, attempt.context
         self._process, self._processes, self._pid = process, processes, process.pid
         self._exit_code: int | None = None
-        self.answer: Message | None = None
+        self.answer: Any = None
+        self.answer_result = ""
         self.begun_at = 0.0
         self._peak: int | None = None
         self._failed: str | None = None
@@ -220,17 +236,17 @@ class Child:
     @property
     def succeeded(self) -> bool:
         """Whether the handler has returned."""
-        return self.answer is not None and "error" not in self.answer
+        return isinstance(self.answer, Returned)
 
     def result(self) -> Any:
         """The handler's result, of a child that has ended. Raises ChildFailed."""
         answer = self.answer
         if answer is None:
             raise self.how_it_died()
-        if "error" in answer:
-            raise ChildFailed(answer["error"], answer["traceback"], _known_type(answer["bases"]), answer["wait"])
-        self._context.outgoing.extend(answer["outgoing"])
-        return JsonResult(answer["json"]) if "json" in answer else answer["value"]
+        if isinstance(answer, Raised):
+            raise ChildFailed(answer.error, answer.traceback, _known_type(answer.bases), answer.wait)
+        self._context.outgoing.extend(answer.outgoing)
+        return JsonResult(self.answer_result) if self.answer_result else answer.control_flow()
 
     def kill(self) -> None:
         """Kill it, with all processes that it started; `end` follows."""
@@ -281,38 +297,40 @@ class Child:
             self._exit_code = code
 
     async def _read(self) -> None:
-        """Take the child's messages, until it has answered or closed its end."""
+        """Take the child's messages, until it has answered, closed its end, or sent what is not one of them."""
         count = 0
-        while self.answer is None:
-            try:
-                message = await self.pipe.receive()
-            except Exception as error:
-                self._failed = f"sent a message that cannot be read: {error!r}"
-                return
-            if message is None:
-                return
-            try:
-                self._take(message)
-            except Exception:
-                log.exception("job %s: a message of its child process cannot be used", self._context.job_id)
-            if (count := count + 1) % _BURST == 0:
-                await asyncio.sleep(_PAUSE_SECONDS)
+        try:
+            while self.answer is None and (received := await self.pipe.receive()) is not None:
+                await self._take(*received)
+                if (count := count + 1) % _BURST == 0:
+                    await asyncio.sleep(_PAUSE_SECONDS)
+        except Exception as error:
+            what = str(error) if isinstance(error, TooLarge) else type(error).__name__  # and nothing that it has sent
+            self._failed = f"wrote to its pipe something that is not a message: {what}"
+            log.error("job %s: its child process %d %s", self._context.job_id, self._pid, self._failed)
 
-    def _take(self, message: Message) -> None:
-        if "answer" in message:
-            self.answer = message["answer"]
-        elif "log" in message:
-            handle_record(message["log"], self._context.job_id, self._context.attempt)
-        elif "begun" in message:
+    async def _take(self, body: bytes, result: str) -> None:
+        message = self._messages.model_validate_json(body)
+        if message.log is not None:
+            handle_record(message.log, self._context.job_id, self._context.attempt)
+        elif message.started:
             self.begun_at = asyncio.get_running_loop().time()
-        elif "progress" in message:
-            self._context.progress(*message["progress"])
-        else:
-            task = asyncio.ensure_future(self._write_effect(*message["once"]))
+        elif message.progress is not None:
+            self._context.progress(*message.progress)
+        elif message.once is not None:
+            if self._writing:  # an honest child waits for the answer
+                await asyncio.wait(self._writing)
+            task = asyncio.ensure_future(self._write_effect(*message.once))
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
+        else:
+            if 0 < len(result) <= _READ_RESULT:
+                json.loads(result)  # the ledger's rows hold nothing else
+            self.answer, self.answer_result = message.answer, result
+            if self.answer is None:
+                raise ValueError("an empty message")
 
-    async def _write_effect(self, method: str, key: str, argument: Iterable[Any]) -> None:
+    async def _write_effect(self, method: str, key: str, *argument: Any) -> None:
         """Write a record of `ctx.once` for the child, which waits for the answer."""
         try:
             once = self._context.once(key)
@@ -357,7 +375,7 @@ def _known_type(bases: Iterable[tuple[str, str]]) -> type[BaseException] | None:
     for module, name in bases:
         value: Any = sys.modules.get("__main__" if module == "__mp_main__" else module)
         for part in name.split("."):
-            value = getattr(value, part, None)
+            value = inspect.getattr_static(value, part, None)  # a module's own `__getattr__` may import
         if isinstance(value, type) and issubclass(value, BaseException):
             return value
     return None

@@ -9,7 +9,9 @@ import logging
 import os
 import signal
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import create_model
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -18,6 +20,7 @@ from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.wire.codec import Message as JobMessage
 from penstock.workers.executor.attempt.child.main import find_handler
+from penstock.workers.executor.attempt.child.messages import Checked
 from penstock.workers.executor.attempt.child.pipe import ChildEnd, Message
 from penstock.workers.executor.attempt.outcome import one_line, outcome_of
 from penstock.workers.executor.attempt.run import AttemptRunner
@@ -26,6 +29,27 @@ from penstock.workers.handlers.registry import Handler, handlers
 from penstock.workers.handlers.resources import is_provided
 
 log = logging.getLogger("penstock.executor")
+
+
+if TYPE_CHECKING:
+    OutcomeFields = Any
+else:
+    _hints = {name: hint for name, hint in get_type_hints(AttemptOutcome).items() if name not in ("claim", "result")}
+    OutcomeFields = create_model(
+        "OutcomeFields", __base__=Checked, **{name: (hint, ...) for name, hint in _hints.items()}
+    )
+
+
+class Unfit(Checked):
+    """The answer of a child that cannot run the attempt, and why."""
+
+    unfit: str
+
+
+class Ended(Checked):
+    """The answer of a child whose attempt has ended: its outcome, without the claim and the result."""
+
+    outcome: OutcomeFields
 
 
 def run_attempt(pipe: ChildEnd, request: Message) -> Message:
@@ -68,7 +92,7 @@ def run_attempt(pipe: ChildEnd, request: Message) -> Message:
     outcome = outcome_of(attempt, task)
     runtime.loop.run(runner.close())
     database.close()
-    return {"outcome": _fields(outcome, "claim")}
+    return {"outcome": _fields(outcome, "claim", "result"), "result": outcome.result}
 
 
 def pack(claim: Claim) -> Message:
@@ -94,7 +118,7 @@ def _announcing(handler: Handler, pipe: ChildEnd) -> Handler:
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
-        pipe.send({"begun": True})
+        pipe.send({"started": True})
         return function(*arguments, **named)
 
     return dataclasses.replace(handler, function=call)

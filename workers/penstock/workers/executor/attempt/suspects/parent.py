@@ -15,12 +15,13 @@ from penstock.ledger.rows import suspect_runs
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.child.messages import FromChild
 from penstock.workers.executor.attempt.child.parent import Child, request_for
 from penstock.workers.executor.attempt.errors import ChildTerminated, NoChildProcess, TimedOut
 from penstock.workers.executor.attempt.modes import STOPPING_SECONDS
 from penstock.workers.executor.attempt.outcome import crashed, failed, interrupted, postponed, stopped
 from penstock.workers.executor.attempt.run import AttemptRunner
-from penstock.workers.executor.attempt.suspects.main import pack, run_attempt
+from penstock.workers.executor.attempt.suspects.main import Ended, Unfit, pack, run_attempt
 from penstock.workers.executor.runtime.runtime import Runtime
 from penstock.workers.handlers.resources import is_overridden
 
@@ -80,7 +81,7 @@ class Suspects:
                 attempt.claim.crashes,
             )
             try:
-                child = await self._children.start(attempt, run_attempt)
+                child = await self._children.start(attempt, run_attempt, FromChild[Unfit | Ended])
             except NoChildProcess as error:
                 return postponed(attempt, str(error))
             try:
@@ -119,12 +120,12 @@ class Suspects:
     def _outcome(self, attempt: Attempt, child: Child, in_time: bool) -> AttemptOutcome | None:
         """The outcome of an attempt whose child has ended. None: it could not run it."""
         answer = child.answer
-        if answer is not None and "outcome" in answer:
-            return AttemptOutcome(attempt.claim, **answer["outcome"])
+        if isinstance(answer, Ended):
+            return AttemptOutcome(attempt.claim, **dict(answer.outcome), result=child.answer_result or None)
         if attempt.stop is not None:
             return stopped(attempt)
         if answer is not None:
-            self._give_up(attempt, answer["unfit"])
+            self._give_up(attempt, answer.unfit)
             return None
         if not in_time:
             timeout = attempt.handler.kind.timeout
