@@ -100,7 +100,7 @@ class Settings(BaseSettings):
 
     remote_control: Literal["off", "inspect", "all"] = "all"
     """Which commands of Celery's remote control, sent over the broker, a worker answers: none, those that only read, or
-    all. Whoever can write to the broker can send them."""
+    all. Anyone who can write to the broker can send them."""
     flower_admins: tuple[str, ...] | None = None
     """Users, or addresses of those who log in by OAuth, who may act in Flower; others only look. None: everyone who is
     logged in. Empty: nobody."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from engine_jobs import QUEUE, Add, Sleep
-from running import PAIRS, Running, running
+from running import PAIRS, running
 from support.polling import until
 from support.servers.shared import broker_url, delete_queues
 
@@ -31,9 +31,7 @@ ORDERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
-def restricted(
-    request: pytest.FixtureRequest, redis_server: RedisServer, prefix: str, tmp_path: Path
-) -> Iterator[Any]:
+def restricted(request: pytest.FixtureRequest, redis_server: RedisServer, prefix: str, tmp_path: Path) -> Iterator[Any]:
     engine, broker = request.param
 
     def start(mode: str) -> Any:

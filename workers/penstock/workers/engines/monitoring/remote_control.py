@@ -280,7 +280,7 @@ def _error(text: str) -> Answer:
 
 def _refusal(name: str) -> Callable[..., Answer]:
     def refuse(**_: Any) -> Answer:
-        count(REFUSED, f"{name}, because of remote_control = \"inspect\"")
+        count(REFUSED, f'{name}, because of remote_control = "inspect"')
         return _error(f'{name} is refused: this worker has remote_control = "inspect"')
 
     return refuse
