@@ -27,9 +27,9 @@ def files_with(folder: Path, text: str) -> list[Path]:
 
 def keys_with(url: str, text: str) -> list[bytes]:
     client: Any = redis.Redis.from_url(url)
-    found = [key for key in client.scan_iter() if text.encode() in key + (client.dump(key) or b"")]
+    keys = [key for key in client.scan_iter() if text.encode() in key + (client.dump(key) or b"")]
     client.close()
-    return found
+    return keys
 
 
 def erase_person(worker: Running) -> None:

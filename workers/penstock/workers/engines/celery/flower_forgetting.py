@@ -116,16 +116,16 @@ class Forgetting:
         events = self._flower.events
         handle = events.on_event
 
-        def on_event(event: Any) -> None:
+        def handle_and_watch(event: Any) -> None:
             handle(event)
             if "uuid" in event and self._is_suspect(event):
                 self._flower.io_loop.add_callback(self._suspects.add, event["uuid"])
 
-        events.on_event = on_event
+        events.on_event = handle_and_watch
 
     @staticmethod
     def _is_suspect(event: Any) -> bool:
-        return event.get("type") == "task-revoked" or time.time() - event.get("timestamp", 0) > _LATE_SECONDS
+        return bool(event.get("type") == "task-revoked" or time.time() - event.get("timestamp", 0) > _LATE_SECONDS)
 
 
 def _files(history: Path) -> Iterable[Path]:

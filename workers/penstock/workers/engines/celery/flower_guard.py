@@ -1,4 +1,4 @@
-"""Who may act in Flower, and the audit log's lines of what they did.
+"""The guard of Flower's acts: it admits those who may act, and writes them into the audit log.
 
 Every request that may change something goes through here, also to routes that a later Flower adds: all but those that
 are listed as reading.
@@ -18,7 +18,7 @@ from flower.urls import handlers
 from flower.views.error import NotFoundErrorHandler
 from flower.views.tasks import TasksDataTable, TaskView
 from flower.views.workers import WorkerView
-from tornado.web import HTTPError, RequestHandler, URLSpec
+from tornado.web import HTTPError, RequestHandler, url
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.printable import printable
@@ -67,32 +67,32 @@ class Acts:
     async def record(self, actor: str, act: str, subject_kind: str, subject: str | None, detail: Any) -> str:
         """Write the line, before the act. Returns its id."""
 
-        def write(connection: Any) -> str:
+        def write_line(connection: Any) -> str:
             line = {"actor": actor, "act": act, "subject_kind": subject_kind, "subject": subject, "detail": detail}
             return audit.write(connection, **line)
 
-        return await asyncio.get_running_loop().run_in_executor(None, self._database.write, write)
+        return await asyncio.get_running_loop().run_in_executor(None, self._database.write, write_line)
 
     def refused(self, line: str, status: int) -> None:
         """Add to a line that the act was not done, later."""
 
-        def amend() -> None:
+        def add_status() -> None:
             try:
                 self._database.write(lambda connection: audit.add_detail(connection, line, {"refused": status}))
             except LedgerUnavailable as error:
                 log.warning("the audit log does not say that %s was refused: %s", line, error)
 
-        asyncio.get_running_loop().run_in_executor(None, amend)
+        asyncio.get_running_loop().run_in_executor(None, add_status)
 
 
-class Guard(RequestHandler):  # type: ignore[misc]
+class Guard(RequestHandler):
     """In front of a handler of Flower's: it asks the rule, and writes the log."""
 
     acts: Acts
     _line: str | None = None
 
     async def prepare(self) -> None:
-        super().prepare()  # type: ignore[unused-coroutine]
+        super().prepare()
         if self.request.method in _SAFE:
             return
         user, handler = user_of(self), type(self).__mro__[2]
@@ -142,7 +142,7 @@ def guard(flower: Flower, acts: Acts) -> None:
     """Put the guard in front of all of Flower's routes that change something, and of the pages that have buttons."""
     routes: list[Any] = []
     for route in handlers:
-        pattern, handler = (route.regex.pattern, route.handler_class) if isinstance(route, URLSpec) else route[:2]
+        pattern, handler = (route.regex.pattern, route.handler_class) if isinstance(route, url) else route[:2]
         writes = handler not in _READING and any(_takes(handler, method) for method in _WRITING)
         if writes or handler in (WorkerView, TaskView):
             routes.append((pattern.removesuffix("$"), type(handler.__name__, (Guard, handler), {"acts": acts})))

@@ -142,9 +142,10 @@ def read_no_garbage(connection: Any) -> None:
 
 def drop_garbage() -> None:
     """Make kombu's channels to Redis drop what is published there and no message: it would end Celery's worker."""
-    from kombu.transport.redis import Channel
+    from kombu.transport import redis
 
-    receive = Channel._receive_one
+    channel: Any = redis.Channel
+    receive = channel._receive_one
     if receive.__module__ == __name__:
         return
 
@@ -157,4 +158,4 @@ def drop_garbage() -> None:
             count(UNREADABLE, f"{type(error).__name__}: {error}")
             return None
 
-    Channel._receive_one = receive_one
+    channel._receive_one = receive_one
