@@ -138,7 +138,7 @@ def lines_since(database: Database, since: datetime) -> list[tuple[str, int]]:
 
 
 def erased_among(database: Database, job_ids: Sequence[str], *, absent_too: bool) -> set[str]:
-    """Those of at most BATCH jobs that were erased: their rows are empty.
+    """Ids, of at most BATCH jobs, whose rows were emptied by an erasure.
 
     Arguments:
         absent_too: count those without a row as well. Jobs of kinds that are not tracked never had one.

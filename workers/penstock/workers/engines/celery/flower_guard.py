@@ -103,8 +103,8 @@ class Guard(RequestHandler):
             act = "terminate"
         actor = user or self.request.remote_ip or "unknown"
         if not self.acts.allows(user):
-            shown = printable(f"{actor} may only look in Flower and was refused: {act} {subject or ''}")
-            log.warning("%s", shown[:_LONGEST])
+            refusal = printable(f"{actor} may only look in Flower and was refused: {act} {subject or ''}")
+            log.warning("%s", refusal[:_LONGEST])
             raise HTTPError(403, f"{actor} may only look; see flower_admins")
         try:
             self._line = await self.acts.record(actor, act, subject_kind, subject, {"by": "flower", **detail})
@@ -124,7 +124,7 @@ class Guard(RequestHandler):
 
 
 def user_of(handler: Any) -> str | None:
-    """The user of basic authentication, else the address of OAuth; None: nobody is logged in.
+    """The user of basic authentication, else the address of OAuth; None without a login.
 
     Raises:
         HTTPError: 401, the login is wrong.

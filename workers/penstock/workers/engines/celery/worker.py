@@ -160,7 +160,7 @@ class ExecutorPool(BasePool):  # type: ignore[misc]
 def answer_remote_control(remote: Remote, *, inspect_only: bool) -> None:
     """Put our commands in the place of Celery's, which would describe a task consumer that has nothing.
 
-    Commands that an application has added stay, unless only inspection is allowed and they are no inspection.
+    Commands that an application has added stay, except, if only inspection is allowed, those that do not inspect.
     """
     for name, function in tuple(Panel.data.items()):
         is_inspection = name in Panel.meta and Panel.meta[name].type == "inspect"
