@@ -110,6 +110,13 @@ class Settings(BaseSettings):
     """The management API of the RabbitMQ, which `penstock queues list` and `jobs explain` ask for its queues. None: the
     broker's host, port 15672 (15671 with TLS), with its user and password."""
 
+    remote_control: Literal["off", "inspect", "all"] = "all"
+    """Which commands of Celery's remote control, sent over the broker, a worker answers: none, those that only read, or
+    all. Anyone who can write to the broker can send them."""
+    flower_admins: tuple[str, ...] | None = None
+    """Users, or addresses of those who log in by OAuth, who may act in Flower; others only look. None: everyone who is
+    logged in. Empty: nobody."""
+
     token_secret: str | None = Field(default=None, min_length=16, repr=False)
     """Signs the tokens with which browsers follow a job. The same for all gateways and web backends; None: each gateway
     makes one for as long as it runs."""

@@ -10,7 +10,7 @@ from support.servers.shared import broker_url, delete_queues
 
 from penstock.workers.local.up.redis_server import RedisServer
 
-sys.path += [str(Path(__file__).parent / folder) for folder in (".", "apps", "lifetime")]
+sys.path += [str(Path(__file__).parent / folder) for folder in (".", "apps", "lifetime", "control", "flower")]
 
 from running import PAIRS, Running, running
 

@@ -29,15 +29,25 @@ PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("d
 class Running:
     """A worker process of an engine, with its producer, ledger and remote control.
 
+    Arguments:
+        environment: more variables for the process.
+
     Attributes:
         name: of its node.
         client: a stock Celery application on the same broker.
     """
 
     def __init__(
-        self, engine: str, broker_url: str, prefix: str, folder: Path, *, modules: tuple[str, ...] = ()
+        self,
+        engine: str,
+        broker_url: str,
+        prefix: str,
+        folder: Path,
+        *,
+        modules: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> None:
-        self.engine, self.folder, self.modules = engine, folder, modules
+        self.engine, self.folder, self.modules, self.environment = engine, folder, modules, environment or {}
         self.name = f"{engine}@{prefix}-{uuid.uuid4().hex[:4]}"
         self.settings = Settings(
             broker_url=broker_url, database_url=f"sqlite:///{folder}/ledger.db", prefix=prefix, grace_seconds=20
@@ -58,6 +68,7 @@ class Running:
             "PENSTOCK_PREFIX": self.settings.prefix,
             "PENSTOCK_GRACE_SECONDS": str(self.settings.grace_seconds),
             "PYTHONPATH": str(HERE / "apps"),
+            **self.environment,
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(self.command(), env=environment, stdout=log, stderr=log, cwd=self.folder)

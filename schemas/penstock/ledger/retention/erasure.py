@@ -74,11 +74,13 @@ class Erasure:
         counts: of COUNTED. `jobs` are deleted, `tombstones` emptied; `results` are jobs whose results were looked for
             in the storage; `outbox` are rows there, of jobs that were not sent yet.
         running, failed: ids of jobs that are left: they run, or their stored result could not be deleted.
+        log_emptied: False if SQLite's write-ahead log still has what was erased, because it was read all the time.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     running: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    log_emptied: bool = True
 
 
 def erase(
@@ -120,12 +122,32 @@ def erase(
     _keys(database, where, done)
     if "key" in where:
         _hash_in_log(database, where["key"])
+    done.log_emptied = database.empty_log()
     return done
 
 
 def hashed(value: str) -> str:
     """A selection's value as the audit log keeps it."""
     return "sha256:" + hashlib.sha256(value.encode()).hexdigest()
+
+
+def lines_since(database: Database, since: datetime) -> list[tuple[str, int]]:
+    """The erasures since a time: id of the line in the audit log, and the jobs so far. It grows as they go on."""
+    select = sa.select(log.c.id, log.c.count).where(log.c.act == "erase", log.c.at >= since).order_by(log.c.id)
+    return [(row.id, row.count) for row in _read(database, select)]
+
+
+def erased_among(database: Database, job_ids: Sequence[str], *, absent_too: bool) -> set[str]:
+    """Ids, of at most BATCH jobs, whose rows were emptied by an erasure.
+
+    Arguments:
+        absent_too: count those without a row as well. Jobs of kinds that are not tracked never had one.
+    """
+    is_empty = sa.and_(jobs.c.state == State.CANCELLED, jobs.c.payload == UNSEEN)
+    select = sa.select(jobs.c.id, is_empty.label("is_empty")).where(database.among(jobs.c.id, job_ids))
+    rows = _read(database, select)
+    empty = {row.id for row in rows if row.is_empty}
+    return empty | (set(job_ids) - {row.id for row in rows}) if absent_too else empty
 
 
 def _pages(database: Database, where: Mapping[str, str]) -> Iterator[Sequence[Any]]:

@@ -92,6 +92,12 @@ def add_to_count(connection: sa.Connection, line_id: str, more: int) -> None:
     connection.execute(sa.update(log).where(log.c.id == line_id).values(count=log.c.count + more))
 
 
+def add_detail(connection: sa.Connection, line_id: str, more: Mapping[str, Any]) -> None:
+    """Add what is known only after the act to its detail."""
+    detail = json.loads(connection.execute(sa.select(log.c.detail).where(log.c.id == line_id)).scalar_one())
+    connection.execute(sa.update(log).where(log.c.id == line_id).values(detail=json.dumps({**detail, **more})))
+
+
 class Entry:
     """Line of an act on many subjects in several transactions. It covers what is committed.
 

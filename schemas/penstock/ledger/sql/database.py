@@ -26,6 +26,8 @@ T = TypeVar("T")
 POOL_SIZE = 4
 """Connections a process keeps; at most twice as many for a moment."""
 _TRIES = 8
+_EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
+"""Its first column is 1 if readers or a writer were in the way."""
 
 # The pool, the memory or the files of this process are exhausted: as if the database were unavailable.
 _FAILURES = (DBAPIError, sa.exc.TimeoutError, MemoryError, OSError)
@@ -180,6 +182,21 @@ class Database:
     def locked(self, statement: sa.Select[Any], *, skip: bool = False) -> sa.Select[Any]:
         """The SELECT with its rows locked; on SQLite the whole transaction is the lock already."""
         return statement if self.dialect == "sqlite" else statement.with_for_update(skip_locked=skip)
+
+    def empty_log(self) -> bool:
+        """Empty SQLite's write-ahead log, which has former contents of rows. Returns whether it is empty; other
+        databases keep logs of their own, so True.
+
+        Raises:
+            LedgerUnavailable: the file cannot be written.
+        """
+        if self.dialect != "sqlite":
+            return True
+        for _ in range(3):  # each waits for readers, as long as for a lock
+            with self._writer:
+                if not self.read(lambda connection: connection.exec_driver_sql(_EMPTY_LOG).scalar_one()):
+                    return True
+        return False
 
     def close(self) -> None:
         """Close the connections. One that another thread still uses is closed when that thread returns it.

@@ -146,6 +146,7 @@ def configure_sqlite(engine: sa.Engine, *, private: bool = True) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_SECONDS * 1000}")
         _write_ahead(cursor)
+        cursor.execute("PRAGMA secure_delete = ON")  # what is erased leaves no copy in free pages
         cursor.execute("PRAGMA synchronous = FULL")  # what is acknowledged after a commit must be on disk
         cursor.close()
 

@@ -39,7 +39,11 @@ class End(Job, kind="engines.end", queue=QUEUE):
 
 
 class Aside(Job, kind="engines.aside", queue=OTHER_QUEUE):
-    pass
+    note: str = ""
+
+
+class Note(Job, kind="engines.note", queue=QUEUE):
+    text: str
 
 
 class Isolated(Job, kind="engines.isolated", queue=QUEUE):
@@ -59,6 +63,11 @@ def isolated(job: Isolated, ctx: Context) -> None:
 @handles(Aside)
 async def aside(job: Aside) -> str:
     return "done"
+
+
+@handles(Note)
+async def note(job: Note) -> str:
+    return job.text
 
 
 @handles(Add)

@@ -63,7 +63,12 @@ def erase(
         )
     for job_id in done.failed:
         echo(f"penstock: job {job_id} was not erased: its result in the storage cannot be deleted", err=True)
-    if done.running or done.failed:
+    if not done.log_emptied:
+        echo(
+            "penstock: a long read keeps what was erased in the write-ahead log of the ledger (-wal); erase again",
+            err=True,
+        )
+    if done.running or done.failed or not done.log_emptied:
         raise typer.Exit(FAILED)
 
 

@@ -31,6 +31,7 @@ def make_app(settings: Settings) -> celery.Celery:
         # Never declared nor consumed: the dispatcher takes what unmodified clients put on "celery".
         task_default_queue=f"{settings.prefix}.none",
         task_ignore_result=True,
+        worker_enable_remote_control=settings.remote_control != "off",
         worker_prefetch_multiplier=1,
         worker_redirect_stdouts=False,
         # Without this Celery warns, at every lost connection, of tasks that it does not have here.

@@ -20,8 +20,11 @@ from tornado.options import options
 
 from penstock.config.private_files import make_private_folder, tighten_all
 from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
 from penstock.producers.senders import open_sender_from
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE
+from penstock.workers.engines.celery.flower_forgetting import Forgetting
+from penstock.workers.engines.celery.flower_guard import Acts, guard
 from penstock.workers.engines.monitoring import kombu_connection
 
 log = logging.getLogger("penstock.flower")
@@ -34,13 +37,13 @@ _NO_QUEUE = "none"
 _COLUMNS = "name,uuid,state,kwargs,runtime,retries,worker,received"
 
 
-def serve(settings: Settings, *, address: str, port: int, basic_auth: str, folder: Path) -> int:
+def serve(settings: Settings, *, address: str, port: int, logins: list[str], folder: Path) -> int:
     """Serve until SIGTERM or SIGINT; see `penstock.workers.engines.celery.flower_server.run_flower`."""
     os.umask(0o077)  # for its history, which it writes itself
     make_private_folder(folder)
     if count := tighten_all(folder):
         log.warning("%d files in %s were open to others; now they are for their owner alone", count, folder)
-    _set_options(address, port, basic_auth, folder)
+    _set_options(address, port, logins, folder)
     app = celery.Celery("penstock", set_as_current=True)
     app.conf.update(
         broker_url=kombu_connection.kombu_url(settings.broker_url),
@@ -54,6 +57,9 @@ def serve(settings: Settings, *, address: str, port: int, basic_auth: str, folde
     depths = Depths(settings)
     BaseHandler.get_broker = lambda _: depths
     flower = Flower(capp=app, options=options, **flower_settings)
+    database = Database(settings.database_url)
+    guard(flower, Acts(database, settings.flower_admins))
+    Forgetting(flower, database, Path(options.db)).start()
     signal.signal(signal.SIGTERM, _exit)
     try:
         log.info("Flower listens on http://%s:%d", address, flower.start_http_server())
@@ -62,6 +68,7 @@ def serve(settings: Settings, *, address: str, port: int, basic_auth: str, folde
         pass
     finally:
         flower.stop()  # saves its history
+        database.close()
     return 0
 
 
@@ -79,7 +86,7 @@ class Depths:
         return [{"name": name, "messages": waiting[name], "messages_ready": waiting[name]} for name in queue_names]
 
 
-def _set_options(address: str, port: int, basic_auth: str, folder: Path) -> None:
+def _set_options(address: str, port: int, logins: list[str], folder: Path) -> None:
     """Set our defaults, then `FLOWER_…` of the environment, then the arguments."""
     _set(
         persistent=True,
@@ -89,7 +96,7 @@ def _set_options(address: str, port: int, basic_auth: str, folder: Path) -> None
         tasks_columns=_COLUMNS,
     )
     apply_env_options()
-    _set(address=address, port=port, basic_auth=[basic_auth])
+    _set(address=address, port=port, basic_auth=logins)
     extract_settings()
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
 

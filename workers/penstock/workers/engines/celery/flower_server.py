@@ -18,6 +18,7 @@ from penstock.config.logging import setup_logging
 from penstock.config.settings import load_settings
 
 BASIC_AUTH = "PENSTOCK_FLOWER_BASIC_AUTH"
+FURTHER_AUTH = "FLOWER_BASIC_AUTH"
 USER = "penstock"
 FOLDER = Path("var/flower")
 
@@ -29,16 +30,20 @@ def run_flower(
 
     Arguments:
         basic_auth: `user:password`; None: as `PENSTOCK_FLOWER_BASIC_AUTH` says, else the user `penstock` with a new
-            password, which is printed. Flower can cancel jobs and stop workers, so it never runs without one.
+            password, which is printed, unless `FLOWER_AUTH` names who may log in by OAuth. Flower can cancel jobs and
+            stop workers, so it never runs without a login. `FLOWER_BASIC_AUTH` has further ones, with commas between.
         folder: where it keeps its history.
 
     Raises:
         ConfigError: the login has another form, the broker URL is wrong, or Flower is not installed.
     """
-    basic_auth = basic_auth or os.environ.get(BASIC_AUTH) or _generated(address, port)
-    user, separator, password = basic_auth.partition(":")
-    if not (user and separator and password):
-        raise ConfigError(f"{BASIC_AUTH} must be user:password")
+    logins = [login for login in (basic_auth or os.environ.get(BASIC_AUTH), *_further_logins()) if login]
+    for login in logins:
+        user, _, password = login.partition(":")
+        if not (user and password):
+            raise ConfigError(f"{BASIC_AUTH} must be user:password, and so must each login of {FURTHER_AUTH}")
+    if not logins and not os.environ.get("FLOWER_AUTH"):
+        logins = [_generated(address, port)]
     try:
         from penstock.workers.engines.celery.flower import serve
     except ModuleNotFoundError as error:
@@ -46,7 +51,11 @@ def run_flower(
     if not logging.getLogger().handlers:
         with contextlib.suppress(ImportError):  # structlog comes with penstock[cli]
             setup_logging()
-    return serve(load_settings(), address=address, port=port, basic_auth=basic_auth, folder=folder)
+    return serve(load_settings(), address=address, port=port, logins=logins, folder=folder)
+
+
+def _further_logins() -> list[str]:
+    return os.environ.get(FURTHER_AUTH, "").split(",")
 
 
 def _generated(address: str, port: int) -> str:

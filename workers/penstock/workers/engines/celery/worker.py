@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 import warnings
@@ -14,7 +15,7 @@ from celery.apps.worker import install_cry_handler
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE, EX_OK, SecurityWarning
-from celery.worker import state
+from celery.worker import control, pidbox, state
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.control import Control
 from celery.worker.control import Panel
@@ -24,11 +25,13 @@ from penstock.config.settings import Settings
 from penstock.workers.engines.celery.app import make_app
 from penstock.workers.engines.celery.signals import SignalsObserver
 from penstock.workers.engines.host import Host
+from penstock.workers.engines.monitoring.control_messages import answer, drop_garbage, listen, read_no_garbage
 from penstock.workers.engines.monitoring.remote_control import Remote
 from penstock.workers.engines.renewal.link import ParentLink
 
+log = logging.getLogger("penstock.remote")
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_CELERYS_OWN = {"ping", "clock", "hello", "conf", "dump_conf", "report"}
 
 
 def run_worker(
@@ -67,7 +70,7 @@ def run_worker(
     app.penstock_host, app.penstock_wakeup = host, hub_wakeup
     app.steps["consumer"].add(HostStep)
     host.worker.executor.observers.append(SignalsObserver(app, host.worker.name))
-    answer_remote_control(host.remote)
+    answer_remote_control(host.remote, inspect_only=settings.remote_control == "inspect")
     restore_nothing()
     signals.setup_logging.connect(_leave_logging_alone)
     program = Program(
@@ -112,6 +115,7 @@ class HostStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, c: Any) -> None:
         wakeup: _Wakeup = c.app.penstock_wakeup
         host: Host = c.app.penstock_host
+        read_no_garbage(c.connection)
         c.hub.add_reader(wakeup.receiver, wakeup.clear)
         try:
             host.start()
@@ -153,11 +157,34 @@ class ExecutorPool(BasePool):  # type: ignore[misc]
         return info
 
 
-def answer_remote_control(remote: Remote) -> None:
-    """Replace Celery's answers to its commands, which would describe a task consumer that has nothing."""
+def answer_remote_control(remote: Remote, *, inspect_only: bool) -> None:
+    """Put our commands in the place of Celery's, which would describe a task consumer that has nothing.
+
+    Commands that an application has added stay, except, if only inspection is allowed, those that do not inspect.
+    """
+    for name, function in tuple(Panel.data.items()):
+        is_inspection = name in Panel.meta and Panel.meta[name].type == "inspect"
+        if function.__module__ == control.__name__ or (inspect_only and not is_inspection):
+            del Panel.data[name]
     for name, command in remote.commands().items():
-        if name not in _CELERYS_OWN:
-            Panel.data[name] = lambda _state, _command=command, **arguments: _command(**arguments)
+        Panel.data[name] = lambda _state, _command=command, **arguments: _command(**arguments)
+    pidbox.Pidbox = Mailbox
+    drop_garbage()
+
+
+class Mailbox(pidbox.Pidbox):  # type: ignore[misc]
+    """Celery's mailbox of a worker, which takes any message."""
+
+    def start(self, c: Any) -> None:
+        self.consumer = listen(self.node, c.connection.channel(), self.on_message)
+
+    def on_message(self, body: Any, message: Any) -> None:
+        self._forward_clock()
+        try:
+            answer(self.node, body, message)
+        except Exception as error:
+            log.warning("remote control cannot answer: %s: %s", type(error).__name__, error)
+            self.reset()
 
 
 def restore_nothing() -> None:

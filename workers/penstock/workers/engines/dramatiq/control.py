@@ -9,6 +9,7 @@ from typing import Any
 
 from penstock.config.supervision import start_thread
 from penstock.workers.engines.monitoring import kombu_connection
+from penstock.workers.engines.monitoring.control_messages import answer, drop_garbage, listen, read_no_garbage
 
 log = logging.getLogger("penstock.remote")
 
@@ -29,6 +30,7 @@ class Control:
     def __init__(self, url: str, node: str, commands: dict[str, Callable[..., Any]], clock: Any) -> None:
         from kombu.pidbox import Mailbox
 
+        drop_garbage()
         self._url = url
         mailbox: Any = Mailbox
         self._mailbox = mailbox("celery", type="fanout", clock=clock, accept=["json"])
@@ -68,20 +70,14 @@ class Control:
 
     def _listen(self, connection: Any) -> None:
         self._mailbox.connection = connection
-        channel = self._node.channel = connection.channel()
-        consumer = self._node.listen(channel, callback=self._answer)
+        read_no_garbage(connection)
+        consumer = listen(self._node, connection.channel(), lambda body, message: answer(self._node, body, message))
         while not self._stopping.is_set():
             try:
                 connection.drain_events(timeout=_TURN_SECONDS)
             except TimeoutError:
                 connection.heartbeat_check()
         consumer.cancel()
-
-    def _answer(self, body: Any, message: Any) -> None:
-        if isinstance(body, dict) and body.get("method") not in self._node.handlers:
-            log.debug("remote control: no command %r", body.get("method"))
-            return
-        self._node.handle_message(body, message)
 
 
 def _close(connection: Any) -> None:

@@ -43,15 +43,18 @@ def run_worker(
         on_stopped=lambda: broker.emit_after("worker_shutdown", worker),
     )
     worker = HostingWorker(broker, host)
-    control = Control(settings.broker_url, host.worker.name, host.remote.commands(), clock)
+    commands = host.remote.commands()
+    control = Control(settings.broker_url, host.worker.name, commands, clock) if commands else None
     with host.signals():
         try:
             worker.start()
-            control.start()
+            if control is not None:
+                control.start()
             # A signal that the kernel gives to another thread, as it may just after a SIGCONT, does not end this wait.
             while not host.stopped.wait(1.0):
                 pass
-            control.stop()
+            if control is not None:
+                control.stop()
         finally:
             broker.close()
     if host.error is not None:

@@ -19,10 +19,12 @@ from penstock.config.errors import InvalidState, JobNotFound, LedgerUnavailable
 from penstock.config.settings import redact_url
 from penstock.ledger.queries.status import read_status
 from penstock.ledger.transitions.cancel import request_cancel
+from penstock.schemas.jobs.kind import DEAD_QUEUE, DISPATCHER_QUEUE
 from penstock.schemas.states import State
-from penstock.schemas.wire.codec import Message
+from penstock.schemas.wire.codec import Message, check_text, is_id
 from penstock.workers.engines.monitoring import kombu_connection
-from penstock.workers.engines.monitoring.event_messages import format_fields
+from penstock.workers.engines.monitoring.control_messages import REFUSED, count
+from penstock.workers.engines.monitoring.event_messages import format_fields, shorten
 from penstock.workers.engines.monitoring.events import Events
 from penstock.workers.engines.worker import Worker
 from penstock.workers.handlers.registry import Handler, handlers
@@ -33,6 +35,18 @@ Answer = dict[str, Any]
 
 _UNSEEN_KIND = "unknown"
 """The kind, in the ledger, of a job that was revoked by its id before any worker saw it."""
+_INSPECTIONS = (
+    *("ping", "clock", "hello", "report", "conf", "stats", "registered", "query_task"),
+    *("active", "reserved", "scheduled", "revoked", "active_queues"),
+    "enable_events",  # Flower sends it every few seconds; where it cannot be undone, it changes nothing
+)
+_ORDERS = (
+    *("revoke", "terminate", "shutdown", "pool_grow", "pool_shrink", "add_consumer", "cancel_consumer"),
+    *("disable_events", "heartbeat", "rate_limit", "time_limit", "pool_restart", "autoscale"),
+)
+_MOST_IDS = 1000
+_MOST_QUEUES = 1000
+_LARGEST_POOL = 10_000
 _VERSIONS = ("penstock", "celery", "dramatiq", "kombu", "redis", "amqp", "sqlalchemy", "pydantic")
 
 
@@ -49,14 +63,12 @@ class Remote:
         self._started_at = time.time()
 
     def commands(self) -> dict[str, Callable[..., Any]]:
-        """By the names they have on the wire."""
-        names = [
-            *("ping", "clock", "hello", "report", "conf", "stats", "registered", "query_task"),
-            *("active", "reserved", "scheduled", "revoked", "active_queues"),
-            *("revoke", "terminate", "shutdown", "pool_grow", "pool_shrink", "add_consumer", "cancel_consumer"),
-            *("enable_events", "disable_events", "heartbeat", "rate_limit", "time_limit", "pool_restart", "autoscale"),
-        ]
-        commands: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in names}
+        """By the names they have on the wire, as far as the setting `remote_control` allows; the others refuse."""
+        mode = self.worker.settings.remote_control
+        if mode == "off":
+            return {}
+        commands: dict[str, Callable[..., Any]] = {name: getattr(self, name) for name in _INSPECTIONS}
+        commands |= {name: getattr(self, name) if mode == "all" else _refusal(name) for name in _ORDERS}
         aliases = {"active": "active", "reserved": "reserved", "schedule": "scheduled", "revoked": "revoked"}
         return commands | {f"dump_{old}": commands[new] for old, new in {**aliases, "tasks": "registered"}.items()}
 
@@ -189,23 +201,28 @@ class Remote:
             self.events.revoked(job_id)
 
     def shutdown(self, msg: str = "shutdown asked for by remote control", **_: Any) -> None:
-        log.warning("%s", msg)
+        log.warning("%s", shorten(str(msg)))
         self._shut_down()
 
     def pool_grow(self, n: int = 1, **_: Any) -> Answer:
-        self.worker.executor.resize(self.worker.executor.concurrency + int(n))
+        concurrency = self.worker.executor.concurrency + _counted(n)
+        if concurrency > _LARGEST_POOL:
+            return _error(f"a worker runs at most {_LARGEST_POOL} jobs at a time")
+        self.worker.executor.resize(concurrency)
         return _ok("pool will grow")
 
     def pool_shrink(self, n: int = 1, **_: Any) -> Answer:
-        self.worker.executor.resize(self.worker.executor.concurrency - int(n))
+        self.worker.executor.resize(self.worker.executor.concurrency - _counted(n))
         return _ok("pool will shrink")
 
     def add_consumer(self, queue: str, **_: Any) -> Answer:
-        self.worker.consumer.add_queue(queue)
+        if len(self.worker.consumer.queues) >= _MOST_QUEUES:
+            return _error(f"a worker consumes at most {_MOST_QUEUES} queues")
+        self.worker.consumer.add_queue(_queue(queue))
         return _ok(f"add consumer {queue}")
 
     def cancel_consumer(self, queue: str, **_: Any) -> Answer:
-        self.worker.consumer.cancel_queue(queue)
+        self.worker.consumer.cancel_queue(_queue(queue))
         return _ok(f"no longer consuming from {queue}")
 
     def enable_events(self, **_: Any) -> Answer:
@@ -261,8 +278,34 @@ def _error(text: str) -> Answer:
     return {"error": text}
 
 
+def _refusal(name: str) -> Callable[..., Answer]:
+    def refuse(**_: Any) -> Answer:
+        count(REFUSED, f'{name}, because of remote_control = "inspect"')
+        return _error(f'{name} is refused: this worker has remote_control = "inspect"')
+
+    return refuse
+
+
 def _listed(ids: Any) -> list[str]:
-    return [ids] if isinstance(ids, str) else [str(job_id) for job_id in ids or ()]
+    job_ids = [ids] if isinstance(ids, str) else list(ids or ())
+    if len(job_ids) > _MOST_IDS:
+        raise ValueError(f"{len(job_ids)} ids; a command takes at most {_MOST_IDS}")
+    if not all(map(is_id, job_ids)):
+        raise ValueError("an id is text of 1 to 128 characters")
+    return job_ids
+
+
+def _counted(n: Any) -> int:
+    if type(n) is not int or not 0 < n <= _LARGEST_POOL:
+        raise ValueError(f"n must be a number from 1 to {_LARGEST_POOL}")
+    return n
+
+
+def _queue(name: Any) -> str:
+    if not isinstance(name, str) or name in (DISPATCHER_QUEUE, DEAD_QUEUE):
+        raise ValueError("queue must be the name of a queue of jobs")
+    check_text("queue", name)
+    return name
 
 
 def _described(handler: Handler, items: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ def test_inspect_finds_the_worker_and_lists_its_kinds(worker: Running) -> None:
     inspect = worker.client.control.inspect(destination=[worker.name], timeout=10)
     assert inspect.ping() == {worker.name: {"ok": "pong"}}
     assert inspect.registered() == {
-        worker.name: [f"engines.{word}" for word in ("add", "aside", "break", "end", "isolated", "sleep")],
+        worker.name: [f"engines.{word}" for word in ("add", "aside", "break", "end", "isolated", "note", "sleep")],
     }
     assert inspect.scheduled() == {worker.name: []}
 
