@@ -8,4 +8,4 @@ from fuzz.targets import TARGETS, Target
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_generated_input_is_read_or_refused(target: Target) -> None:
-    target.fuzz(examples=150)
+    target.fuzz(examples=100)
