@@ -206,6 +206,13 @@ def test_a_token_that_does_not_hold_is_refused(
 
 
 @pytest.mark.parametrize("scope", [None, "all", ["gateway.invoice"], {"kinds": "gateway.invoice"}, {"tenants": [1]}])
+def test_a_token_without_an_algorithm_is_refused(trusting: Gateway) -> None:
+    header, claims = (base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (b'{"kid": "one"}', b"{}"))
+    for signature in ("", "AAAA"):
+        authorization = {"Authorization": f"Bearer {header}.{claims}.{signature}"}
+        problem(ask(trusting, authorization), 401, "invalid-token")
+
+
 def test_a_token_without_a_scope_may_do_nothing(trusting: Gateway, provider: Provider, scope: Any) -> None:
     problem(ask(trusting, provider.token(penstock=scope)), 403, "no-scope")
 
