@@ -10,7 +10,7 @@ JOBS ?= 4
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-pythons check check-wheel states fix bench chaos release clean
+.PHONY: help demo up test test-pythons check check-wheel states fix bench chaos fuzz sbom release clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ bench: $(VENV)/.dev ## Measure Penstock beside its peers (ARGS=--quick only show
 
 chaos: $(VENV)/.dev ## Kill, freeze and restart everything in the middle of jobs, and count what is lost
 	@$(BIN)/python tests/chaos/run.py $(ARGS)
+
+fuzz: $(VENV)/.dev ## Give the gateway and all decoders generated input (ARGS="--seconds 600 --seed N")
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+sbom: $(VENV)/.dev ## Write a bill of materials and hashed requirements of the image into dist/
+	@$(BIN)/python infra/sbom.py $(ARGS)
 
 release: $(VENV)/.dev ## Make a release: VERSION=0.2.0 (ARGS=--dry-run changes nothing)
 	@$(BIN)/python infra/release.py $(VERSION) $(ARGS)

@@ -125,3 +125,9 @@ def test_sizes_have_units(monkeypatch: pytest.MonkeyPatch, text: str, size: int)
     write(f"max_memory = {size:.0f}")
     monkeypatch.delenv("PENSTOCK_MAX_MEMORY")
     assert load_settings().max_memory == size
+
+
+def test_a_size_beyond_all_numbers_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_MAX_MEMORY", "9" * 400)
+    with pytest.raises(ConfigError, match=r"max_memory: .*is not a size"):
+        load_settings()

@@ -17,7 +17,7 @@ from penstock.schemas.contracts.asyncapi import document
 from penstock.schemas.contracts.catalog import markdown, page
 from penstock.schemas.contracts.export import Change, compare, export, read_export
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parent.parent / "support" / "data"
 Class = type[Job]
 
 

@@ -185,3 +185,8 @@ def test_a_time_without_an_offset_is_that_of_the_clock() -> None:
     assert at(2026, 3, 29, 2, 30) == datetime(2026, 3, 29, 1, tzinfo=UTC)
     assert at(2026, 10, 25, 2, 30) == datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
     assert localized(datetime(2026, 7, 1, tzinfo=BERLIN), HOWE) == datetime(2026, 6, 30, 22, tzinfo=UTC)
+
+
+def test_a_rule_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="5008 characters"):
+        Cron("9" * 5000 + " * * * *", BERLIN)

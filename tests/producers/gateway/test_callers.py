@@ -297,3 +297,10 @@ def test_an_empty_list_in_a_scope_allows_nothing(trusting: Gateway, provider: Pr
 def test_an_unavailable_provider_is_a_503(open_gateway: Open, provider: Provider) -> None:
     unavailable = open_gateway(jwt={"jwks_url": "http://127.0.0.1:1/jwks.json", "issuer": ISSUER, "audience": AUDIENCE})
     problem(ask(unavailable, provider.token()), 503, "provider-unavailable")
+
+
+def test_a_token_without_an_algorithm_is_refused(trusting: Gateway) -> None:
+    header, claims = (base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (b'{"kid": "one"}', b"{}"))
+    for signature in ("", "AAAA"):
+        authorization = {"Authorization": f"Bearer {header}.{claims}.{signature}"}
+        problem(ask(trusting, authorization), 401, "invalid-token")

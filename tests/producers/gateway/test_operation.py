@@ -232,3 +232,16 @@ def test_keys_are_made_listed_and_revoked(gateway: Gateway, monkeypatch: pytest.
     )
     assert key["key"] not in str(added.detail)
     assert CliRunner().invoke(app, ["gateway", "keys", "revoke", "nonsense"]).exit_code == 1
+
+
+def test_answers_are_neither_cached_nor_rendered_nor_framed(gateway: Gateway) -> None:
+    for answer in (gateway.client.get("/live"), gateway.client.get("/v1/kinds"), gateway.client.get("/nothing")):
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "server" not in answer.headers
+
+
+def test_trace_is_not_a_method(gateway: Gateway) -> None:
+    problem(gateway.client.request("TRACE", "/v1/kinds", headers=gateway.key()), 405, "method-not-allowed")

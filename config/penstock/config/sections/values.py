@@ -63,9 +63,12 @@ def read_size(value: object) -> int:
         ValueError: it is not a size.
     """
     match = _SIZE.fullmatch(str(value).strip().upper()) if isinstance(value, int | str) else None
-    if match is None:
-        raise ValueError(f"{value!r} is not a size; write 512MB, 1GiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2]])
+    try:
+        if match is not None:
+            return int(float(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        pass
+    raise ValueError(f"{value!r} is not a size; write 512MB, 1GiB or a number of bytes")
 
 
 Size = Annotated[int, BeforeValidator(read_size)]

@@ -25,6 +25,14 @@ GRACE_SECONDS = 10
 MOST_MESSAGE_BYTES = 4096
 """A message of a WebSocket's client. It is ignored; a larger one ends the connection (1009)."""
 
+_HEADERS = [
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+]
+"""Of every answer: it is for programs, and no browser should keep, render or frame it."""
+
 
 def run_gateway(settings: Settings, *, address: str = "127.0.0.1", port: int = 8480) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code.
@@ -68,6 +76,7 @@ class Server(uvicorn.Server):
             ws_max_size=MOST_MESSAGE_BYTES,
             ws_max_queue=4,
             server_header=False,
+            headers=_HEADERS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         super().__init__(config)

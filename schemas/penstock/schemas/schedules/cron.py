@@ -62,6 +62,9 @@ _FIELDS = (
 _STEP = re.compile(r"/(\d+)$")
 _RANGE = re.compile(r"(\w+)-(\w+)(?:/(\d+))?")
 
+_LONGEST = 1000
+"""Characters of a rule, enough to list every value of every field."""
+
 _DAY, _HOUR, _MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 _EVERY_HOUR = set(range(24))
 
@@ -84,6 +87,8 @@ class Cron:
             raise ConfigError(f"{error}; cron rules need pip install 'penstock[workers]'") from None
 
         text = rule.strip().lower()
+        if len(text) > _LONGEST:
+            raise ConfigError(f"cron {text[:40]!r}…: it has {len(text)} characters; a rule has {_LONGEST} at most")
         fields = _NAMED.get(text, text)
         if fields.startswith("@"):
             raise ConfigError(f"cron {rule!r}: there are {', '.join(_NAMED)}")

@@ -52,8 +52,8 @@ class JwtVerifier:
 
     async def _key(self, token: str) -> jwt.PyJWK:
         header = jwt.get_unverified_header(token)
-        if header["alg"] not in self._settings.algorithms:
-            raise jwt.InvalidAlgorithmError(f"algorithm {header['alg']} is not accepted")
+        if (algorithm := header.get("alg")) not in self._settings.algorithms:
+            raise jwt.InvalidAlgorithmError(f"algorithm {algorithm} is not accepted")
         if not isinstance(header.get("kid"), str):
             raise jwt.InvalidTokenError("its header names no key (kid)")
         if (key := await self._keys.find(header["kid"])) is None:
