@@ -85,12 +85,14 @@ def test_a_connection_that_cannot_be_made_keeps_no_thread_waiting(sqlite_url: st
 
 def test_closing_a_pool_ends_the_wait(sqlite_url: str, threads: ThreadPoolExecutor) -> None:
     engine = make_engine(sqlite_url, **patient_options(1))
-    seen = looks(engine)
+    pool, seen = engine.pool, looks(engine)
     with engine.connect():
         answer = threads.submit(ask, engine)
         until(lambda: len(seen) > 3, "a thread that waits")
         engine.dispose()
         assert answer.result(WAIT_SECONDS) == 7
+    pool.dispose()  # the thread's connection has returned to it
+    engine.dispose()
 
 
 def test_coroutines_wait_for_a_connection(sqlite_url: str) -> None:

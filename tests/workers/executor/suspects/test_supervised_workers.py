@@ -16,6 +16,7 @@ from workers.executor.suspects.suspect_jobs import EFFECTS, KILLERS, Coroutine, 
 
 from penstock.ledger.effects import effect_id
 from penstock.ledger.rows.attempts import history
+from penstock.ledger.sql import tables
 from penstock.producers import JobHandle
 from penstock.schemas.states import FINAL
 from penstock.workers.local.up.redis_server import RedisServer
@@ -83,7 +84,7 @@ def test_new_killers_one_after_another_do_not_bury_a_long_neighbour(site: Site, 
     site.supervise()
     until((tmp_path / "pid").exists, "the start of the long job", unless=lambda: site.supervise())
     for number in range(3):
-        until(lambda: victim.status().state == "running", unless=lambda: site.supervise())
+        until(lambda number=number: _runs(site, victim, apart=number > 0), unless=lambda: site.supervise())
         killer = site.producer.enqueue(Coroutine(what="exit", folder=str(tmp_path), jobs=1))
         until(lambda number=number: site.deaths == number + 1, "the worker's death", unless=lambda: site.supervise())
         until(lambda killer=killer: site.have_ended([killer]), "the killer's end", SETTLE_SECONDS)
@@ -92,6 +93,15 @@ def test_new_killers_one_after_another_do_not_bury_a_long_neighbour(site: Site, 
     status = victim.status()
     assert (status.state, status.crashes, status.failures) == ("succeeded", 1, 0), status
     assert [row.outcome for row in _attempts(site, victim)] == ["crashed"] * 3 + ["succeeded"]
+
+
+def _runs(site: Site, handle: JobHandle, *, apart: bool) -> bool:
+    """Whether a job runs, and whether that is on record as apart: until then its worker's death is a crash of its."""
+    jobs, runs = tables.jobs, tables.suspect_runs
+    select = sa.select(jobs.c.id).where(jobs.c.id == handle.id, jobs.c.state == "running")
+    if apart:
+        select = select.join(runs, sa.and_(runs.c.job_id == jobs.c.id, runs.c.fence == jobs.c.fence))
+    return bool(site.database.read(lambda connection: connection.execute(select).all()))
 
 
 def _attempts(site: Site, handle: JobHandle) -> list[sa.Row[tuple[object, ...]]]:
