@@ -31,6 +31,8 @@ HARDENED = f"""
 broker_url = "rediss://penstock:{PASSWORD}@broker.example.com:6379/0"
 storage_url = "s3://penstock"
 smtp_url = "smtps://penstock:{PASSWORD}@mail.example.com"
+remote_control = "inspect"
+flower_admins = ["ada"]
 [gateway]
 cors_origins = ["https://shop.example.com"]
 [gateway.jwt]
@@ -46,6 +48,7 @@ secret = "${{HOOK_SECRET}}"
 allow_networks = ["10.1.0.0/16"]
 """
 ENVIRONMENT = {"PENSTOCK_FLOWER_BASIC_AUTH": f"ada:{PASSWORD}"}
+SOON = datetime.now(UTC) + timedelta(days=90)
 MACHINE = Machine(uid=10001, umask=0o077, environment=ENVIRONMENT)
 
 
@@ -57,7 +60,7 @@ def hardened(workplace: Path, ledger: Database, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GITHUB_SECRET", f"{PASSWORD}{PASSWORD}")
     monkeypatch.setenv("HOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     monkeypatch.setenv("PENSTOCK_TOKEN_SECRET", f"{PASSWORD}{PASSWORD}")
-    api_keys.add(ledger, "shop", kinds=["invoice.*"], expires_at=datetime.now(UTC) + timedelta(days=90))
+    api_keys.add(ledger, "shop", kinds=["invoice.*"], verbs=["send"], expires_at=SOON)
     for file in workplace.iterdir():
         file.chmod(0o600)
     (workplace / "penstock.toml").write_text(HARDENED)
@@ -186,13 +189,11 @@ def test_a_process_that_breaks_a_rule_is_named(
     assert {name: finding.level for name, finding in notable(hardened, machine).items()} == {check: level}
 
 
-@pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal", "var", "storage", "mail"])
+@pytest.mark.parametrize("name", ["var", "storage", "mail"])
 def test_data_that_others_may_read_are_named(hardened: Settings, workplace: Path, name: str) -> None:
+    """Not those of the ledger: whoever opens it, as the command does, closes its files to others."""
     path = workplace / name
-    if "." in name:
-        path.touch()
-    else:
-        path.mkdir()
+    path.mkdir()
     path.chmod(0o750)
     settings = hardened.model_copy(update={"storage_url": "file:storage", "smtp_url": "maildir:mail"})
     finding = notable(settings)["file modes"]
@@ -219,13 +220,22 @@ def notable_of_file(workplace: Path, mode: int) -> Finding:
     return finding
 
 
-def test_keys_without_kinds_or_without_an_end_are_named(hardened: Settings, ledger: Database) -> None:
-    _text, endless = api_keys.add(ledger, "endless", kinds=["invoice.*"])
-    assert {check: finding.level for check, finding in notable(hardened).items()} == {"gateway: keys": "WARN"}
+def test_acts_of_everyone_in_flower_are_named(hardened: Settings) -> None:
+    changes = {"remote_control": "all", "flower_admins": None}
+    assert notable(hardened.model_copy(update=changes)).keys() == {"remote control", "Flower: acts"}
+
+
+def test_keys_without_kinds_verbs_or_an_end_are_named(hardened: Settings, ledger: Database) -> None:
+    _text, endless = api_keys.add(ledger, "endless", kinds=["invoice.*"], verbs=["send"])
+    finding = notable(hardened)["gateway: keys"]
+    assert (finding.level, "endless" in finding.detail) == ("WARN", True)
+    _text, mighty = api_keys.add(ledger, "mighty", kinds=["invoice.*"], expires_at=SOON)
+    finding = notable(hardened)["gateway: keys"]
+    assert (finding.level, "mighty" in finding.detail) == ("WARN", True)
     _text, unbound = api_keys.add(ledger, "unbound")
     finding = notable(hardened)["gateway: keys"]
     assert (finding.level, "unbound" in finding.detail) == ("FAIL", True)
-    for key in (endless, unbound):
+    for key in (endless, mighty, unbound):
         api_keys.revoke(ledger, key.id)
     assert notable(hardened) == {}
 

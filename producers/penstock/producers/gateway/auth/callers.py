@@ -141,7 +141,7 @@ class Callers:
     async def _authenticate_key(self, text: str) -> Caller:
         pair = await self._find(text) if api_keys.id_of(text) is not None else None
         if pair is None or not pair[1].holds(datetime.now(UTC)):
-            detail = "this API key is unpair, expired or revoked"
+            detail = "this API key is wrong, expired or revoked"
             raise Problem(401, "unauthenticated", detail, headers=CHALLENGE)
         return pair[0]
 

@@ -58,10 +58,12 @@ def _keys(keys: Sequence[ApiKey]) -> Finding:
     if unbound := [key.name for key in keys if key.kinds is None]:
         advice = "replace them: penstock gateway keys add NAME --kind …, then keys revoke ID"
         return fail(check, f"without kinds, so for all of them: {', '.join(unbound)}", advice)
-    # TODO-MERGE: with verbs, keys that may do everything (admin) are a finding of their own.
+    if mighty := [key.name for key in keys if key.verbs is None]:
+        advice = "replace them by ones with --verb send --verb read, or what each needs"
+        return warn(check, f"without verbs, so for every act: {', '.join(mighty)}", advice)
     if endless := [key.name for key in keys if key.expires_at is None]:
         return warn(check, f"without an end: {', '.join(endless)}", "replace them by ones with --expires-in 90d")
-    return ok(check, f"{len(keys)} valid, each for its kinds and with an end")
+    return ok(check, f"{len(keys)} valid, each for its kinds and verbs and with an end")
 
 
 def _jwks(settings: Settings) -> Finding:

@@ -17,8 +17,8 @@ _OFF = {"", "0", "false", "no", "off"}
 def review(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     yield _login(environment)
     yield _api(environment)
-    if (control := getattr(settings, "remote_control", None)) is not None:  # TODO-MERGE: the setting itself
-        yield _remote_control(control)
+    yield _remote_control(settings.remote_control)
+    yield _admins(settings)
     yield _debugging(environment)
 
 
@@ -47,6 +47,17 @@ def _remote_control(control: str) -> Finding:
         advice = 'set remote_control = "inspect": Flower then shows everything, and stops no worker'
         return warn(check, "all: who may write to the broker can stop workers and change their pools", advice)
     return ok(check, control)
+
+
+def _admins(settings: Settings) -> Finding:
+    check, admins = "Flower: acts", settings.flower_admins
+    if admins is None and settings.remote_control == "all":
+        advice = 'set flower_admins = ["…"] to those who may act; the others then only look'
+        return warn(check, "everyone who is logged in may stop workers and jobs", advice)
+    return ok(
+        check,
+        "refused by the workers" if settings.remote_control != "all" else f"by {', '.join(admins or ()) or 'nobody'}",
+    )
 
 
 def _debugging(environment: Mapping[str, str]) -> Finding:
