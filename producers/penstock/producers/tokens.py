@@ -87,10 +87,19 @@ def read_progress_token(token: str, *, secret: str) -> str:
         InvalidToken: the token is not signed with this secret, has expired, or is not for following the job.
         ConfigError: the secret is too short.
     """
+    return read_following_token(token, secret=secret).job_id
+
+
+def read_following_token(token: str, *, secret: str) -> Token:
+    """The contents of a token that lets its holder follow a job.
+
+    Raises:
+        InvalidToken, ConfigError: see `read_progress_token`.
+    """
     contents = read_token(token, secret=secret)
     if Verb.READ not in contents.verbs:
         raise InvalidToken("the token is not for following the job; ask for one with the verb read")
-    return contents.job_id
+    return contents
 
 
 def read_token(token: str, *, secret: str) -> Token:

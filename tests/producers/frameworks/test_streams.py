@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,20 @@ def test_a_server_follows_as_many_jobs_as_it_may_and_answers_the_next_with_503(
                 return stream.status_code == 200
 
         until(follows_again)
+        until(lambda: _ends_with_its_token(client))
+
+
+def _ends_with_its_token(client: httpx.Client) -> bool:
+    """Whether a stream was followed until its token expired, and no longer. False: it had expired before."""
+    token = progress_token("a-job", secret=SECRET, expires_in=timedelta(seconds=1))
+    path, give_up_at = f"/penstock/events?token={token}", time.monotonic() + WAIT_SECONDS
+    with client.stream("GET", path) as stream:
+        if stream.status_code != 200:
+            return False
+        for _ in stream.iter_bytes():
+            assert time.monotonic() < give_up_at, "its token has expired, and the stream goes on"
+    assert client.get(path).status_code == 403
+    return True
 
 
 def test_a_stream_counts_until_it_ends_or_is_closed_or_dropped(redis_url: str, prefix: str, ledger: Database) -> None:

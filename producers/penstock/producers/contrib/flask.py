@@ -25,7 +25,7 @@ from penstock.producers.contrib.web import (
     open_producer,
     ready,
 )
-from penstock.producers.tokens import check_secret, progress_token, read_progress_token
+from penstock.producers.tokens import check_secret, progress_token, read_following_token
 
 __all__ = ["Penstock"]
 
@@ -76,14 +76,14 @@ class Penstock:
 
     def _events(self) -> Response | tuple[Response, int]:
         try:
-            job_id = read_progress_token(request.args.get("token", ""), secret=_secret(current_app))
+            token = read_following_token(request.args.get("token", ""), secret=_secret(current_app))
         except InvalidToken as error:
             return jsonify(detail=str(error)), 403
         if request.headers.get("last-event-id") == SEEN:
             return Response(status=204)
         streams: Streams = current_app.extensions["penstock_streams"]
         try:
-            return Response(streams.follow(self.producer.handle(job_id)), headers=HEADERS)
+            return Response(streams.follow(self.producer.handle(token.job_id), token.expires_at), headers=HEADERS)
         except TooManyStreams as error:
             return Response(json.dumps(error.body), 503, error.headers, content_type="application/json")
 

@@ -31,7 +31,7 @@ from penstock.producers.contrib.web import (
     open_producer,
     ready,
 )
-from penstock.producers.tokens import check_secret, progress_token, read_progress_token
+from penstock.producers.tokens import check_secret, progress_token, read_following_token
 from penstock.producers.traces import traced
 
 __all__ = ["events_path", "includeme"]
@@ -78,14 +78,17 @@ def traces(handler: Callable[[Request], Response], _registry: Any) -> Callable[[
 
 def _events(request: Request) -> Response:
     try:
-        job_id = read_progress_token(request.GET.get("token", ""), secret=_secret(request))
+        token = read_following_token(request.GET.get("token", ""), secret=_secret(request))
     except InvalidToken as error:
         return Response(json_body={"detail": str(error)}, status=403)
     if request.headers.get("last-event-id") == SEEN:
         return Response(status=204)
     streams: Streams = request.registry["penstock.streams"]
     try:
-        return Response(app_iter=streams.follow(request.penstock.handle(job_id)), headerlist=list(HEADERS.items()))
+        return Response(
+            app_iter=streams.follow(request.penstock.handle(token.job_id), token.expires_at),
+            headerlist=list(HEADERS.items()),
+        )
     except TooManyStreams as error:
         return Response(json_body=error.body, status=503, headers=error.headers)
 

@@ -32,7 +32,7 @@ from penstock.producers.contrib.web import (
     TooManyStreams,
     async_ready,
 )
-from penstock.producers.tokens import check_secret, progress_token, read_progress_token
+from penstock.producers.tokens import check_secret, progress_token, read_following_token
 from penstock.producers.traces import traced
 
 __all__ = ["Penstock", "State", "Traces", "producer_of"]
@@ -83,7 +83,7 @@ class Penstock:
 
     async def _events(self, request: Request) -> Response:
         try:
-            job_id = read_progress_token(request.query_params.get("token", ""), secret=self._secret)
+            token = read_following_token(request.query_params.get("token", ""), secret=self._secret)
         except InvalidToken as error:
             return JSONResponse({"detail": str(error)}, 403)
         if request.headers.get("last-event-id") == SEEN:
@@ -91,7 +91,9 @@ class Penstock:
         if request.method == "HEAD":
             return Response(headers=HEADERS)
         try:
-            return _StreamResponse(self._streams.follow_async(producer_of(request).handle(job_id)))
+            return _StreamResponse(
+                self._streams.follow_async(producer_of(request).handle(token.job_id), token.expires_at)
+            )
         except TooManyStreams as error:
             return JSONResponse(error.body, 503, error.headers)
 

@@ -32,7 +32,7 @@ from penstock.producers.contrib.web import (
     TooManyStreams,
     async_ready,
 )
-from penstock.producers.tokens import check_secret, progress_token, read_progress_token
+from penstock.producers.tokens import check_secret, progress_token, read_following_token
 from penstock.producers.traces import follow
 
 __all__ = ["Penstock", "Traced"]
@@ -90,7 +90,7 @@ class _Handler(RequestHandler):
 class _Events(_Handler):
     async def get(self) -> None:
         try:
-            job_id = read_progress_token(self.get_query_argument("token", ""), secret=self._penstock.secret)
+            token = read_following_token(self.get_query_argument("token", ""), secret=self._penstock.secret)
         except InvalidToken as error:
             self.set_status(403)
             self.finish({"detail": str(error)})
@@ -99,7 +99,7 @@ class _Events(_Handler):
             self.set_status(204)
             return
         try:
-            stream = self._penstock.streams.follow_async(self._penstock.producer.handle(job_id))
+            stream = self._penstock.streams.follow_async(self._penstock.producer.handle(token.job_id), token.expires_at)
         except TooManyStreams as error:
             self.set_status(503)
             self._add_headers(error.headers)

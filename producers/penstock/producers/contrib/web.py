@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import math
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,17 +39,23 @@ _ENDED = (WatchClosed, LedgerUnavailable)
 """What ends a stream before its job has ended. The browser comes back by itself."""
 
 
-def frames(handle: JobHandle) -> Generator[bytes]:
+def frames(handle: JobHandle, expires_at: float = math.inf) -> Generator[bytes]:
     """A job's course until its end, as Server-Sent Events: `status` for each state or progress, `end` for the last.
 
     Their data is a JSON object with `id`, `state`, `attempt` and `progress` (null, or `done`, `total`, `note`). Results
     and errors are not for every eye and stay out.
+
+    Arguments:
+        expires_at: when the browser's token expires, in seconds since the epoch. The frames end with it: the browser
+            comes back, and is refused.
     """
     yield _BEGIN
     last = b""
-    while True:
+    while (left := expires_at - time.time()) > 0:
         try:
-            for status in handle.watch(KEEP_ALIVE_SECONDS):
+            for status in handle.watch(min(KEEP_ALIVE_SECONDS, left)):
+                if time.time() >= expires_at:
+                    return
                 if (frame := _frame(status)) != last:
                     last = frame
                     yield frame
@@ -59,15 +67,17 @@ def frames(handle: JobHandle) -> Generator[bytes]:
             return
 
 
-async def async_frames(handle: AsyncJobHandle) -> AsyncGenerator[bytes, None]:
+async def async_frames(handle: AsyncJobHandle, expires_at: float = math.inf) -> AsyncGenerator[bytes, None]:
     """See `frames`."""
     yield _BEGIN
     last = b""
-    while True:
-        watch: Any = handle.watch(KEEP_ALIVE_SECONDS)
+    while (left := expires_at - time.time()) > 0:
+        watch: Any = handle.watch(min(KEEP_ALIVE_SECONDS, left))
         try:
             async with aclosing(watch):
                 async for status in watch:
+                    if time.time() >= expires_at:
+                        return
                     if (frame := _frame(status)) != last:
                         last = frame
                         yield frame
@@ -82,8 +92,8 @@ async def async_frames(handle: AsyncJobHandle) -> AsyncGenerator[bytes, None]:
 class Stream(Iterator[bytes]):
     """Frames of a job that count as one of the process's streams until they end, or are closed or dropped."""
 
-    def __init__(self, handle: JobHandle, open_streams: WeakSet[Any]) -> None:
-        self._frames, self._open_streams = frames(handle), open_streams
+    def __init__(self, handle: JobHandle, expires_at: float, open_streams: WeakSet[Any]) -> None:
+        self._frames, self._open_streams = frames(handle, expires_at), open_streams
 
     def __next__(self) -> bytes:
         try:
@@ -100,8 +110,8 @@ class Stream(Iterator[bytes]):
 class AsyncStream(AsyncIterator[bytes]):
     """See `Stream`. `close`, which Django calls, ends only the counting; the frames end when they are dropped."""
 
-    def __init__(self, handle: AsyncJobHandle, open_streams: WeakSet[Any]) -> None:
-        self._frames, self._open_streams = async_frames(handle), open_streams
+    def __init__(self, handle: AsyncJobHandle, expires_at: float, open_streams: WeakSet[Any]) -> None:
+        self._frames, self._open_streams = async_frames(handle, expires_at), open_streams
 
     async def __anext__(self) -> bytes:
         try:
@@ -151,13 +161,13 @@ class Streams:
         self._lock = threading.Lock()
         self._open: WeakSet[Any] = WeakSet()  # a stream that its server dropped without closing it does not count
 
-    def follow(self, handle: JobHandle) -> Stream:
-        """Raises TooManyStreams."""
-        return self._add(Stream(handle, self._open))
+    def follow(self, handle: JobHandle, expires_at: float = math.inf) -> Stream:
+        """Raises TooManyStreams. For the arguments see `frames`."""
+        return self._add(Stream(handle, expires_at, self._open))
 
-    def follow_async(self, handle: AsyncJobHandle) -> AsyncStream:
-        """Raises TooManyStreams."""
-        return self._add(AsyncStream(handle, self._open))
+    def follow_async(self, handle: AsyncJobHandle, expires_at: float = math.inf) -> AsyncStream:
+        """Raises TooManyStreams. For the arguments see `frames`."""
+        return self._add(AsyncStream(handle, expires_at, self._open))
 
     def _add(self, stream: AnyStream) -> AnyStream:
         with self._lock:

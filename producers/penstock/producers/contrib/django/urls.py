@@ -19,23 +19,23 @@ from penstock.producers.contrib.django.running import (
 )
 from penstock.producers.contrib.web import HEADERS, SEEN, TooManyStreams
 from penstock.producers.contrib.web import ready as is_ready
-from penstock.producers.tokens import read_progress_token
+from penstock.producers.tokens import read_following_token
 
 
 @require_GET
 def events(request: HttpRequest) -> HttpResponseBase:
     """The course of the job that `?token=` is for, as Server-Sent Events."""
     try:
-        job_id = read_progress_token(request.GET.get("token", ""), secret=token_secret())
+        token = read_following_token(request.GET.get("token", ""), secret=token_secret())
     except InvalidToken as error:
         return JsonResponse({"detail": str(error)}, status=403)
     if request.headers.get("last-event-id") == SEEN:
         return HttpResponse(status=204)
     try:
         if isinstance(request, ASGIRequest):
-            content: Any = asgi_streams().follow_async(async_producer().handle(job_id))
+            content: Any = asgi_streams().follow_async(async_producer().handle(token.job_id), token.expires_at)
         else:
-            content = wsgi_streams().follow(producer().handle(job_id))
+            content = wsgi_streams().follow(producer().handle(token.job_id), token.expires_at)
     except TooManyStreams as error:
         return JsonResponse(error.body, status=503, headers=error.headers)
     return StreamingHttpResponse(content, headers=HEADERS)
