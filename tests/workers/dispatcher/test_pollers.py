@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from penstock.config.errors import BrokerUnavailable
+from penstock.config.supervision import faults
 from penstock.workers.dispatcher.poller import Poller
 
 
@@ -38,13 +39,15 @@ def run(poller: Flaky) -> None:
     assert poller.closed
 
 
-def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_logged_when_it_begins_and_when_it_ends_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    before = faults["broker unavailable"]
     with caplog.at_level(logging.WARNING, "penstock.dispatcher"):
         run(Flaky([BrokerUnavailable("redis is down") for _ in range(4)]))
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
     assert "redis is down" in caplog.text
     assert "works again" in caplog.text
     assert caplog.records[0].exc_info is None
+    assert faults["broker unavailable"] == before + 1
 
 
 def test_an_unexpected_error_is_logged_in_full_and_does_not_end_the_service(

@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 
 from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, PenstockError
-from penstock.config.supervision import start_thread
+from penstock.config.supervision import faults, start_thread
 
 log = logging.getLogger("penstock.dispatcher")
 
@@ -86,6 +86,7 @@ class Poller(ABC):
             return
         self._failing = kind
         if isinstance(error, BrokerUnavailable | LedgerUnavailable):
+            faults["broker unavailable" if isinstance(error, BrokerUnavailable) else "ledger unavailable"] += 1
             log.error("%s: %s; it goes on when that is back", self.name, error)
         else:
             log.error("%s: %s: %s; trying again", self.name, kind, error, exc_info=error)
