@@ -114,6 +114,8 @@ async def run_coroutine(job: Coroutine, ctx: Context, desk: Desk) -> Any:
         KILLERS[job.what]()
     ctx.progress(1, 2, "half way")
     match job.what:
+        case "large":
+            return "x" * 200_000
         case "session":
             await ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
         case "session and fail":
@@ -144,6 +146,8 @@ def run_function(job: Function, ctx: Context, desk: Desk) -> Any:
         KILLERS[job.what]()
     ctx.progress(1, 2, "half way")
     match job.what:
+        case "large":
+            return "x" * 200_000
         case "session":
             ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
         case "session and fail":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -108,6 +109,15 @@ def test_a_suspect_that_fails_is_a_failed_attempt_under_its_policy(bench: Bench,
     assert bench.rows(dead_letters)[0].reason == "failed"
     [failed] = bench.rows(history, history.c.job_id == status.id, history.c.outcome == "dead")
     assert 'raise ValueError("boom")' in failed.traceback
+
+
+@BOTH
+def test_a_large_result_of_a_suspect_is_in_the_storage(bench: Bench, tmp_path: Path, kind: type[Suspect]) -> None:
+    bench.settings = bench.settings.model_copy(update={"storage_url": f"file:{tmp_path}/storage"})
+    status = run(bench, kind(what="large"))
+    assert status.state == "succeeded"
+    [row] = bench.rows(jobs, jobs.c.id == status.id)
+    assert json.loads((tmp_path / "storage" / row.result_ref).read_bytes()) == "x" * 200_000
 
 
 @BOTH
