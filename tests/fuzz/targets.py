@@ -247,10 +247,10 @@ def storage_keys(key: str) -> None:
 @target(st.text() | st.text().map(lambda text: f"{progress_token('a-job', secret=SECRET)}{text}"))
 def browsers_tokens(text: str) -> None:
     try:
-        job_id, _expires_at = read_token(text, secret=SECRET)
+        token = read_token(text, secret=SECRET)
     except InvalidToken:
         return
-    assert job_id == "a-job"
+    assert (token.job_id, token.verbs) == ("a-job", ("read",))
     assert text.startswith(progress_token("a-job", secret=SECRET).partition(".")[0][:8])
 
 

@@ -22,6 +22,8 @@ VERBS = (
     "states",
     "bench",
     "chaos",
+    "fuzz",
+    "sbom",
     "release",
     "clean",
 )

@@ -191,7 +191,7 @@ def test_a_process_that_breaks_a_rule_is_named(
 
 @pytest.mark.parametrize("name", ["var", "storage", "mail"])
 def test_data_that_others_may_read_are_named(hardened: Settings, workplace: Path, name: str) -> None:
-    """Not those of the ledger: whoever opens it, as the command does, closes its files to others."""
+    """Not those of the ledger: they are closed to others when it is opened, and the command opens it."""
     path = workplace / name
     path.mkdir()
     path.chmod(0o750)

@@ -12,7 +12,7 @@ import amqp
 import pytest
 from engine_jobs import Add
 from forging import send, send_amqp, send_call, send_redis
-from running import Running
+from running import PAIRS, Running
 
 BODIES: dict[str, bytes] = {
     "nothing": b"",
@@ -64,6 +64,15 @@ UNREADABLE = {
 }
 
 
+def workers_on(broker: str) -> pytest.MarkDecorator:
+    """The workers of each engine on one broker."""
+    pairs = [pair for pair in PAIRS if pair[1] == broker]
+    return pytest.mark.parametrize("worker", pairs, ids=["celery", "dramatiq"], indirect=True, scope="module")
+
+
+ON_REDIS, ON_RABBITMQ = workers_on("redis"), workers_on("rabbitmq")
+
+
 @pytest.fixture(autouse=True)
 def worker_lives_on(worker: Running) -> Iterator[None]:
     worker.ask("ping")  # it listens
@@ -96,17 +105,15 @@ def test_a_clock_out_of_range_is_not_taken_over(worker: Running) -> None:
     assert worker.ask("clock")["clock"] < 2**53
 
 
+@ON_REDIS
 @pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
 def test_what_is_published_on_redis_and_is_no_message_is_dropped(worker: Running, published: bytes) -> None:
-    if worker.settings.broker_url.startswith("amqp"):
-        pytest.skip("RabbitMQ carries messages only")
     send_redis(worker, published)
 
 
+@ON_RABBITMQ
 @pytest.mark.parametrize("properties", UNREADABLE.values(), ids=UNREADABLE)
 def test_properties_that_cannot_be_read_cut_no_connection(worker: Running, properties: dict[str, Any]) -> None:
-    if not worker.settings.broker_url.startswith("amqp"):
-        pytest.skip("only AMQP has such properties")
     send_amqp(worker, amqp.Message(b'{"method": "ping"}', content_type="application/json", **properties))
     assert "Connection to broker lost" not in worker.log.read_text()
 

@@ -33,7 +33,7 @@ router = APIRouter(tags=["jobs"])
 KEEP_ALIVE_SECONDS = 15.0
 """Silence after which a comment is sent: proxies cut silent connections, and a server notices only by sending that a
 client has left."""
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
+_HEADERS = {"X-Accel-Buffering": "no"}  # nginx would buffer the events
 
 Show = Callable[[JobStatus], str]
 Check = Callable[[], Awaitable[datetime | None]]
