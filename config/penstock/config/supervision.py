@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import signal
 import threading
@@ -109,6 +110,17 @@ def describe_exit(code: int) -> str:
         return signal.Signals(-code).name
     except ValueError:  # a real-time signal
         return f"signal {-code}"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process with this id, be it another user's or a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class EndedByItself(Exception):

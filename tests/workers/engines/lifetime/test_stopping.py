@@ -18,6 +18,17 @@ from penstock.schemas.states import State
 from penstock.workers.engines.host import EXIT_UNFINISHED
 
 
+def test_a_worker_whose_process_stood_still_fetches_again(own_worker: Running) -> None:
+    own_worker.producer.enqueue(Sleep(seconds=0)).wait(timeout=WAIT_SECONDS)
+    own_worker.process.send_signal(signal.SIGSTOP)
+    time.sleep(3)  # longer than the watchdog takes for a handler that blocks
+    own_worker.process.send_signal(signal.SIGCONT)
+    looks_until = time.monotonic() + 3  # within these the watchdog has looked several times
+    until(lambda: time.monotonic() > looks_until)
+    assert own_worker.producer.enqueue(Sleep(seconds=0)).wait(timeout=WAIT_SECONDS).state is State.SUCCEEDED
+    assert "blocked the event loop" not in own_worker.log.read_text()
+
+
 def test_a_remote_shutdown_lets_running_jobs_finish(own_worker: Running) -> None:
     handle = own_worker.producer.enqueue(Sleep(seconds=1.5))
     until(lambda: handle.id in own_worker.active(), "the running job")

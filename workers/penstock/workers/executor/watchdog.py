@@ -69,7 +69,7 @@ class Watchdog:
         while not self._stopping.is_set():
             if answered:
                 asked_at = time.monotonic()
-                self._runtime.loop.call_soon(self._turn)
+            self._runtime.loop.call_soon(self._turn)  # each time: after a late look only a new answer counts
             self._stopping.wait(_LOOK_SECONDS)
             now = time.monotonic()
             if now - looked_at > _CLOCK_JUMP_SECONDS:

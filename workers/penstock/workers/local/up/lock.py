@@ -10,6 +10,7 @@ from pathlib import Path
 
 from penstock.config.errors import PenstockError
 from penstock.config.private_files import make_private_folder, open_private
+from penstock.config.supervision import is_alive
 
 NAME = "up.lock"
 
@@ -55,7 +56,7 @@ def _read_pid(descriptor: int) -> int | None:
 
 
 def _in_use(folder: Path, pid: int | None) -> FolderInUse:
-    if pid is not None and not _alive(pid):
+    if pid is not None and not is_alive(pid):
         return FolderInUse(
             f"the penstock up that held {folder} (pid {pid}) was killed, and its services are still being stopped; "
             "try again in a moment",
@@ -66,13 +67,3 @@ def _in_use(folder: Path, pid: int | None) -> FolderInUse:
         f"`kill {pid or 'PID'}`, or give another folder with --folder",
         pid,
     )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.errors import PenstockError
-from penstock.config.supervision import describe_exit
+from penstock.config.supervision import describe_exit, is_alive
 from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.transitions.outcome import FenceLost
 from penstock.workers.executor.attempt.attempt import Attempt
@@ -291,7 +291,7 @@ class Child:
         finally:
             loop.remove_reader(sentinel)
         code = await loop.run_in_executor(self._processes, lambda: self._process.exitcode)
-        if code == _UNKNOWN_EXIT and _exists(self._pid):
+        if code == _UNKNOWN_EXIT and is_alive(self._pid):
             await asyncio.wait({self._reading})  # the fork server has died, and not the child
         else:
             self._exit_code = code
@@ -358,16 +358,6 @@ class Child:
             how = f"ended with {describe_exit(code)} and no result"
         memory = "" if self._peak is None else f"; its peak memory when last looked at was {in_mebibytes(self._peak)}"
         return died(f"its child process {self._pid} {how}{memory}")
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _known_type(bases: Iterable[tuple[str, str]]) -> type[BaseException] | None:
