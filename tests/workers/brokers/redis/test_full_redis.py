@@ -19,7 +19,7 @@ from penstock.workers.local.up.redis_server import RedisServer
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
-COUNT = 3000
+COUNT = 48_000
 LEASE = 0.6
 
 
