@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from email.headerregistry import Address
 from email.utils import parseaddr
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penstock.config.sections.tenants import EVERY, TENANT, Tenants, check_folder, fill, includes
+from penstock.config.sections.tenants import EVERY, TENANT, Names, Tenants, check_folder, fill, is_for
 from penstock.config.sections.values import HttpUrl, TimeZone, ValueType, read_value
 
 MEGABYTE = 1024 * 1024
@@ -22,10 +22,6 @@ _BIND = re.compile(r"(?<![:\w\\]):(\w+)(?!:)")
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Senders = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-"""An address, or several."""
 
 
 class UploadsSettings(_Section):
@@ -81,7 +77,7 @@ class EmailsSettings(_Section):
 
     sender: str = Field(default="Penstock <penstock@localhost>", alias="from")
     """`from = "Shop <shop@example.com>"`; a job without a tenant may name another."""
-    senders: dict[str, Senders] = Field(default_factory=dict)
+    senders: dict[str, Names] = Field(default_factory=dict)
     """Tenant → addresses that its mails may come from, the first if the job names none; those of `*` are for tenants
     that are not listed. `{tenant}` is the tenant's name. Without an entry: `from` alone."""
     templates: str | None = None
@@ -183,9 +179,7 @@ class ReportSettings(_Section):
 
     def is_for(self, tenant: str | None) -> bool:
         """Whether a job of this tenant may run it; None: a job without one."""
-        if tenant is None:
-            return not self.binds_tenant
-        return includes(self.tenants, tenant) or (self.tenants is None and self.binds_tenant)
+        return is_for(self.tenants, tenant, by_tenant=self.binds_tenant)
 
 
 class ColumnSettings(_Section):
@@ -282,9 +276,7 @@ class SyncSettings(_Section):
 
     def is_for(self, tenant: str | None) -> bool:
         """Whether a job of this tenant may run it; None: a job without one."""
-        if tenant is None:
-            return not self.has_tenant
-        return includes(self.tenants, tenant) or (self.tenants is None and self.has_tenant)
+        return is_for(self.tenants, tenant, by_tenant=self.has_tenant)
 
     def filled(self, tenant: str) -> SyncSettings:
         """The settings with `{tenant}` replaced.

@@ -19,19 +19,36 @@ def _names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+"""Names, or one."""
+
+
 def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value or not all(value):
         raise ValueError('name one tenant at least, such as ["acme"], or write "*" for all of them')
     return value
 
 
-Tenants = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_not_empty)]
+Tenants = Annotated[Names, AfterValidator(_not_empty)]
 """Names of tenants, or one name; `*` stands for all of them."""
 
 
 def includes(tenants: tuple[str, ...] | None, tenant: str) -> bool:
     """Whether a section that is declared for `tenants` is for this one. None: it is for no tenant."""
     return tenants is not None and (EVERY in tenants or tenant in tenants)
+
+
+def is_for(tenants: tuple[str, ...] | None, tenant: str | None, *, by_tenant: bool) -> bool:
+    """Whether a job of this tenant may use a section.
+
+    Arguments:
+        tenants: for whom it is declared. None: for every tenant if it is different for each, else for none.
+        tenant: None: the job has none, and may use every section that is the same for all.
+        by_tenant: whether it is different for each tenant.
+    """
+    if tenant is None:
+        return not by_tenant
+    return includes(tenants, tenant) or (tenants is None and by_tenant)
 
 
 def fill(text: str, tenant: str) -> str:

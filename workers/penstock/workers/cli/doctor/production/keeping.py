@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from urllib.parse import urlsplit
-
-import sqlalchemy as sa
 
 from penstock.config.errors import PenstockError
 from penstock.config.settings import Settings
@@ -51,13 +48,12 @@ def _hosts(settings: Settings) -> Iterator[Finding]:
 
 def _live_hosts(settings: Settings) -> list[str]:
     """Machines of live workers and dispatchers. Raises LedgerUnavailable."""
-    from penstock.ledger.sql.tables import workers
+    from penstock.ledger.members.roster import Roster
     from penstock.workers.cli.common.session import open_ledger
 
-    live = workers.c.lease_until > datetime.now(UTC)
-    select = sa.select(workers.c.host).where(live, workers.c.stopped_at.is_(None)).distinct().order_by(workers.c.host)
     with open_ledger(settings) as database:
-        return [str(host) for host in database.read(lambda connection: connection.execute(select).scalars().all())]
+        roster = database.read(Roster.read)
+    return sorted({member.host for member in (*roster.workers, *roster.dispatchers)})
 
 
 def _retention(settings: Settings) -> Finding:
