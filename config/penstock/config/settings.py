@@ -26,6 +26,7 @@ from penstock.config.sections.limits import LimitSettings
 from penstock.config.sections.retention import RetentionSettings
 from penstock.config.sections.schedules import Duration, ScheduleEntry
 from penstock.config.sections.schedules import ScheduleSettings as ScheduleSettings
+from penstock.config.sections.telemetry import SentrySettings, TelemetrySettings
 from penstock.config.sections.tenants import StoragePrefix, overlap, shared_part
 from penstock.config.sections.values import HttpUrl, Size
 from penstock.config.toml import TomlFile, find_config
@@ -117,6 +118,16 @@ class Settings(BaseSettings):
     """Users, or addresses of those who log in by OAuth, who may act in Flower; others only look. None: everyone who is
     logged in. Empty: nobody."""
 
+    http_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port on which a worker or dispatcher serves `/live`, `/ready`, `/startup` and `/metrics`. None: it listens on
+    nothing."""
+    http_host: str = "127.0.0.1"
+    """Address of that port; `0.0.0.0` in a container, whose probes come from outside."""
+    log_format: Literal["json", "text"] | None = None
+    """Form of the log of Penstock's own processes; None: `text`."""
+    log_jobs: bool = False
+    """Whether workers log each job's start and success, too."""
+
     token_secret: str | None = Field(default=None, min_length=16, repr=False)
     """Signs the tokens with which browsers follow a job. The same for all gateways and web backends; None: each gateway
     makes one for as long as it runs."""
@@ -127,6 +138,8 @@ class Settings(BaseSettings):
     limits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], LimitSettings] = Field(default_factory=dict)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    sentry: SentrySettings = Field(default_factory=SentrySettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     events: dict[str, EventRule] = Field(default_factory=dict)
     hooks: dict[Annotated[str, Field(max_length=64)], OutgoingWebhookSettings] = Field(default_factory=dict)
     webhooks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], WebhookSettings] = Field(

@@ -24,6 +24,7 @@ from penstock.workers.executor.limit_gate import open_gate
 from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.registry import handlers
 from penstock.workers.handlers.resources import provider_modules
+from penstock.workers.telemetry.observers import telemetry_observers
 from penstock.workers.workflows.definition import check_workflows
 
 log = logging.getLogger("penstock.worker")
@@ -92,7 +93,7 @@ class Worker:
             self.database,
             name=self.name,
             concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
-            observers=observers,
+            observers=[*telemetry_observers(settings, worker=self.name, engine=engine), *observers],
             changes=self._changes,
             limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
             apart=engine != "inline",

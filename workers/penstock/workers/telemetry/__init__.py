@@ -1,0 +1,1 @@
+"""A worker or dispatcher seen from outside: logs, Sentry, spans, metrics, health."""
