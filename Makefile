@@ -78,4 +78,5 @@ $(VENV)/.all: $(PINS) | $(BIN)/python
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "installing Penstock and its development tools into $(VENV)"
 	@$(PIP) -e '.[dev]'
+	@$(BIN)/python infra/kubernetes/tools.py $(BIN)
 	@touch $(VENV)/.all $@

@@ -17,8 +17,14 @@ from pathlib import Path
 VERSION_FILE = Path("schemas/penstock/schemas/__init__.py")
 CHANGELOG = Path("CHANGELOG.md")
 VERSION_LINE = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
+IMAGE_TAGS = {
+    Path("infra/kubernetes/chart/Chart.yaml"): re.compile(r"(?<=^appVersion: ).*$", re.MULTILINE),
+    Path("infra/kubernetes/base/kustomization.yaml"): re.compile(r"(?<=newTag: ).*$", re.MULTILINE),
+}
+"""File → where it has the version as the image's tag."""
 VERSION_FORM = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:(a|b|rc)(\d+))?")
 UNRELEASED = "## Unreleased\n"
+EDITED = (VERSION_FILE, CHANGELOG, *IMAGE_TAGS)
 
 
 class Refused(Exception):
@@ -83,9 +89,11 @@ def check(folder: Path, version: str) -> None:
 
 
 def edit(folder: Path, version: str, day: str) -> None:
-    """Write the version into the source, and the changelog's unreleased changes under it."""
+    """Write the version into the source and the image's tags, and the changelog's unreleased changes under it."""
     source = folder / VERSION_FILE
     source.write_text(VERSION_LINE.sub(f'__version__ = "{version}"', source.read_text()))
+    for path, tag in IMAGE_TAGS.items():
+        (folder / path).write_text(tag.sub(f'"{version}"', (folder / path).read_text()))
     changelog = folder / CHANGELOG
     changelog.write_text(changelog.read_text().replace(UNRELEASED, f"{UNRELEASED}\n## {version} ({day})\n", 1))
 
@@ -113,7 +121,7 @@ def dry_run(folder: Path, version: str, day: str) -> None:
         edit(copy, version, day)
         for path in build(copy, version):
             print(f"would build {path.name} ({path.stat().st_size // 1024} KiB); twine found no fault")
-        print(run("git", "diff", "--stat", "--", VERSION_FILE, CHANGELOG, folder=copy))
+        print(run("git", "diff", "--stat", "--", *EDITED, folder=copy))
         print(f"would commit 'Release {version}' and tag it v{version}; nothing was changed")
 
 
@@ -123,9 +131,9 @@ def release(folder: Path, version: str, day: str) -> None:
     try:
         made = build(folder, version)
     except BaseException:
-        run("git", "checkout", "--quiet", "--", VERSION_FILE, CHANGELOG, folder=folder)
+        run("git", "checkout", "--quiet", "--", *EDITED, folder=folder)
         raise
-    run("git", "commit", "--quiet", "-m", f"Release {version}", "--", VERSION_FILE, CHANGELOG, folder=folder)
+    run("git", "commit", "--quiet", "-m", f"Release {version}", "--", *EDITED, folder=folder)
     run("git", "tag", "-a", f"v{version}", "-m", f"Penstock {version}", folder=folder)
     files = " ".join(f"dist/{path.name}" for path in made)
     print(f"committed and tagged v{version}; built {files}")

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from repository.infra.commands import parsed
 
 from penstock.config.settings import Settings, load_settings
 
@@ -206,22 +207,6 @@ COMMANDS = {
         for command in re.findall(r"bin/penstock ([a-z].*)$", (INFRA / "README.md").read_text(), re.MULTILINE)
     },
 }
-
-
-def parsed(arguments: list[str]) -> dict[str, Any]:
-    """The options of a command of `penstock`, parsed and checked; nothing is run."""
-    from typer.main import get_command
-
-    from penstock.workers.cli import app
-
-    command, rest = get_command(app), list(arguments)
-    while hasattr(command, "get_command"):
-        name = rest.pop(0)
-        click_command = command.get_command(command.context_class(command), name)
-        assert click_command is not None, f"penstock has no command {name}"
-        command = click_command
-    options: dict[str, Any] = command.make_context(command.name, rest).params
-    return options
 
 
 @pytest.mark.parametrize("place", COMMANDS)

@@ -58,6 +58,8 @@ def test_a_release_sets_the_version_moves_the_changes_and_tags(clone: Path) -> N
     done = release(clone, "7.0.0rc1")
     assert done.returncode == 0, done.stderr
     assert '__version__ = "7.0.0rc1"' in (clone / SOURCE).read_text()
+    assert 'appVersion: "7.0.0rc1"' in (clone / "infra/kubernetes/chart/Chart.yaml").read_text()
+    assert 'newTag: "7.0.0rc1"' in (clone / "infra/kubernetes/base/kustomization.yaml").read_text()
     head, _, rest = (clone / "CHANGELOG.md").read_text().partition("## Unreleased\n")
     assert head
     assert re.fullmatch(r"\n## 7\.0\.0rc1 \(\d{4}-\d\d-\d\d\)\n" + re.escape(changes), rest)
