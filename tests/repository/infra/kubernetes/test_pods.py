@@ -219,7 +219,7 @@ def test_services_and_the_ingress_reach_the_pods() -> None:
 
 
 def test_a_process_has_no_rights_that_it_does_not_need(processes: list[Object]) -> None:
-    """As Kubernetes' Pod Security level `restricted` asks, and a file system that cannot be written."""
+    """Kubernetes' Pod Security level `restricted`, and a file system that cannot be written."""
     user, group = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "infra/docker/Dockerfile").read_text(), re.MULTILINE)[0]
     for workload in processes:
         pod, container = pod_of(workload), container_of(workload)

@@ -74,7 +74,7 @@ def test_the_queries_are_about_the_queues_of_the_group(scaled: Object) -> None:
 def assert_results(
     scaled: Object, series: list[dict[str, str]], expected: dict[str, float | None], tmp_path: Path
 ) -> None:
-    """Let Prometheus evaluate the queries after five minutes of the series. None expects that there is no result."""
+    """Let Prometheus evaluate the queries after five minutes of the series. None expects an empty result."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian: prometheus)")
