@@ -1,0 +1,151 @@
+"""Processes of an installation: `penstock` as an operator starts it, and nginx with the file of `infra/nginx`."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.certificates import Authority, Certificate
+from support.polling import WAIT_SECONDS, until
+
+from penstock.workers.local.up.redis_server import free_port
+
+ROOT = Path(__file__).parents[3]
+HERE = Path(__file__).parent
+PENSTOCK = Path(sys.executable).parent / "penstock"
+CONF = ROOT / "infra/nginx/penstock.conf"
+
+
+def find_nginx() -> str:
+    """Path of nginx; skips the test where it is not installed."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    return program
+
+
+def listens(port: int) -> bool:
+    """Whether something accepts connections on this port of 127.0.0.1."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+        return True
+    return False
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    log: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    ready: Callable[[subprocess.Popen[bytes]], object],
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is stopped at the end by SIGTERM, and must end with 0.
+
+    Arguments:
+        log: file for its output.
+        environment: in addition to that of the tests.
+        ready: of the process; something true once it is at work.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            env={**os.environ, **(environment or {})},
+            cwd=log.parent,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        until(
+            lambda: ready(process), f"{log.stem} at work", unless=lambda: process.poll() is not None and log.read_text()
+        )
+        yield process
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_SECONDS) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """nginx with the file of `infra/nginx`.
+
+    Attributes:
+        url: where it serves HTTPS, as `https://localhost:PORT`.
+        plain_url: the same without TLS.
+        authority: certificate of its CA.
+    """
+
+    url: str
+    plain_url: str
+    authority: Path
+    folder: Path
+
+    @property
+    def access_log(self) -> str:
+        return (self.folder / "penstock.access.log").read_text()
+
+    @property
+    def logs(self) -> str:
+        return "\n".join(file.read_text() for file in self.folder.glob("*.log"))
+
+
+@contextmanager
+def nginx(folder: Path, *, gateway: int, flower: int) -> Iterator[Proxy]:
+    """nginx in front of these ports. The file's placeholders are filled in, as its first lines ask for, and the rest is
+    as it is shipped."""
+    program = find_nginx()
+    folder.mkdir(parents=True)
+    authority = Authority(folder / "certificates")
+    certificate = authority.issue("localhost", "DNS:localhost")
+    tls, plain = free_port(), free_port()
+    filled = fill_in(folder, certificate, {"443": tls, "80": plain, "8480": gateway, "5555": flower})
+    (folder / "penstock.conf").write_text(filled)
+    temporary = "".join(
+        f"    {kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = f"user {pwd.getpwuid(0).pw_name};\n" if os.getuid() == 0 else ""
+    (folder / "nginx.conf").write_text(
+        f"{user}worker_processes 2;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/start.log;\n"
+        f"events {{}}\nhttp {{\n    include /etc/nginx/mime.types;\n{temporary}"
+        f"    include {folder}/penstock.conf;\n}}\n"
+    )
+    command = [program, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "start.log"]
+    checked = subprocess.run([*map(str, command), "-t"], capture_output=True, text=True)
+    assert (checked.returncode, [line for line in checked.stderr.splitlines() if "[warn]" in line]) == (0, []), (
+        checked.stderr
+    )
+    with running(command, folder / "nginx.log", ready=lambda _: listens(tls)):
+        yield Proxy(f"https://localhost:{tls}", f"http://localhost:{plain}", authority.file, folder)
+
+
+def fill_in(folder: Path, certificate: Certificate, ports: dict[str, int]) -> str:
+    """The shipped file with a test's ports, name, certificate and logs."""
+    text = CONF.read_text()
+    changes = {
+        "listen 443 ": f"listen 127.0.0.1:{ports['443']} ",
+        "listen 80;": f"listen 127.0.0.1:{ports['80']};",
+        "127.0.0.1:8480": f"127.0.0.1:{ports['8480']}",
+        "127.0.0.1:5555": f"127.0.0.1:{ports['5555']}",
+        "jobs.example.com": "localhost",
+        "/etc/ssl/penstock/fullchain.pem": str(certificate.file),
+        "/etc/ssl/penstock/privkey.pem": str(certificate.key),
+        "/var/log/nginx/": f"{folder}/",
+    }
+    for placeholder, value in changes.items():
+        assert placeholder in text, placeholder
+        text = text.replace(placeholder, value)
+    return text
