@@ -16,6 +16,9 @@ COMPOSE = INFRA / "compose.yaml"
 DEFINITIONS = INFRA / "rabbitmq/definitions.json"
 DOCKERFILE = INFRA / "docker/Dockerfile"
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
+SERVICES = [unit for unit in UNITS if "Type=oneshot" not in unit.read_text()]
+"""Units of processes that keep running."""
+DEPLOYING = ROOT / "docs/deploying.md"
 WORKER_VARIABLES = {"WORKER_ENGINE": "celery", "WORKER_QUEUES": "emails,syncs", "WORKER_CONCURRENCY": "200"}
 SAMPLE = "x1" * 16
 """A value for each variable of Compose."""
@@ -60,8 +63,13 @@ def unit_setting(unit: Path, name: str) -> str:
     return str(value)
 
 
-def unit_command(unit: Path) -> list[str]:
-    """The arguments that a unit gives to `penstock`, with sample values for a worker's variables."""
-    executable, *arguments = shlex.split(interpolated(unit_setting(unit, "ExecStart"), WORKER_VARIABLES))
+def unit_command(unit: Path, instance: str = "8480", variables: dict[str, str] | None = None) -> list[str]:
+    """The arguments that a unit gives to `penstock`.
+
+    Arguments:
+        variables: of its environment files; None: sample values for a worker's.
+    """
+    line = unit_setting(unit, "ExecStart").replace("%i", instance)
+    executable, *arguments = shlex.split(interpolated(line, variables or WORKER_VARIABLES))
     assert executable == "/opt/penstock/bin/penstock"
     return arguments

@@ -48,6 +48,7 @@ def running(
     *,
     environment: dict[str, str] | None = None,
     ready: Callable[[subprocess.Popen[bytes]], object],
+    stops_within: float = WAIT_SECONDS,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is stopped at the end by SIGTERM, and must end with 0.
 
@@ -55,6 +56,7 @@ def running(
         log: file for its output.
         environment: in addition to that of the tests.
         ready: of the process; something true once it is at work.
+        stops_within: seconds after SIGTERM.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -72,7 +74,7 @@ def running(
         yield process
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(WAIT_SECONDS) == 0, log.read_text()
+            assert process.wait(stops_within) == 0, log.read_text()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -6,14 +6,15 @@ import re
 from typing import Any
 
 import pytest
-from repository.infra.files import INFRA, SAMPLE, UNITS, ours, unit_command
+from repository.infra.files import DEPLOYING, INFRA, SAMPLE, UNITS, ours, unit_command
 
 COMMANDS = {
     **{f"compose {name}": service["command"] for name, service in ours().items()},
     **{unit.name: unit_command(unit) for unit in UNITS},
     **{
-        f"README.md {command}": command.split()
-        for command in re.findall(r"bin/penstock ([a-z].*)$", (INFRA / "README.md").read_text(), re.MULTILINE)
+        f"{page.name} {command}": command.split()
+        for page in (INFRA / "README.md", DEPLOYING)
+        for command in re.findall(r"bin/penstock ([a-z].*)$", page.read_text(), re.MULTILINE)
     },
 }
 
