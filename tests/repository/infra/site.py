@@ -122,7 +122,7 @@ def nginx(folder: Path, *, gateway: int, flower: int) -> Iterator[Proxy]:
     user = f"user {pwd.getpwuid(0).pw_name};\n" if os.getuid() == 0 else ""
     (folder / "nginx.conf").write_text(
         f"{user}worker_processes 2;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/start.log;\n"
-        f"events {{}}\nhttp {{\n    include /etc/nginx/mime.types;\n{temporary}"
+        f"events {{}}\nhttp {{\n    include /etc/nginx/mime.types;\n    gzip on;\n    gzip_types *;\n{temporary}"
         f"    include {folder}/penstock.conf;\n}}\n"
     )
     command = [program, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "start.log"]

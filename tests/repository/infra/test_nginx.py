@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import socket
 import ssl
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from websockets.sync.client import connect
 from penstock.ledger import api_keys
 from penstock.ledger.sql.database import Database
 from penstock.producers.tokens import progress_token
+from penstock.workers.cli.doctor.production.gateway import review_public_address
 from penstock.workers.local.up.redis_server import RedisServer, free_port
 
 LOGIN = "op:secret"
@@ -127,6 +130,28 @@ def test_events_arrive_one_by_one_while_the_job_runs(site: Site) -> None:
     assert (job["state"], job["result"]) == ("succeeded", "at the top")
 
 
+def test_events_arrive_one_by_one_over_http_2(site: Site) -> None:
+    """As browsers follow a job."""
+    curl = shutil.which("curl")
+    if curl is None or "HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("curl with HTTP/2 is not installed")
+    url = f"{site.proxy.url}/v1/jobs/{site.send()}/events"
+    command = [curl, "-sS", "--no-buffer", "--http2", "--include", "--cacert", str(site.proxy.authority), url]
+    headers = ["-H", f"Authorization: {site.key['Authorization']}"]
+    with subprocess.Popen([*command, *headers], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout)
+        assert next(lines).startswith("HTTP/2 200")
+        states = []
+        for line in lines:
+            if line.startswith("data: "):
+                job = json.loads(line.removeprefix("data: "))
+                states.append(job["state"])
+                if job["progress"]:
+                    site.take_step(job["progress"]["done"])
+    assert (process.returncode, states[-1]) == (0, "succeeded")
+
+
 def test_a_websocket_follows_a_job_with_a_token_that_is_in_no_log(site: Site) -> None:
     job_id = site.send()
     token = progress_token(job_id, secret=SECRET)
@@ -205,6 +230,13 @@ def test_the_public_address_has_hsts_and_names_no_version(site: Site) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
     assert "max-age=" in response.headers["strict-transport-security"]
     assert "nginx/" not in response.headers["server"]
+
+
+def test_the_doctor_has_nothing_to_say_about_the_public_address(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(site.proxy.authority))
+    findings = list(review_public_address(site.proxy.url))
+    assert len(findings) >= 3
+    assert {finding.level for finding in findings} == {"OK"}, findings
 
 
 def test_plain_http_is_refused_to_programs_and_redirected_for_pages(site: Site) -> None:
