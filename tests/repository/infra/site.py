@@ -106,7 +106,7 @@ class Proxy:
 
 
 @contextmanager
-def nginx(folder: Path, *, gateway: int, flower: int) -> Iterator[Proxy]:
+def nginx(folder: Path, *, gateways: Sequence[int], flower: int) -> Iterator[Proxy]:
     """nginx in front of these ports. The file's placeholders are filled in, as its first lines ask for, and the rest is
     as it is shipped."""
     program = find_nginx()
@@ -114,7 +114,7 @@ def nginx(folder: Path, *, gateway: int, flower: int) -> Iterator[Proxy]:
     authority = Authority(folder / "certificates")
     certificate = authority.issue("localhost", "DNS:localhost")
     tls, plain = free_port(), free_port()
-    filled = fill_in(folder, certificate, {"443": tls, "80": plain, "8480": gateway, "5555": flower})
+    filled = fill_in(folder, certificate, gateways, {"443": tls, "80": plain, "5555": flower})
     (folder / "penstock.conf").write_text(filled)
     temporary = "".join(
         f"    {kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -134,13 +134,13 @@ def nginx(folder: Path, *, gateway: int, flower: int) -> Iterator[Proxy]:
         yield Proxy(f"https://localhost:{tls}", f"http://localhost:{plain}", authority.file, folder)
 
 
-def fill_in(folder: Path, certificate: Certificate, ports: dict[str, int]) -> str:
+def fill_in(folder: Path, certificate: Certificate, gateways: Sequence[int], ports: dict[str, int]) -> str:
     """The shipped file with a test's ports, name, certificate and logs."""
     text = CONF.read_text()
     changes = {
         "listen 443 ": f"listen 127.0.0.1:{ports['443']} ",
         "listen 80;": f"listen 127.0.0.1:{ports['80']};",
-        "127.0.0.1:8480": f"127.0.0.1:{ports['8480']}",
+        "    server 127.0.0.1:8480;": "\n".join(f"    server 127.0.0.1:{port};" for port in gateways),
         "127.0.0.1:5555": f"127.0.0.1:{ports['5555']}",
         "jobs.example.com": "localhost",
         "/etc/ssl/penstock/fullchain.pem": str(certificate.file),
