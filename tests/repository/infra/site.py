@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pwd
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from support.certificates import Authority, Certificate
 from support.polling import WAIT_SECONDS, until
@@ -24,6 +28,11 @@ ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
 PENSTOCK = Path(sys.executable).parent / "penstock"
 CONF = ROOT / "infra/nginx/penstock.conf"
+STEPS = 3
+"""Of a job; see proxied_jobs.py."""
+LOGIN = "op:secret"
+BASIC = {"Authorization": "Basic " + base64.b64encode(LOGIN.encode()).decode()}
+"""Header of a login to Flower."""
 
 
 def find_nginx() -> str:
@@ -151,3 +160,53 @@ def fill_in(folder: Path, certificate: Certificate, gateways: Sequence[int], por
         assert placeholder in text, placeholder
         text = text.replace(placeholder, value)
     return text
+
+
+class Site:
+    """A proxy and what is behind it.
+
+    Attributes:
+        key: header of an API key for everything.
+        gateway: its port.
+    """
+
+    def __init__(self, proxy: Proxy, folder: Path, key: dict[str, str], gateway: int) -> None:
+        self.proxy, self.folder, self.key, self.gateway = proxy, folder, key, gateway
+        self.tls = ssl.create_default_context(cafile=str(proxy.authority))
+        self.client = httpx.Client(base_url=proxy.url, verify=self.tls, timeout=60)
+
+    def send(self, **fields: str) -> str:
+        """Send a job through the proxy. Returns its id."""
+        steps = self.folder / f"steps-{len(list(self.folder.glob('steps-*')))}"
+        steps.mkdir()
+        response = self.client.post(
+            "/v1/jobs/proxied.climb", json={"folder": str(steps), "steps": STEPS, **fields}, headers=self.key
+        )
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
+
+    def take_step(self, number: int) -> None:
+        """Let the handler of the newest job go on."""
+        newest = self.folder / f"steps-{len(list(self.folder.glob('steps-*'))) - 1}"
+        (newest / f"seen-{number}").touch()
+
+    def close(self) -> None:
+        """Let all jobs end, so that their worker needs no grace."""
+        for steps in self.folder.glob("steps-*"):
+            for number in range(1, STEPS + 1):
+                (steps / f"seen-{number}").touch()
+        self.client.close()
+
+    def flower(self, path: str) -> httpx.Response:
+        """A page of Flower, with its login."""
+        return self.client.get(path, headers=BASIC)
+
+    def raw_get(self, path: str) -> str:
+        """Answer to a path that is sent as it is: clients make `/metrics` of `//metrics` themselves."""
+        host, port = "localhost", urlsplit(self.proxy.url).port or 0
+        with (
+            socket.create_connection(("127.0.0.1", port), 60) as plain,
+            self.tls.wrap_socket(plain, server_hostname=host) as stream,
+        ):
+            stream.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            return b"".join(iter(lambda: stream.recv(65536), b"")).decode()

@@ -1,121 +1,32 @@
-"""`infra/nginx/penstock.conf` in a real nginx, in front of a real gateway, worker and Flower."""
+"""`infra/nginx/penstock.conf` in a real nginx, in front of a real gateway and worker."""
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from repository.infra.proxied_jobs import STEPS
-from repository.infra.site import CONF, HERE, PENSTOCK, Proxy, find_nginx, listens, nginx, running
+from repository.infra.site import CONF, HERE, Site, listens, nginx, running
 from support.gateways import SECRET, problem
-from support.ledgers import set_up
 from support.polling import until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from penstock.config.sections.gateway import GatewaySettings
-from penstock.ledger import api_keys
-from penstock.ledger.sql.database import Database
 from penstock.producers.gateway import connections
 from penstock.producers.tokens import progress_token
 from penstock.workers.cli.doctor.production.gateway import review_public_address
-from penstock.workers.local.up.redis_server import RedisServer, free_port
+from penstock.workers.local.up.redis_server import free_port
 
-LOGIN = "op:secret"
 pytestmark = pytest.mark.slow
-BASIC = {"Authorization": "Basic " + base64.b64encode(LOGIN.encode()).decode()}
-
-
-class Site:
-    """A proxy and what is behind it.
-
-    Attributes:
-        key: header of an API key for everything.
-        gateway: its port.
-    """
-
-    def __init__(self, proxy: Proxy, folder: Path, key: dict[str, str], gateway: int) -> None:
-        self.proxy, self.folder, self.key, self.gateway = proxy, folder, key, gateway
-        self.tls = ssl.create_default_context(cafile=str(proxy.authority))
-        self.client = httpx.Client(base_url=proxy.url, verify=self.tls, timeout=60)
-
-    def send(self, **fields: str) -> str:
-        """Send a job through the proxy. Returns its id."""
-        steps = self.folder / f"steps-{len(list(self.folder.glob('steps-*')))}"
-        steps.mkdir()
-        response = self.client.post("/v1/jobs/proxied.climb", json={"folder": str(steps), **fields}, headers=self.key)
-        assert response.status_code == 202, response.text
-        return str(response.json()["id"])
-
-    def take_step(self, number: int) -> None:
-        """Let the handler of the newest job go on."""
-        newest = self.folder / f"steps-{len(list(self.folder.glob('steps-*'))) - 1}"
-        (newest / f"seen-{number}").touch()
-
-
-@pytest.fixture(scope="module")
-def environment(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    find_nginx()
-    folder = tmp_path_factory.mktemp("ledger")
-    return {
-        "PENSTOCK_BROKER_URL": redis_server.url,
-        "PENSTOCK_DATABASE_URL": set_up(f"sqlite:///{folder}/ledger.db"),
-        "PENSTOCK_STORAGE_URL": f"file:{folder}/storage",
-        "PENSTOCK_PREFIX": "proxied",
-        "PENSTOCK_TOKEN_SECRET": SECRET,
-        "PENSTOCK_FLOWER_BASIC_AUTH": LOGIN,
-        "PYTHONPATH": str(HERE),
-    }
-
-
-@pytest.fixture(scope="module")
-def site(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    gateway, flower = free_port(), free_port()
-    database = Database(environment["PENSTOCK_DATABASE_URL"])
-    text, _key = api_keys.add(database, "test")
-    database.close()
-    jobs = ["--import", "proxied_jobs"]
-    with (
-        running(
-            [PENSTOCK, "gateway", "--port", str(gateway), *jobs],
-            folder / "gateway.log",
-            environment=environment,
-            ready=lambda _: listens(gateway),
-        ),
-        running(
-            [PENSTOCK, "flower", "--port", str(flower), "--url-prefix", "flower"],
-            folder / "flower.log",
-            environment=environment,
-            ready=lambda _: listens(flower),
-        ),
-        running(
-            [PENSTOCK, "worker", "--queues", "proxied", "--name", "climber", *jobs],
-            folder / "worker.log",
-            environment=environment,
-            ready=lambda _: "ready" in (folder / "worker.log").read_text(),
-        ),
-        nginx(folder / "nginx", gateways=[gateway], flower=flower) as proxy,
-    ):
-        site = Site(proxy, folder, {"Authorization": f"Bearer {text}"}, gateway)
-        yield site
-        site.client.close()
-
-
-# ---- The gateway
 
 
 def test_events_arrive_one_by_one_while_the_job_runs(site: Site) -> None:
@@ -135,7 +46,7 @@ def test_events_arrive_one_by_one_while_the_job_runs(site: Site) -> None:
 
 
 def test_events_arrive_one_by_one_over_http_2(site: Site) -> None:
-    """As browsers follow a job."""
+    """Browsers follow a job so."""
     curl = shutil.which("curl")
     if curl is None or "HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
         pytest.skip("curl with HTTP/2 is not installed")
@@ -213,20 +124,9 @@ def test_a_body_that_the_gateway_takes_passes(site: Site) -> None:
     ],
 )
 def test_only_what_is_listed_is_public(site: Site, path: str) -> None:
-    answer = raw_get(site, path)
+    answer = site.raw_get(path)
     assert answer.startswith("HTTP/1.1 404 "), answer
     assert "urn:penstock:problem:not-found" in answer
-
-
-def raw_get(site: Site, path: str) -> str:
-    """Answer to a path that is sent as it is: clients make `/metrics` of `//metrics` themselves."""
-    host, port = "localhost", urlsplit(site.proxy.url).port or 0
-    with (
-        socket.create_connection(("127.0.0.1", port), 60) as plain,
-        site.tls.wrap_socket(plain, server_hostname=host) as stream,
-    ):
-        stream.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        return b"".join(iter(lambda: stream.recv(65536), b"")).decode()
 
 
 def test_the_public_address_has_hsts_and_names_no_version(site: Site) -> None:
@@ -341,67 +241,3 @@ def test_limits_are_those_of_the_gateway() -> None:
     assert int(values["client_body_timeout"].removesuffix("s")) == limits.body_timeout_seconds
     assert int(values["client_header_timeout"].removesuffix("s")) == connections.HEAD_SECONDS
     assert int(count) * int(kilobytes) * 1024 == connections.MOST_HEAD_BYTES
-
-
-# ---- Flower
-
-
-def test_flower_s_pages_files_and_links_are_below_its_prefix(site: Site) -> None:
-    refused = site.client.get("/flower/")
-    assert refused.status_code == 401
-    assert refused.headers["www-authenticate"].startswith("Basic ")
-    redirected = site.client.get("/flower")
-    assert (redirected.status_code, redirected.headers["location"]) == (301, "/flower/")
-    job_id = site.send()
-    until(lambda: flower(site, f"/flower/task/{job_id}").status_code == 200, "the job in Flower")
-    until(lambda: "climber" in flower(site, "/flower/workers").text, "the worker in Flower")
-    [worker] = [name for name in flower(site, "/flower/api/workers?refresh=1").json() if "climber" in name]
-    links: set[str] = set()
-    for path in (
-        "/flower/",
-        "/flower/workers",
-        f"/flower/worker/{worker}",
-        "/flower/tasks",
-        f"/flower/task/{job_id}",
-        "/flower/broker",
-    ):
-        page = flower(site, path)
-        assert page.status_code == 200, (path, page.text[:500])
-        links |= {urljoin(path, link) for link in page_links(page.text)}
-    assert len(links) > 10
-    assert [link for link in links if not link.startswith(("/flower/", "https://"))] == []
-    statuses = {link: flower(site, link).status_code for link in sorted(links) if link.startswith("/")}
-    assert {link: status for link, status in statuses.items() if status != 200} == {}
-    assert any(link.endswith(".js") or ".js?" in link for link in statuses)
-    site.client.post(f"/v1/jobs/{job_id}/cancel", headers=site.key)
-
-
-def page_links(text: str) -> set[str]:
-    """Addresses of a page: of its links, scripts, styles and images."""
-    addresses: set[str] = set()
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            addresses.update(value for name, value in attrs if name in ("href", "src", "action") and value)
-
-    Reader().feed(text)
-    return {address for address in addresses if not address.startswith("#")}
-
-
-def flower(site: Site, path: str) -> httpx.Response:
-    return site.client.get(path, headers=BASIC)
-
-
-def test_acts_in_flower_pass_the_proxy_for_its_own_pages_only(site: Site) -> None:
-    url = "/flower/api/task/revoke/none-of-ours"
-    own = {**BASIC, "Origin": site.proxy.url, "Sec-Fetch-Site": "same-origin"}
-    assert site.client.post(url, headers=own).status_code == 200
-    assert site.client.post(url, headers={**BASIC, "Origin": site.proxy.url}).status_code == 200
-    for other in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example.com"}):
-        assert site.client.post(url, headers={**BASIC, **other}).status_code == 403
-    assert "frame-ancestors 'none'" in flower(site, "/flower/").headers["content-security-policy"]
-
-
-@pytest.mark.parametrize("path", ["/flower/metrics", "/flower//metrics", "/flower/healthcheck"])
-def test_flower_s_metrics_are_not_public(site: Site, path: str) -> None:
-    assert raw_get(site, path).startswith("HTTP/1.1 404 ")
