@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from repository.infra.site import CONF, HERE, Site, listens, nginx, running
+from repository.infra.site import CONF, HERE, STEPS, Site, listens, nginx, running
 from support.gateways import SECRET, problem
 from support.polling import until
 from websockets.exceptions import InvalidStatus
@@ -46,7 +46,7 @@ def test_events_arrive_one_by_one_while_the_job_runs(site: Site) -> None:
 
 
 def test_events_arrive_one_by_one_over_http_2(site: Site) -> None:
-    """Browsers follow a job so."""
+    """The protocol of browsers."""
     curl = shutil.which("curl")
     if curl is None or "HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
         pytest.skip("curl with HTTP/2 is not installed")
