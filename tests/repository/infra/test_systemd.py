@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from repository.infra.files import CONFIG, DEPLOYING, INFRA, SERVICES, UNITS, seconds, unit_command, unit_setting
-from repository.infra.site import PENSTOCK, running
+from repository.infra.processes import PENSTOCK, running
 from support.polling import WAIT_SECONDS
 
 from penstock.config.settings import Settings

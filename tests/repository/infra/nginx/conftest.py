@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from repository.infra.site import HERE, LOGIN, PENSTOCK, Site, find_nginx, listens, nginx, running
+from repository.infra.nginx.site import HERE, LOGIN, Site, find_nginx, nginx
+from repository.infra.processes import PENSTOCK, listens, running
 from support.gateways import SECRET
 from support.ledgers import set_up
 

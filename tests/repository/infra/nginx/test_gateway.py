@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from repository.infra.site import CONF, HERE, STEPS, Site, listens, nginx, running
+from repository.infra.nginx.site import CONF, HERE, STEPS, Site, nginx
+from repository.infra.processes import listens, running
 from support.gateways import SECRET, problem
 from support.polling import until
 from websockets.exceptions import InvalidStatus

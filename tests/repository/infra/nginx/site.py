@@ -1,4 +1,4 @@
-"""Processes of an installation: `penstock` as an operator starts it, and nginx with the file of `infra/nginx`."""
+"""nginx with the file of `infra/nginx`, and what is behind it."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import base64
 import os
 import pwd
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from repository.infra.processes import listens, running
 from support.certificates import Authority, Certificate
-from support.polling import WAIT_SECONDS, until
 
 from penstock.workers.local.up.redis_server import free_port
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 HERE = Path(__file__).parent
-PENSTOCK = Path(sys.executable).parent / "penstock"
 CONF = ROOT / "infra/nginx/penstock.conf"
 STEPS = 3
 """Of a job; see proxied_jobs.py."""
@@ -41,53 +38,6 @@ def find_nginx() -> str:
     if program is None:
         pytest.skip("nginx is not installed")
     return program
-
-
-def listens(port: int) -> bool:
-    """Whether something accepts connections on this port of 127.0.0.1."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
-        return True
-    return False
-
-
-@contextmanager
-def running(
-    command: Sequence[str | Path],
-    log: Path,
-    *,
-    environment: dict[str, str] | None = None,
-    ready: Callable[[subprocess.Popen[bytes]], object],
-    stops_within: float = WAIT_SECONDS,
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is stopped at the end by SIGTERM, and must end with 0.
-
-    Arguments:
-        log: file for its output.
-        environment: in addition to that of the tests.
-        ready: of the process; something true once it is at work.
-        stops_within: seconds after SIGTERM.
-    """
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            env={**os.environ, **(environment or {})},
-            cwd=log.parent,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        until(
-            lambda: ready(process), f"{log.stem} at work", unless=lambda: process.poll() is not None and log.read_text()
-        )
-        yield process
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(stops_within) == 0, log.read_text()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @dataclass(frozen=True)

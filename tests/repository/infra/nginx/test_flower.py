@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from urllib.parse import urljoin
 
 import pytest
-from repository.infra.site import BASIC, Site
+from repository.infra.nginx.site import BASIC, Site
 from support.polling import until
 
 pytestmark = pytest.mark.slow
