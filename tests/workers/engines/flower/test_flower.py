@@ -50,6 +50,15 @@ def test_flower_shows_workers_and_jobs_of_both_engines_and_remembers_them(
         assert {added.id, broken.id} <= served.tasks().keys(), "it remembers after a restart"
 
 
+@pytest.mark.parametrize("prefix", ["a b", "(.*)", "tools//flower", "https://x", '"'])
+def test_a_prefix_that_is_not_a_path_is_refused(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="prefix"):
+        run_flower(basic_auth="op:secret", url_prefix=prefix)
+    monkeypatch.setenv("FLOWER_URL_PREFIX", prefix)
+    with pytest.raises(ConfigError, match="prefix"):
+        run_flower(basic_auth="op:secret")
+
+
 def test_a_login_of_another_form_is_refused() -> None:
     with pytest.raises(ConfigError, match="user:password"):
         run_flower(basic_auth="no-password")

@@ -116,8 +116,12 @@ def flower(
         str | None,
         typer.Option(metavar="USER:PASSWORD", help="The login; safer as the variable PENSTOCK_FLOWER_BASIC_AUTH."),
     ] = None,
+    url_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="The path of its pages behind a proxy, as flower; if not given, the root."),
+    ] = None,
 ) -> None:
     """Run Flower for the workers of both engines."""
     from penstock.workers.engines.celery.flower_server import run_flower
 
-    raise typer.Exit(run_flower(address=address, port=port, basic_auth=basic_auth))
+    raise typer.Exit(run_flower(address, port, basic_auth, url_prefix=url_prefix))

@@ -37,13 +37,13 @@ _NO_QUEUE = "none"
 _COLUMNS = "name,uuid,state,kwargs,runtime,retries,worker,received"
 
 
-def serve(settings: Settings, *, address: str, port: int, logins: list[str], folder: Path) -> int:
+def serve(settings: Settings, *, address: str, port: int, logins: list[str], url_prefix: str, folder: Path) -> int:
     """Serve until SIGTERM or SIGINT; see `penstock.workers.engines.celery.flower_server.run_flower`."""
     os.umask(0o077)  # for its history, which it writes itself
     make_private_folder(folder)
     if count := tighten_all(folder):
         log.warning("%d files in %s were open to others; now they are for their owner alone", count, folder)
-    _set_options(address, port, logins, folder)
+    _set_options(address, port, logins, url_prefix, folder)
     app = celery.Celery("penstock", set_as_current=True)
     app.conf.update(
         broker_url=kombu_connection.kombu_url(settings.broker_url),
@@ -62,7 +62,9 @@ def serve(settings: Settings, *, address: str, port: int, logins: list[str], fol
     Forgetting(flower, database, Path(options.db)).start()
     signal.signal(signal.SIGTERM, _exit)
     try:
-        log.info("Flower listens on http://%s:%d", address, flower.start_http_server())
+        log.info(
+            "Flower listens on http://%s:%d/%s", address, flower.start_http_server(), url_prefix and f"{url_prefix}/"
+        )
         flower.start()
     except (KeyboardInterrupt, SystemExit):
         pass
@@ -86,7 +88,7 @@ class Depths:
         return [{"name": name, "messages": waiting[name], "messages_ready": waiting[name]} for name in queue_names]
 
 
-def _set_options(address: str, port: int, logins: list[str], folder: Path) -> None:
+def _set_options(address: str, port: int, logins: list[str], url_prefix: str, folder: Path) -> None:
     """Set our defaults, then `FLOWER_…` of the environment, then the arguments."""
     _set(
         persistent=True,
@@ -96,7 +98,7 @@ def _set_options(address: str, port: int, logins: list[str], folder: Path) -> No
         tasks_columns=_COLUMNS,
     )
     apply_env_options()
-    _set(address=address, port=port, basic_auth=logins)
+    _set(address=address, port=port, basic_auth=logins, url_prefix=url_prefix)
     extract_settings()
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
 
