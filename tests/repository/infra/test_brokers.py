@@ -22,7 +22,7 @@ from penstock.config.settings import Settings
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
 from penstock.workers.local.up.redis_server import find_redis_server, free_port, redis_answers
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"
 DEFINITIONS = INFRA / "rabbitmq" / "definitions.json"
 
