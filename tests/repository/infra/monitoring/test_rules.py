@@ -30,7 +30,7 @@ def test_rules_are_valid(path: Path) -> None:
 
 
 def test_the_examples_of_objectives_are_valid_rules(tmp_path: Path) -> None:
-    """They are comments, ready to be copied below `rules`."""
+    """Comments, ready to be copied below `rules`."""
     lines = [line[2:] for line in OBJECTIVES.read_text().splitlines() if line.startswith("#   ")]
     examples = yaml.safe_load("\n".join(lines))
     assert {rule["record"]: set(rule["labels"]) for rule in examples} == OWN
