@@ -108,7 +108,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Errors": (
         Panel("Failed attempts by kind", "Attempts that ended in a retry, a dead letter or a crash.", "ops",
-              {"{{kind}} {{outcome}}": f"sum by (kind, outcome) (rate({FAILED}{RATE}))"}, span=6),
+              {"{{kind}}": f"sum by (kind) (rate({FAILED}{RATE}))"}, span=6),
         Panel("Share of failed attempts", "Of a kind's attempts. Above one half for a quarter of an hour is an alert.",
               "percentunit",
               {"{{kind}}": f"sum by (kind) (rate({FAILED}{RATE})) / {rate('penstock_jobs_total', JOBS, 'kind')}"},
@@ -122,7 +122,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
               span=6, stacked=True),
         Panel("Crashes", "Crashes under a job, and jobs that became dead letters for it, in 5 minutes.", "short",
               {"crashes of {{kind}}": f"sum by (kind) (increase(penstock_job_crashes_total{JOBS}[5m]))",
-               "quarantines of {{kind}}": f"sum by (kind) (increase(penstock_quarantines_total{JOBS}[5m]))"}),
+               "quarantines": f"sum(increase(penstock_quarantines_total{JOBS}[5m]))"}),
         Panel("Lost leases", "Attempts whose outcome was dropped, as another worker had taken the job over, in 5 "
               "minutes.", "short",
               {"{{instance}}": "sum by (instance) (increase(penstock_leases_lost_total[5m]))"}),
@@ -193,7 +193,7 @@ def thresholds(panel: Panel) -> builders.ThresholdsConfig:
 
 def number(panel: Panel) -> stat.Panel:
     reduced = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
-    built = stat.Panel().height(4).reduce_options(reduced).graph_mode(common.BigValueGraphMode.NONE)
+    built = stat.Panel().height(3).reduce_options(reduced).graph_mode(common.BigValueGraphMode.NONE)
     built.color_mode(common.BigValueColorMode.VALUE if panel.red else common.BigValueColorMode.NONE)
     return built.no_value("0" if panel.unit in ("short", "ops", "percentunit") else "-")
 
