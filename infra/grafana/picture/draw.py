@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -88,11 +87,15 @@ def numbers(url: str, panel: dict[str, Any], end: float) -> str:
     return " &nbsp; ".join(parts) or "<span class=number>-</span>"
 
 
-def without_data(url: str, panels: list[dict[str, Any]], start: float, end: float) -> Iterator[str]:
-    for panel in panels:
-        for target in panel["targets"]:
-            if not ask(url, "query_range", query=resolved(target["expr"]), start=start, end=end, step=15):
-                yield f"{panel['title']}: {target['legendFormat']}"
+def without_data(url: str, minutes: float) -> list[str]:
+    """Queries of the board for which there was no data in so many minutes until now."""
+    end, missing = time.time(), []
+    for panel in json.loads(BOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            span = {"start": end - minutes * 60, "end": end, "step": 15}
+            if not ask(url, "query_range", query=resolved(target["expr"]), **span):
+                missing.append(f"{panel['title']}: {target['legendFormat']}")
+    return missing
 
 
 def page(url: str, board: dict[str, Any], minutes: float, end: float) -> tuple[str, int]:
@@ -133,8 +136,8 @@ def page(url: str, board: dict[str, Any], minutes: float, end: float) -> tuple[s
     return text, bottom * (CELL + GAP) + 80
 
 
-def draw(url: str, picture: Path, minutes: float) -> list[str]:
-    """Write the picture. Returns the panels' queries that had no data in that time."""
+def draw(url: str, picture: Path, minutes: float) -> None:
+    """Write the picture."""
     board, end = json.loads(BOARD.read_text()), time.time()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -149,8 +152,6 @@ def draw(url: str, picture: Path, minutes: float) -> list[str]:
         subprocess.run(command, check=True, capture_output=True, timeout=180)
     with Image.open(picture) as image:
         image.convert("RGB").quantize(COLOURS).save(picture, optimize=True)
-    charts = [panel for panel in board["panels"] if panel["type"] != "row"]
-    return list(without_data(url, charts, end - minutes * 60, end))
 
 
 def main() -> None:
@@ -159,7 +160,9 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="the PNG to write")
     parser.add_argument("--minutes", type=float, default=15, help="how far back")
     arguments = parser.parse_args()
-    for missing in draw(arguments.url.rstrip("/"), arguments.picture, arguments.minutes):
+    url = arguments.url.rstrip("/")
+    draw(url, arguments.picture, arguments.minutes)
+    for missing in without_data(url, arguments.minutes):
         print(f"no data: {missing}", file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
 """The picture of the board in docs/images: a real installation under load, scraped by a real Prometheus.
 
-.venv/bin/python infra/grafana/picture/run.py docs/images/board.png --minutes 10
+.venv/bin/python infra/grafana/picture/run.py docs/images/board.png --minutes 6
 
 It starts a Redis, two workers of each engine, two dispatchers, a gateway and a Prometheus on free ports of this
 machine, with their data in a temporary folder, and ends them all. On the way a job kills its worker, and the Redis is
@@ -18,25 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import draw
+import load_jobs as jobs
 import sqlalchemy as sa
 import yaml
 from sqlalchemy.orm import Session
 
+from penstock.producers import BrokerUnavailable, Producer
+from penstock.producers.outbox import Outbox, create_outbox
+from penstock.workers.local.up.redis_server import RedisServer, free_port
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import draw  # noqa: E402
-import load_jobs as jobs  # noqa: E402
-
-from penstock.producers import BrokerUnavailable, Producer  # noqa: E402
-from penstock.producers.outbox import Outbox, create_outbox  # noqa: E402
-from penstock.workers.local.up.redis_server import RedisServer, free_port  # noqa: E402
-
 PROMETHEUS = HERE.parents[1] / "prometheus"
 PENSTOCK = Path(sys.executable).with_name("penstock")
 SCRAPE_SECONDS = 5
@@ -141,7 +138,8 @@ def wait_for_all(url: str) -> None:
         time.sleep(1)
 
 
-def run(folder: Path, picture: Path, minutes: float) -> None:
+def run(folder: Path, picture: Path | None, minutes: float) -> tuple[list[str], list[str]]:
+    """Run the installation for so long. Returns what had no data, and the alerts that fired."""
     shop_url = f"sqlite:///{folder}/shop.db"
     engine = sa.create_engine(shop_url)
     create_outbox(engine)
@@ -192,11 +190,11 @@ def run(folder: Path, picture: Path, minutes: float) -> None:
                     process.keep_running()
                 with suppress(BrokerUnavailable):
                     shop.work()
-        for missing in [*draw.draw(url, picture, minutes), *unanswered(url)]:
-            print(f"no data: {missing}")
+        if picture is not None:
+            draw.draw(url, picture, minutes)
         firing = 'max by (alertname) (max_over_time(ALERTS{alertstate="firing"}[1d]))'
-        for series in draw.ask(url, "query", query=firing):
-            print(f"alert: {series['metric']['alertname']}")
+        alerts = [series["metric"]["alertname"] for series in draw.ask(url, "query", query=firing)]
+        return [*draw.without_data(url, minutes), *unanswered(url)], alerts
     finally:
         for process in processes:
             process.stop()
@@ -206,16 +204,17 @@ def run(folder: Path, picture: Path, minutes: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("picture", type=Path, help="the PNG to write")
+    parser.add_argument("picture", type=Path, nargs="?", help="the PNG to write; not given: only the queries are tried")
     parser.add_argument("--minutes", type=float, default=10, help="how long the load lasts")
     parser.add_argument("--keep", type=Path, help="a folder for data and logs, which stays")
     arguments = parser.parse_args()
-    if arguments.keep:
-        arguments.keep.mkdir(parents=True)
-        run(arguments.keep.resolve(), arguments.picture, arguments.minutes)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), arguments.picture, arguments.minutes)
+    with ExitStack() as stack:
+        if arguments.keep:
+            arguments.keep.mkdir(parents=True)
+        folder = arguments.keep or stack.enter_context(tempfile.TemporaryDirectory())
+        missing, alerts = run(Path(folder).resolve(), arguments.picture, arguments.minutes)
+    print("without data:", *missing or ["none"], sep="\n  ")
+    print("alerts that fired:", *alerts or ["none"], sep="\n  ")
 
 
 if __name__ == "__main__":
