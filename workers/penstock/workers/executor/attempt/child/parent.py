@@ -22,6 +22,7 @@ from penstock.config.errors import PenstockError
 from penstock.config.supervision import describe_exit, is_alive
 from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.transitions.outcome import FenceLost
+from penstock.producers.traces import current_traceparent
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.child.environment import allowed
 from penstock.workers.executor.attempt.child.logs import handle_record, levels
@@ -172,7 +173,7 @@ def _isolated_request(attempt: Attempt) -> Message:
             "key": context.key,
             "deadline": context.deadline,
             "enqueued_at": context.enqueued_at,
-            "traceparent": attempt.claim.message.traceparent,
+            "traceparent": current_traceparent() or attempt.claim.message.traceparent,
             "fence": context.fence,
         },
         "tracked": context.tracked,

@@ -1,0 +1,76 @@
+"""The trace of this context: that of the active OpenTelemetry span, of the request, or of the job that runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any
+
+from penstock.schemas.wire.traceparent import read_traceparent
+
+if TYPE_CHECKING:
+    from penstock.producers.traces.otel import Tracing
+
+_inherited: ContextVar[str | None] = ContextVar("penstock_traceparent", default=None)
+_attach: Callable[[], Any] | None = None
+
+
+@contextmanager
+def traced(header: str | None) -> Iterator[None]:
+    """Have jobs that are enqueued meanwhile, in this context, carry a request's header `traceparent`.
+
+    Arguments:
+        header: as it came; one that is malformed counts as none, as the standard demands.
+    """
+    token = follow(header)
+    try:
+        yield
+    finally:
+        _inherited.reset(token)
+
+
+def follow(header: str | None) -> Token[str | None]:
+    """`traced` for the rest of this context, where each request has one of its own."""
+    return _inherited.set(read_traceparent(header))
+
+
+def inherit(traceparent: str) -> None:
+    """Run the rest of this context, which is that of one job, in the job's trace.
+
+    Where OpenTelemetry is loaded its current span is the one that the traceparent names, so that its samplers follow
+    the decision that was made for it.
+    """
+    global _attach
+    _inherited.set(traceparent)
+    if _attach is not None:
+        _attach()
+    elif "opentelemetry.trace" in sys.modules:
+        from penstock.producers.traces.otel import attach_inherited
+
+        _attach = attach_inherited
+        _attach()
+
+
+def inherited_traceparent() -> str | None:
+    """Traceparent of the request or of the job that runs; None: there is neither."""
+    return _inherited.get()
+
+
+def current_traceparent() -> str | None:
+    """Traceparent of the active OpenTelemetry span, else of the request or job; None: there is none."""
+    if (telemetry := sys.modules.get("opentelemetry.trace")) is not None:
+        span = telemetry.get_current_span().get_span_context()
+        if span.is_valid:
+            return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+    return _inherited.get()
+
+
+def tracing() -> Tracing | None:
+    """The tracer of this process; None: it has no provider of spans."""
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from penstock.producers.traces.otel import find_tracing
+
+    return find_tracing()
