@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from penstock.producers.traces.current import current_traceparent, tracing
+from penstock.producers.traces.current import tracing
 from penstock.schemas.wire.codec import HEADER, Envelope
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def traceparent_in(envelope: Envelope) -> str | None:
 
 
 def _open(found: Tracing, envelopes: Sequence[Envelope], operation: str) -> AbstractContextManager[None] | None:
-    from opentelemetry.trace import Link, SpanKind
+    from opentelemetry.trace import Link, SpanKind, get_current_span
 
     from penstock.producers.traces.otel import span_context, traceparent_of, unsampled_root, within
 
@@ -126,7 +126,7 @@ def _open(found: Tracing, envelopes: Sequence[Envelope], operation: str) -> Abst
         if traceparent is None:
             _stamp(together, unsampled_root())
         return None
-    parent = None if traceparent == current_traceparent() else within(traceparent)
+    parent = None if traceparent == traceparent_of(get_current_span()) else within(traceparent)
     others = {traceparent_in(envelope) for envelope in envelopes} - {traceparent, None}
     links = [Link(other) for other in map(span_context, others) if other.is_valid]
     attributes = _attributes(envelopes, operation)

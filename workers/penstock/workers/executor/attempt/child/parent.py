@@ -66,7 +66,8 @@ def prepare(modules: Sequence[str], settings: Settings) -> None:
     boots."""
     global _modules, _settings
     _modules, _settings = tuple(modules), settings
-    os.environ[VARIABLE] = json.dumps([sys.path, [*_PRELOADED, *modules]])
+    traces = [name for name in ("opentelemetry.trace",) if name in sys.modules]
+    os.environ[VARIABLE] = json.dumps([sys.path, [*_PRELOADED, *traces, *modules]])
     preload = [main.__module__, "penstock.workers.executor.attempt.child.server"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
 

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler
+from workers.executor.traces.recorded import Recorded
+
+
+@pytest.fixture
+def sampler() -> Sampler:
+    return ParentBased(ALWAYS_ON)
+
+
+@pytest.fixture
+def recorded(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    """The provider of this process for one test; there is no public way to set a second one."""
+    recorded = Recorded(sampler)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", recorded.provider)
+    yield recorded
+    recorded.provider.shutdown()
