@@ -7,6 +7,7 @@ from typing import Any
 
 from opentelemetry import trace
 
+from penstock.producers import AsyncProducer, Producer
 from penstock.producers.traces import current_traceparent
 from penstock.schemas import Job, RetryPolicy, Sensitive
 from penstock.workers import Context, handles
@@ -104,3 +105,30 @@ async def suspect(job: Suspect) -> dict[str, Any]:
 @handles(SuspectThread)
 def suspect_thread(job: SuspectThread) -> dict[str, Any]:
     return {"pid": os.getpid(), **where()}
+
+
+class SendsCoroutine(Job, kind="trace.sendscoroutine", queue="traces"): ...
+
+
+class SendsThread(Job, kind="trace.sendsthread", queue="traces"): ...
+
+
+class SendsChild(Job, kind="trace.sendschild", queue="traces"): ...
+
+
+@handles(SendsCoroutine)
+async def sends_coroutine(job: SendsCoroutine) -> str:
+    async with AsyncProducer.from_settings() as producer:
+        return (await producer.enqueue(Leaf(failures=1))).id
+
+
+@handles(SendsThread)
+def sends_thread(job: SendsThread) -> str:
+    with Producer.from_settings() as producer:
+        return producer.enqueue(Leaf(failures=1)).id
+
+
+@handles(SendsChild, isolate=True)
+def sends_child(job: SendsChild) -> str:
+    with Producer.from_settings() as producer:
+        return producer.enqueue(Leaf(failures=1)).id
