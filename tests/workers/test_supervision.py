@@ -66,6 +66,7 @@ THREADS = {
     "workers/engines/renewal/parent.py": "a report of one exit",
     "workers/executor/runtime/handler_threads.py": "handlers, whose errors are their jobs'",
     "workers/local/up/supervisor.py": "a report of one exit",
+    "workers/telemetry/otel_setup.py": "the last sending of a process that ends",
     "workers/local/demo/command.py": "the demo's own",
     "workers/local/demo/world/customers_api.py": "the demo's own",
 }

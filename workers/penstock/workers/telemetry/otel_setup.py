@@ -9,8 +9,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from penstock.schemas import __version__
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 log = logging.getLogger("penstock.telemetry")
 
@@ -35,16 +36,17 @@ def spans_exported(role: str) -> Iterator[None]:
     Arguments:
         role: `worker`, `dispatcher` or `gateway`; `penstock-…` is the service's name where the environment has none.
     """
+    targets: list[SpanExporter] = []
     provider = None
     try:
-        provider = _make_provider(role)
+        provider = _make_provider(role, targets)
     except Exception:
         log.exception("no spans are exported")
     try:
         yield
     finally:
         if provider is not None:
-            in_time("spans", provider.shutdown)
+            in_time("spans", provider.shutdown, targets)
 
 
 def exporters(signal: Signal) -> list[Callable[[], Any]]:
@@ -86,8 +88,12 @@ def resource_of(role: str) -> Resource:
     return Resource({**own, **attributes})
 
 
-def in_time(what: str, finish: Callable[[], None]) -> None:
-    """Call a function that sends the rest, and go on without it if that takes too long: a server may not answer."""
+def in_time(what: str, finish: Callable[[], None], targets: Sequence[Any]) -> None:
+    """Call a function that sends the rest, and go on without it if that takes too long: a server may not answer.
+
+    Arguments:
+        targets: the exporters that are given up then.
+    """
 
     def run() -> None:
         try:
@@ -100,9 +106,13 @@ def in_time(what: str, finish: Callable[[], None]) -> None:
     thread.join(_LAST_SECONDS)
     if thread.is_alive():
         log.warning("the last %s are lost: their exporter has not sent them within %g s", what, _LAST_SECONDS)
+        for target in targets:
+            with suppress(Exception):
+                target.shutdown()  # else it goes on trying
 
 
-def _make_provider(role: str) -> TracerProvider | None:
+def _make_provider(role: str, targets: list[SpanExporter]) -> TracerProvider | None:
+    """Arguments: targets: takes the exporters."""
     if not (classes := exporters("traces")):
         return None
     from opentelemetry import trace
@@ -114,7 +124,8 @@ def _make_provider(role: str) -> TracerProvider | None:
 
     provider = TracerProvider(resource=resource_of(role), shutdown_on_exit=False)
     for make_exporter in classes:
-        provider.add_span_processor(BatchSpanProcessor(make_exporter()))
+        targets.append(make_exporter())
+        provider.add_span_processor(BatchSpanProcessor(targets[-1]))
     trace.set_tracer_provider(provider)
     return provider
 

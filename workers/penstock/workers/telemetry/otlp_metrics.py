@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -72,15 +71,14 @@ def start(registry: CollectorRegistry, role: str = "worker") -> Push:
     def finish() -> None:
         thread.join()
         push()
+        for target in targets:
+            target.shutdown()
 
     def stop() -> None:
         if stopping.is_set():
             return
         stopping.set()
-        in_time("metrics", finish)
-        for target in targets:
-            with contextlib.suppress(Exception):  # it was in time, or is given up
-                target.shutdown()
+        in_time("metrics", finish, targets)
 
     return Push(stop)
 
