@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import Tracer
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 from support.polling import WAIT_SECONDS, until
@@ -195,6 +196,21 @@ def test_what_a_request_does_not_sample_is_not_sampled_later(
     assert recorded.spans == ()
     result = handle.result()
     assert (result["trace"], result["traceparent"][-2:]) == (HEADER[3:35], "00")
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_OFF, ParentBased(ALWAYS_OFF), ParentBased(ALWAYS_ON)])
+@pytest.mark.parametrize("kind", [OuterCoroutine, OuterThread])
+def test_what_is_not_sampled_costs_no_span(
+    recorded: Recorded, inline: Inline, kind: type[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A span that the sampler refuses takes the SDK as long as a short job."""
+    asked: list[object] = []
+    monkeypatch.setattr(Tracer, "start_span", lambda *arguments, **_: asked.append(arguments))
+    with traced(f"{HEADER[:-2]}00"):
+        inline.producer.enqueue_many([kind(), kind()])
+        inline.producer.enqueue(kind(), delay=0.01)
+    inline.drain(WAIT_SECONDS)
+    assert asked == []
 
 
 @pytest.mark.parametrize("sampler", [ALWAYS_OFF, ParentBased(ALWAYS_OFF), ParentBased(TraceIdRatioBased(0.0))])
