@@ -5,6 +5,7 @@ Nothing here imports OpenTelemetry unless the process has loaded it.
 
 from __future__ import annotations
 
-from penstock.producers.traces.current import current_traceparent, follow, inherit, traced
+from penstock.producers.traces.loaded import inherit
+from penstock.producers.traces.request import current_traceparent, follow, traced
 
 __all__ = ["current_traceparent", "follow", "inherit", "traced"]

@@ -10,7 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace import ProxyTracerProvider as NoProvider
 
-from penstock.producers.traces.current import inherited_traceparent
+from penstock.producers.traces.request import inherited_traceparent
 from penstock.schemas.wire.traceparent import read_traceparent
 
 NOWHERE = Context()

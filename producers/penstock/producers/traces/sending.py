@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from penstock.producers.traces.current import tracing
+from penstock.producers.traces.loaded import tracing
 from penstock.schemas.wire.codec import HEADER, Envelope
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def sending(envelopes: Sequence[Envelope], operation: str = "send") -> AbstractC
     Arguments:
         operation: `send`, or `create` where someone else sends them.
     """
-    found = tracing()
-    if found is None or not envelopes:
+    active = tracing()
+    if active is None or not envelopes:
         return _NOTHING
     try:
-        return _open(found, envelopes, operation) or _NOTHING
+        return _open(active, envelopes, operation) or _NOTHING
     except Exception:
         log.exception("no span for %d jobs that are sent", len(envelopes))
         return _NOTHING
@@ -51,7 +51,7 @@ def relayed(envelopes: Iterable[Envelope], began: int, source: str) -> None:
         source: where the jobs came from: `due`, `outbox`, `workflow` or `stock`.
     """
     try:
-        if (found := tracing()) is None:
+        if (active := tracing()) is None:
             return
         from opentelemetry.trace import SpanKind
 
@@ -60,12 +60,12 @@ def relayed(envelopes: Iterable[Envelope], began: int, source: str) -> None:
         end = time.time_ns()
         for envelope in envelopes:
             traceparent = traceparent_in(envelope)
-            if traceparent is None or found.refuses(traceparent):
+            if traceparent is None or active.refuses(traceparent):
                 continue
             attributes = _attributes([envelope], "send") | {"penstock.source": source}
             context = within(traceparent)
             name = _name("send", attributes)
-            found.tracer.start_span(name, context, SpanKind.CLIENT, attributes, start_time=began).end(end)
+            active.tracer.start_span(name, context, SpanKind.CLIENT, attributes, start_time=began).end(end)
     except Exception:
         log.exception("no spans for jobs that were sent")
 
@@ -86,18 +86,18 @@ class Firings:
         except Exception:
             log.exception("no span for a job of schedule %s", schedule)
 
-    def _stamp(self, found: Tracing, schedule: str, envelope: Envelope) -> None:
+    def _stamp(self, active: Tracing, schedule: str, envelope: Envelope) -> None:
         from opentelemetry.trace import SpanKind
 
         from penstock.producers.traces.otel import NOWHERE, traceparent_of, unsampled_root
 
-        if found.refuses(None):
+        if active.refuses(None):
             _stamp([envelope], unsampled_root())
             return
         if (span := self._spans.get(schedule)) is None:  # a transaction may run twice
             attributes = _attributes([envelope], "create") | {"penstock.schedule": schedule}
             name = _name("create", attributes)
-            span = found.tracer.start_span(name, NOWHERE, SpanKind.PRODUCER, attributes)
+            span = active.tracer.start_span(name, NOWHERE, SpanKind.PRODUCER, attributes)
             self._spans[schedule] = span
         span.set_attribute("messaging.message.id", envelope.id)
         _stamp([envelope], traceparent_of(span))
@@ -115,14 +115,14 @@ def traceparent_in(envelope: Envelope) -> str | None:
     return header if isinstance(header, str) else None
 
 
-def _open(found: Tracing, envelopes: Sequence[Envelope], operation: str) -> AbstractContextManager[None] | None:
+def _open(active: Tracing, envelopes: Sequence[Envelope], operation: str) -> AbstractContextManager[None] | None:
     from opentelemetry.trace import Link, SpanKind, get_current_span
 
     from penstock.producers.traces.otel import span_context, traceparent_of, unsampled_root, within
 
     traceparent = traceparent_in(envelopes[0])
     together = [envelope for envelope in envelopes if traceparent_in(envelope) == traceparent]
-    if found.refuses(traceparent):
+    if active.refuses(traceparent):
         if traceparent is None:
             _stamp(together, unsampled_root())
         return None
@@ -130,7 +130,7 @@ def _open(found: Tracing, envelopes: Sequence[Envelope], operation: str) -> Abst
     others = {traceparent_in(envelope) for envelope in envelopes} - {traceparent, None}
     links = [Link(other) for other in map(span_context, others) if other.is_valid]
     attributes = _attributes(envelopes, operation)
-    span = found.tracer.start_span(_name(operation, attributes), parent, SpanKind.PRODUCER, attributes, links)
+    span = active.tracer.start_span(_name(operation, attributes), parent, SpanKind.PRODUCER, attributes, links)
     if (own := traceparent_of(span)) is None:
         return None
     _stamp(together, own)

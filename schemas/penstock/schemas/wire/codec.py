@@ -244,7 +244,6 @@ def _decode(envelope: Envelope, registry: Registry) -> Message:
         sent_at=parse_time(ours.get("sent_at")) or made_at(job_id),
         due_at=parse_time(ours.get("due_at") or headers.get("eta")),
         expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
-        # A stock client's is where OpenTelemetry's instrumentation of Celery puts it.
         traceparent=_text(ours, "traceparent") if ours else read_traceparent(headers.get("traceparent")),
         embed=embed if embed and any(embed.values()) else None,
     )

@@ -56,12 +56,12 @@ def exporters(signal: Signal) -> list[Callable[[], Any]]:
     """
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return []
-    found = []
+    classes = []
     for name in _names(signal):
         group = f"opentelemetry_{signal}_exporter"
         points = entry_points(group=group, name=_entry_point(signal, name))
         try:
-            found.append(next(iter(points)).load())
+            classes.append(next(iter(points)).load())
         except (StopIteration, ImportError):
             package = "penstock[telemetry]" if name in ("otlp", "console") else f"the package of exporter {name!r}"
             if _protocol(signal) == "grpc" and name == "otlp":
@@ -69,7 +69,7 @@ def exporters(signal: Signal) -> list[Callable[[], Any]]:
             log.warning(
                 "the environment asks for %s by %s, and no library for it is here: install %s", *(signal, name, package)
             )
-    return found
+    return classes
 
 
 def resource_of(role: str) -> Resource:
@@ -82,9 +82,11 @@ def resource_of(role: str) -> Resource:
         "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
     }
     named = os.environ.get("OTEL_SERVICE_NAME")
-    given = Resource.create()
+    detected = Resource.create()
     unnamed = not named and "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    attributes = {name: value for name, value in given.attributes.items() if not (unnamed and name == "service.name")}
+    attributes = {
+        name: value for name, value in detected.attributes.items() if not (unnamed and name == "service.name")
+    }
     return Resource({**own, **attributes})
 
 
@@ -92,7 +94,7 @@ def in_time(what: str, finish: Callable[[], None], targets: Sequence[Any]) -> No
     """Call a function that sends the rest, and go on without it if that takes too long: a server may not answer.
 
     Arguments:
-        targets: the exporters that are given up then.
+        targets: the exporters that are detected up then.
     """
 
     def run() -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.supervision import start_thread
@@ -28,14 +28,49 @@ _MEANS_SECONDS = ("_seconds", "_seconds_total")
 
 
 class Push:
-    """The push of a registry. `stop` ends it."""
+    """The push of a registry, from a thread of its own. `stop` ends it.
 
-    def __init__(self, stop: Callable[[], None] = lambda: None) -> None:
-        self._stop = stop
+    Arguments:
+        targets: the exporters; none: nothing is pushed.
+        resource: this process.
+        interval: seconds between two pushes.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        targets: Sequence[Any] = (),
+        resource: Resource | None = None,
+        interval: float = 0.0,
+    ) -> None:
+        self._registry, self._targets, self._resource, self._interval = registry, targets, resource, interval
+        self._began, self._stopping = time.time_ns(), threading.Event()
+        self._thread: threading.Thread | None = None
+        if targets:
+            self._thread = start_thread("metrics by OTLP", self._run, self._stopping, vital=False)
 
     def stop(self) -> None:
         """Push once more, within a few seconds, and end. Raises nothing."""
-        self._stop()
+        if self._thread is not None and not self._stopping.is_set():
+            self._stopping.set()
+            in_time("metrics", self._finish, self._targets)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._interval):
+            self._push()
+
+    def _push(self) -> None:
+        assert self._resource is not None
+        data = collect(self._registry, self._resource, self._began)
+        for target in self._targets:
+            target.export(data)
+
+    def _finish(self) -> None:
+        assert self._thread is not None
+        self._thread.join()
+        self._push()
+        for target in self._targets:
+            target.shutdown()
 
 
 def start(registry: CollectorRegistry, role: str = "worker") -> Push:
@@ -48,43 +83,15 @@ def start(registry: CollectorRegistry, role: str = "worker") -> Push:
         role: of this process, as for its spans.
     """
     try:
-        targets = [make_exporter() for make_exporter in exporters("metrics")]
-        if not targets:
-            return Push()
-        resource, interval = resource_of(role), _interval_seconds()
+        if targets := [make_exporter() for make_exporter in exporters("metrics")]:
+            return Push(registry, targets, resource_of(role), _interval_seconds())
     except Exception:
         log.exception("no metrics are pushed")
-        return Push()
-    began, stopping = time.time_ns(), threading.Event()
-
-    def push() -> None:
-        data = collect(registry, resource, began)
-        for target in targets:
-            target.export(data)
-
-    def body() -> None:
-        while not stopping.wait(interval):
-            push()
-
-    thread = start_thread("metrics by OTLP", body, stopping, vital=False)
-
-    def finish() -> None:
-        thread.join()
-        push()
-        for target in targets:
-            target.shutdown()
-
-    def stop() -> None:
-        if stopping.is_set():
-            return
-        stopping.set()
-        in_time("metrics", finish, targets)
-
-    return Push(stop)
+    return Push(registry)
 
 
 def collect(registry: CollectorRegistry, resource: Resource, began: int) -> MetricsData:
-    """What a registry has now. Counters and histograms are cumulative.
+    """Registry → its metrics as they are now. Counters and histograms are cumulative.
 
     Arguments:
         began: since when they count, where they do not say so themselves, as `time.time_ns` says it.

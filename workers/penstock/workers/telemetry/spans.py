@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
-from penstock.producers.traces.current import inherit, tracing
+from penstock.producers.traces.loaded import inherit, tracing
 from penstock.producers.traces.sending import SYSTEM
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
@@ -64,9 +64,9 @@ class ProcessSpans:
 
     def started(self, claim: Claim) -> None:
         traceparent = claim.message.traceparent
-        found = self._tracing or self._find()
-        if found is not None and not found.refuses(None if self._linked else traceparent):
-            self._begin(found, claim)
+        active = self._tracing or self._find()
+        if active is not None and not active.refuses(None if self._linked else traceparent):
+            self._begin(active, claim)
         elif traceparent is not None:
             inherit(traceparent)
 
@@ -84,7 +84,7 @@ class ProcessSpans:
             self._tracing = tracing()
         return self._tracing
 
-    def _begin(self, found: Tracing, claim: Claim) -> None:
+    def _begin(self, active: Tracing, claim: Claim) -> None:
         """Start the span of an attempt and make it the current one, for the rest of this context."""
         from opentelemetry import context, trace
 
@@ -92,7 +92,7 @@ class ProcessSpans:
 
         message, now = claim.message, time.time_ns()
         cause = span_context(message.traceparent)
-        span = found.tracer.start_span(
+        span = active.tracer.start_span(
             f"process {message.queue}",
             NOWHERE if self._linked else within(message.traceparent),
             trace.SpanKind.CONSUMER,

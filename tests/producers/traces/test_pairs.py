@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.polling import WAIT_SECONDS, until
-from support.servers.shared import broker_url
-from support.stack import PAIRS, TESTS, Stack, stopped_at_the_end
-from workers.executor.traces.collector import Collector, Span, collecting
-from workers.executor.traces.recorded import Recorded, id_of, parent_of
-from workers.executor.traces.trace_jobs import (
+from producers.traces.collector import Collector, Span, collecting
+from producers.traces.recorded import Recorded, id_of, parent_of
+from producers.traces.trace_jobs import (
     Leaf,
     OuterChild,
     OuterCoroutine,
@@ -22,10 +19,13 @@ from workers.executor.traces.trace_jobs import (
     SendsCoroutine,
     SendsThread,
 )
+from support.polling import WAIT_SECONDS, until
+from support.servers.shared import broker_url
+from support.stack import PAIRS, TESTS, Stack, stopped_at_the_end
 
 from penstock.workers.local.up.redis_server import RedisServer
 
-MODULE = "workers.executor.traces.trace_jobs"
+MODULE = "producers.traces.trace_jobs"
 ENQUEUE = [OuterCoroutine, OuterThread, OuterChild]
 SEND = [SendsCoroutine, SendsThread, SendsChild]
 

@@ -12,10 +12,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import Tracer
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
+from producers.traces import trace_jobs
+from producers.traces.recorded import Recorded, assert_one_tree, id_of, parent_of
+from producers.traces.trace_jobs import MARKER, Leaf, Login, OuterChild, OuterCoroutine, OuterThread
 from support.polling import WAIT_SECONDS, until
-from workers.executor.traces import trace_jobs
-from workers.executor.traces.recorded import Recorded, assert_one_tree, id_of, parent_of
-from workers.executor.traces.trace_jobs import MARKER, Leaf, Login, OuterChild, OuterCoroutine, OuterThread
 
 from penstock.config.sections.telemetry import TelemetrySettings
 from penstock.config.settings import Settings
@@ -156,9 +156,9 @@ def test_coroutines_of_the_asynchronous_producer_keep_their_traces_apart(recorde
     for name in ("one", "two"):
         [root] = recorded.named(name)
         trace_id = root.get_span_context().trace_id
-        mine = [span for span in recorded.spans if span.get_span_context().trace_id == trace_id]
-        assert assert_one_tree(mine) is root
-        assert [span.name for span in mine].count("process traces") == 3
+        of_request = [span for span in recorded.spans if span.get_span_context().trace_id == trace_id]
+        assert assert_one_tree(of_request) is root
+        assert [span.name for span in of_request].count("process traces") == 3
 
 
 class _Relay:
@@ -204,13 +204,13 @@ def test_what_is_not_sampled_costs_no_span(
     recorded: Recorded, inline: Inline, kind: type[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A span that the sampler refuses takes the SDK as long as a short job."""
-    asked: list[object] = []
-    monkeypatch.setattr(Tracer, "start_span", lambda *arguments, **_: asked.append(arguments))
+    calls: list[object] = []
+    monkeypatch.setattr(Tracer, "start_span", lambda *arguments, **_: calls.append(arguments))
     with traced(f"{HEADER[:-2]}00"):
         inline.producer.enqueue_many([kind(), kind()])
         inline.producer.enqueue(kind(), delay=0.01)
     inline.drain(WAIT_SECONDS)
-    assert asked == []
+    assert calls == []
 
 
 @pytest.mark.parametrize("sampler", [ALWAYS_OFF, ParentBased(ALWAYS_OFF), ParentBased(TraceIdRatioBased(0.0))])

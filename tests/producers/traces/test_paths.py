@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
+from producers.traces.recorded import Recorded, assert_one_tree, id_of, parent_of
+from producers.traces.test_trees import settings_in
+from producers.traces.trace_jobs import Suspect, SuspectThread, TwoSteps
 from sqlalchemy.orm import Session
 from support.ledgers import Note, row_of, set_up, stock_envelope
 from support.polling import WAIT_SECONDS, until
@@ -16,9 +19,6 @@ from workers.dispatcher.outbox.outbox_relays import OUT, left
 from workers.dispatcher.schedule_rules import HOURLY, fired, overdue, rules
 from workers.executor.bench import Bench
 from workers.executor.suspects.test_suspects import cut_off
-from workers.executor.traces.recorded import Recorded, assert_one_tree, id_of, parent_of
-from workers.executor.traces.test_trees import settings_in
-from workers.executor.traces.trace_jobs import Suspect, SuspectThread, TwoSteps
 
 from penstock.config.settings import ScheduleSettings, Settings
 from penstock.ledger.schedules.declare import declare_schedules

@@ -7,9 +7,9 @@ import threading
 from typing import Any
 
 import pytest
+from producers.traces.collector import Collector, collecting, values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary
 from support.polling import until
-from workers.executor.traces.collector import Collector, collecting, values
 
 from penstock.config import supervision
 from penstock.workers.telemetry import otel_setup

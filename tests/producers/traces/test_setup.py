@@ -12,13 +12,13 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 from opentelemetry.util._once import Once
+from producers.traces.collector import Span, collecting
+from producers.traces.recorded import Recorded
+from producers.traces.test_pairs import MODULE
+from producers.traces.test_trees import HEADER, settings_in
+from producers.traces.trace_jobs import Leaf
 from support.polling import WAIT_SECONDS, until
 from support.stack import TESTS, Stack, stopped_at_the_end
-from workers.executor.traces.collector import Span, collecting
-from workers.executor.traces.recorded import Recorded
-from workers.executor.traces.test_pairs import MODULE
-from workers.executor.traces.test_trees import HEADER, settings_in
-from workers.executor.traces.trace_jobs import Leaf
 
 from penstock.ledger import api_keys
 from penstock.workers.engines.inline import Inline

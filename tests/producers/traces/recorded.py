@@ -26,9 +26,9 @@ class Recorded:
         return self.exporter.get_finished_spans()
 
     def named(self, name: str, **attributes: object) -> list[ReadableSpan]:
-        wanted = {f"penstock.{key}": value for key, value in attributes.items()}
+        expected = {f"penstock.{key}": value for key, value in attributes.items()}
         return [
-            span for span in self.spans if span.name == name and wanted.items() <= dict(span.attributes or {}).items()
+            span for span in self.spans if span.name == name and expected.items() <= dict(span.attributes or {}).items()
         ]
 
     def sent(self, **attributes: object) -> list[ReadableSpan]:

@@ -28,7 +28,7 @@ class Span:
 
 @dataclass
 class Collector:
-    """What has arrived, and where it may be sent to."""
+    """Spans and metrics that have arrived, and the URL to send them to."""
 
     url: str = ""
     spans: list[Span] = field(default_factory=list)

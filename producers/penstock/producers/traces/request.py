@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any
 
 from penstock.schemas.wire.traceparent import read_traceparent
 
-if TYPE_CHECKING:
-    from penstock.producers.traces.otel import Tracing
-
 _inherited: ContextVar[str | None] = ContextVar("penstock_traceparent", default=None)
-_attach: Callable[[], Any] | None = None
 
 
 @contextmanager
@@ -36,21 +31,9 @@ def follow(header: str | None) -> Token[str | None]:
     return _inherited.set(read_traceparent(header))
 
 
-def inherit(traceparent: str) -> None:
-    """Run the rest of this context, which is that of one job, in the job's trace.
-
-    Where OpenTelemetry is loaded its current span is the one that the traceparent names, so that its samplers follow
-    the decision that was made for it.
-    """
-    global _attach
+def set_inherited(traceparent: str) -> None:
+    """Have the rest of this context belong to the trace of a job that runs."""
     _inherited.set(traceparent)
-    if _attach is not None:
-        _attach()
-    elif "opentelemetry.trace" in sys.modules:
-        from penstock.producers.traces.otel import attach_inherited
-
-        _attach = attach_inherited
-        _attach()
 
 
 def inherited_traceparent() -> str | None:
@@ -65,12 +48,3 @@ def current_traceparent() -> str | None:
         if span.is_valid:
             return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
     return _inherited.get()
-
-
-def tracing() -> Tracing | None:
-    """The tracer of this process; None: it has no provider of spans."""
-    if "opentelemetry.trace" not in sys.modules:
-        return None
-    from penstock.producers.traces.otel import find_tracing
-
-    return find_tracing()

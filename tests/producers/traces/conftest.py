@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler
-from workers.executor.traces.recorded import Recorded
+from producers.traces.recorded import Recorded
+from workers.executor.conftest import bench as bench
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def sampler() -> Sampler:
 
 @pytest.fixture
 def recorded(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
-    """The provider of this process for one test; there is no public way to set a second one."""
+    """The provider of this process for one test. The API lets a process set only one."""
     recorded = Recorded(sampler)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", recorded.provider)
     yield recorded

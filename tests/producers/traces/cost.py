@@ -1,4 +1,4 @@
-"""Measures what the spans of workers cost a job, in µs of CPU: `python tests/workers/executor/traces/cost.py`.
+"""Measures what the spans of workers cost a job, in µs of CPU: `python tests/producers/traces/cost.py`.
 
 Each case runs in a process of its own, as a provider can be set once.
 """
