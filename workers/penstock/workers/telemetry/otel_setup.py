@@ -94,7 +94,7 @@ def in_time(what: str, finish: Callable[[], None], targets: Sequence[Any]) -> No
     """Call a function that sends the rest, and go on without it if that takes too long: a server may not answer.
 
     Arguments:
-        targets: the exporters that are detected up then.
+        targets: the exporters that are given up then.
     """
 
     def run() -> None:
