@@ -138,6 +138,18 @@ def test_a_stock_header_that_is_no_traceparent_harms_no_job(header: object) -> N
     assert waiting(envelope)["traceparent"] is None
 
 
+def test_a_traceparent_of_other_software_may_be_anything(recorded: Recorded, bench: Bench) -> None:
+    from workers.executor.bench import Add
+
+    from penstock.schemas.wire.codec import encode
+
+    envelopes = [encode(Add(a=1, b=2), traceparent=text) for text in ("", "-", "nonsense", "x" * 64)]
+    bench.broker.send(envelopes)
+    bench.worker()
+    until(lambda: len(recorded.named("process ex")) == len(envelopes))
+    assert all(span.parent is None and not span.links for span in recorded.named("process ex"))
+
+
 def test_a_tracer_that_fails_harms_no_sending(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug of a library")

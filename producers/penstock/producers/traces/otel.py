@@ -36,12 +36,14 @@ class Tracing:
 
     def refuses(self, traceparent: str | None) -> bool:
         """Whether a span with this parent is certainly not sampled; None: it has no parent."""
-        if traceparent is None:
+        if not traceparent or len(traceparent) != _LENGTH:
             return self._no_roots
         return self._none or (self._follows and traceparent[-1] in _UNSAMPLED)
 
 
 _PARENTS = ("remote", "local")
+_LENGTH = 55
+"""Characters of a traceparent of version 00. A text of another length is none."""
 _UNSAMPLED = "02468ace"
 """Last digits of the flags of what was not sampled."""
 _found: Tracing | None = None

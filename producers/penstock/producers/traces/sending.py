@@ -60,7 +60,7 @@ def relayed(envelopes: Iterable[Envelope], began: int, source: str) -> None:
         end = time.time_ns()
         for envelope in envelopes:
             traceparent = traceparent_in(envelope)
-            if traceparent is None or active.refuses(traceparent):
+            if not traceparent or active.refuses(traceparent):
                 continue
             attributes = _attributes([envelope], "send") | {"penstock.source": source}
             context = within(traceparent)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
+from penstock.producers.traces.loaded import tracing
 from penstock.schemas import __version__
 
 if TYPE_CHECKING:
@@ -115,12 +116,11 @@ def in_time(what: str, finish: Callable[[], None], targets: Sequence[Any]) -> No
 
 def _make_provider(role: str, targets: list[SpanExporter]) -> TracerProvider | None:
     """Arguments: targets: takes the exporters."""
+    if tracing() is not None:
+        return None  # the application's own, such as that of opentelemetry-instrument
     if not (classes := exporters("traces")):
         return None
     from opentelemetry import trace
-
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return None  # the application's own, such as that of opentelemetry-instrument
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

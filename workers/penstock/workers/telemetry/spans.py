@@ -67,7 +67,7 @@ class ProcessSpans:
         active = self._tracing or self._find()
         if active is not None and not active.refuses(None if self._linked else traceparent):
             self._begin(active, claim)
-        elif traceparent is not None:
+        elif traceparent:
             inherit(traceparent)
 
     def ended(self, outcome: AttemptOutcome) -> None:
