@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -133,32 +134,35 @@ def test_jobs_run_and_a_process_ends_though_its_collector_hangs(
     assert "the last spans are lost" in caplog.text
 
 
-def test_jobs_of_the_gateway_are_in_the_trace_of_the_header(
-    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path, prefix: str
-) -> None:
+@pytest.fixture
+def stack(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path, prefix: str) -> Iterator[Stack]:
+    stack = Stack("celery", redis_server.url, prefix, tmp_path)
+    with stopped_at_the_end(stack, "redis", request.session):
+        yield stack
+
+
+def test_jobs_of_the_gateway_are_in_the_trace_of_the_header(stack: Stack) -> None:
     port = free_port()
     with collecting() as collector:
-        stack = Stack("celery", redis_server.url, prefix, tmp_path)
         environment = {
             "PYTHONPATH": str(TESTS),
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
         }
         gateway = stack.run(["gateway", "--port", str(port), "--import", MODULE], **environment)
-        with stopped_at_the_end(stack, "redis", request.session):
-            key, _ = api_keys.add(stack.database, "test")
-            headers = {"Authorization": f"Bearer {key}", "traceparent": HEADER}
+        key, _ = api_keys.add(stack.database, "test")
+        headers = {"Authorization": f"Bearer {key}", "traceparent": HEADER}
 
-            def send() -> bool:
-                try:
-                    answer = httpx.post(f"http://127.0.0.1:{port}/v1/jobs/trace.leaf", json={}, headers=headers)
-                except httpx.TransportError as error:
-                    raise AssertionError(str(error)) from error
-                return answer.status_code == 202
+        def send() -> bool:
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/v1/jobs/trace.leaf", json={}, headers=headers)
+            except httpx.TransportError as error:
+                raise AssertionError(str(error)) from error
+            return answer.status_code == 202
 
-            until(send, unless=lambda: gateway.poll() is not None and stack.logs())
-            sent = until(lambda: [span for span in collector.spans if span.name == "send traces"])
-            until(lambda: HEADER[36:52] in above(sent[0], collector.spans))
+        until(send, unless=lambda: gateway.poll() is not None and stack.logs())
+        sent = until(lambda: [span for span in collector.spans if span.name == "send traces"])
+        until(lambda: HEADER[36:52] in above(sent[0], collector.spans))
     assert (sent[0].service, sent[0].trace) == ("penstock-gateway", HEADER[3:35])
 
 
