@@ -39,6 +39,7 @@ from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.executor.runtime.loop_thread import LoopThread
 from penstock.workers.executor.watchdog import Watchdog
+from penstock.workers.telemetry.otlp_metrics import Push
 
 ROOTS = {name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("producers", "workers")}
 
@@ -57,6 +58,7 @@ BODIES: dict[str, tuple[type[Any], str]] = {
     "workers/executor/limit_gate.py": (LimitGate, "_renew"),
     "workers/executor/runtime/loop_thread.py": (LoopThread, "_run"),
     "workers/executor/watchdog.py": (Watchdog, "_run"),
+    "workers/telemetry/otlp_metrics.py": (Push, "_run"),
 }
 """File that starts a supervised loop → the body of the loop; of `executor.py` there is `Overdue.run`, too."""
 
@@ -66,6 +68,7 @@ THREADS = {
     "workers/engines/renewal/parent.py": "a report of one exit",
     "workers/executor/runtime/handler_threads.py": "handlers, whose errors are their jobs'",
     "workers/local/up/supervisor.py": "a report of one exit",
+    "workers/telemetry/otel_setup.py": "the last sending of a process that ends",
     "workers/local/demo/command.py": "the demo's own",
     "workers/local/demo/world/customers_api.py": "the demo's own",
 }

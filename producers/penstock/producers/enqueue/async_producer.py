@@ -13,6 +13,7 @@ from penstock.producers.enqueue.options import EnqueueOptions
 from penstock.producers.enqueue.override import Override
 from penstock.producers.handles.handles import AsyncJobHandle
 from penstock.producers.senders import AsyncSender, open_async_sender
+from penstock.producers.traces.sending import sending
 from penstock.schemas.jobs.durations import Duration
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class AsyncProducer(BaseProducer[AsyncSender, AsyncJobHandle]):
         """See `Producer.enqueue`."""
         envelope, policy = self._builder.build(job, options)
         if policy is None:  # most jobs; a generator takes half a microsecond more
-            await self._sender.send((envelope,))
+            envelopes = (envelope,)
+            with sending(envelopes):
+                await self._sender.send(envelopes)
             return self._handle_of(envelope)
         [handle] = await self._run(self._enqueue_unique([(envelope, policy)]))
         return handle

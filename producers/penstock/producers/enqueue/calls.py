@@ -14,6 +14,7 @@ from penstock.producers.handles.connections import LedgerConnections
 from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
 from penstock.producers.senders import AsyncSender, Sender
 from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.traces.sending import sending
 from penstock.schemas.jobs.durations import Duration, resolve_run_at
 from penstock.schemas.wire.codec import Envelope
 
@@ -117,7 +118,8 @@ class BaseProducer(Generic[S, H]):
         if any(policy for _, policy in prepared):
             return (yield from self._enqueue_unique(prepared))
         envelopes = [envelope for envelope, _ in prepared]
-        yield envelopes
+        with sending(envelopes):
+            yield envelopes
         return [self._handle_of(envelope) for envelope in envelopes]
 
     def _enqueue_each(self, items: Iterable[tuple[Job, Mapping[str, Any]]]) -> Call[list[H | PenstockError]]:
@@ -135,8 +137,10 @@ class BaseProducer(Generic[S, H]):
                 answers[number] = error
         for group in free.values():  # by queue, as one may be full and the next not
             refusal: PenstockError | None = None
+            envelopes = [envelope for _, envelope in group]
             try:
-                yield [envelope for _, envelope in group]
+                with sending(envelopes):
+                    yield envelopes
             except PenstockError as error:
                 refusal = error
             for number, envelope in group:
@@ -144,6 +148,10 @@ class BaseProducer(Generic[S, H]):
         return [answer for answer in answers if answer is not None]
 
     def _enqueue_unique(self, prepared: Sequence[Prepared]) -> Call[list[H]]:
+        with sending([envelope for envelope, _ in prepared]):
+            return (yield from self._record_and_send(prepared))
+
+    def _record_and_send(self, prepared: Sequence[Prepared]) -> Call[list[H]]:
         unique: UniqueEnqueue = yield lambda: self._open_unique(prepared)
         to_send: list[Envelope] = yield unique.admit
         try:

@@ -11,6 +11,7 @@ from penstock.config.errors import InvalidJob, UndecodableMessage
 from penstock.producers.enqueue.envelopes import EnvelopeBuilder
 from penstock.producers.enqueue.options import EnqueueOptions
 from penstock.producers.handles.connections import LedgerConnections
+from penstock.producers.traces.sending import sending
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.unique_policy import Unique
 from penstock.schemas.wire.codec import HEADER, Envelope, decode
@@ -75,7 +76,8 @@ def make_entry(builder: EnvelopeBuilder, job: Job, options: EnqueueOptions) -> E
         InvalidJob: the job or an option is wrong; TypeError: an option does not exist.
     """
     envelope, policy = builder.build(job, options)
-    return envelope, _row(envelope, job.kind().track, policy)
+    with sending((envelope,), "create"):
+        return envelope, _row(envelope, job.kind().track, policy)
 
 
 def make_entries(builder: EnvelopeBuilder, jobs: Iterable[Job]) -> list[Entry]:
@@ -86,12 +88,14 @@ def make_entries(builder: EnvelopeBuilder, jobs: Iterable[Job]) -> list[Entry]:
     """
     jobs = jobs if isinstance(jobs, Job) else list(jobs)  # `build_many` refuses a single one
     entries = []
-    for number, (job, (envelope, policy)) in enumerate(zip(jobs, builder.build_many(jobs), strict=True)):
-        try:
-            entries.append((envelope, _row(envelope, job.kind().track, policy)))
-        except InvalidJob as error:
-            error.add_note(f"it is number {number} of the batch; nothing was written")
-            raise
+    prepared = builder.build_many(jobs)
+    with sending([envelope for envelope, _ in prepared], "create"):
+        for number, (job, (envelope, policy)) in enumerate(zip(jobs, prepared, strict=True)):
+            try:
+                entries.append((envelope, _row(envelope, job.kind().track, policy)))
+            except InvalidJob as error:
+                error.add_note(f"it is number {number} of the batch; nothing was written")
+                raise
     return entries
 
 

@@ -13,6 +13,7 @@ from penstock.producers.enqueue.options import EnqueueOptions
 from penstock.producers.enqueue.override import Override
 from penstock.producers.handles.handles import JobHandle
 from penstock.producers.senders import Sender, open_sender
+from penstock.producers.traces.sending import sending
 from penstock.schemas.jobs.durations import Duration
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class Producer(BaseProducer[Sender, JobHandle]):
         """
         envelope, policy = self._builder.build(job, options)
         if policy is None:  # most jobs; a generator takes half a microsecond more
-            self._sender.send((envelope,))
+            envelopes = (envelope,)
+            with sending(envelopes):
+                self._sender.send(envelopes)
             return self._handle_of(envelope)
         [handle] = self._run(self._enqueue_unique([(envelope, policy)]))
         return handle

@@ -24,6 +24,7 @@ from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, NAME, PRIORITIES, Kind,
 from penstock.schemas.states import WAITING, State
 from penstock.schemas.wire.codec import Envelope, Message, body_of, check_size, open_body, parse_time, read_body
 from penstock.schemas.wire.ids import made_at
+from penstock.schemas.wire.traceparent import read_traceparent
 
 Row = dict[str, Any]
 
@@ -106,7 +107,7 @@ def waiting_row(envelope: Envelope, due_at: datetime | None = None) -> Row:
         embed=json.dumps(embed) if embed and any(embed.values()) else None,
         key=ours.get("key"),
         tenant=ours.get("tenant"),
-        traceparent=ours.get("traceparent"),
+        traceparent=ours.get("traceparent") if ours else read_traceparent(headers.get("traceparent")),
         enqueued_at=parse_time(ours.get("sent_at")) or made_at(envelope.id) or now,
         expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
         due_at=due_at or parse_time(ours.get("due_at") or headers.get("eta")) or now,

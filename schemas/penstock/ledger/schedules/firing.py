@@ -32,6 +32,9 @@ from penstock.schemas.wire.codec import Envelope, explain
 
 log = logging.getLogger("penstock.dispatcher")
 
+Stamp = Callable[[str, Envelope], None]
+"""Gets the name of a schedule and a job of it that is about to be written, to put the job into a trace."""
+
 BATCH = 500
 """Schedules fired in one transaction."""
 _MOST_TIMES = 2 * MOST_AT_ONCE
@@ -72,7 +75,7 @@ class _Plan:
     released: datetime | None = None
 
 
-def fire(database: Database, *due: Schedule) -> bool:
+def fire(database: Database, *due: Schedule, stamp: Stamp | None = None) -> bool:
     """Make the jobs of the due times of these schedules. Returns whether more is due already.
 
     A schedule that has changed in the ledger, is paused there, or is locked by another dispatcher, is left alone.
@@ -102,7 +105,7 @@ def fire(database: Database, *due: Schedule) -> bool:
             plans.append(_plan(connection, database, by_name[row.name], row, states, now))
             if (times := times + len(plans[-1].entries)) >= _MOST_TIMES:
                 break
-        written = _record(connection, database, plans, now, check_existing=tries > 1)
+        written = _record(connection, database, plans, now, check_existing=tries > 1, stamp=stamp)
         behind = any(plan.next_at is not None and plan.next_at + plan.schedule.offset <= now for plan in plans)
         return plans, written, behind or len(plans) < len(rows)
 
@@ -123,7 +126,9 @@ def waiting_schedules(database: Database) -> list[str]:
     return database.read(lambda connection: list(connection.scalars(select)))
 
 
-def release_waiting(database: Database, names: Sequence[str], read: Callable[[Any], Schedule]) -> None:
+def release_waiting(
+    database: Database, names: Sequence[str], read: Callable[[Any], Schedule], stamp: Stamp | None = None
+) -> None:
     """Make the jobs of these schedules that waited for their last jobs to end.
 
     Arguments:
@@ -143,7 +148,7 @@ def release_waiting(database: Database, names: Sequence[str], read: Callable[[An
                 if not plan.unfinished:
                     _release(plan, now)
                     plans.append(plan)
-        return _record(connection, database, plans, now, check_existing=False)
+        return _record(connection, database, plans, now, check_existing=False, stamp=stamp)
 
     _log_firings(database.write(release_jobs))
 
@@ -212,7 +217,13 @@ def _add_job(plan: _Plan, time: datetime, now: datetime) -> None:
 
 
 def _record(
-    connection: sa.Connection, database: Database, plans: Sequence[_Plan], now: datetime, *, check_existing: bool
+    connection: sa.Connection,
+    database: Database,
+    plans: Sequence[_Plan],
+    now: datetime,
+    *,
+    check_existing: bool,
+    stamp: Stamp | None,
 ) -> list[dict[str, Any]]:
     """Write the jobs, the firings and the schedules' rows. Returns the firings.
 
@@ -231,6 +242,10 @@ def _record(
             sent = (envelope.id for _, envelope, _ in reversed(new) if envelope is not None)
             plan.last_job_id = next(sent, plan.row.last_job_id)
         entries += [(plan, *entry) for entry in new]
+    if stamp is not None:
+        for plan, _, envelope, _ in entries:
+            if envelope is not None:
+                stamp(plan.schedule.name, envelope)
     envelopes = [envelope for _, _, envelope, _ in entries if envelope is not None]
     admissions = iter(enter_jobs(connection, database, envelopes, now) if envelopes else [])
     written = []

@@ -62,6 +62,7 @@ class Claim:
         quarantine: it crashed its worker too often: record it as dead instead of running it.
         crash: what is known of the crash that ended the attempt before.
         unseen: the ledger had not known the job.
+        asked_at: when it was asked for, as `time.time_ns` says it; 0: it was not.
     """
 
     message: Message
@@ -74,6 +75,7 @@ class Claim:
     quarantine: bool = False
     crash: str | None = None
     unseen: bool = False
+    asked_at: int = 0
 
 
 @dataclass(slots=True)

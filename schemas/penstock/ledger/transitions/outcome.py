@@ -67,6 +67,8 @@ class AttemptOutcome:
     """Its own process died: the attempt is on record as crashed, and counts as a crash and not as a failure."""
     recorded: bool | None = None
     """If known before the record: whether it was kept (with `ctx.session`), or the fence was lost."""
+    asked_at: int = 0
+    """When the record was asked for, as `time.time_ns` says it; 0: it was not."""
 
     @property
     def needs_record(self) -> bool:

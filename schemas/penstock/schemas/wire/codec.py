@@ -25,6 +25,7 @@ from penstock.schemas.wire.payloads import EMBED as EMBED
 from penstock.schemas.wire.payloads import body_of as body_of
 from penstock.schemas.wire.payloads import explain as explain
 from penstock.schemas.wire.payloads import payload_of, scrubber_of_unread
+from penstock.schemas.wire.traceparent import read_traceparent
 
 HEADER = "penstock"
 """The one header of ours among Celery's."""
@@ -243,7 +244,7 @@ def _decode(envelope: Envelope, registry: Registry) -> Message:
         sent_at=parse_time(ours.get("sent_at")) or made_at(job_id),
         due_at=parse_time(ours.get("due_at") or headers.get("eta")),
         expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
-        traceparent=_text(ours, "traceparent"),
+        traceparent=_text(ours, "traceparent") if ours else read_traceparent(headers.get("traceparent")),
         embed=embed if embed and any(embed.values()) else None,
     )
 

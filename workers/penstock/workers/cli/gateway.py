@@ -35,11 +35,15 @@ def gateway(
     if context.invoked_subcommand is not None:
         return
     from penstock.config.logging import setup_logging
+    from penstock.workers.telemetry.otel_setup import spans_exported
 
     setup_logging(log_level)
     settings = open_settings()
     discover(imports or ())
-    raise typer.Exit(_load("server").run_gateway(settings, address=address, port=port))
+    server = _load("server")
+    with spans_exported("gateway"):
+        code = server.run_gateway(settings, address=address, port=port)
+    raise typer.Exit(code)
 
 
 @app.command("openapi")

@@ -53,6 +53,7 @@ def worker(
     from penstock.workers.engines import prepare, run_worker
     from penstock.workers.engines.renewal.link import ParentLink
     from penstock.workers.engines.renewal.parent import run_parent
+    from penstock.workers.telemetry.otel_setup import spans_exported
 
     setup_logging(log_level)
     limits = {"max_jobs": max_jobs, "max_memory": max_memory}
@@ -70,15 +71,16 @@ def worker(
         chosen = sorted(queue for queue in named if settings.queue(queue).engine == engine)
     if not chosen:
         raise ConfigError(f"no queue for engine {engine!r}: name some with --queues, or in penstock.toml")
-    code = run_worker(
-        engine,
-        settings,
-        queues=chosen,
-        concurrency=concurrency,
-        name=name,
-        log_level=log_level.upper(),
-        parent=parent,
-    )
+    with spans_exported("worker"):
+        code = run_worker(
+            engine,
+            settings,
+            queues=chosen,
+            concurrency=concurrency,
+            name=name,
+            log_level=log_level.upper(),
+            parent=parent,
+        )
     raise typer.Exit(code)
 
 
@@ -86,11 +88,14 @@ def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
     """Run the dispatcher: delayed jobs, retries, schedules, jobs of unmodified clients. Several may run."""
     from penstock.config.logging import setup_logging
     from penstock.workers.dispatcher.dispatcher import run_dispatcher
+    from penstock.workers.telemetry.otel_setup import spans_exported
 
     setup_logging(log_level)
     settings = open_settings()
     discover(imports or ())
-    raise typer.Exit(run_dispatcher(settings))
+    with spans_exported("dispatcher"):
+        code = run_dispatcher(settings)
+    raise typer.Exit(code)
 
 
 def up(

@@ -10,6 +10,7 @@ from penstock.config.errors import PenstockError, QueueFull
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import due
 from penstock.producers.senders import Sender
+from penstock.producers.traces.sending import relayed
 from penstock.workers.dispatcher.poller import Poller, log
 
 BATCH = 500
@@ -29,11 +30,13 @@ def send_due(database: Database, sender: Sender, limit: int = 500, exclude: Iter
     rows, until = due.reserve(database, limit, exclude)
     if not rows:
         return 0
+    envelopes, at = [due.envelope_of(row) for row in rows], time.time_ns()
     try:
-        sender.send([due.envelope_of(row) for row in rows])
+        sender.send(envelopes)
     except PenstockError:
         due.release(database, rows, until)
         raise
+    relayed(envelopes, at, "due")
     due.mark_as_sent(database, rows, until, began)
     return len(rows)
 

@@ -12,6 +12,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.due import keep, waiting
 from penstock.producers.senders import scheme
+from penstock.producers.traces.sending import relayed
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.wire.codec import Envelope, check_size, is_due, parse_time
 from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
@@ -49,12 +50,16 @@ class StockClients(Poller):
 
     def route(self, envelope: Envelope, raw: bytes) -> Envelope | None:
         """Envelope → envelope for the queue of its kind; None: it waits in the ledger, or is a dead letter there."""
+        at = time.time_ns()
         try:
-            return self._route(envelope)
+            routed = self._route(envelope)
         except UndecodableMessage as error:
             log.error("message %r of queue %s is a dead letter: %s", envelope.id, envelope.queue, error)
             bury_message(self._database, envelope, raw, error.reason, error.detail)
             return None
+        if routed is not None:
+            relayed((routed,), at, "stock")
+        return routed
 
     def _route(self, envelope: Envelope) -> Envelope | None:
         check_size(envelope)

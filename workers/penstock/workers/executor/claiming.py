@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -108,6 +109,7 @@ class Claiming:
                 next(claims) if _is_tracked(entry.message) else self._claim_untracked_suspect(entry) for entry in batch
             ]
 
+        asked_at = time.time_ns()
         try:
             answers = await io.ledger(claim_jobs)
         except LedgerUnavailable:
@@ -125,7 +127,7 @@ class Claiming:
                 self._claim_later(batch[0], Refusal(batch[0].message, "held", until))
             return
         try:
-            await self._begin(batch, answers)
+            await self._begin(batch, answers, asked_at)
         except LedgerUnavailable:
             raise
         except Exception as error:
@@ -142,7 +144,7 @@ class Claiming:
         crashes = max(_crashes(entry) - spared, 1)  # the first did not happen apart
         return _untracked_claim(entry, crashes, quarantine=crashes >= self._max_crashes(entry.message))
 
-    async def _begin(self, batch: list[InFlight], answers: list[Claim | Refusal]) -> None:
+    async def _begin(self, batch: list[InFlight], answers: list[Claim | Refusal], asked_at: int) -> None:
         """Settle the jobs that were refused, and run the others."""
         database, io = self._runtime.database, self._runtime.io
         if asks_of_keys(answers):
@@ -167,6 +169,7 @@ class Claiming:
             self._settled(refused)
         for entry, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Claim):
+                answer.asked_at = asked_at
                 self._run(entry, answer)
         changes = self._runtime.changes
         if changes is not None and changes.has_subscribers:  # as of the last look: a start may be missed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -65,6 +66,7 @@ class Recorder:
         """Record, then acknowledge. A crash in between repeats a delivery, which the claim then refuses."""
         changing = [outcome for _, outcome in batch if outcome.needs_record]
         if outcomes := [outcome for outcome in changing if outcome.recorded is None]:
+            asked_at = time.time_ns()
             try:
                 kept = await self._runtime.io.ledger(
                     lambda: record(self._runtime.database, outcomes, worker=self._runtime.name)
@@ -75,7 +77,7 @@ class Recorder:
                 await self._record_one_by_one(batch, error)
                 return
             for outcome, keep in zip(outcomes, kept, strict=True):
-                outcome.recorded = keep
+                outcome.recorded, outcome.asked_at = keep, asked_at
         if changing and self._runtime.changes is not None:
             self._runtime.changes.publish([outcome.claim.message.id for outcome in changing])
         done: list[InFlight] = []
@@ -86,6 +88,7 @@ class Recorder:
             (back if lost or outcome.name == Outcome.INTERRUPTED else done).append(entry)
             if lost:
                 log.warning("job %s: another worker has taken it over; this outcome is dropped", entry.message.id)
+                self._runtime.observers.lost(outcome)
                 if outcome.result_ref is not None:
                     self._runtime.tasks.spawn(self._results.drop(outcome))
                 continue

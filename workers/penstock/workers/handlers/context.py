@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from penstock.config.errors import InvalidJob
 from penstock.ledger.sql.text import is_storable, storable
 from penstock.producers.enqueue.options import check_options
+from penstock.producers.traces import current_traceparent
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.scrubbing import Scrub
 from penstock.schemas.wire.codec import Envelope, encode
@@ -131,7 +132,7 @@ class Context:
             key=key,
             tenant=tenant if tenant is not None else self.tenant,
             due_at=None if wait is None else datetime.now(UTC) + wait,
-            traceparent=self._traceparent,
+            traceparent=current_traceparent() or self._traceparent,
         )
         self._outgoing.append(envelope)
         return envelope.id

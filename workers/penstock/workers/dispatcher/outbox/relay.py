@@ -24,6 +24,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.faults import ABOUT_DATA
 from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.senders import Sender, open_sender_from
+from penstock.producers.traces.sending import relayed
 from penstock.workers.dispatcher.outbox.notifications import Notifications
 from penstock.workers.dispatcher.poller import Poller, log
 
@@ -110,10 +111,11 @@ class OutboxRelay(Poller):
         return batch.more
 
     def _send(self, batch: OutboxBatch, entries: Sequence[OutboxEntry]) -> None:
-        began = time.monotonic()
+        began, at = time.monotonic(), time.time_ns()
+        envelopes = [entry.envelope for entry in entries]
         try:
             if entries:
-                self._sender.send([entry.envelope for entry in entries])
+                self._sender.send(envelopes)
         except PenstockError as error:
             self._store.give_back(batch, entries)
             if not isinstance(error, QueueFull):
@@ -121,6 +123,7 @@ class OutboxRelay(Poller):
             log.warning("%s; its jobs wait in the outbox", error)
             self._full[error.queue] = time.monotonic() + _FULL_FOR_SECONDS
             return
+        relayed(envelopes, at, "outbox")
         self._store.mark_sent(batch, entries, began)
 
     def _full_queues(self) -> list[str]:

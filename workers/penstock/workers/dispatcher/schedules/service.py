@@ -21,6 +21,7 @@ from penstock.ledger.schedules.due import due_rows, upcoming_rows
 from penstock.ledger.schedules.firing import BATCH, fire, release_waiting, waiting_schedules
 from penstock.ledger.schedules.rules import Schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
+from penstock.producers.traces.sending import Firings
 from penstock.schemas.schedules.times import EPOCH
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
@@ -62,7 +63,9 @@ class Schedules(Poller):
             if self._file.has_changed():
                 self._is_declared = False
             if names := waiting_schedules(self._database):
-                release_waiting(self._database, names, self._read)
+                firings = Firings()
+                release_waiting(self._database, names, self._read, firings.stamp)
+                firings.end()
                 self._wakeup.set()
         if not self._is_declared:
             declare_schedules(self._database, read_schedules(self._file.settings))
@@ -72,8 +75,11 @@ class Schedules(Poller):
         now, rows = due_rows(self._database, timedelta(seconds=_PAUSE_SECONDS), BATCH + self._broken)
         due = [self._read(row) for row in rows if row.due_at <= now]
         good = [schedule for schedule in due if schedule.job is not None]
-        more = bool(good) and fire(self._database, *good)
+        more = False
         if good:
+            firings = Firings()
+            more = fire(self._database, *good, stamp=firings.stamp)
+            firings.end()
             self._wakeup.set()
         if not due:
             self._prepare(now)

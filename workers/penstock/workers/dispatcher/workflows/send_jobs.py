@@ -11,6 +11,7 @@ from penstock.config.errors import PenstockError
 from penstock.ledger.rows.jobs import mark_sent, release_reserved
 from penstock.ledger.sql.database import Database
 from penstock.producers.senders import Sender
+from penstock.producers.traces.sending import relayed
 from penstock.schemas.wire.codec import Envelope
 
 _CHUNK = 1000
@@ -47,13 +48,14 @@ class StepJobs:
             LedgerUnavailable: some may have been sent, and all are due again when the reservation ends.
         """
         for start in range(0, len(envelopes), _CHUNK):
-            chunk, began = envelopes[start : start + _CHUNK], time.monotonic()
+            chunk, began, at = envelopes[start : start + _CHUNK], time.monotonic(), time.time_ns()
             try:
                 self._sender.send(chunk)
             except PenstockError:  # the service of due jobs reports it
                 self._not_before = time.monotonic() + _AFTER_FAILURE_SECONDS
                 self._release(envelopes[start:], until)
                 return
+            relayed(chunk, at, "workflow")
             self._mark(chunk, until, began)
 
     def _mark(self, envelopes: Sequence[Envelope], until: datetime, began: float) -> None:

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from penstock.config.settings import Settings, inherit_settings
 from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.sql.text import LONGEST_ERROR, storable
+from penstock.producers.traces import inherit
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.jobs.scrubbing import Scrub
@@ -116,6 +117,7 @@ def call_handler(pipe: ChildEnd, request: Message) -> Message:
 
 def _run(pipe: ChildEnd, request: Message, resources: LocalResources) -> Message:
     handler = find_handler(pipe, request)
+    join_trace(request["context"]["traceparent"])
     worker = _Worker(pipe)
     kind = handler.kind
     context = Context(
@@ -157,6 +159,15 @@ def find_handler(pipe: ChildEnd, request: Message) -> Handler:
     if handler is None:
         raise RuntimeError(f"kind {kind.name!r} has no handler in {', '.join(request['modules'])}, imported again here")
     return handler
+
+
+def join_trace(traceparent: str | None) -> None:
+    """Run the rest of this context in the trace of the attempt, whose span is its worker's."""
+    if traceparent is None:
+        return
+    with contextlib.suppress(ImportError):
+        import opentelemetry.trace  # noqa: F401  # the handler may load it later, and ask for the current span
+    inherit(traceparent)
 
 
 def _call(handler: Handler, job: Any, arguments: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from penstock.config.errors import PenstockError
 from penstock.config.supervision import describe_exit, is_alive
 from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.transitions.outcome import FenceLost
+from penstock.producers.traces import current_traceparent
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.child.environment import allowed
 from penstock.workers.executor.attempt.child.logs import handle_record, levels
@@ -65,7 +66,8 @@ def prepare(modules: Sequence[str], settings: Settings) -> None:
     boots."""
     global _modules, _settings
     _modules, _settings = tuple(modules), settings
-    os.environ[VARIABLE] = json.dumps([sys.path, [*_PRELOADED, *modules]])
+    traces = [name for name in ("opentelemetry.trace",) if name in sys.modules]
+    os.environ[VARIABLE] = json.dumps([sys.path, [*_PRELOADED, *traces, *modules]])
     preload = [main.__module__, "penstock.workers.executor.attempt.child.server"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
 
@@ -172,7 +174,7 @@ def _isolated_request(attempt: Attempt) -> Message:
             "key": context.key,
             "deadline": context.deadline,
             "enqueued_at": context.enqueued_at,
-            "traceparent": attempt.claim.message.traceparent,
+            "traceparent": current_traceparent() or attempt.claim.message.traceparent,
             "fence": context.fence,
         },
         "tracked": context.tracked,

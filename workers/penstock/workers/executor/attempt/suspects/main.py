@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import signal
+from contextvars import Context
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -19,7 +20,7 @@ from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.wire.codec import Message as JobMessage
-from penstock.workers.executor.attempt.child.main import find_handler
+from penstock.workers.executor.attempt.child.main import find_handler, join_trace
 from penstock.workers.executor.attempt.child.messages import Checked
 from penstock.workers.executor.attempt.child.pipe import ChildEnd, Message
 from penstock.workers.executor.attempt.outcome import one_line, outcome_of
@@ -79,7 +80,9 @@ def run_attempt(pipe: ChildEnd, request: Message) -> Message:
     attempt = runner.prepare(claim, handler)
 
     def begin() -> asyncio.Task[AttemptOutcome]:
-        attempt.task = task = asyncio.get_running_loop().create_task(runner.run(attempt))
+        context = Context()
+        context.run(join_trace, request["traceparent"])
+        attempt.task = task = asyncio.get_running_loop().create_task(runner.run(attempt), context=context)
         task.add_done_callback(lambda _: pipe.stop_receiving())
         return task
 

@@ -14,6 +14,7 @@ from penstock.config.errors import LedgerUnavailable
 from penstock.ledger.rows import suspect_runs
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.producers.traces import current_traceparent
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.child.messages import FromChild
 from penstock.workers.executor.attempt.child.parent import Child, request_for
@@ -100,7 +101,11 @@ class Suspects:
     async def _follow(self, attempt: Attempt, child: Child) -> bool:
         """Wait until the child has answered or died. False: it did neither in time."""
         clock, timeout = asyncio.get_running_loop().time, attempt.handler.kind.timeout
-        own = {"worker": self._worker, "settings": self._settings}
+        own = {
+            "worker": self._worker,
+            "settings": self._settings,
+            "traceparent": current_traceparent() or attempt.claim.message.traceparent,
+        }
         child.pipe.send(request_for(attempt) | pack(attempt.claim) | own)
 
         def latest() -> float | None:

@@ -1,17 +1,15 @@
-"""The trace that jobs enqueued here belong to, as a W3C `traceparent`. https://www.w3.org/TR/trace-context/"""
+"""The trace of this context: that of the active OpenTelemetry span, of the request, or of the job that runs."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 
-__all__ = ["current_traceparent", "follow", "traced"]
+from penstock.schemas.wire.traceparent import read_traceparent
 
-_FORM = re.compile(r"(?!ff)([0-9a-f]{2})(-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?")
-_of_request: ContextVar[str | None] = ContextVar("penstock_traceparent", default=None)
+_inherited: ContextVar[str | None] = ContextVar("penstock_traceparent", default=None)
 
 
 @contextmanager
@@ -25,25 +23,28 @@ def traced(header: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _of_request.reset(token)
+        _inherited.reset(token)
 
 
 def follow(header: str | None) -> Token[str | None]:
     """`traced` for the rest of this context, where each request has one of its own."""
-    return _of_request.set(_read(header))
+    return _inherited.set(read_traceparent(header))
+
+
+def set_inherited(traceparent: str) -> None:
+    """Have the rest of this context belong to the trace of a job that runs."""
+    _inherited.set(traceparent)
+
+
+def inherited_traceparent() -> str | None:
+    """Traceparent of the request or of the job that runs; None: there is neither."""
+    return _inherited.get()
 
 
 def current_traceparent() -> str | None:
-    """Traceparent of the active OpenTelemetry span, else of the request; None: there is neither."""
+    """Traceparent of the active OpenTelemetry span, else of the request or job; None: there is none."""
     if (telemetry := sys.modules.get("opentelemetry.trace")) is not None:
         span = telemetry.get_current_span().get_span_context()
         if span.is_valid:
             return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
-    return _of_request.get()
-
-
-def _read(header: str | None) -> str | None:
-    match = _FORM.fullmatch(header.strip()) if header else None
-    if match is None or (match[1] == "00" and match[3]):
-        return None
-    return f"00{match[2]}"  # of a later version, only the fields of version 00
+    return _inherited.get()
