@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -65,10 +66,12 @@ class Recorder:
         """Record, then acknowledge. A crash in between repeats a delivery, which the claim then refuses."""
         changing = [outcome for _, outcome in batch if outcome.needs_record]
         if outcomes := [outcome for outcome in changing if outcome.recorded is None]:
+            began = time.perf_counter()
             try:
                 kept = await self._runtime.io.ledger(
                     lambda: record(self._runtime.database, outcomes, worker=self._runtime.name)
                 )
+                self._runtime.meter.step("record", time.perf_counter() - began)
             except LedgerUnavailable:
                 raise
             except Exception as error:
@@ -85,6 +88,7 @@ class Recorder:
             # A job that was lost goes back too: an acknowledgement could take the entry from the worker that has it.
             (back if lost or outcome.name == Outcome.INTERRUPTED else done).append(entry)
             if lost:
+                self._runtime.meter.lease_lost()
                 log.warning("job %s: another worker has taken it over; this outcome is dropped", entry.message.id)
                 if outcome.result_ref is not None:
                     self._runtime.tasks.spawn(self._results.drop(outcome))
