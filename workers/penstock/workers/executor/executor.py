@@ -187,7 +187,8 @@ class Executor:
             return problem
         if not self._runtime.capacity.closed and (ended := [name for name, task in self._loops.items() if task.done()]):
             return f"a loop has ended: {', '.join(ended)}"
-        return None if self._runtime.io.ledger_unavailable else self._heartbeat.problem()
+        excused = self._runtime.io.ledger_unavailable or self._watchdog.blocked
+        return None if excused else self._heartbeat.problem()
 
     def drain(self, grace_seconds: float) -> None:
         """Stop: release what has not started, let the rest finish within the grace, and interrupt what still runs."""

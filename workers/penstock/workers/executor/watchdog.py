@@ -55,7 +55,7 @@ class Watchdog:
         """Why the loop, or this watchdog, makes no progress; None: both do. Safe from any thread."""
         now, since = time.monotonic(), self._blocked_since
         if since is not None and now - since > _STUCK_SECONDS:
-            return f"the event loop is blocked for {now - since:.0f} s by {self._blocking()}"
+            return f"a handler has blocked the event loop for {now - since:.0f} s; the log has its job"
         if now - self._looked_at > _STUCK_SECONDS and not self._stopping.is_set():
             return f"the watchdog stopped {now - self._looked_at:.0f} s ago"
         return None
