@@ -70,11 +70,12 @@ class Poller(ABC):
         """Why it makes no progress; None: it does, or has been stopped. Safe from any thread."""
         if self._thread is None or self.stopping.is_set():
             return None
+        name = self.name.partition(" of ")[0].partition(" from ")[0]  # without the URL: strangers may read it
         if not self._thread.is_alive():
-            return f"{self.name} has ended"
+            return f"{name} has ended"
         began = self._round_began
         seconds = 0.0 if began is None else time.monotonic() - began
-        return f"{self.name}: one round takes {seconds:.0f} s" if seconds > self.longest_round_seconds else None
+        return f"{name}: one round takes {seconds:.0f} s" if seconds > self.longest_round_seconds else None
 
     def not_ready(self) -> str | None:
         """Which server does not answer; None: they do."""
