@@ -98,7 +98,7 @@ def scaling(plan: Plan) -> Table:
 
 
 def metrics(plan: Plan) -> list[Table]:
-    """What metrics cost a worker: its throughput and its memory, with a port for them and without."""
+    """The cost of metrics to a worker: its throughput and its memory, with a port for them and without."""
     return [_metrics_drain(plan), _metrics_memory(plan)]
 
 

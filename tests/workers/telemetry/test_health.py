@@ -77,7 +77,7 @@ def test_a_worker_with_a_loop_that_hangs_is_not_live(
 
 @pytest.mark.usefixtures("soon")
 def test_a_worker_whose_loop_has_ended_is_not_live(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after an error that its supervision cannot catch."""
+    """The supervision of a loop cannot outlive every error."""
     worker = bench.worker()
     loops = worker.executor._loops
     worker.executor._runtime.loop.call_soon(loops["overdue attempts"].cancel)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from support.polling import until
-from support.scrape import get, scrape
+from support.servers.scrape import get, scrape
 
 from penstock.config.errors import ConfigError
 from penstock.config.process.metrics import add_process_metrics

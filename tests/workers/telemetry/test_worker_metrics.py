@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client import generate_latest
 from support.polling import until
-from support.scrape import Samples
+from support.servers.scrape import Samples
 from workers.executor.bench import Add, Bench, Do, DoInThread, DoIsolated, Seen, Untracked, gate, seen
 from workers.executor.suspects.suspect_jobs import Coroutine
 

@@ -24,7 +24,7 @@ def add_process_metrics(registry: CollectorRegistry, *, version: str, role: str,
 
 
 class ProcessMetrics(Collector):
-    """What this process is, and the failures that it has outlived. See `add_process_metrics`."""
+    """The identity of this process, and the failures that it has outlived. See `add_process_metrics`."""
 
     def __init__(self, *, version: str, role: str, engine: str) -> None:
         self._labels = {"version": version, "role": role, "engine": engine}

@@ -64,10 +64,10 @@ def probe(
         name, pid, role, prefix: of the processes that are meant. One that does not answer is meant unless its pid says
             otherwise: no one can know whose it is.
     """
-    wanted = {"name": name, "pid": pid, "role": role, "prefix": prefix}
-    meant = [process for process in ask(timeout_seconds) if _is_meant(process, wanted)]
+    conditions = {"name": name, "pid": pid, "role": role, "prefix": prefix}
+    meant = [process for process in ask(timeout_seconds) if _is_meant(process, conditions)]
     if not meant:
-        which = ", ".join(f"{key} {value}" for key, value in wanted.items() if value is not None)
+        which = ", ".join(f"{key} {value}" for key, value in conditions.items() if value is not None)
         return False, [f"no worker or dispatcher of this user runs here{f' with {which}' if which else ''}"]
     lines = []
     for process in meant:
@@ -151,8 +151,8 @@ def _answer(path: str, connection: socket.socket, deadline: float) -> dict[str, 
         return answer
 
 
-def _is_meant(process: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    for key, value in wanted.items():
+def _is_meant(process: dict[str, Any], conditions: dict[str, Any]) -> bool:
+    for key, value in conditions.items():
         if value is None or key not in process:
             continue
         # `--name shop` is the worker that was started so; its name in the ledger has its engine's name in front.

@@ -80,7 +80,7 @@ class Message:
         queue: where it runs.
         attempt: the number of the attempt that this delivery asks for, from 1.
         fence: the ledger's when it was sent; 0 from a producer. A delivery with one behind the ledger's is a duplicate.
-        due_at, ready_at: when it may run, None: at once; and when it was due in the ledger, None: it did not wait there.
+        due_at, ready_at: when it may run, None: at once; and when it was due in the ledger, None: it was not there.
         embed: callbacks, chain and so on of an unmodified Celery client; None if there are none.
     """
 

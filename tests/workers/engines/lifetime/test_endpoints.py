@@ -1,4 +1,4 @@
-"""What a real worker says of itself: over its port, and to `penstock probe`."""
+"""Answers of a real worker about itself: over its port, and to `penstock probe`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine_jobs import Add, Break, End, Sleep
 from renewing import Renewing
 from running import PAIRS, Running, running
 from support.polling import WAIT_SECONDS, until
-from support.scrape import get, scrape
+from support.servers.scrape import get, scrape
 from support.servers.shared import broker_url, delete_queues
 
 from penstock.config.process.probe import probe

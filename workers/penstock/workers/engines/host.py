@@ -60,7 +60,7 @@ class Host:
     ) -> None:
         if name is not None and "@" not in name:
             name = f"{engine}@{name}"  # as Celery names its nodes
-        given = name
+        asked_name = name
         if name is not None and parent is not None:
             name = f"{name}-{parent.number}"  # its successor has another name, and both run for a while
         self.worker = Worker(
@@ -91,7 +91,7 @@ class Host:
         self._hurried = False
         self._endpoints = Endpoints(
             settings,
-            name=given or self.worker.name,
+            name=asked_name or self.worker.name,
             role="worker",
             registry=self.worker.registry,
             live=self._not_live,
