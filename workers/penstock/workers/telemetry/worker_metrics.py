@@ -26,6 +26,7 @@ STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 STEPS = ("fetch", "claim", "record", "acknowledge")
 MOST_SERIES = 500
 """Kinds times queues that are counted singly; more are counted together."""
+_SUCCEEDED = Outcome.SUCCEEDED
 OTHER = "other"
 """Label of those."""
 
@@ -71,10 +72,11 @@ class Histogram:
 class _Series:
     """The counts of the jobs of one kind on one queue."""
 
-    __slots__ = ("crashes", "outcomes", "quarantines", "run", "wait")
+    __slots__ = ("crashes", "others", "quarantines", "run", "succeeded", "wait")
 
     def __init__(self) -> None:
-        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.succeeded = 0
+        self.others = {outcome: 0 for outcome in Outcome if outcome is not _SUCCEEDED}
         self.wait, self.run = Histogram(JOB_BUCKETS), Histogram(JOB_BUCKETS)
         self.crashes = self.quarantines = 0
 
@@ -119,19 +121,29 @@ class WorkerMetrics(Meter, Collector):
         message = claim.message
         since = message.ready_at or message.due_at or message.sent_at
         if since is not None:
+            seconds = (claim.started_at - since).total_seconds()
             wait = self._series[message.kind.name, message.queue].wait
-            wait.add((claim.started_at - since).total_seconds())
+            wait.counts[bisect_left(JOB_BUCKETS, seconds)] += 1  # as `Histogram.add`, without the call
+            if seconds > 0.0:
+                wait.sum += seconds
 
     def ended(self, outcome: AttemptOutcome) -> None:
         claim = outcome.claim
         message = claim.message
         series = self._series[message.kind.name, message.queue]
-        series.outcomes[outcome.name] += 1
-        if not claim.quarantine:
-            series.run.add((outcome.finished_at - claim.started_at).total_seconds())
-        if outcome.crashed or outcome.reason is not None:
+        if outcome.name is _SUCCEEDED:
+            series.succeeded += 1
+        else:
+            series.others[outcome.name] += 1
             series.crashes += outcome.crashed
-            series.quarantines += outcome.reason == "crashed"
+            if outcome.reason == "crashed":
+                series.quarantines += 1
+                if claim.quarantine:
+                    return  # it did not run
+        seconds, run = (outcome.finished_at - claim.started_at).total_seconds(), series.run
+        run.counts[bisect_left(JOB_BUCKETS, seconds)] += 1
+        if seconds > 0.0:
+            run.sum += seconds
 
     def crashed(self, message: Message) -> None:
         self._series[message.kind.name, message.queue].crashes += 1
@@ -179,7 +191,7 @@ class WorkerMetrics(Meter, Collector):
             "penstock_quarantines", "Jobs that became dead letters for their crashes.", labels=labels
         )
         for key, series in list(self._series.items()):
-            for outcome, count in series.outcomes.items():
+            for outcome, count in ((_SUCCEEDED, series.succeeded), *series.others.items()):
                 ended.add_metric([*key, outcome.value, self._engine], count)
             wait.add_metric(list(key), series.wait.buckets(), series.wait.sum)
             run.add_metric(list(key), series.run.buckets(), series.run.sum)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from penstock.ledger.transitions.claim import Claim
@@ -28,23 +27,50 @@ class Observer(Protocol):
 
 
 class Observers(list[Observer]):
-    """All observers of a worker, notified one after the other."""
+    """All observers of a worker, notified one after the other.
+
+    Each method has its own loop: a shared one, with a function for each event, takes twice as long, three times a job.
+    """
 
     def received(self, message: Message) -> None:
-        self._notify(lambda observer: observer.received(message))
-
-    def refused(self, message: Message, reason: str) -> None:
-        self._notify(lambda observer: observer.refused(message, reason))
-
-    def started(self, claim: Claim) -> None:
-        self._notify(lambda observer: observer.started(claim))
-
-    def ended(self, outcome: AttemptOutcome) -> None:
-        self._notify(lambda observer: observer.ended(outcome))
-
-    def _notify(self, event: Callable[[Observer], None]) -> None:
         for observer in self:
             try:
-                event(observer)
+                observer.received(message)
             except Exception:
-                log.exception("%s failed", type(observer).__name__)
+                _log_failure(observer)
+
+    def refused(self, message: Message, reason: str) -> None:
+        for observer in self:
+            try:
+                observer.refused(message, reason)
+            except Exception:
+                _log_failure(observer)
+
+    def started(self, claim: Claim) -> None:
+        for observer in self:
+            try:
+                observer.started(claim)
+            except Exception:
+                _log_failure(observer)
+
+    def ended(self, outcome: AttemptOutcome) -> None:
+        for observer in self:
+            try:
+                observer.ended(outcome)
+            except Exception:
+                _log_failure(observer)
+
+    def lost(self, outcome: AttemptOutcome) -> None:
+        """Another worker has taken the job over, and the outcome is dropped. For observers that have a `lost`."""
+        for observer in self:
+            try:
+                getattr(observer, "lost", _ignore)(outcome)
+            except Exception:
+                _log_failure(observer)
+
+
+def _ignore(outcome: AttemptOutcome) -> None: ...
+
+
+def _log_failure(observer: Observer) -> None:
+    log.exception("%s failed", type(observer).__name__)
