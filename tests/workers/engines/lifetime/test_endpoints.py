@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,9 @@ from support.servers.scrape import get, scrape
 from support.servers.shared import broker_url, delete_queues
 
 from penstock.config.process.probe import probe
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.workers.local.up.redis_server import RedisServer, free_port
-
-Start = Callable[..., tuple[Running, int]]
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -164,3 +164,39 @@ def test_the_port_goes_to_the_successor(engine: str, redis_server: RedisServer, 
     finally:
         print(worker.text())
         worker.stop()
+
+
+def test_a_dispatcher_answers_too(redis_url: str, prefix: str, sqlite_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    environment = {
+        "PENSTOCK_BROKER_URL": redis_url,
+        "PENSTOCK_DATABASE_URL": sqlite_url,
+        "PENSTOCK_PREFIX": prefix,
+        "PENSTOCK_HTTP_PORT": str(port),
+    }
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "penstock", "dispatcher"], env=environment, cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        until(lambda: get(port, "/live") == (200, "ok\n"), unless=process.poll)
+        assert get(port, "/startup")[0] == 200
+        assert until(lambda: (page := get(port, "/ready"))[0] == 503 and page[1]) == "the ledger does not answer\n"
+        database = Database(sqlite_url)  # its tables were missing
+        upgrade(database)
+        database.close()
+        until(lambda: get(port, "/ready") == (200, "ok\n"))
+        samples = scrape(port)
+        assert samples.value("penstock_info", role="dispatcher") == 1
+        assert samples.value("penstock_faults_total", fault="ledger unavailable") >= 1
+        good, [line] = probe("ready", prefix=prefix)
+        assert good
+        assert line.startswith("dispatcher dispatcher@")
+        assert not probe("ready", prefix=prefix, role="worker")[0]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert get(port, "/live")[0] == 0
+    finally:
+        process.kill()
+        process.wait()
+        print((tmp_path / "log").read_text())
