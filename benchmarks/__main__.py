@@ -46,6 +46,7 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "scaling": footprint.scaling,
     "growth": growth.redis,
     "steps": steps.redis,
+    "metrics": footprint.metrics,
     "way": steps.way,
     "delays": delays.postgres,
     "schedules": schedules.postgres,
@@ -54,7 +55,7 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "gateway": gateway.redis,
     "workflows": workflows.postgres,
 }
-ALONE = {"delays", "gateway", "growth", "outbox", "request", "schedules", "steps", "way", "workflows"}
+ALONE = {"delays", "gateway", "growth", "metrics", "outbox", "request", "schedules", "steps", "way", "workflows"}
 """Lines without peers."""
 
 

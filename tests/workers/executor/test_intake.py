@@ -11,6 +11,7 @@ from penstock.config.errors import BrokerUnavailable
 from penstock.config.supervision import faults
 from penstock.workers.brokers import Delivery
 from penstock.workers.executor.intake import Intake
+from penstock.workers.executor.runtime.meter import Meter
 
 
 class HalfOpen:
@@ -42,7 +43,7 @@ class Sink:
 
 def test_a_broker_that_opens_and_hands_out_nothing_is_not_consumed() -> None:
     broker = HalfOpen()
-    intake = Intake(broker, Sink())  # type: ignore[arg-type]
+    intake = Intake(broker, Sink(), Meter())  # type: ignore[arg-type]
     before = faults["broker unavailable"]
     intake.start()
     seen = set()

@@ -13,6 +13,7 @@ from penstock.config.supervision import faults
 from penstock.workers.executor.runtime import io_threads
 from penstock.workers.executor.runtime.capacity import Capacity
 from penstock.workers.executor.runtime.io_threads import IoThreads
+from penstock.workers.executor.runtime.meter import Meter
 
 
 def test_a_silent_database_counts_as_unavailable_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +21,7 @@ def test_a_silent_database_counts_as_unavailable_until_it_answers(monkeypatch: p
     answer = threading.Event()
 
     async def main() -> None:
-        io = IoThreads("w", Capacity(1))
+        io = IoThreads("w", Capacity(1), Meter())
         await asyncio.sleep(0.3)
         assert not io.ledger_unavailable  # no call was made
         first = asyncio.create_task(io.ledger(answer.wait))
@@ -43,7 +44,7 @@ def test_an_outage_is_counted_once_and_each_of_its_reasons_is_logged_once(caplog
             raise LedgerUnavailable(reasons.pop(0))
 
     async def main() -> None:
-        io = IoThreads("w", Capacity(1))
+        io = IoThreads("w", Capacity(1), Meter())
         for outages in (1, 2):
             before = faults["ledger unavailable"]
             await io.ledger(call)
@@ -67,7 +68,7 @@ def test_a_failed_heartbeat_alone_marks_the_ledger_unavailable_and_stops_fetchin
     async def main() -> None:
         nonlocal unavailable
         capacity = Capacity(8)
-        io = IoThreads("w", capacity)
+        io = IoThreads("w", capacity, Meter())
         with pytest.raises(LedgerUnavailable):
             await io.ledger_once(beat)
         assert io.ledger_unavailable
@@ -91,7 +92,7 @@ def test_a_ledger_that_comes_back_does_not_open_a_worker_that_drains() -> None:
     async def main() -> None:
         nonlocal unavailable
         capacity = Capacity(8)
-        io = IoThreads("w", capacity)
+        io = IoThreads("w", capacity, Meter())
         with pytest.raises(LedgerUnavailable):
             await io.ledger_once(beat)
         capacity.close()

@@ -13,6 +13,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from penstock.config.process.metrics import add_process_metrics
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.producers.enqueue.async_producer import AsyncProducer
@@ -22,11 +23,12 @@ from penstock.producers.gateway.auth.job_ids import JobIds
 from penstock.producers.gateway.auth.jwt import JwtVerifier
 from penstock.producers.gateway.auth.rate_limit import RateLimiter
 from penstock.producers.gateway.auth.verbs import demanded
-from penstock.producers.gateway.metrics import LoopFailures, Metrics, OutboxBacklogs, RestingWorkflows
+from penstock.producers.gateway.metrics import Metrics, OutboxBacklogs, RestingWorkflows
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 from penstock.producers.limits import open_store
 from penstock.producers.tokens import read_token
+from penstock.schemas import __version__
 from penstock.schemas.verbs import Verb
 
 log = logging.getLogger("penstock.gateway")
@@ -64,7 +66,7 @@ class Deps:
         self.backlogs = OutboxBacklogs(self.database, settings.outbox_urls)
         self.metrics.registry.register(self.backlogs)
         self.metrics.registry.register(RestingWorkflows(self.database))
-        self.metrics.registry.register(LoopFailures())
+        add_process_metrics(self.metrics.registry, version=__version__, role="gateway")
         self.closing = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.streams: Counter[str] = Counter()

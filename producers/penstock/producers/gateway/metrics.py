@@ -8,12 +8,11 @@ from contextlib import suppress
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.config.errors import LedgerUnavailable
-from penstock.config.supervision import failures
 from penstock.ledger.queries.outbox_backlog import backlog
 from penstock.ledger.sql.database import Database
 from penstock.ledger.workflows.commands import count_resting
@@ -64,17 +63,6 @@ class RequestTimer:
             await send(message)
 
         await self._app(scope, receive, send_measured)
-
-
-class LoopFailures(Collector):
-    """Failures of this process's supervised loops, by loop. Each was started again."""
-
-    def collect(self) -> Iterable[CounterMetricFamily]:
-        text = "Failures of loops of this process, which were started again."
-        family = CounterMetricFamily("penstock_loop_failures", text, labels=("loop",))
-        for loop, count in failures.copy().items():
-            family.add_metric([loop], count)
-        return (family,)
 
 
 class RestingWorkflows(Collector):

@@ -40,7 +40,7 @@ from penstock.ledger.transitions.cancel import cancel_unseen, cancelled_before
 from penstock.ledger.transitions.lost import put_back_crashed
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import FINAL, WAITING, State
-from penstock.schemas.wire.codec import Envelope, seal
+from penstock.schemas.wire.codec import HEADER, Envelope, seal
 
 ARROWS = (
     Arrow(None, State.SCHEDULED, "recorded until due"),
@@ -235,7 +235,7 @@ def envelope_of(row: Any) -> Envelope:
     """The envelope of a waiting row's next attempt."""
     # Its worker may know this kind as one with track=False, and would not claim, nor end, what carries no fence.
     fence = row.fence if registry.find(row.kind) is not None else max(row.fence, 1)
-    return seal(
+    envelope = seal(
         row.kind,
         row.version,
         body_of_row(row),
@@ -250,6 +250,9 @@ def envelope_of(row: Any) -> Envelope:
         expires_at=row.expires_at,
         traceparent=row.traceparent,
     )
+    if row.due_at is not None:
+        envelope.headers[HEADER]["ready_at"] = row.due_at.isoformat()
+    return envelope
 
 
 def reserve(database: Database, limit: int, exclude: Iterable[str]) -> tuple[list[Any], datetime]:

@@ -80,9 +80,8 @@ class Message:
         job: the message itself.
         queue: where it runs.
         attempt: the number of the attempt that this delivery asks for, from 1.
-        fence: the ledger's fence when it was sent; 0 from a producer. A delivery whose fence is behind the ledger's
-            is a duplicate.
-        due_at: when it may run; None: at once.
+        fence: the ledger's when it was sent; 0 from a producer. A delivery with one behind the ledger's is a duplicate.
+        due_at, ready_at: when it may run, None: at once; and when it was due in the ledger, None: it was not there.
         embed: callbacks, chain and so on of an unmodified Celery client; None if there are none.
     """
 
@@ -97,6 +96,7 @@ class Message:
     tenant: str | None = None
     sent_at: datetime | None = None
     due_at: datetime | None = None
+    ready_at: datetime | None = None
     expires_at: datetime | None = None
     traceparent: str | None = None
     embed: dict[str, Any] | None = None
@@ -243,6 +243,7 @@ def _decode(envelope: Envelope, registry: Registry) -> Message:
         tenant=_text(ours, "tenant"),
         sent_at=parse_time(ours.get("sent_at")) or made_at(job_id),
         due_at=parse_time(ours.get("due_at") or headers.get("eta")),
+        ready_at=parse_time(ours.get("ready_at")),
         expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
         traceparent=_text(ours, "traceparent") if ours else read_traceparent(headers.get("traceparent")),
         embed=embed if embed and any(embed.values()) else None,

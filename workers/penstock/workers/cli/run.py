@@ -1,4 +1,4 @@
-"""The commands that keep running: `worker`, `dispatcher`, `up`, `demo`, `flower`."""
+"""The commands that keep running: `worker`, `dispatcher`, `up`, `demo`, `flower`; and `probe`, which asks them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock.workers.handlers.discovery import discover, warn_idle
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (up, demo, worker, dispatcher, flower):
+    for command in (up, demo, worker, dispatcher, flower, probe):
         app.command()(command)
 
 
@@ -130,3 +130,23 @@ def flower(
     from penstock.workers.engines.celery.flower_server import run_flower
 
     raise typer.Exit(run_flower(address, port, basic_auth, url_prefix=url_prefix))
+
+
+def probe(
+    question: Annotated[str, typer.Argument(help="live or ready.")],
+    name: Annotated[str | None, typer.Option(help="Only the process with this name.")] = None,
+    pid: Annotated[int | None, typer.Option(help="Only this process.")] = None,
+    role: Annotated[str | None, typer.Option(help="Only these: worker or dispatcher.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(envvar="PENSTOCK_PREFIX", help="Only those of this installation.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answers.")] = 2.0,
+) -> None:
+    """Ask the workers and dispatchers of this machine whether they make progress or take jobs: 1 if not all."""
+    # The console script runs `probe` without this module, which loads too much for a probe.
+    from penstock.config.process.probe import QUESTIONS, ROLES, run
+
+    for value, choices in ((question, QUESTIONS), (role, (None, *ROLES))):
+        if value not in choices:
+            raise typer.BadParameter(f"{value!r}: use {' or '.join(filter(None, choices))}")
+    raise typer.Exit(run(question, name=name, pid=pid, role=role, prefix=prefix, timeout_seconds=timeout))

@@ -28,17 +28,24 @@ from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.stock_clients import StockClients
 from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.dispatcher.workflows.service import Workflows
+from penstock.workers.telemetry.endpoints import Endpoints
+from penstock.workers.telemetry.registry import open_registry
 
 STOP_SECONDS = 10.0
 """The longest wait for a running round, such as a send to a broker that does not answer."""
 
 
 class Dispatcher:
-    """All services of one dispatcher, each in a thread. It needs neither broker nor database to start."""
+    """All services of one dispatcher, each in a thread. It needs neither broker nor database to start.
+
+    Attributes:
+        registry: of its metrics; None: no one asks for them.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._database = Database(settings.database_url)
-        name = f"dispatcher@{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
+        self.registry = open_registry(settings, role="dispatcher")
+        self.name = name = f"dispatcher@{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
         consumer = open_consumer(
             settings.broker_url,
             [DISPATCHER_QUEUE],
@@ -71,6 +78,14 @@ class Dispatcher:
             # ours may belong to that application.
             self.services.append(StockClients(settings, self._database))
 
+    def not_live(self) -> str | None:
+        """Why a service makes no progress; None: all do."""
+        return next((reason for service in self.services if (reason := service.not_live()) is not None), None)
+
+    def not_ready(self) -> str | None:
+        """Which server does not answer, the broker or the ledger; None: both do."""
+        return next((reason for service in self.services if (reason := service.not_ready()) is not None), None)
+
     def start(self) -> None:
         for service in self.services:
             service.start()
@@ -90,6 +105,7 @@ def run_dispatcher(settings: Settings) -> int:
 
     Raises:
         ProcessFailed: a service failed again and again.
+        ConfigError: another program has the port of `http_port`.
     """
     stopping = threading.Event()
     reasons: list[str] = []
@@ -103,7 +119,17 @@ def run_dispatcher(settings: Settings) -> int:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     dispatcher = Dispatcher(settings)
+    endpoints = Endpoints(
+        settings,
+        name=dispatcher.name,
+        role="dispatcher",
+        registry=dispatcher.registry,
+        live=dispatcher.not_live,
+        ready=lambda: "stopping" if stopping.is_set() else dispatcher.not_ready(),
+        started=lambda: None,
+    )
     supervision.on_give_up(fail)
+    endpoints.open()
     dispatcher.start()
     log.info(
         "dispatcher runs: broker %s, ledger %s, %d schedules",
@@ -117,6 +143,7 @@ def run_dispatcher(settings: Settings) -> int:
             pass
     finally:
         dispatcher.stop()
+        endpoints.close()
         supervision.on_give_up(None)
         for number, handler in before.items():
             signal.signal(number, handler)

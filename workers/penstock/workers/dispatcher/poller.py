@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from abc import ABC, abstractmethod
 
 from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, PenstockError
@@ -25,6 +26,10 @@ class Poller(ABC):
     name: str
     interval_seconds: float = 0.1
     """The pause after a round without work."""
+    longest_round_seconds: float = 60.0
+    """A round that takes longer makes no progress. Calls of broker and database have time limits far below this."""
+    essential: bool = True
+    """Whether the dispatcher is not ready while this cannot reach its server."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
@@ -32,6 +37,8 @@ class Poller(ABC):
         """Set where there is something to do: it ends the pause."""
         self._thread: threading.Thread | None = None
         self._failing: str | None = None
+        self._missing: str | None = None
+        self._round_began: float | None = None
 
     @abstractmethod
     def run_once(self) -> bool:
@@ -59,19 +66,36 @@ class Poller(ABC):
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
+    def not_live(self) -> str | None:
+        """Why it makes no progress; None: it does, or has been stopped. Safe from any thread."""
+        if self._thread is None or self.stopping.is_set():
+            return None
+        name = self.name.partition(" of ")[0].partition(" from ")[0]  # without the URL: strangers may read it
+        if not self._thread.is_alive():
+            return f"{name} has ended"
+        began = self._round_began
+        seconds = 0.0 if began is None else time.monotonic() - began
+        return f"{name}: one round takes {seconds:.0f} s" if seconds > self.longest_round_seconds else None
+
+    def not_ready(self) -> str | None:
+        """Which server does not answer; None: they do."""
+        return f"the {self._missing} does not answer" if self.essential and self._missing is not None else None
+
     def _run(self) -> None:
         back_off = 0.0
         while not self.stopping.is_set():
+            self._round_began = time.monotonic()
             try:
                 busy = self.run_once()
             except PenstockError as error:
+                self._round_began = None
                 self._report(error)
                 back_off = min(max(back_off * 2, 0.1), LONGEST_BACK_OFF_SECONDS)
                 self.stopping.wait(back_off * random.uniform(0.5, 1.0))
                 continue
             if self._failing is not None:
                 log.warning("%s: works again", self.name)
-            self._failing, back_off = None, 0.0
+            self._failing, self._missing, self._round_began, back_off = None, None, None, 0.0
             if not busy:
                 self.wakeup.wait(self.interval_seconds)
                 self.wakeup.clear()
@@ -86,7 +110,8 @@ class Poller(ABC):
             return
         self._failing = kind
         if isinstance(error, BrokerUnavailable | LedgerUnavailable):
-            faults["broker unavailable" if isinstance(error, BrokerUnavailable) else "ledger unavailable"] += 1
+            self._missing = "broker" if isinstance(error, BrokerUnavailable) else "ledger"
+            faults[f"{self._missing} unavailable"] += 1
             log.error("%s: %s; it goes on when that is back", self.name, error)
         else:
             log.error("%s: %s: %s; trying again", self.name, kind, error, exc_info=error)

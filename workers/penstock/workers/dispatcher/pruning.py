@@ -46,6 +46,7 @@ class Retention(Poller):
 
     name = "retention"
     interval_seconds = 1.0
+    longest_round_seconds = 600.0  # it rests after a batch, and deletes objects of the storage
 
     def __init__(self, settings: Settings, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()

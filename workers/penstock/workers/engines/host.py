@@ -21,6 +21,8 @@ from penstock.workers.engines.monitoring.remote_control import Remote
 from penstock.workers.engines.renewal.link import HURRY, RETIRE, ParentLink
 from penstock.workers.engines.renewal.wear import Wear
 from penstock.workers.engines.worker import Worker, worker_name
+from penstock.workers.executor.executor import STOPPING
+from penstock.workers.telemetry.endpoints import Endpoints
 
 log = logging.getLogger("penstock.worker")
 
@@ -58,6 +60,7 @@ class Host:
     ) -> None:
         if name is not None and "@" not in name:
             name = f"{engine}@{name}"  # as Celery names its nodes
+        asked_name = name
         if name is not None and parent is not None:
             name = f"{name}-{parent.number}"  # its successor has another name, and both run for a while
         self.worker = Worker(
@@ -86,6 +89,18 @@ class Host:
         """Ends of the grace, on the monotonic clock. Its put is safe in a signal handler."""
         self._signals = 0
         self._hurried = False
+        self._endpoints = Endpoints(
+            settings,
+            name=asked_name or self.worker.name,
+            role="worker",
+            registry=self.worker.registry,
+            live=self._not_live,
+            ready=self._not_ready,
+            started=lambda: None if self._started else "starting",
+        )
+        self._answering = parent is None or parent.number == 1  # a successor answers once it takes over
+        if self._answering:
+            self._endpoints.open()
         threading.Thread(target=self._drain, name="penstock drain", daemon=True).start()
 
     def start(self) -> None:
@@ -111,14 +126,15 @@ class Host:
             self.events.start()
             if self._parent is not None:
                 orders = {RETIRE: self.retire, HURRY: self.hurry}
-                self._parent.start(ready=lambda: self.worker.ready, orders=orders, stop=self.stop)
+                self._parent.start(ready=self._takes_over, orders=orders, stop=self.stop)
 
     def stop(self) -> None:
         """Begin to drain. Returns at once; wait for `stopped`."""
         self._stop_requests.put(time.monotonic() + self.worker.settings.grace_seconds)
 
     def retire(self) -> None:
-        """Begin to drain, as `stop` does, but let the running jobs take as long as they take."""
+        """Begin to drain, as `stop` does, but let the running jobs take as long as they take. The successor answers."""
+        self._endpoints.close()
         self._stop_requests.put(math.inf)
 
     def hurry(self) -> None:
@@ -150,6 +166,22 @@ class Host:
             for default in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(default, signal.SIG_DFL)
 
+    def _takes_over(self) -> bool:
+        """Whether the worker takes jobs. From then on this process answers for it."""
+        ready = self.worker.ready
+        if ready and not self._answering:
+            self._answering = True
+            self._endpoints.open(patient=True)
+        return ready
+
+    def _not_live(self) -> str | None:
+        return self.worker.not_live() if self._started else None
+
+    def _not_ready(self) -> str | None:
+        if self._ended:
+            return STOPPING
+        return self.worker.not_ready() if self._started else "starting"
+
     def _drain(self) -> None:
         deadline = self._stop_requests.get()
         with self._starting:
@@ -166,6 +198,7 @@ class Host:
             supervision.on_give_up(None)
             if self._parent is not None:
                 self._parent.close()
+            self._endpoints.close()
             self._on_stopped()
             self.stopped.set()
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings, redact_url
@@ -21,11 +22,18 @@ from penstock.workers.executor.executor import Executor
 from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import open_gate
+from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.registry import handlers
 from penstock.workers.handlers.resources import provider_modules
 from penstock.workers.telemetry.observers import telemetry_observers
+from penstock.workers.telemetry.registry import open_registry
 from penstock.workers.workflows.definition import check_workflows
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from penstock.workers.telemetry.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("penstock.worker")
 
@@ -88,17 +96,22 @@ class Worker:
             if publishes
             else None
         )
+        self.registry, self._metrics = _open_metrics(settings, engine)
+        counted = [self._metrics] if self._metrics is not None else []
         self.executor = Executor(
             settings,
             self.database,
             name=self.name,
             concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
-            observers=[*telemetry_observers(settings, worker=self.name, engine=engine), *observers],
+            observers=[*telemetry_observers(settings, worker=self.name, engine=engine), *counted, *observers],
             changes=self._changes,
+            meter=self._metrics,
             limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
             apart=engine != "inline",
         )
-        self.intake = Intake(self.consumer, self.executor)
+        self.intake = Intake(self.consumer, self.executor, self._metrics or Meter())
+        if self._metrics is not None:
+            self._metrics.watch(self)
 
     def start(self) -> None:
         """Register the worker in the ledger and begin to fetch. Returns at once.
@@ -148,4 +161,35 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether jobs flow: it consumes, and its ledger is there."""
-        return self.intake.alive and self.executor.ready
+        return self.not_ready() is None
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """The slots that are used, and those that are free."""
+        used = len(self.executor.running())
+        return used, max(self.executor.concurrency - used, 0)  # over a lower number nothing is stopped
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that were fetched and are not settled."""
+        return self.executor.in_flight
+
+    def not_ready(self) -> str | None:
+        """Why no jobs flow: which of broker, ledger and limits is missing, or that it stops; None: they do."""
+        return self.executor.not_ready() or self.intake.not_ready()
+
+    def not_live(self) -> str | None:
+        """Why it makes no progress; None: it does. An outage of a broker or database is none of its own."""
+        return self.executor.not_live() or self.intake.not_live()
+
+
+def _open_metrics(settings: Settings, engine: str) -> tuple[CollectorRegistry | None, WorkerMetrics | None]:
+    """The registry of a worker's metrics, and what counts its jobs; None: no one asks for them."""
+    registry = open_registry(settings, role="worker", engine=engine)
+    if registry is None:
+        return None, None
+    from penstock.workers.telemetry.worker_metrics import WorkerMetrics
+
+    metrics = WorkerMetrics(engine=engine)
+    registry.register(metrics)
+    return registry, metrics

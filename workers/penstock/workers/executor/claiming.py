@@ -109,9 +109,10 @@ class Claiming:
                 next(claims) if _is_tracked(entry.message) else self._claim_untracked_suspect(entry) for entry in batch
             ]
 
-        asked_at = time.time_ns()
+        asked_at, began = time.time_ns(), time.perf_counter()
         try:
             answers = await io.ledger(claim_jobs)
+            self._runtime.meter.step("claim", time.perf_counter() - began)
         except LedgerUnavailable:
             raise
         except Exception as error:
@@ -154,6 +155,8 @@ class Claiming:
         refused: list[InFlight] = []
         for entry, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Claim):
+                if answer.crash is not None or (answer.crashes and not answer.tracked):
+                    self._runtime.meter.crashed(entry.message)
                 if entry.message.kind.delivery == "at_most_once":
                     early.append(entry.delivery)
             elif answer.reason == "held":

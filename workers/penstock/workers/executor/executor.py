@@ -38,6 +38,7 @@ from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.executor.overdue import Overdue
 from penstock.workers.executor.recorder import Recorder
 from penstock.workers.executor.runtime.capacity import InFlight
+from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.executor.runtime.runtime import make_runtime
 from penstock.workers.executor.watchdog import Watchdog
@@ -50,6 +51,8 @@ _LAST_SECONDS = 7.0
 """How long a drain waits for the ledger beyond its grace, so that interrupted attempts are recorded."""
 
 _REJECT_SECONDS = 5.0
+STOPPING = "stopping"
+"""Why a worker that drains is not ready."""
 
 
 class Executor:
@@ -60,6 +63,7 @@ class Executor:
         concurrency: attempts running at a time, coroutines, threads and children together.
         changes: notifies subscribers of changed jobs; None: they poll.
         apart: jobs that ran when their worker crashed run in processes of their own; False: all run in this one.
+        meter: measures the steps.
         limits: lets claimed jobs in or holds them back; None: none of its kinds has limits, or they don't hold here.
     """
 
@@ -74,6 +78,7 @@ class Executor:
         changes: ChangePublisher | None = None,
         limits: LimitGate | None = None,
         apart: bool = False,
+        meter: Meter | None = None,
         handlers: Handlers = default_handlers,
         registry: Registry = default_registry,
     ) -> None:
@@ -86,11 +91,13 @@ class Executor:
             changes=changes,
             handlers=handlers,
             registry=registry,
+            meter=meter,
         )
         self.observers = runtime.observers
         self._limits, self._tasks, self._webhooks = limits, runtime.tasks, runtime.webhooks
         self._inbox: deque[Delivery] = deque()
         self._awake = self._hurried = False
+        self._loops: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, Attempt] = {}
         self._left_behind: set[asyncio.Task[AttemptOutcome]] = set()
         self._admission = Admission(runtime)
@@ -155,15 +162,33 @@ class Executor:
         return self._admission.waiting()
 
     @property
+    def in_flight(self) -> int:
+        """The deliveries that were taken over and are not settled."""
+        return self._runtime.capacity.in_flight
+
+    @property
     def ready(self) -> bool:
-        """Whether it takes jobs: not draining, and its ledger and the store of its limits are there."""
-        limits_unavailable = self._limits is not None and self._limits.unavailable
-        return (
-            not self._runtime.capacity.closed
-            and not self._runtime.io.ledger_unavailable
-            and not limits_unavailable
-            and not self._watchdog.blocked
-        )
+        """Whether it takes jobs."""
+        return self.not_ready() is None
+
+    def not_ready(self) -> str | None:
+        """Why it takes no jobs now; None: it does."""
+        if self._runtime.capacity.closed:
+            return STOPPING
+        if self._runtime.io.ledger_unavailable:
+            return "the ledger does not answer"
+        if self._limits is not None and self._limits.unavailable:
+            return "the store of limits does not answer"
+        return "a handler blocks the event loop" if self._watchdog.blocked else None
+
+    def not_live(self) -> str | None:
+        """Why it makes no progress; None: it does, or waits for the ledger."""
+        if (problem := self._watchdog.problem()) is not None:
+            return problem
+        if not self._runtime.capacity.closed and (ended := [name for name, task in self._loops.items() if task.done()]):
+            return f"a loop has ended: {', '.join(ended)}"
+        excused = self._runtime.io.ledger_unavailable or self._watchdog.blocked
+        return None if excused else self._heartbeat.problem()
 
     def drain(self, grace_seconds: float) -> None:
         """Stop: release what has not started, let the rest finish within the grace, and interrupt what still runs."""
@@ -192,7 +217,7 @@ class Executor:
 
     def _start_loops(self) -> None:
         loops = (("heartbeat", self._heartbeat.run), ("overdue attempts", self._overdue.run))
-        self._loops = [self._tasks.spawn(keep_running(name, body)) for name, body in loops]
+        self._loops = {name: self._tasks.spawn(keep_running(name, body)) for name, body in loops}
         if self._limits is not None:
             self._limits.start()
 
@@ -323,7 +348,7 @@ class Executor:
             self._runtime.io.patient = clock() < deadline
             await asyncio.sleep(0.02)
         self._watchdog.stop()
-        for task in self._loops:
+        for task in self._loops.values():
             task.cancel()
         await self._tasks.join()
         if self._limits is not None:

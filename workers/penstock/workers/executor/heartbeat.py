@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -17,6 +18,8 @@ from penstock.workers.executor.runtime.runtime import Runtime
 log = logging.getLogger("penstock.executor")
 
 _BEAT_SECONDS = 0.5
+_LATE_SECONDS = 10.0
+"""A loop that has not turned for so long has stopped, unless the ledger does not answer."""
 
 
 class Heartbeat:
@@ -33,6 +36,12 @@ class Heartbeat:
     def __init__(self, runtime: Runtime, running: Mapping[str, Attempt], cancel: Callable[[Attempt], None]) -> None:
         self._runtime, self._running, self._cancel = runtime, running, cancel
         self.latest: dict[str, Progress] = {}
+        self._turned_at = time.monotonic()
+
+    def problem(self) -> str | None:
+        """Why it has stopped; None: it beats. Only while the ledger answers."""
+        seconds = time.monotonic() - self._turned_at
+        return f"the heartbeat stopped {seconds:.0f} s ago" if seconds > _LATE_SECONDS else None
 
     def progress(self, job_id: str, done: int, total: int | None, note: str | None) -> None:
         """Keep the progress of a job for the next beat. Safe from any thread."""
@@ -44,6 +53,7 @@ class Heartbeat:
         pause = min(_BEAT_SECONDS, settings.lease_seconds / 3)
         written: dict[str, Progress] = {}
         while True:
+            self._turned_at = time.monotonic()
             latest = {job_id: self.latest[job_id] for job_id in list(self.latest) if job_id in self._running}
             progress = {job_id: value for job_id, value in latest.items() if written.get(job_id) != value}
             beat = partial(

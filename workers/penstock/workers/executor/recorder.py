@@ -66,11 +66,12 @@ class Recorder:
         """Record, then acknowledge. A crash in between repeats a delivery, which the claim then refuses."""
         changing = [outcome for _, outcome in batch if outcome.needs_record]
         if outcomes := [outcome for outcome in changing if outcome.recorded is None]:
-            asked_at = time.time_ns()
+            asked_at, began = time.time_ns(), time.perf_counter()
             try:
                 kept = await self._runtime.io.ledger(
                     lambda: record(self._runtime.database, outcomes, worker=self._runtime.name)
                 )
+                self._runtime.meter.step("record", time.perf_counter() - began)
             except LedgerUnavailable:
                 raise
             except Exception as error:

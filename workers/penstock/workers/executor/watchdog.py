@@ -25,6 +25,8 @@ _REPORTED_AFTER = (1.0, 10.0, 60.0, 600.0)
 """Seconds for which the loop is blocked when the log names who blocks it."""
 _CLOCK_JUMP_SECONDS = 2.0
 """A look that comes so late shows that the whole process stood still; then no handler is to blame."""
+_STUCK_SECONDS = 10.0
+"""A loop, or a watchdog, that has done nothing for so long makes no progress."""
 _CLOCK_CHANGE_SECONDS = 1.0
 """Between two looks a clock that is only adjusted gains or loses much less."""
 
@@ -46,12 +48,22 @@ class Watchdog:
         self._runtime, self._running = runtime, running
         self.blocked = False
         self._stopping = threading.Event()
-        self._turned_at = time.monotonic()
+        self._turned_at = self._looked_at = time.monotonic()
+        self._blocked_since: float | None = None
+
+    def problem(self) -> str | None:
+        """Why the loop, or this watchdog, makes no progress; None: both do. Safe from any thread."""
+        now, since = time.monotonic(), self._blocked_since
+        if since is not None and now - since > _STUCK_SECONDS:
+            return f"a handler has blocked the event loop for {now - since:.0f} s; the log has its job"
+        if now - self._looked_at > _STUCK_SECONDS and not self._stopping.is_set():
+            return f"the watchdog stopped {now - self._looked_at:.0f} s ago"
+        return None
 
     def start(self) -> None:
         """Begin to watch. The loop runs already."""
-        self._turned_at = time.monotonic()
-        start_thread(f"{self._runtime.name} watchdog", self._run, self._stopping)
+        self._turned_at = self._looked_at = time.monotonic()
+        start_thread("penstock watchdog", self._run, self._stopping)
 
     def stop(self) -> None:
         """Watch no more. Returns at once, from any thread."""
@@ -74,16 +86,18 @@ class Watchdog:
             now = time.monotonic()
             if now - looked_at > _CLOCK_JUMP_SECONDS:
                 asked_at = now
-            looked_at = now
+            looked_at = self._looked_at = now
             lead = report_clock_change(lead)
             answered = self._turned_at >= asked_at
             if answered:
                 if self.blocked:
                     log.warning("the event loop turns again")
                 self._set_blocked(False)
+                self._blocked_since = None
                 reports = 0
             elif now - asked_at >= _REPORTED_AFTER[0]:
                 self._set_blocked(True)
+                self._blocked_since = asked_at
                 if reports < len(_REPORTED_AFTER) and now - asked_at >= _REPORTED_AFTER[reports]:
                     reports += 1
                     self._report(now - asked_at)

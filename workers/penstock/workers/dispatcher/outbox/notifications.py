@@ -28,6 +28,7 @@ class Notifications(Poller):
     """
 
     interval_seconds = 0.0  # listening waits
+    essential = False  # polling goes on
 
     def __init__(self, database: Database, wakeup: threading.Event, direct_url: str | None = None) -> None:
         self.name = f"outbox's notifications from {redact_url(database.url)}"

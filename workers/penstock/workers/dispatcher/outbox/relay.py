@@ -66,6 +66,7 @@ class OutboxRelay(Poller):
     ) -> None:
         self.name = "outbox" if database is ledger else f"outbox of {redact_url(database.url)}"
         super().__init__()
+        self.essential = database is ledger
         self._database, self._ledger, self._sender, self._ready = database, ledger, sender, ready
         self._store = OutboxStore(database, ledger)
         self.wakeup = threading.Event()

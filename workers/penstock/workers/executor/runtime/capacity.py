@@ -44,6 +44,11 @@ class Capacity:
         # With few slots a job fetched ahead could wait long behind one that runs, while another worker is idle.
         return self.slots if self.slots < 4 else 2 * self.slots
 
+    @property
+    def in_flight(self) -> int:
+        """Deliveries that were taken over and are not settled."""
+        return self._in_flight
+
     def available(self) -> int:
         """How many more are wanted: enough to keep every slot busy and the next ones at hand."""
         return 0 if self.closed or self._pauses else self.limit - self._in_flight

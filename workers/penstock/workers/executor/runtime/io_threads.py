@@ -14,6 +14,7 @@ from penstock.config.errors import LedgerUnavailable
 from penstock.config.supervision import Outage, faults
 from penstock.workers.brokers.consumer import Consumer, Delivery
 from penstock.workers.executor.runtime.capacity import Capacity
+from penstock.workers.executor.runtime.meter import Meter
 
 log = logging.getLogger("penstock.executor")
 T = TypeVar("T")
@@ -28,14 +29,15 @@ class IoThreads:
 
     Arguments:
         capacity: paused while the ledger is unavailable.
+        meter: measures acknowledgements.
 
     Attributes:
         patient: False makes a missing ledger an error at once, for a worker that must end.
     """
 
-    def __init__(self, name: str, capacity: Capacity) -> None:
+    def __init__(self, name: str, capacity: Capacity, meter: Meter) -> None:
         self.patient = True
-        self._capacity = capacity
+        self._capacity, self._meter = capacity, meter
         self._unavailable = False
         self._outage = Outage()
         self._pending_calls = 0  # to the ledger
@@ -95,7 +97,9 @@ class IoThreads:
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def ack(self, deliveries: list[Delivery]) -> None:
+        began = time.perf_counter()
         await self._settle(lambda consumer, part: consumer.ack(part), deliveries)
+        self._meter.step("acknowledge", time.perf_counter() - began)
 
     async def release(self, deliveries: list[Delivery]) -> None:
         await self._settle(lambda consumer, part: consumer.release(part), deliveries)

@@ -17,6 +17,7 @@ from penstock.workers.executor.runtime.capacity import Capacity
 from penstock.workers.executor.runtime.handler_threads import HandlerThreads
 from penstock.workers.executor.runtime.io_threads import IoThreads
 from penstock.workers.executor.runtime.loop_thread import LoopThread, Tasks
+from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer, Observers
 from penstock.workers.handlers.django_project import is_set_up, old_connections_closed
 from penstock.workers.handlers.registry import Handlers
@@ -40,6 +41,7 @@ class Runtime:
         canvas: makes the callbacks, errbacks and chains of an unmodified Celery client.
         webhooks: makes outgoing webhooks; None: no hook has an address.
         changes: notifies subscribers of changed jobs; None: they poll.
+        meter: measures the steps.
     """
 
     settings: Settings
@@ -57,6 +59,7 @@ class Runtime:
     canvas: CeleryCanvas
     webhooks: OutgoingWebhooks | None
     changes: ChangePublisher | None
+    meter: Meter
 
     def close(self) -> None:
         """End the threads, when the loop has nothing more to do."""
@@ -75,9 +78,11 @@ def make_runtime(
     changes: ChangePublisher | None,
     handlers: Handlers,
     registry: Registry,
+    meter: Meter | None = None,
 ) -> Runtime:
     """The runtime of a worker; its loop is not started yet."""
     capacity = Capacity(concurrency)
+    meter = meter or Meter()
     around = old_connections_closed if is_set_up() else None
     return Runtime(
         settings=settings,
@@ -86,10 +91,10 @@ def make_runtime(
         handlers=handlers,
         registry=registry,
         observers=Observers(observers),
-        loop=LoopThread(f"{name} loop", HandlerThreads(f"{name} to_thread", _MOST_OTHER_THREADS, around)),
+        loop=LoopThread("penstock loop", HandlerThreads(f"{name} to_thread", _MOST_OTHER_THREADS, around)),
         tasks=Tasks(log),
         capacity=capacity,
-        io=IoThreads(name, capacity),
+        io=IoThreads(name, capacity, meter),
         # As many as there are attempts, which `concurrency` bounds. One that ignored its timeout keeps its thread, not
         # its slot.
         threads=HandlerThreads(f"{name} handler", around=around),
@@ -97,4 +102,5 @@ def make_runtime(
         canvas=CeleryCanvas(settings, registry),
         webhooks=OutgoingWebhooks(settings) or None,
         changes=changes,
+        meter=meter,
     )

@@ -134,6 +134,30 @@ class Acts:
         self._narrator.finished(row)
         return row
 
+    def metrics(self) -> Row:
+        """Each worker and the dispatcher is live and ready, and the workers have counted the jobs."""
+        ports, problem, attempts = self._stage.layout.http_ports, None, 0
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                for port in ports.values():
+                    for path in ("/live", "/ready"):
+                        _page(port, path)
+                texts = {service: _page(port, "/metrics") for service, port in ports.items()}
+                attempts = sum(map(_attempts, texts.values()))
+                idle = [name for name, text in texts.items() if name.startswith("worker") and not _attempts(text)]
+                expect(not idle, f"{', '.join(idle)} has counted no job")
+                problem = None
+                break
+            except (CheckFailed, OSError) as error:
+                problem = str(error)
+                self._stopping.pause(0.5)
+        where = ", ".join(f"http://127.0.0.1:{port}/metrics" for port in ports.values())
+        count = f"{len(ports)} processes are live and ready; {attempts} attempts counted"
+        row = Row("metrics and probes", "", count, None, where, problem)
+        self._narrator.finished(row)
+        return row
+
     def _follow(self, *tasks: Work) -> list[Row]:
         return follow(self._narrator, self._database, tasks, ACT_SECONDS, self._stopping)
 
@@ -185,6 +209,19 @@ class Acts:
 
 def _orders(format: str) -> BuildReport:
     return BuildReport.model_validate({"report": "orders", "format": format})
+
+
+def _page(port: int, path: str) -> str:
+    """A page of a worker or dispatcher of ours. Raises OSError: it is not 200."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def _attempts(metrics: str) -> int:
+    """The attempts that a process has counted, by its `/metrics`."""
+    lines = [line for line in metrics.splitlines() if line.startswith("penstock_jobs_total{")]
+    return round(sum(float(line.rpartition(" ")[2]) for line in lines))
 
 
 def _flower_workers(url: str, auth: str) -> list[str]:

@@ -78,7 +78,7 @@ def _run(narrator: Narrator, folder: Path, stopping: Stopping, keep: bool) -> bo
                 rows.append(crash(narrator, producer, database, supervisor, folder, stopping))
                 narrator.finished(rows[-1])
                 narrator.title("In the background")
-                rows += [acts.schedule(), acts.flower(), _both_engines(rows)]
+                rows += [acts.schedule(), acts.flower(), acts.metrics(), _both_engines(rows)]
                 good = all(row.problem is None for row in rows)
                 narrator.table(rows)
                 if keep:

@@ -13,7 +13,7 @@ from penstock.config.private_files import tighten_all
 from penstock.config.settings import load_settings, redact_url
 from penstock.config.toml import find_config
 from penstock.workers.handlers.discovery import discover, warn_idle
-from penstock.workers.local.up.layout import Layout, plan, queues_by_engine
+from penstock.workers.local.up.layout import DISPATCHER_SERVICE, Layout, plan, queues_by_engine, worker_service
 from penstock.workers.local.up.lock import folder_lock
 from penstock.workers.local.up.run import running_services
 from penstock.workers.local.up.signals import stopping_on_signals
@@ -60,10 +60,18 @@ def overview(layout: Layout) -> list[str]:
     settings = layout.settings
     user, _, password = layout.flower_auth.partition(":")
     workers = queues_by_engine(settings).items()
+
+    def health(service: str) -> str:
+        return f"http://127.0.0.1:{layout.http_ports[service]}/metrics, /live, /ready"
+
     rows = [
         ("Flower", f"{layout.flower_url}  user {user}, password {password}"),
         ("gateway", f"{layout.gateway_url}  Authorization: Bearer, with the key in {_short(layout.gateway_key)}"),
-        *((f"worker {engine}", f"queues {', '.join(queues)}") for engine, queues in workers),
+        *(
+            (f"worker {engine}", f"queues {', '.join(queues)}  {health(worker_service(engine))}")
+            for engine, queues in workers
+        ),
+        ("dispatcher", health(DISPATCHER_SERVICE)),
         ("broker", f"{redact_url(settings.broker_url)}{_with_password(layout)}"),
         ("ledger", redact_url(settings.database_url)),
         ("storage", redact_url(settings.storage_url)),

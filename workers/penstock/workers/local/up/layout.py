@@ -55,6 +55,7 @@ _FLOWER = (
     "sys.exit(run_flower(port=int(sys.argv[1]), folder=pathlib.Path(sys.argv[2])))",
 )
 
+DISPATCHER_SERVICE = "dispatcher"
 GATEWAY, WORKERS, DISPATCHER, FLOWER, REDIS = range(5)
 """The stages of stopping, the first one first."""
 
@@ -70,6 +71,7 @@ class Layout:
         redis_port: of the Redis to start; None where a broker is configured.
         flower_auth: `user:password`.
         gateway_port: `gateway_key` is the file with the key to it.
+        http_ports: of the metrics and the health of the workers and the dispatcher, by the service's name.
     """
 
     folder: Path
@@ -79,6 +81,7 @@ class Layout:
     flower_port: int
     flower_auth: str
     gateway_port: int
+    http_ports: Mapping[str, int]
     imports: tuple[str, ...] = ()
 
     @property
@@ -147,7 +150,11 @@ def plan(
     if config is not None:
         ours["PENSTOCK_CONFIG"] = str(config.resolve())
     environment = {**base, **ours, BASIC_AUTH: auth}
-    return Layout(folder, settings, environment, redis_port, flower_port, auth, gateway_port, tuple(imports))
+    names = [*map(worker_service, queues_by_engine(settings)), DISPATCHER_SERVICE]
+    http_ports = {name: free_port() for name in names}
+    return Layout(
+        folder, settings, environment, redis_port, flower_port, auth, gateway_port, http_ports, tuple(imports)
+    )
 
 
 def write_environment(layout: Layout) -> None:
@@ -173,6 +180,11 @@ def queues_by_engine(settings: Settings) -> dict[str, list[str]]:
     return {engine: share for engine, share in shares.items() if share}
 
 
+def worker_service(engine: str) -> str:
+    """The name of the service that runs the workers of an engine."""
+    return f"worker-{engine}"
+
+
 def redis_service(layout: Layout, port: int) -> Service:
     """The Redis of a layout. It asks for the password in `redis.password`, which its arguments do not show."""
     folder = layout.folder / "redis"
@@ -189,7 +201,8 @@ def services(layout: Layout, database: Database) -> list[Service]:
     imports = [word for module in layout.imports for word in ("--import", module)]
 
     def service(name: str, stage: int, ready: Callable[[Child], bool], *words: str) -> Service:
-        return Service(name, [*_PENSTOCK, *words], stage, ready, layout.environment)
+        ports = {"PENSTOCK_HTTP_PORT": str(layout.http_ports[name])} if name in layout.http_ports else {}
+        return Service(name, [*_PENSTOCK, *words], stage, ready, {**layout.environment, **ports})
 
     def consumes(child: Child) -> bool:
         return child.pid is not None and is_registered(database, child.pid)
@@ -206,7 +219,15 @@ def services(layout: Layout, database: Database) -> list[Service]:
     _ensure_key(layout.gateway_key, database)
     workers = [
         service(
-            f"worker-{engine}", WORKERS, consumes, "worker", "--engine", engine, "--queues", ",".join(queues), *imports
+            worker_service(engine),
+            WORKERS,
+            consumes,
+            "worker",
+            "--engine",
+            engine,
+            "--queues",
+            ",".join(queues),
+            *imports,
         )
         for engine, queues in queues_by_engine(layout.settings).items()
     ]
@@ -214,7 +235,7 @@ def services(layout: Layout, database: Database) -> list[Service]:
     return [
         service("gateway", GATEWAY, opens, "gateway", "--port", str(layout.gateway_port), *imports),
         *workers,
-        service("dispatcher", DISPATCHER, dispatches, "dispatcher", *imports),
+        service(DISPATCHER_SERVICE, DISPATCHER, dispatches, "dispatcher", *imports),
         Service("flower", flower, FLOWER, answers, layout.environment),
     ]
 

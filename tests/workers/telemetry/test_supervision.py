@@ -40,6 +40,8 @@ from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.executor.runtime.loop_thread import LoopThread
 from penstock.workers.executor.watchdog import Watchdog
 from penstock.workers.telemetry.otlp_metrics import Push
+from penstock.workers.telemetry.http_server import HttpServer
+from penstock.workers.telemetry.probe_socket import ProbeSocket
 
 ROOTS = {name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("producers", "workers")}
 
@@ -59,6 +61,8 @@ BODIES: dict[str, tuple[type[Any], str]] = {
     "workers/executor/runtime/loop_thread.py": (LoopThread, "_run"),
     "workers/executor/watchdog.py": (Watchdog, "_run"),
     "workers/telemetry/otlp_metrics.py": (Push, "_run"),
+    "workers/telemetry/http_server.py": (HttpServer, "_run"),
+    "workers/telemetry/probe_socket.py": (ProbeSocket, "_run"),
 }
 """File that starts a supervised loop → the body of the loop; of `executor.py` there is `Overdue.run`, too."""
 
