@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from support.ledgers import Note
+from support.polling import until_async
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings
@@ -53,7 +54,12 @@ def test_a_database_without_an_outbox_has_no_backlog(tmp_path: Path) -> None:
 async def metrics(app: FastAPI) -> str:
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
-        return (await client.get("/metrics")).text
+
+        async def read_outboxes() -> str | None:
+            text = (await client.get("/metrics")).text
+            return text if text.count("penstock_outbox_jobs{") == 2 else None
+
+        return await until_async(read_outboxes, "the sizes of both outboxes")
 
 
 def test_the_gateways_metrics_have_those_of_every_outbox(

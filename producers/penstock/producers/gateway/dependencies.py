@@ -14,6 +14,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from penstock.config.settings import Settings
+from penstock.ledger.queries.fleet_metrics import FleetMetrics
 from penstock.ledger.sql.database import Database
 from penstock.producers.enqueue.async_producer import AsyncProducer
 from penstock.producers.explain.queue_position import open_positions
@@ -22,10 +23,11 @@ from penstock.producers.gateway.auth.job_ids import JobIds
 from penstock.producers.gateway.auth.jwt import JwtVerifier
 from penstock.producers.gateway.auth.rate_limit import RateLimiter
 from penstock.producers.gateway.auth.verbs import demanded
-from penstock.producers.gateway.metrics import LoopFailures, Metrics, OutboxBacklogs, RestingWorkflows
+from penstock.producers.gateway.metrics import LoopRestarts, Metrics
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 from penstock.producers.limits import open_store
+from penstock.producers.senders import open_backlogs
 from penstock.producers.tokens import read_token
 from penstock.schemas.verbs import Verb
 
@@ -61,10 +63,10 @@ class Deps:
         )
         self.limits = open_store(settings)
         self.metrics = Metrics()
-        self.backlogs = OutboxBacklogs(self.database, settings.outbox_urls)
-        self.metrics.registry.register(self.backlogs)
-        self.metrics.registry.register(RestingWorkflows(self.database))
-        self.metrics.registry.register(LoopFailures())
+        self._fleet_metrics = FleetMetrics(settings, self.database, open_backlogs(settings))
+        self.metrics.registry.register(self._fleet_metrics)
+        self.metrics.registry.register(LoopRestarts())
+        self._fleet_metrics.start()
         self.closing = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.streams: Counter[str] = Counter()
@@ -81,7 +83,7 @@ class Deps:
         self.positions.close()
         if self.limits is not None:
             self.limits.close()
-        self.backlogs.close()
+        await asyncio.to_thread(self._fleet_metrics.close)
         self.database.close()
 
     def check_token(self, token: str, job_id: str, verb: Verb) -> Caller:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from collections import Counter
 from types import FrameType
 
 from penstock.config import supervision
@@ -34,10 +35,15 @@ STOP_SECONDS = 10.0
 
 
 class Dispatcher:
-    """All services of one dispatcher, each in a thread. It needs neither broker nor database to start."""
+    """All services of one dispatcher, each in a thread. It needs neither broker nor database to start.
+
+    Attributes:
+        database: the ledger's.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._database = Database(settings.database_url)
+        self.settings = settings
+        self.database = Database(settings.database_url)
         name = f"dispatcher@{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
         consumer = open_consumer(
             settings.broker_url,
@@ -50,26 +56,39 @@ class Dispatcher:
         lanes = open_loss_detector(
             settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
         )
-        lost = LostJobs(self._database, lanes, settings.lease)
+        lost = LostJobs(self.database, lanes, settings.lease)
         # Senders without the queues' max_length: due jobs were accepted long ago, and that limit is for producers.
-        due = DueJobs(self._database, open_sender_from(settings), ready=lost.first_pass_done)
-        step_jobs = StepJobs(self._database, open_sender_from(settings), due.wakeup, lost.first_pass_done)
+        due = DueJobs(self.database, open_sender_from(settings), ready=lost.first_pass_done)
+        step_jobs = StepJobs(self.database, open_sender_from(settings), due.wakeup, lost.first_pass_done)
+        self._retention = Retention(settings, self.database)
         self.services: list[Poller] = [
-            Inbox(self._database, consumer),
+            Inbox(self.database, consumer),
             due,
-            *Limits.open(settings, self._database),
-            *open_outboxes(settings, self._database, ready=lost.first_pass_done),
-            Schedules(self._database, settings, due.wakeup),
-            Workflows(settings, self._database, pushed=True, step_jobs=step_jobs),
-            Reaper(self._database, settings.lease),
+            *Limits.open(settings, self.database),
+            *open_outboxes(settings, self.database, ready=lost.first_pass_done),
+            Schedules(self.database, settings, due.wakeup),
+            Workflows(settings, self.database, pushed=True, step_jobs=step_jobs),
+            Reaper(self.database, settings.lease),
             lost,
-            Retention(settings, self._database),
-            Heartbeat(self._database, name, settings.lease),
+            self._retention,
+            Heartbeat(self.database, name, settings.lease),
         ]
         if settings.stock_queues:
             # An empty setting turns this off: on a broker that another Celery application uses too, queues named like
             # ours may belong to that application.
-            self.services.append(StockClients(settings, self._database))
+            self.services.append(StockClients(settings, self.database))
+
+    def sent(self) -> Counter[str]:
+        """Jobs that were sent: `due`, from an `outbox`, of a `workflow`'s steps, or of `stock` clients."""
+        counts: Counter[str] = Counter()
+        for service in self.services:
+            if service.source is not None:
+                counts[service.source] += service.sent
+        return counts
+
+    def pruned(self) -> Counter[str]:
+        """Rows that retention deleted, by what they are; jobs by their state."""
+        return self._retention.pruned.copy()
 
     def start(self) -> None:
         for service in self.services:
@@ -82,7 +101,7 @@ class Dispatcher:
         for service in self.services:
             if not service.join(STOP_SECONDS):
                 log.warning("%s: still busy, left behind", service.name)
-        self._database.close()
+        self.database.close()
 
 
 def run_dispatcher(settings: Settings) -> int:

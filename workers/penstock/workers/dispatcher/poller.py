@@ -7,7 +7,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 
-from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, PenstockError
+from penstock.config.errors import BrokerRefused, BrokerUnavailable, LedgerUnavailable, PenstockError
 from penstock.config.supervision import faults, start_thread
 
 log = logging.getLogger("penstock.dispatcher")
@@ -25,11 +25,15 @@ class Poller(ABC):
     name: str
     interval_seconds: float = 0.1
     """The pause after a round without work."""
+    source: str | None = None
+    """Where the jobs that it sends come from, as a label of metrics; None: it sends none."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
         self.wakeup = threading.Event()
         """Set where there is something to do: it ends the pause."""
+        self.sent = 0
+        """Jobs that it has sent."""
         self._thread: threading.Thread | None = None
         self._failing: str | None = None
 
@@ -86,7 +90,13 @@ class Poller(ABC):
             return
         self._failing = kind
         if isinstance(error, BrokerUnavailable | LedgerUnavailable):
-            faults["broker unavailable" if isinstance(error, BrokerUnavailable) else "ledger unavailable"] += 1
+            faults[_fault(error)] += 1
             log.error("%s: %s; it goes on when that is back", self.name, error)
         else:
             log.error("%s: %s: %s; trying again", self.name, kind, error, exc_info=error)
+
+
+def _fault(error: BrokerUnavailable | LedgerUnavailable) -> str:
+    if isinstance(error, BrokerRefused):
+        return "broker refuses writes"
+    return "broker unavailable" if isinstance(error, BrokerUnavailable) else "ledger unavailable"

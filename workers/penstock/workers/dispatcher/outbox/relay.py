@@ -58,6 +58,7 @@ class OutboxRelay(Poller):
         wakeup: set when something was committed, where the database notifies us.
     """
 
+    source = "outbox"
     interval_seconds = 0.0  # a round waits
 
     def __init__(
@@ -121,6 +122,7 @@ class OutboxRelay(Poller):
             log.warning("%s; its jobs wait in the outbox", error)
             self._full[error.queue] = time.monotonic() + _FULL_FOR_SECONDS
             return
+        self.sent += len(entries)
         self._store.mark_sent(batch, entries, began)
 
     def _full_queues(self) -> list[str]:

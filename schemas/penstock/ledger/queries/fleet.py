@@ -1,0 +1,114 @@
+"""Numbers about the whole installation, for its metrics and its doctor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from penstock.ledger.rows.steps import RESTING
+from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import dead_letters, held_jobs, jobs, schedules, workflows
+from penstock.schemas.states import WAITING, State
+from penstock.schemas.workflows import WorkflowState
+
+OPEN = sa.and_(dead_letters.c.replayed_at.is_(None), dead_letters.c.discarded_at.is_(None))
+
+OTHER = "other"
+"""Queue and kind of what is too varied to be listed."""
+
+QueueAndKind = tuple[str, str]
+
+
+def count_due(database: Database) -> int:
+    """Jobs that are due and not sent. Reads as many entries of an index. Raises LedgerUnavailable."""
+    due = jobs.c.state.in_(WAITING), jobs.c.due_at <= from_now()
+    count = sa.select(sa.func.count()).select_from(jobs).where(*due)
+    return database.read(lambda connection: connection.execute(count).scalar_one())
+
+
+def lateness(database: Database) -> timedelta:
+    """How long the first of the due jobs is due; zero where there is none. Raises LedgerUnavailable."""
+
+    def read_first(connection: sa.Connection) -> timedelta:
+        now = connection.execute(sa.select(from_now())).scalar_one()
+        firsts = [
+            connection.execute(sa.select(sa.func.min(jobs.c.due_at)).where(jobs.c.state == state)).scalar()
+            for state in sorted(WAITING)
+        ]
+        return max(now - min([first for first in firsts if first is not None], default=now), timedelta())
+
+    return database.read(read_first)
+
+
+def schedule_lateness(database: Database) -> timedelta:
+    """How long the schedule that is most overdue is due; zero where none is. Raises LedgerUnavailable."""
+    select = sa.select(sa.func.min(schedules.c.due_at).label("first"), from_now().label("now"))
+
+    def read_first(connection: sa.Connection) -> timedelta:
+        row = connection.execute(select).one()
+        return timedelta() if row.first is None else max(row.now - row.first, timedelta())
+
+    return database.read(read_first)
+
+
+def open_dead_letters(database: Database, *, since: timedelta | None = None, most: int = 1000) -> Counter[QueueAndKind]:
+    """Queue and kind → dead letters that wait for a decision. Reads the row of each. Raises LedgerUnavailable.
+
+    Kind "" is that of messages without one. All pairs but the `most` largest are together `OTHER`.
+
+    Arguments:
+        since: only those that were made within this time.
+    """
+    columns, count = (dead_letters.c.queue, dead_letters.c.kind), sa.func.count()
+    total = sa.func.sum(count).over().label("total")
+    where = [OPEN] if since is None else [OPEN, dead_letters.c.created_at >= from_now(-since)]
+    select = sa.select(*columns, count.label("letters"), total).where(*where).group_by(*columns)
+    largest = select.order_by(count.desc()).limit(most)
+    rows = database.read(lambda connection: connection.execute(largest).all())
+    counts = Counter({(row.queue, row.kind or ""): row.letters for row in rows})
+    if rows and (rest := int(rows[0].total) - counts.total()):
+        counts[OTHER, OTHER] += rest
+    return counts
+
+
+def count_resting(database: Database) -> dict[str, int]:
+    """Kind → number of its workflows that rest. Raises LedgerUnavailable."""
+    # The states let an index find those that have not ended.
+    where = workflows.c.state.in_([state for state in WorkflowState if not state.final]), RESTING
+    count = sa.select(workflows.c.kind, sa.func.count()).where(*where).group_by(workflows.c.kind)
+    return database.read(lambda connection: {row[0]: row[1] for row in connection.execute(count)})
+
+
+def waiting_kinds(database: Database, limit: int) -> Counter[QueueAndKind]:
+    """Queue and kind → jobs that workers have held back, or that were sent and have not started.
+
+    Arguments:
+        limit: the most rows of either sort that are read, those that wait longest.
+
+    Raises:
+        LedgerUnavailable.
+    """
+    columns = jobs.c.queue, jobs.c.kind
+    queued = sa.select(*columns).where(jobs.c.state == State.QUEUED).order_by(jobs.c.due_at).limit(limit)
+    fresh = held_jobs.c.job_id == jobs.c.id, held_jobs.c.fence == jobs.c.fence, jobs.c.state.in_(WAITING)
+    held = sa.select(*columns).join(held_jobs, sa.and_(*fresh)).order_by(held_jobs.c.due_at).limit(limit)
+
+    def count_kinds(connection: sa.Connection) -> Counter[QueueAndKind]:
+        counts: Counter[QueueAndKind] = Counter()
+        for rows in (queued.subquery(), held.subquery()):
+            group = sa.select(rows.c.queue, rows.c.kind, sa.func.count()).group_by(rows.c.queue, rows.c.kind)
+            for queue, kind, number in connection.execute(group):
+                counts[queue, kind] += number
+        return counts
+
+    return database.read(count_kinds)
+
+
+def oldest_ended(database: Database, limit: int) -> list[tuple[State, datetime]]:
+    """State and end of those of the `limit` oldest jobs on record that have ended. Raises LedgerUnavailable."""
+    oldest = sa.select(jobs.c.state, jobs.c.finished_at).order_by(jobs.c.id).limit(limit)
+    rows = database.read(lambda connection: connection.execute(oldest).all())
+    return [(State(row.state), row.finished_at) for row in rows if row.finished_at is not None]
