@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from penstock.ledger.rows.steps import RESTING
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import dead_letters, held_jobs, jobs, schedules, workflows
-from penstock.schemas.states import WAITING, State
+from penstock.ledger.sql.tables import dead_letters, held_jobs, jobs, schedules, steps, workflows
+from penstock.schemas.states import FINAL, WAITING, State
 from penstock.schemas.workflows import WorkflowState
 
 OPEN = sa.and_(dead_letters.c.replayed_at.is_(None), dead_letters.c.discarded_at.is_(None))
@@ -43,15 +44,17 @@ def lateness(database: Database) -> timedelta:
     return database.read(read_first)
 
 
-def schedule_lateness(database: Database) -> timedelta:
-    """How long the schedule that is most overdue is due; zero where none is. Raises LedgerUnavailable."""
-    select = sa.select(sa.func.min(schedules.c.due_at).label("first"), from_now().label("now"))
+class OverdueSchedule(NamedTuple):
+    name: str
+    lateness: timedelta
 
-    def read_first(connection: sa.Connection) -> timedelta:
-        row = connection.execute(select).one()
-        return timedelta() if row.first is None else max(row.now - row.first, timedelta())
 
-    return database.read(read_first)
+def overdue_schedule(database: Database) -> OverdueSchedule | None:
+    """The schedule that is most overdue; None where none is due. Raises LedgerUnavailable."""
+    due = schedules.c.due_at <= from_now()
+    select = sa.select(schedules.c.name, schedules.c.due_at, from_now().label("now")).where(due)
+    row = database.read(lambda connection: connection.execute(select.order_by(schedules.c.due_at).limit(1)).first())
+    return None if row is None else OverdueSchedule(row.name, row.now - row.due_at)
 
 
 def open_dead_letters(database: Database, *, since: timedelta | None = None, most: int = 1000) -> Counter[QueueAndKind]:
@@ -108,7 +111,10 @@ def waiting_kinds(database: Database, limit: int) -> Counter[QueueAndKind]:
 
 
 def oldest_ended(database: Database, limit: int) -> list[tuple[State, datetime]]:
-    """State and end of those of the `limit` oldest jobs on record that have ended. Raises LedgerUnavailable."""
-    oldest = sa.select(jobs.c.state, jobs.c.finished_at).order_by(jobs.c.id).limit(limit)
-    rows = database.read(lambda connection: connection.execute(oldest).all())
+    """State and end of those of the `limit` oldest jobs on record that have ended, without jobs of workflows, which
+    are kept with these. Raises LedgerUnavailable."""
+    oldest = sa.select(jobs.c.id, jobs.c.state, jobs.c.finished_at).order_by(jobs.c.id).limit(limit).subquery()
+    of_workflow = sa.exists().where(steps.c.job_id == oldest.c.id)
+    ended = sa.select(oldest.c.state, oldest.c.finished_at).where(oldest.c.state.in_(FINAL), ~of_workflow)
+    rows = database.read(lambda connection: connection.execute(ended).all())
     return [(State(row.state), row.finished_at) for row in rows if row.finished_at is not None]

@@ -89,7 +89,9 @@ class DispatcherMetrics(Readings):
         yield "penstock_dispatcher_lateness_seconds", (), fleet.lateness(self._database).total_seconds()
 
     def _schedules(self) -> Iterator[Sample]:
-        yield "penstock_schedule_lateness_seconds", (), fleet.schedule_lateness(self._database).total_seconds()
+        overdue = fleet.overdue_schedule(self._database)
+        late = 0.0 if overdue is None else overdue.lateness.total_seconds()
+        yield "penstock_schedule_lateness_seconds", (), late
 
     def _limits(self) -> Iterator[Sample]:
         waiting: Counter[str] = Counter()
