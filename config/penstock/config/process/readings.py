@@ -64,9 +64,10 @@ class Readings(Collector):
         readers: Mapping[str, Callable[[], Iterable[Sample]]],
         *,
         age: tuple[str, str] | None = None,
-        every_seconds: float = EVERY_SECONDS,
+        every_seconds: float | None = None,
     ) -> None:
-        self._name, self._gauges, self._age, self._every_seconds = name, gauges, age, every_seconds
+        self._name, self._gauges, self._age = name, gauges, age
+        self._every_seconds = EVERY_SECONDS if every_seconds is None else every_seconds
         now = time.monotonic()
         self._readings = [_Reading(what, read, now) for what, read in readers.items()]
         self._stopping = threading.Event()
@@ -111,18 +112,16 @@ class Readings(Collector):
 
     def _refresh(self, reading: _Reading) -> None:
         began = time.monotonic()
-        reading.due_at = began + self._every_seconds  # also if it raises what no one expects
         try:
             samples = list(reading.read())
-        except BaseException as error:
+        except Exception as error:
             reading.samples = None
             took = time.monotonic() - began
             reading.due_at = time.monotonic() + max(self._every_seconds, min(2 * took, LONGEST_RETRY_SECONDS))
             reading.is_failing = True
-            if not isinstance(error, PenstockError):
-                raise
             if reading.outage.is_new(error):
-                log.warning("metrics of %s are left out: %s", reading.name, error)
+                trace = None if isinstance(error, PenstockError) else error
+                log.warning("metrics of %s are left out: %s", reading.name, error, exc_info=trace)
             return
         now = time.monotonic()
         reading.samples, reading.read_at = samples, now
