@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -28,6 +29,7 @@ from penstock.producers.outbox import Outbox
 from penstock.producers.senders import open_sender
 from penstock.schemas import Outcome
 from penstock.schemas.wire.codec import encode
+from penstock.schemas.wire.ids import first_id
 from penstock.workers.dispatcher.dispatcher import Dispatcher
 from penstock.workers.local.up.redis_server import RedisServer
 from penstock.workers.telemetry.dispatcher_metrics import ROWS, dispatcher_collectors
@@ -45,11 +47,25 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 
+@dataclass
+class Idle:
+    """A dispatcher that does nothing."""
+
+    settings: Settings
+    database: Database
+
+    def sent(self) -> Counter[str]:
+        return Counter()
+
+    def pruned(self) -> Counter[str]:
+        return Counter()
+
+
 @contextmanager
-def dispatching(settings: Settings, count: int = 1, *, start: bool = True) -> Iterator[list[Dispatcher]]:
+def dispatching(settings: Settings, count: int = 1) -> Iterator[list[Dispatcher]]:
     dispatchers = [Dispatcher(settings) for _ in range(count)]
     try:
-        for dispatcher in dispatchers if start else ():
+        for dispatcher in dispatchers:
             dispatcher.start()
         yield dispatchers
     finally:
@@ -111,8 +127,8 @@ def test_what_waits_for_a_dispatcher_is_counted(ledger: Database, ledger_url: st
         later = datetime.now(UTC) + timedelta(hours=1)
         outcome = attempt_outcome(claimed(ledger, message(Note())), Outcome.SNOOZED, due_at=later, waits_for=slot)
         record(ledger, [outcome], worker="w1")
-    with dispatching(settings, start=False) as [dispatcher], ExitStack() as stack:
-        collectors = dispatcher_collectors(dispatcher)
+    with ExitStack() as stack:
+        collectors = dispatcher_collectors(Idle(settings, ledger))
         for collector in collectors:
             stack.callback(collector.close)
         values_of = until(
@@ -132,16 +148,13 @@ def test_rows_that_retention_deletes_are_counted(redis_url: str, prefix: str, sq
     ledger = Database(set_up(sqlite_url))
     settings = Settings(broker_url=redis_url, database_url=sqlite_url, prefix=prefix, stock_queues=())
     for number, outcome in enumerate((Outcome.SUCCEEDED, Outcome.DISCARDED, Outcome.SUCCEEDED)):
-        ended = attempt_outcome(claimed(ledger, message(Note(text=str(number)))), outcome)
-        record(ledger, [ended], worker="w1")
+        old = first_id(datetime.now(UTC) - timedelta(days=60))[:-1] + str(number)
+        record(ledger, [attempt_outcome(claimed(ledger, message(Note(), id=old)), outcome)], worker="w1")
     long_ago = "UPDATE penstock_jobs SET finished_at = '2020-01-01 00:00:00.000000', enqueued_at = finished_at"
     ledger.write(lambda connection: connection.execute(sa.text(long_ago)))
-    with dispatching(settings, start=False) as [dispatcher]:
-        collectors: Any = dispatcher_collectors(dispatcher)
-        retention = dispatcher._retention
-        retention._pass_at = 0.0
-        retention._settings = settings
-        dispatcher.start()
+    with dispatching(settings) as [dispatcher]:
+        collectors = dispatcher_collectors(dispatcher)
+        dispatcher._retention._pass_at = 0.0
         until(lambda: scrape(*collectors)['penstock_pruned_total{rows="jobs"}'] == 3)
         for collector in collectors:
             collector.close()
@@ -181,7 +194,7 @@ def test_so_is_a_rabbitmq_with_an_alarm(prefix: str, sqlite_url: str, tmp_path: 
             add_due(ledger, 1)
             until(lambda: faults[REFUSES] > before)
             node.clear_alarms()
-            until(lambda: sender.depths(["notes"]) == {"notes": 2}, "the job")
+            until(lambda: sender.depths(["notes"])["notes"] >= 2, "the job, or copies that were not confirmed")
     finally:
         sender.close()
         node.kill()
