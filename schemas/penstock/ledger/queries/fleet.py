@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -23,22 +24,31 @@ OTHER = "other"
 QueueAndKind = tuple[str, str]
 
 
+def _now(connection: sa.Connection) -> datetime:
+    """The database's clock. As a value it can bound a scan of an index; as an expression PostgreSQL asks it per row."""
+    now: datetime = connection.execute(sa.select(from_now())).scalar_one()
+    return now
+
+
 def count_due(database: Database) -> int:
     """Jobs that are due and not sent. Reads as many entries of an index. Raises LedgerUnavailable."""
-    due = jobs.c.state.in_(WAITING), jobs.c.due_at <= from_now()
-    count = sa.select(sa.func.count()).select_from(jobs).where(*due)
-    return database.read(lambda connection: connection.execute(count).scalar_one())
+
+    def count(connection: sa.Connection) -> int:
+        now = _now(connection)
+        due = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.due_at <= now)
+        # A query for each state, as of the dispatcher: two ranges of the index.
+        return sum(connection.execute(due.where(jobs.c.state == state)).scalar_one() for state in sorted(WAITING))
+
+    return database.read(count)
 
 
 def lateness(database: Database) -> timedelta:
     """How long the first of the due jobs is due; zero where there is none. Raises LedgerUnavailable."""
 
     def read_first(connection: sa.Connection) -> timedelta:
-        now = connection.execute(sa.select(from_now())).scalar_one()
-        firsts = [
-            connection.execute(sa.select(sa.func.min(jobs.c.due_at)).where(jobs.c.state == state)).scalar()
-            for state in sorted(WAITING)
-        ]
+        first = sa.select(sa.func.min(jobs.c.due_at))
+        firsts = [connection.execute(first.where(jobs.c.state == state)).scalar() for state in sorted(WAITING)]
+        now = _now(connection)
         return max(now - min([first for first in firsts if first is not None], default=now), timedelta())
 
     return database.read(read_first)
@@ -51,10 +61,14 @@ class OverdueSchedule(NamedTuple):
 
 def overdue_schedule(database: Database) -> OverdueSchedule | None:
     """The schedule that is most overdue; None where none is due. Raises LedgerUnavailable."""
-    due = schedules.c.due_at <= from_now()
-    select = sa.select(schedules.c.name, schedules.c.due_at, from_now().label("now")).where(due)
-    row = database.read(lambda connection: connection.execute(select.order_by(schedules.c.due_at).limit(1)).first())
-    return None if row is None else OverdueSchedule(row.name, row.now - row.due_at)
+
+    def read_first(connection: sa.Connection) -> OverdueSchedule | None:
+        select = sa.select(schedules.c.name, schedules.c.due_at).where(schedules.c.due_at.is_not(None))
+        row = connection.execute(select.order_by(schedules.c.due_at).limit(1)).first()
+        now = _now(connection)
+        return None if row is None or row.due_at > now else OverdueSchedule(row.name, now - row.due_at)
+
+    return database.read(read_first)
 
 
 def open_dead_letters(database: Database, *, since: timedelta | None = None, most: int = 1000) -> Counter[QueueAndKind]:
@@ -67,10 +81,14 @@ def open_dead_letters(database: Database, *, since: timedelta | None = None, mos
     """
     columns, count = (dead_letters.c.queue, dead_letters.c.kind), sa.func.count()
     total = sa.func.sum(count).over().label("total")
-    where = [OPEN] if since is None else [OPEN, dead_letters.c.created_at >= from_now(-since)]
-    select = sa.select(*columns, count.label("letters"), total).where(*where).group_by(*columns)
+    select = sa.select(*columns, count.label("letters"), total).where(OPEN).group_by(*columns)
     largest = select.order_by(count.desc()).limit(most)
-    rows = database.read(lambda connection: connection.execute(largest).all())
+
+    def read_counts(connection: sa.Connection) -> Sequence[Any]:
+        recent = [] if since is None else [dead_letters.c.created_at >= _now(connection) - since]
+        return connection.execute(largest.where(*recent)).all()
+
+    rows = database.read(read_counts)
     counts = Counter({(row.queue, row.kind or ""): row.letters for row in rows})
     if rows and (rest := int(rows[0].total) - counts.total()):
         counts[OTHER, OTHER] += rest
