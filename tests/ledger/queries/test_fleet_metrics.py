@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import redis
 import sqlalchemy as sa
+from ledger.queries.scraping import of, scrape
 from support.brokers import envelope, fetch
 from support.ledgers import LEASE, Note, set_up
-from support.metrics import of, scrape
 from support.polling import until
 from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 
@@ -201,9 +201,9 @@ def test_a_key_of_another_type_does_not_hide_the_other_queues(redis_url: str, pr
     with redis.Redis.from_url(redis_url) as client:
         client.set(f"{prefix}:{{odd}}:normal", "no stream")
     backlogs = open_backlogs(settings)
-    found = backlogs.read(["none"])
+    by_queue = backlogs.read(["none"])
     backlogs.close()
-    assert {queue: backlog.jobs for queue, backlog in found.items()} == {"emails": 1, "none": 0, "odd": 0}
+    assert {queue: backlog.jobs for queue, backlog in by_queue.items()} == {"emails": 1, "none": 0, "odd": 0}
 
 
 @pytest.mark.rabbitmq

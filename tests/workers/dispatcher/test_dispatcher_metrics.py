@@ -14,8 +14,8 @@ import pytest
 import redis
 import sqlalchemy as sa
 from kombu import Connection, Producer, Queue
+from ledger.queries.scraping import of, scrape
 from support.ledgers import Note, attempt_outcome, claimed, message, set_up, stock_envelope
-from support.metrics import of, scrape
 from support.polling import until
 from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 

@@ -28,7 +28,7 @@ Sample = tuple[str, tuple[str, ...], float]
 
 @dataclass(slots=True)
 class _Reading:
-    """One reader and what it has returned last.
+    """A reader and what it has returned last.
 
     Attributes:
         samples: None while it fails.

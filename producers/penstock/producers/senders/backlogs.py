@@ -1,4 +1,4 @@
-"""What waits in the queues of a broker, and for how long: looked up without changing anything."""
+"""Backlogs of a broker's queues: how many jobs wait there, and for how long. Looking changes nothing."""
 
 from __future__ import annotations
 

@@ -112,16 +112,16 @@ class FleetMetrics(Readings):
         queues = self._known_queues()
         consumers, engines = roster.consumers(), Counter(worker.engine for worker in roster.workers)
         yield from _by_label("penstock_queue_consumers", {queue: consumers.get(queue, 0) for queue in queues})
-        wanted: set[str] = {self._settings.queue(queue).engine for queue in queues if queue != DISPATCHER_QUEUE}
-        yield from _by_label("penstock_workers", {engine: engines[engine] for engine in wanted | engines.keys()})
+        expected: set[str] = {self._settings.queue(queue).engine for queue in queues if queue != DISPATCHER_QUEUE}
+        yield from _by_label("penstock_workers", {engine: engines[engine] for engine in expected | engines.keys()})
         yield "penstock_dispatchers", (), len(roster.dispatchers)
 
     def _queues(self) -> Iterator[Sample]:
         backlogs = self._backlogs.read(self._known_queues())
         self._found = set(backlogs)
-        shown = {queue: backlogs[queue] for queue in self._known_queues() if queue in backlogs}
-        yield from _by_label("penstock_queue_depth", {queue: jobs for queue, (jobs, _) in shown.items()})
-        ages = {queue: oldest for queue, (_, oldest) in shown.items() if oldest is not None}
+        listed = {queue: backlogs[queue] for queue in self._known_queues() if queue in backlogs}
+        yield from _by_label("penstock_queue_depth", {queue: jobs for queue, (jobs, _) in listed.items()})
+        ages = {queue: oldest for queue, (_, oldest) in listed.items() if oldest is not None}
         yield from _by_label("penstock_queue_oldest_seconds", ages, max)
 
     def _dead_letters(self) -> Iterator[Sample]:
@@ -129,11 +129,11 @@ class FleetMetrics(Readings):
         # Strangers may name kinds as they like; ours are shown first.
         ours = {*(kind.name for kind in registry), *self._kinds}
         pairs = sorted(counts, key=lambda pair: (pair == (OTHER, OTHER), pair[1] not in ours, -counts[pair], pair))
-        shown: Counter[tuple[str, str]] = Counter()
+        series: Counter[tuple[str, str]] = Counter()
         for number, (queue, kind) in enumerate(pairs):
             labels = (_label(queue), _label(kind)) if number < MOST_DEAD_LETTERS else (OTHER, OTHER)
-            shown[labels] += counts[queue, kind]
-        for labels, count in shown.items():
+            series[labels] += counts[queue, kind]
+        for labels, count in series.items():
             yield "penstock_dead_letters", labels, count
 
     def _workflows(self) -> Iterator[Sample]:
@@ -156,16 +156,16 @@ def _by_label(
     Arguments:
         join: values of names that are the same as a label.
     """
-    shown: dict[str, float] = {}
+    joined: dict[str, float] = {}
     for name, value in values.items():
         label = _label(name)
-        shown[label] = join(shown[label], value) if label in shown else value
-    for label, value in shown.items():
+        joined[label] = join(joined[label], value) if label in joined else value
+    for label, value in joined.items():
         yield metric, (label,), value
 
 
 def _label(text: str) -> str:
-    """A name as a label: short, and without control characters and the like, whoever chose it."""
+    """A name as a label: short, and without control characters and the like, also if a stranger chose it."""
     return re.sub(r"[^\w.:@/ -]", "?", text[:LONGEST_LABEL])
 
 

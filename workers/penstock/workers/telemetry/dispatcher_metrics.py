@@ -29,7 +29,7 @@ ROWS = ("audit", "dead_letters", "firings", "held", "jobs", "keys", "workers")
 
 
 class ObservedDispatcher(Protocol):
-    """What the metrics need of a dispatcher."""
+    """The part of a dispatcher that its metrics need."""
 
     settings: Settings
     database: Database

@@ -1,4 +1,4 @@
-"""What waits in the queues of a RabbitMQ."""
+"""Backlogs of the queues of a RabbitMQ."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ class RabbitmqBacklogs:
 
         now = time.monotonic()
         self._look_at = {lane: at for lane, at in self._look_at.items() if at > now}
-        wanted = [lane for lane in lanes if lane not in self._look_at]
+        names = [lane for lane in lanes if lane not in self._look_at]
         for reused in (self._connection is not None, False):
             try:
                 if self._connection is None:
                     self._connection = connect(self._url, timeout_seconds=self._timeout_seconds)
-                counts = count_lanes(self._connection, wanted)
+                counts = count_lanes(self._connection, names)
                 break
             except LOST as error:
                 self.close()

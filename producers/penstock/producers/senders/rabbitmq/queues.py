@@ -43,8 +43,8 @@ def list_lanes(
     host = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
     address = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
     vhost = quote(parameters.virtual_host or "/", safe="")
-    wanted = ",".join(("name", "arguments", *columns))
-    request = urllib.request.Request(f"{address}/api/queues/{vhost}?columns={wanted}")  # noqa: S310
+    fields = ",".join(("name", "arguments", *columns))
+    request = urllib.request.Request(f"{address}/api/queues/{vhost}?columns={fields}")  # noqa: S310
     request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
     try:
         # Without the proxies of the environment: the request has the broker's password.

@@ -1,4 +1,4 @@
-"""What waits in the queues of a Redis."""
+"""Backlogs of the queues of a Redis."""
 
 from __future__ import annotations
 
