@@ -27,6 +27,7 @@ from benchmarks.lines import (
     outbox,
     request,
     schedules,
+    scrape,
     steps,
     workflows,
 )
@@ -51,11 +52,12 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "delays": delays.postgres,
     "schedules": schedules.postgres,
     "outbox": outbox.postgres,
+    "scrape": scrape.postgres,
     "request": request.redis,
     "gateway": gateway.redis,
     "workflows": workflows.postgres,
 }
-ALONE = {"delays", "gateway", "growth", "metrics", "outbox", "request", "schedules", "steps", "way", "workflows"}
+ALONE = {"delays", "gateway", "growth", "metrics", "outbox", "request", "schedules", "scrape", "steps", "way", "workflows"}
 """Lines without peers."""
 
 
@@ -84,7 +86,8 @@ def main() -> int:
             servers.start(
                 rabbitmq=any("rabbitmq" in name for name in chosen),
                 postgres=bool(
-                    {"drain-redis", "steps", "way", "delays", "outbox", "schedules", "workflows"} & set(chosen)
+                    {"drain-redis", "steps", "way", "delays", "outbox", "schedules", "scrape", "workflows"}
+                    & set(chosen)
                 ),
             )
             for missing in servers.missing:

@@ -124,6 +124,10 @@ class BrokerUnavailable(PenstockError):
     """The broker cannot be reached in the time allowed. The message names the host, never the password."""
 
 
+class BrokerRefused(BrokerUnavailable):
+    """The broker answers and takes no jobs now: it is out of memory, has an alarm, or cannot write to its disk."""
+
+
 class QueueFull(PenstockError):
     """The queue holds `max_length` jobs; nothing was sent.
 

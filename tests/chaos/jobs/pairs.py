@@ -18,7 +18,7 @@ from support.servers.killable_redis import KillableRedis, running_redis
 from support.servers.rabbitmq_node import RabbitmqNode, find_rabbitmq_server
 from support.servers.shared import AMQP_URL, delete_rabbitmq
 
-from penstock.producers.senders import open_sender
+from penstock.producers.senders.rabbitmq.publisher import Publisher
 
 PAIRS = ("celery-redis", "dramatiq-redis", "celery-rabbitmq", "dramatiq-rabbitmq")
 
@@ -101,9 +101,10 @@ def open_site(pair: str, folder: Path, *, database: str, ledger_url: str | None,
 def _declare(url: str, prefix: str) -> None:
     """Make the queues some time before anything breaks: RabbitMQ 3.10 never finds a leader again for one that was
     declared just before it was killed, and then refuses all that is sent there."""
-    sender = open_sender(url, prefix=prefix)
-    sender.depths(["chaos", "dispatcher"])
-    sender.close()
+    publisher = Publisher(url, prefix, 5.0)
+    for queue in ("chaos", "dispatcher"):
+        publisher.depth(queue)
+    publisher.close()
     time.sleep(3.0)
 
 

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from support.ledgers import Note
 
 from penstock.config.sections.retention import RetentionSettings
+from penstock.ledger.queries import fleet
 from penstock.ledger.retention.pruning import Pruning
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import jobs
+from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.transitions import due, lost
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.storage import make_storage
@@ -35,17 +36,21 @@ def fill(ledger: Database) -> None:
             ledger.execute_many(connection, ledger.insert(jobs), rows[start : start + 1000])
 
     ledger.write(insert_rows)
-    table = "TABLE " if ledger.dialect in ("mysql", "mariadb") else ""
+    analyze(ledger, jobs)
+
+
+def analyze(ledger: Database, table: sa.Table) -> None:
+    word = "TABLE " if ledger.dialect in ("mysql", "mariadb") else ""
     with ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sa.text(f"ANALYZE {table}{jobs.name}"))
+        connection.execute(sa.text(f"ANALYZE {word}{table.name}"))
 
 
-def asked(ledger: Database, act: Callable[[], Any]) -> list[tuple[str, Any]]:
-    """The SELECTs on jobs that this makes, with their values."""
+def asked(ledger: Database, act: Callable[[], Any], table: sa.Table = jobs) -> list[tuple[str, Any]]:
+    """The SELECTs on a table that this makes, with their values."""
     statements: list[tuple[str, Any]] = []
 
     def keep(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, _many: bool) -> None:
-        if statement.startswith("SELECT") and jobs.name in statement:
+        if statement.startswith("SELECT") and table.name in statement:
             statements.append((statement, values))
 
     sa.event.listen(ledger.engine, "before_cursor_execute", keep)
@@ -88,6 +93,37 @@ def test_looking_for_what_is_over_walks_along_the_primary_key(ledger: Database) 
     ]
     assert len(statements) >= 2, "what is old, and ids that tell no time"
     check(ledger, statements, {"postgresql": "pk_penstock_jobs", "sqlite": "autoindex"}.get(ledger.dialect, "PRIMARY"))
+
+
+def test_metrics_and_the_doctor_read_what_is_due_from_the_index(ledger: Database) -> None:
+    fill(ledger)
+    due.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC)) for _ in range(3)])
+    check(ledger, asked(ledger, lambda: fleet.count_due(ledger)))
+    for statement, values in asked(ledger, lambda: fleet.lateness(ledger)):
+        query_plan = plan(ledger, statement, values)
+        assert INDEX in query_plan or "optimized away" in query_plan or "No matching" in query_plan, query_plan
+    queued, _held = asked(ledger, lambda: fleet.waiting_kinds(ledger, 20))
+    assert INDEX in plan(ledger, *queued)
+
+
+def test_metrics_and_the_doctor_read_no_dead_letter_that_is_settled(ledger: Database) -> None:
+    settled = {"kind": "k", "queue": "q", "reason": "failed", "detail": "d" * 200, "fingerprint": "f"}
+    now = datetime.now(UTC)
+    rows = [
+        {"id": str(number), "created_at": now, "replayed_at": now if number > 20 else None, **settled}
+        for number in range(ROWS)
+    ]
+    ledger.write(lambda connection: connection.execute(sa.insert(dead_letters), rows))
+    if ledger.dialect != "sqlite":  # which no one analyzes, and which would then take all dead letters for open ones
+        analyze(ledger, dead_letters)
+    counts = [
+        asked(ledger, lambda since=since: fleet.open_dead_letters(ledger, since=since), dead_letters)  # type: ignore[misc]
+        for since in (None, HOUR)
+    ]
+    for *_clock, (statement, values) in counts:
+        query_plan = plan(ledger, statement, values)
+        assert "ix_penstock_dead_letters_open" in query_plan, query_plan
+        assert "Seq Scan" not in query_plan, query_plan
 
 
 def check(ledger: Database, statements: list[tuple[str, Any]], index: str = INDEX) -> None:

@@ -10,7 +10,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
+from prometheus_client import generate_latest
 from support.ledgers import Note
+from support.polling import until_async
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings
@@ -53,6 +55,11 @@ def test_a_database_without_an_outbox_has_no_backlog(tmp_path: Path) -> None:
 async def metrics(app: FastAPI) -> str:
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
+
+        def are_read() -> bool:
+            return generate_latest(app.state.deps.metrics.registry).count(b"penstock_outbox_jobs{") == 2
+
+        await until_async(are_read, "the sizes of both outboxes")
         return (await client.get("/metrics")).text
 
 

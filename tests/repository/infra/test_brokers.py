@@ -83,7 +83,7 @@ def own_vhost() -> Iterator[str]:
 
 @pytest.mark.rabbitmq
 def test_a_broker_imports_the_definitions_and_then_takes_the_code_s(own_vhost: str) -> None:
-    from penstock.producers.senders.rabbitmq.sender import RabbitmqSender
+    from penstock.producers.senders.rabbitmq.publisher import Publisher
 
     text = DEFINITIONS.read_text()
     definitions = json.loads(text)
@@ -101,11 +101,11 @@ def test_a_broker_imports_the_definitions_and_then_takes_the_code_s(own_vhost: s
     parts = urlsplit(AMQP_URL)
     allow = ["rabbitmqctl", "set_permissions", "-p", own_vhost, parts.username or "guest", ".*", ".*", ".*"]
     subprocess.run(allow, capture_output=True, check=True)
-    sender = RabbitmqSender(urlunsplit(parts._replace(path=f"/{own_vhost}")), timeout_seconds=30.0)
+    publisher = Publisher(urlunsplit(parts._replace(path=f"/{own_vhost}")), "penstock", 30.0)
     try:  # declares every lane, which the broker refuses if one is there with other arguments
-        assert sender.depths(our_queues()) == dict.fromkeys(our_queues(), 0)
+        assert [publisher.depth(queue) for queue in our_queues()] == [0 for _ in our_queues()]
     finally:
-        sender.close()
+        publisher.close()
     listing = ["rabbitmqctl", "--quiet", "list_queues", "-p", own_vhost, "name", "type", "--formatter", "json"]
     queues = json.loads(subprocess.run(listing, capture_output=True, check=True).stdout)
     assert {queue["name"] for queue in queues} == {queue["name"] for queue in definitions["queues"]}

@@ -19,6 +19,7 @@ from kombu.clocks import LamportClock
 from support.polling import until, until_async
 
 from penstock.config import supervision
+from penstock.config.process.readings import Readings
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
@@ -43,9 +44,12 @@ from penstock.workers.telemetry.otlp_metrics import Push
 from penstock.workers.telemetry.http_server import HttpServer
 from penstock.workers.telemetry.probe_socket import ProbeSocket
 
-ROOTS = {name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("producers", "workers")}
+ROOTS = {
+    name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("config", "producers", "workers")
+}
 
 BODIES: dict[str, tuple[type[Any], str]] = {
+    "config/process/readings.py": (Readings, "_run"),
     "producers/handles/redis_listener.py": (RedisListener, "_run"),
     "producers/handles/subscriptions.py": (Subscriptions, "_run_loop"),
     "workers/brokers/rabbitmq/consumer.py": (RabbitmqConsumer, "_beat"),
@@ -67,6 +71,7 @@ BODIES: dict[str, tuple[type[Any], str]] = {
 """File that starts a supervised loop → the body of the loop; of `executor.py` there is `Overdue.run`, too."""
 
 THREADS = {
+    "config/supervision.py": "the supervision itself",
     "producers/senders/hosts.py": "one look-up of a name",
     "workers/engines/host.py": "the drain and its deadline, which end with the process",
     "workers/engines/renewal/parent.py": "a report of one exit",
@@ -109,7 +114,7 @@ POOLS = {
 
 
 def callers(*names: str) -> set[str]:
-    """Files of producers and workers that call, or derive from, one of these."""
+    """Files of config, producers and workers that call, or derive from, one of these."""
     files = set()
     for root_name, root in ROOTS.items():
         for path in root.rglob("*.py"):
@@ -295,6 +300,12 @@ def start_leases(url: str) -> Callable[[], None]:
     return leases.stop
 
 
+def start_readings(_url: str) -> Callable[[], None]:
+    readings = Readings("readings", {}, {"nothing": lambda: ()})
+    readings.start()
+    return readings.close
+
+
 def start_changes(url: str) -> Callable[[], None]:
     changes = ChangePublisher(url, prefix="p", timeout_seconds=5)
     changes.start()
@@ -316,6 +327,7 @@ def start_control(url: str) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("file", "start"),
     [
+        ("config/process/readings.py", start_readings),
         ("workers/brokers/redis/leases.py", start_leases),
         ("workers/executor/followups/change_publisher.py", start_changes),
         ("workers/engines/monitoring/events.py", start_events),

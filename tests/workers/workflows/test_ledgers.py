@@ -20,6 +20,7 @@ from support.workflows.drive import advance_due, count, move, no_storage, result
 
 from penstock.config.errors import InvalidState
 from penstock.config.sections.retention import RetentionSettings
+from penstock.ledger.queries.fleet import count_resting
 from penstock.ledger.retention import erasure
 from penstock.ledger.retention.pruning import Pruning
 from penstock.ledger.sql.clock import from_now
@@ -162,11 +163,11 @@ def test_a_workflow_whose_input_became_stricter_rests_until_its_code_is_back(
     job = ledger.read(lambda connection: connection.execute(sa.select(jobs).where(jobs.c.id == workflow_id)).one())
     assert (job.state, job.error) == (State.SCHEDULED, row.error)
     assert explain(ledger, workflow_id).because.startswith(f"its workflow {row.error}")
-    assert commands.count_resting(ledger) == {"wf.nightly": 1}
+    assert count_resting(ledger) == {"wf.nightly": 1}
     later(ledger, workflow_id)
     move(ledger)
     assert commands.find(ledger)[0].error is None
-    assert commands.count_resting(ledger) == {}
+    assert count_resting(ledger) == {}
     assert explain(ledger, workflow_id).because.startswith("its workflow is running, and it ends with the last step")
     assert count(ledger, "wf.sync") == 1
 

@@ -196,28 +196,18 @@ class RabbitmqPositions:
 
     def _counts(self, queue: str) -> Sequence[tuple[int, int]]:
         """Messages ready, and consumers, of each lane."""
-        from amqp.exceptions import NotFound
-
         from penstock.producers.senders.rabbitmq.names import address, lane_name
-        from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
+        from penstock.producers.senders.rabbitmq.publisher import LOST, connect, count_lanes
 
-        counts = []
         try:
             connection = connect(self._url, timeout_seconds=self._timeout_seconds)
             try:
-                channel = open_channel(connection)
-                for priority in PRIORITIES:
-                    try:
-                        lane = channel.queue_declare(lane_name(self._prefix, queue, priority), passive=True)
-                        counts.append((lane.message_count, lane.consumer_count))
-                    except NotFound:
-                        counts.append((0, 0))
-                        channel = open_channel(connection)  # the declaration has closed the channel
+                counts = count_lanes(connection, [lane_name(self._prefix, queue, priority) for priority in PRIORITIES])
             finally:
                 connection.close()
         except LOST as error:
             raise BrokerUnavailable(f"RabbitMQ at {address(self._url)}: {error or type(error).__name__}") from error
-        return counts
+        return [count or (0, 0) for count in counts.values()]
 
 
 class MemoryPositions:

@@ -15,8 +15,8 @@ def when(time: datetime | None, now: datetime) -> str:
     if time is None:
         return "at an unknown time"
     away = time - now
-    length = _span(abs(away))
-    return f"{time:%Y-%m-%d %H:%M:%SZ} ({f'in {length}' if away > timedelta() else f'{length} ago'})"
+    span = length(abs(away))
+    return f"{time:%Y-%m-%d %H:%M:%SZ} ({f'in {span}' if away > timedelta() else f'{span} ago'})"
 
 
 def seen(member: Member | None, now: datetime, lease: timedelta) -> str:
@@ -40,8 +40,9 @@ def present(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (None, {}, [])}
 
 
-def _span(length: timedelta) -> str:
-    seconds = length.total_seconds()
+def length(time: timedelta) -> str:
+    """`59 min`."""
+    seconds = time.total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size:.0f} {unit}"

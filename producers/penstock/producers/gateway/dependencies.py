@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 
 from penstock.config.process.metrics import add_process_metrics
 from penstock.config.settings import Settings
+from penstock.ledger.queries.fleet_metrics import FleetMetrics
 from penstock.ledger.sql.database import Database
 from penstock.producers.enqueue.async_producer import AsyncProducer
 from penstock.producers.explain.queue_position import open_positions
@@ -23,10 +24,11 @@ from penstock.producers.gateway.auth.job_ids import JobIds
 from penstock.producers.gateway.auth.jwt import JwtVerifier
 from penstock.producers.gateway.auth.rate_limit import RateLimiter
 from penstock.producers.gateway.auth.verbs import demanded
-from penstock.producers.gateway.metrics import Metrics, OutboxBacklogs, RestingWorkflows
+from penstock.producers.gateway.metrics import Metrics
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 from penstock.producers.limits import open_store
+from penstock.producers.senders import open_backlogs
 from penstock.producers.tokens import read_token
 from penstock.schemas import __version__
 from penstock.schemas.verbs import Verb
@@ -63,10 +65,10 @@ class Deps:
         )
         self.limits = open_store(settings)
         self.metrics = Metrics()
-        self.backlogs = OutboxBacklogs(self.database, settings.outbox_urls)
-        self.metrics.registry.register(self.backlogs)
-        self.metrics.registry.register(RestingWorkflows(self.database))
+        self._fleet_metrics = FleetMetrics(settings, self.database, open_backlogs(settings))
+        self.metrics.registry.register(self._fleet_metrics)
         add_process_metrics(self.metrics.registry, version=__version__, role="gateway")
+        self._fleet_metrics.start()
         self.closing = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.streams: Counter[str] = Counter()
@@ -83,7 +85,7 @@ class Deps:
         self.positions.close()
         if self.limits is not None:
             self.limits.close()
-        self.backlogs.close()
+        await asyncio.to_thread(self._fleet_metrics.close)
         self.database.close()
 
     def check_token(self, token: str, job_id: str, verb: Verb) -> Caller:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from penstock.config.errors import ConfigError
+from penstock.producers.senders.backlogs import QueueBacklogs
 from penstock.producers.senders.redis.sentinel import SCHEMES as SENTINEL_SCHEMES
 from penstock.schemas.wire.codec import Envelope
 
@@ -104,6 +105,24 @@ def find_queues(settings: Settings) -> set[str]:
             from penstock.producers.senders.rabbitmq import queues as rabbitmq
 
             return rabbitmq.find_queues(url, settings.prefix, timeout_seconds, settings.rabbitmq_management_url)
+
+
+def open_backlogs(settings: Settings) -> QueueBacklogs:
+    """Settings → the backlogs of the queues of their broker. It does not connect yet.
+
+    Raises:
+        ConfigError: the scheme of `broker_url` is unknown.
+    """
+    url, prefix, timeout_seconds = settings.broker_url, settings.prefix, settings.broker_timeout_seconds
+    match scheme(url):
+        case "redis":
+            from penstock.producers.senders.redis.backlogs import RedisBacklogs
+
+            return RedisBacklogs(url, prefix, timeout_seconds)
+        case _:
+            from penstock.producers.senders.rabbitmq.backlogs import RabbitmqBacklogs
+
+            return RabbitmqBacklogs(url, prefix, timeout_seconds, settings.rabbitmq_management_url)
 
 
 def open_async_sender(

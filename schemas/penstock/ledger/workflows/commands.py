@@ -14,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from penstock.config.errors import InvalidJob, InvalidState, JobNotFound
 from penstock.ledger.queries.scope import may_match
 from penstock.ledger.rows import audit
-from penstock.ledger.rows.steps import RESTING
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
@@ -98,12 +97,6 @@ def find(
     return database.read(
         lambda connection: connection.execute(select.order_by(workflows.c.id.desc()).limit(limit)).all()
     )
-
-
-def count_resting(database: Database) -> dict[str, int]:
-    """Kind → number of its workflows that rest."""
-    count = sa.select(workflows.c.kind, sa.func.count()).where(RESTING).group_by(workflows.c.kind)
-    return database.read(lambda connection: {row[0]: row[1] for row in connection.execute(count)})
 
 
 def show(database: Database, workflow_id: str) -> WorkflowDetails:

@@ -105,29 +105,20 @@ class RabbitmqLossDetector:
         return None
 
     def oldest(self, lanes: Sequence[Lane]) -> dict[Lane, timedelta | None]:
-        from amqp.exceptions import NotFound
-
         from penstock.producers.senders.rabbitmq.names import address, lane_name
-        from penstock.producers.senders.rabbitmq.publisher import LOST, connect, open_channel
+        from penstock.producers.senders.rabbitmq.publisher import LOST, connect, count_lanes
 
-        ages: dict[Lane, timedelta | None] = {}
+        names = {lane: lane_name(self._prefix, lane[0], cast(Priority, lane[1])) for lane in lanes}
         try:
             # The connection is not kept: this runs seldom, and only if something seems to be missing.
             connection = connect(self._url, timeout_seconds=self._timeout_seconds)
             try:
-                channel = open_channel(connection)
-                for queue, priority in lanes:
-                    name = lane_name(self._prefix, queue, cast(Priority, priority))
-                    try:
-                        ready = channel.queue_declare(name, passive=True).message_count
-                    except NotFound:
-                        ready, channel = 0, open_channel(connection)  # the failed declaration has closed the channel
-                    ages[queue, priority] = None if ready else _NONE
+                counts = count_lanes(connection, names.values())
             finally:
                 connection.close()
         except LOST as error:
             raise BrokerUnavailable(f"RabbitMQ at {address(self._url)}: {error or type(error).__name__}") from error
-        return ages
+        return {lane: None if (counts[name] or (0, 0))[0] else _NONE for lane, name in names.items()}
 
     def close(self) -> None:
         pass

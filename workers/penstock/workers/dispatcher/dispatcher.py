@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 import threading
+from collections import Counter
 from types import FrameType
 
 from penstock.config import supervision
+from penstock.config.process.readings import Readings
 from penstock.config.settings import Settings, redact_url
 from penstock.ledger.sql.database import Database
 from penstock.producers.senders import open_sender_from
@@ -28,6 +30,7 @@ from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.stock_clients import StockClients
 from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.dispatcher.workflows.service import Workflows
+from penstock.workers.telemetry.dispatcher_metrics import dispatcher_collectors
 from penstock.workers.telemetry.endpoints import Endpoints
 from penstock.workers.telemetry.registry import open_registry
 
@@ -39,11 +42,13 @@ class Dispatcher:
     """All services of one dispatcher, each in a thread. It needs neither broker nor database to start.
 
     Attributes:
+        database: the ledger's.
         registry: of its metrics; None: no one asks for them.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._database = Database(settings.database_url)
+        self.settings = settings
+        self.database = Database(settings.database_url)
         self.registry = open_registry(settings, role="dispatcher")
         self.name = name = f"dispatcher@{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
         consumer = open_consumer(
@@ -57,26 +62,40 @@ class Dispatcher:
         lanes = open_loss_detector(
             settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
         )
-        lost = LostJobs(self._database, lanes, settings.lease)
+        lost = LostJobs(self.database, lanes, settings.lease)
         # Senders without the queues' max_length: due jobs were accepted long ago, and that limit is for producers.
-        due = DueJobs(self._database, open_sender_from(settings), ready=lost.first_pass_done)
-        step_jobs = StepJobs(self._database, open_sender_from(settings), due.wakeup, lost.first_pass_done)
+        due = DueJobs(self.database, open_sender_from(settings), ready=lost.first_pass_done)
+        step_jobs = StepJobs(self.database, open_sender_from(settings), due.wakeup, lost.first_pass_done)
+        self._retention = Retention(settings, self.database)
         self.services: list[Poller] = [
-            Inbox(self._database, consumer),
+            Inbox(self.database, consumer),
             due,
-            *Limits.open(settings, self._database),
-            *open_outboxes(settings, self._database, ready=lost.first_pass_done),
-            Schedules(self._database, settings, due.wakeup),
-            Workflows(settings, self._database, pushed=True, step_jobs=step_jobs),
-            Reaper(self._database, settings.lease),
+            *Limits.open(settings, self.database),
+            *open_outboxes(settings, self.database, ready=lost.first_pass_done),
+            Schedules(self.database, settings, due.wakeup),
+            Workflows(settings, self.database, pushed=True, step_jobs=step_jobs),
+            Reaper(self.database, settings.lease),
             lost,
-            Retention(settings, self._database),
-            Heartbeat(self._database, name, settings.lease),
+            self._retention,
+            Heartbeat(self.database, name, settings.lease),
         ]
         if settings.stock_queues:
             # An empty setting turns this off: on a broker that another Celery application uses too, queues named like
             # ours may belong to that application.
-            self.services.append(StockClients(settings, self._database))
+            self.services.append(StockClients(settings, self.database))
+        self._readings: list[Readings] = []
+
+    def sent(self) -> Counter[str]:
+        """Jobs that were sent: `due`, from an `outbox`, of a `workflow`'s steps, or of `stock` clients."""
+        counts: Counter[str] = Counter()
+        for service in self.services:
+            if service.source is not None:
+                counts[service.source] += service.sent
+        return counts
+
+    def pruned(self) -> Counter[str]:
+        """Rows that retention deleted, by what they are; jobs by their state."""
+        return self._retention.pruned.copy()
 
     def not_live(self) -> str | None:
         """Why a service makes no progress; None: all do."""
@@ -89,15 +108,21 @@ class Dispatcher:
     def start(self) -> None:
         for service in self.services:
             service.start()
+        if self.registry is not None:
+            self._readings = dispatcher_collectors(self)
+            for collector in self._readings:
+                self.registry.register(collector)
 
     def stop(self) -> None:
         """Stop after the running rounds. Another dispatcher goes on with what a round leaves unfinished."""
+        for collector in self._readings:
+            collector.close()
         for service in self.services:
             service.stop()
         for service in self.services:
             if not service.join(STOP_SECONDS):
                 log.warning("%s: still busy, left behind", service.name)
-        self._database.close()
+        self.database.close()
 
 
 def run_dispatcher(settings: Settings) -> int:

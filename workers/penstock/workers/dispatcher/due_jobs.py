@@ -48,7 +48,7 @@ class DueJobs(Poller):
         ready: what to wait for before the first sending.
     """
 
-    name = "due jobs"
+    name, source = "due jobs", "due"
     interval_seconds = 0.05
 
     def __init__(self, database: Database, sender: Sender, ready: threading.Event | None = None) -> None:
@@ -62,12 +62,14 @@ class DueJobs(Poller):
         now = time.monotonic()
         self._full = {queue: until for queue, until in self._full.items() if until > now}
         try:
-            return send_due(self._database, self._sender, BATCH, exclude=self._full) >= BATCH
+            count = send_due(self._database, self._sender, BATCH, exclude=self._full)
         except QueueFull as error:
             # The jobs of this queue wait in the ledger; those of other queues must not wait behind them.
             log.warning("%s; its due jobs wait", error)
             self._full[error.queue] = now + _FULL_FOR_SECONDS
             return True
+        self.sent += count
+        return count >= BATCH
 
     def close(self) -> None:
         self._sender.close()

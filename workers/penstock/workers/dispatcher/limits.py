@@ -24,7 +24,7 @@ _SEARCH_SECONDS = 5.0
 class Limits(Poller):
     """Looks every 30 ms, because an unused slot is lost throughput, and sends the jobs that it wakes."""
 
-    name = "limits"
+    name, source = "limits", "due"
     interval_seconds = 0.03
 
     def __init__(self, database: Database, store: LimitStore, sender: Sender) -> None:
@@ -46,7 +46,7 @@ class Limits(Poller):
             self._search_at = time.monotonic() + _SEARCH_SECONDS
         slots = self._store.take_free(_SLOTS)
         if sum(map(self._wake, slots)):
-            send_due(self._database, self._sender)
+            self.sent += send_due(self._database, self._sender)
         return len(slots) == _SLOTS
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 
-from penstock.config.errors import BrokerUnavailable, LedgerUnavailable, PenstockError
+from penstock.config.errors import BrokerRefused, BrokerUnavailable, LedgerUnavailable, PenstockError
 from penstock.config.supervision import faults, start_thread
 
 log = logging.getLogger("penstock.dispatcher")
@@ -30,11 +30,15 @@ class Poller(ABC):
     """A round that takes longer makes no progress. Calls of broker and database have time limits far below this."""
     essential: bool = True
     """Whether the dispatcher is not ready while this cannot reach its server."""
+    source: str | None = None
+    """Where the jobs that it sends come from, as a label of metrics; None: it sends none."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
         self.wakeup = threading.Event()
         """Set where there is something to do: it ends the pause."""
+        self.sent = 0
+        """Jobs that it has sent."""
         self._thread: threading.Thread | None = None
         self._failing: str | None = None
         self._missing: str | None = None
@@ -111,7 +115,13 @@ class Poller(ABC):
         self._failing = kind
         if isinstance(error, BrokerUnavailable | LedgerUnavailable):
             self._missing = "broker" if isinstance(error, BrokerUnavailable) else "ledger"
-            faults[f"{self._missing} unavailable"] += 1
+            faults[_fault(error)] += 1
             log.error("%s: %s; it goes on when that is back", self.name, error)
         else:
             log.error("%s: %s: %s; trying again", self.name, kind, error, exc_info=error)
+
+
+def _fault(error: BrokerUnavailable | LedgerUnavailable) -> str:
+    if isinstance(error, BrokerRefused):
+        return "broker refuses writes"
+    return "broker unavailable" if isinstance(error, BrokerUnavailable) else "ledger unavailable"

@@ -42,6 +42,9 @@ class Retention(Poller):
 
     Arguments:
         clock: seconds, as `time.monotonic`.
+
+    Attributes:
+        pruned: rows that were deleted since this began, by what they are.
     """
 
     name = "retention"
@@ -56,6 +59,7 @@ class Retention(Poller):
         self._pass: Pruning | None = None
         self._steps: Iterator[Counts] = iter(())
         self._counts: Counts = Counter()
+        self.pruned: Counts = Counter()
         self._began = self._reading = 0.0
         self._mark: _Mark | None = None
         self._is_behind = False
@@ -79,6 +83,7 @@ class Retention(Poller):
             self._end(now)
             return False
         self._counts += counts
+        self.pruned += counts
         self._reading += (now - began) * max(1 - counts.total() / BATCH, 0.0)
         self._compare(now, self._pass.reached)
         self.stopping.wait((_REST if now - self._began < PASS_EVERY_SECONDS else _SHORT_REST) * (now - began))

@@ -25,7 +25,7 @@ _REFRESH_SECONDS = 2.0
 class StockClients(Poller):
     """Empties the queues of unmodified clients: those in `stock_queues`, and those named like queues of ours."""
 
-    name = "stock clients"
+    name, source = "stock clients", "stock"
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__()
@@ -42,7 +42,9 @@ class StockClients(Poller):
         if time.monotonic() >= self._refresh_at:
             self._refresh_queues()
         assert self._intake is not None
-        return self._intake.take(BATCH, self.route) >= BATCH
+        count = self._intake.take(BATCH, self.route)
+        self.sent += count
+        return count >= BATCH
 
     def close(self) -> None:
         if self._intake is not None:

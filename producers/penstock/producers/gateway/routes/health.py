@@ -50,5 +50,4 @@ async def ready(deps: Here) -> Health:
 )
 async def metrics(deps: Here) -> Response:
     """For Prometheus."""
-    text = await asyncio.to_thread(generate_latest, deps.metrics.registry)  # blocking: it queries the outboxes
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(deps.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -15,10 +15,18 @@ from penstock.producers.senders.rabbitmq.names import dead_name, lane_of, tls_op
 
 
 def find_queues(url: str, prefix: str, timeout_seconds: float, management_url: str | None = None) -> set[str]:
-    """The names of all queues under a prefix.
+    """The names of all queues under a prefix. Arguments and errors as of `list_lanes`."""
+    return {lane_of(prefix, lane)[0] for lane in list_lanes(url, prefix, timeout_seconds, management_url)}
+
+
+def list_lanes(
+    url: str, prefix: str, timeout_seconds: float, management_url: str | None = None, *columns: str
+) -> dict[str, dict[str, Any]]:
+    """The lanes of all queues under a prefix: name → its object of the management API.
 
     Arguments:
         management_url: of the management API; None: the broker's host, port 15672 (15671 with TLS), and its user.
+        columns: fields of the objects, in addition to `name` and `arguments`.
 
     Raises:
         BrokerUnavailable: the management API does not answer, or not to this user.
@@ -35,16 +43,16 @@ def find_queues(url: str, prefix: str, timeout_seconds: float, management_url: s
     host = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
     address = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
     vhost = quote(parameters.virtual_host or "/", safe="")
-    request = urllib.request.Request(f"{address}/api/queues/{vhost}?columns=name,arguments")  # noqa: S310
+    fields = ",".join(("name", "arguments", *columns))
+    request = urllib.request.Request(f"{address}/api/queues/{vhost}?columns={fields}")  # noqa: S310
     request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
     try:
         # Without the proxies of the environment: the request has the broker's password.
         handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_context(tls))]
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_seconds) as answer:
             queues = json.load(answer)
-        lanes = [
-            queue["name"] for queue in queues if queue["arguments"].get("x-dead-letter-exchange") == dead_name(prefix)
-        ]
+        dead = dead_name(prefix)
+        return {queue["name"]: queue for queue in queues if queue["arguments"].get("x-dead-letter-exchange") == dead}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
@@ -52,7 +60,6 @@ def find_queues(url: str, prefix: str, timeout_seconds: float, management_url: s
             f"the management API of RabbitMQ at {address} does not list its queues: {error}; enable its plugin "
             "(rabbitmq-plugins enable rabbitmq_management), or set PENSTOCK_RABBITMQ_MANAGEMENT_URL"
         ) from error
-    return {lane_of(prefix, lane)[0] for lane in lanes}
 
 
 def _default_address(host: str, tls: dict[str, Any] | bool) -> str:

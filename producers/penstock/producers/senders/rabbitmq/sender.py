@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from penstock.config.errors import BrokerUnavailable, QueueFull
+from penstock.config.errors import BrokerRefused, BrokerUnavailable, QueueFull
 from penstock.producers.senders.rabbitmq.names import address
 from penstock.schemas.wire.codec import Envelope
 
@@ -47,7 +47,8 @@ class RabbitmqSender:
         self.max_lengths = max_lengths or {}
         self._lock = threading.Lock()
         self._publisher: Publisher | None = None
-        self._failure: tuple[float, str] = (0.0, "")  # when the broker was last found to be away, and why
+        # When the broker was last found to be unavailable, and why.
+        self._failure: tuple[float, BrokerUnavailable] = (0.0, BrokerUnavailable())
         self._depths: dict[str, tuple[int, float]] = {}  # of a limited queue, and until when to believe it
         _senders.add(self)
 
@@ -67,7 +68,7 @@ class RabbitmqSender:
         self._with_publisher(lambda publisher: publisher.ping(), asked_at)
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
-        return self._with_publisher(lambda publisher: {queue: publisher.depth(queue) for queue in queues})
+        return self._with_publisher(lambda publisher: publisher.depths(queues))
 
     def close(self) -> None:
         with self._lock:
@@ -100,9 +101,9 @@ class RabbitmqSender:
             return self._publisher
 
         with self._lock:
-            failed_at, reason = self._failure
+            failed_at, failure = self._failure
             if failed_at >= asked_at:
-                raise BrokerUnavailable(reason)
+                raise type(failure)(str(failure))
             publisher = self._publisher
             if publisher is not None and time.monotonic() - publisher.used_at > TRUST_IDLE_SECONDS:
                 self._drop()
@@ -121,11 +122,14 @@ class RabbitmqSender:
                 raise
             except LOST as error:
                 reason = f"RabbitMQ at {address(self.url)}: {error or type(error).__name__}"
+                failure = BrokerUnavailable(reason)
                 if self._publisher is not None and self._publisher.blocked:
-                    reason += " (it blocks publishers: a memory or disk alarm, see `rabbitmqctl status`)"
+                    failure = BrokerRefused(
+                        f"{reason} (it blocks publishers: a memory or disk alarm, see `rabbitmqctl status`)"
+                    )
                 self._drop()
-                self._failure = (time.monotonic(), reason)
-                raise BrokerUnavailable(reason) from error
+                self._failure = (time.monotonic(), failure)
+                raise failure from error
             except BaseException:
                 # Interrupted, or refused for good: the channel may be closed, and its confirms are out of step.
                 self._drop()

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic_core import to_json
 
-from penstock.config.errors import BrokerUnavailable, QueueFull
+from penstock.config.errors import BrokerRefused, QueueFull
 from penstock.producers.senders.redis.async_connections import AsyncRedisConnections
 from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.producers.senders.redis.protocol import Reply, explain, pack
@@ -119,7 +119,7 @@ class _Sender(Generic[Connections]):
     def _check(self, replies: Sequence[Reply]) -> None:
         """A refused command (out of memory, a read-only replica) is a broker that cannot be used now."""
         if error := refusal(replies):
-            raise BrokerUnavailable(f"Redis at {self._connections.address} refused: {explain(error)}") from error
+            raise BrokerRefused(f"Redis at {self._connections.address} refused: {explain(error)}") from error
 
 
 class RedisSender(_Sender[RedisConnections]):

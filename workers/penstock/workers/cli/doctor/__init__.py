@@ -14,8 +14,10 @@ from penstock.workers.cli.common.options import AsJson, Imports
 from penstock.workers.cli.common.output import echo, print_json
 from penstock.workers.cli.common.session import open_settings
 from penstock.workers.cli.doctor import answers
+from penstock.workers.cli.doctor.production.finding import Finding
 
-_WIDTH = 30
+_WIDTH, _SHORT_WIDTH = 30, 12
+_WORDS = {"OK": "ok", "WARN": "warn", "FAIL": "WRONG"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +35,10 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check configuration, handlers, schedules, broker, ledger and storage. The exit code is 1 if a check fails."""
+    """Check configuration, broker, ledger and storage, and what runs: dispatchers, workers, and what waits too long.
+
+    The exit code is 1 if a check fails.
+    """
     if gateway_url is not None and not production:
         raise typer.BadParameter("--gateway-url goes with --production")
     checks, settings = _answers(imports or [])
@@ -41,17 +46,18 @@ def doctor(
         checks += _protection(settings, gateway_url)
     if as_json:
         print_json(checks)
-    elif production:
-        for result in checks:
-            level = result.get("level") or ("OK" if result["ok"] else "FAIL")
-            echo(f"{level:<4}  {result['check']:<{_WIDTH}}  {result['detail']}")
-            if result.get("advice"):
-                echo(f"{'':<{_WIDTH + 6}}  To do: {result['advice']}")
     else:
-        for result in checks:
-            echo(f"{'ok   ' if result['ok'] else 'WRONG'}  {result['check']:<9}  {result['detail']}")
+        _print(checks, *((4, _WIDTH, {}) if production else (5, _SHORT_WIDTH, _WORDS)))
     if not all(result["ok"] for result in checks):
         raise typer.Exit(FAILED)
+
+
+def _print(checks: list[dict[str, Any]], level_width: int, width: int, words: dict[str, str]) -> None:
+    for result in checks:
+        level = result.get("level") or ("OK" if result["ok"] else "FAIL")
+        echo(f"{words.get(level, level):<{level_width}}  {result['check']:<{width}}  {result['detail']}")
+        if result.get("advice"):
+            echo(f"{'':<{level_width + width + 2}}  To do: {result['advice']}")
 
 
 def _answers(imports: list[str]) -> tuple[list[dict[str, Any]], Any]:
@@ -59,14 +65,19 @@ def _answers(imports: list[str]) -> tuple[list[dict[str, Any]], Any]:
     checks: list[dict[str, Any]] = []
     settings: Any = None
 
-    def check(name: str, look: Callable[[], str]) -> None:
+    def check(name: str, look: Callable[[], str | list[Finding]]) -> None:
+        good = False
         try:
-            detail, good = look(), True
+            detail = look()
+            good = True
         except PenstockError as error:
-            detail, good = str(error), False
+            detail = str(error)
         except Exception as error:  # the other checks still run
-            detail, good = f"{type(error).__name__}: {error}", False
-        checks.append({"check": name, "ok": good, "detail": detail})
+            detail = f"{type(error).__name__}: {error}"
+        if isinstance(detail, str):
+            checks.append({"check": name, "ok": good, "detail": detail})
+        else:
+            checks.extend(map(_row, detail))
 
     def config() -> str:
         nonlocal settings
@@ -81,6 +92,8 @@ def _answers(imports: list[str]) -> tuple[list[dict[str, Any]], Any]:
         check("schedules", lambda: answers.check_schedules(settings))
         check("broker", lambda: answers.check_broker(settings))
         check("ledger", lambda: answers.check_ledger(settings))
+        if checks[-1]["ok"]:
+            check("operation", lambda: answers.check_operation(settings))
         check("storage", lambda: answers.check_storage(settings))
     return checks, settings
 
@@ -91,4 +104,8 @@ def _protection(settings: Any, gateway_url: str | None) -> list[dict[str, Any]]:
     from penstock.workers.cli.doctor.production.machine import Machine
 
     findings = review(settings, Machine.here(), gateway_url)
-    return [{**asdict(finding), "ok": finding.level != "FAIL"} for finding in findings]
+    return list(map(_row, findings))
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    return {**asdict(finding), "ok": finding.level != "FAIL"}

@@ -1,4 +1,4 @@
-"""Checks that everything answers that a worker needs: each returns a line of detail, or raises."""
+"""Checks that everything answers that a worker needs: each returns a line of detail or findings, or raises."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.workers.cli.common.session import open_ledger
+from penstock.workers.cli.doctor.production.finding import Finding
 from penstock.workers.handlers.discovery import discover
 
 _PROBE = "penstock-doctor"
@@ -58,6 +59,14 @@ def check_ledger(settings: Any) -> str:
     if current != head:
         raise LedgerUnavailable(f"{where} is at revision {current}, not {head}; run: penstock db upgrade")
     return f"{where}, revision {current}"
+
+
+def check_operation(settings: Any) -> list[Finding]:
+    """Findings about what runs."""
+    from penstock.workers.cli.doctor.operation import review_operation
+
+    with open_ledger(settings) as database:
+        return list(review_operation(settings, database))
 
 
 def check_storage(settings: Any) -> str:

@@ -59,6 +59,7 @@ class OutboxRelay(Poller):
         wakeup: set when something was committed, where the database notifies us.
     """
 
+    source = "outbox"
     interval_seconds = 0.0  # a round waits
 
     def __init__(
@@ -125,6 +126,7 @@ class OutboxRelay(Poller):
             self._full[error.queue] = time.monotonic() + _FULL_FOR_SECONDS
             return
         relayed(envelopes, at, "outbox")
+        self.sent += len(entries)
         self._store.mark_sent(batch, entries, began)
 
     def _full_queues(self) -> list[str]:

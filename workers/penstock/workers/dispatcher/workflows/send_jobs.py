@@ -38,8 +38,8 @@ class StepJobs:
         """False at the very beginning, and soon after the broker has failed: no workflow should wait for it again."""
         return self._ready.is_set() and time.monotonic() >= self._not_before
 
-    def send(self, envelopes: Sequence[Envelope], until: datetime) -> None:
-        """Send these jobs.
+    def send(self, envelopes: Sequence[Envelope], until: datetime) -> int:
+        """Send these jobs. Returns how many were sent.
 
         Arguments:
             until: the end of their reservation.
@@ -54,9 +54,10 @@ class StepJobs:
             except PenstockError:  # the service of due jobs reports it
                 self._not_before = time.monotonic() + _AFTER_FAILURE_SECONDS
                 self._release(envelopes[start:], until)
-                return
+                return start
             relayed(chunk, at, "workflow")
             self._mark(chunk, until, began)
+        return len(envelopes)
 
     def _mark(self, envelopes: Sequence[Envelope], until: datetime, began: float) -> None:
         ids = [envelope.id for envelope in envelopes]

@@ -33,7 +33,7 @@ class Workflows(Poller):
         step_jobs: sends the steps' jobs; None: all are left to the service of due jobs.
     """
 
-    name = "workflows"
+    name, source = "workflows", "workflow"
     interval_seconds = _IDLE_SECONDS
 
     def __init__(
@@ -90,7 +90,7 @@ class Workflows(Poller):
         if self._changes is not None and advanced.ended:
             self._changes.publish(advanced.ended)
         if step_jobs is not None:
-            step_jobs.send(advanced.to_send, advanced.until)
+            self.sent += step_jobs.send(advanced.to_send, advanced.until)
         if self._step_jobs is not None and advanced.has_due:
             self._step_jobs.due_wakeup.set()
 
