@@ -57,7 +57,19 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "gateway": gateway.redis,
     "workflows": workflows.postgres,
 }
-ALONE = {"delays", "gateway", "growth", "metrics", "outbox", "request", "schedules", "scrape", "steps", "way", "workflows"}
+ALONE = {
+    "delays",
+    "gateway",
+    "growth",
+    "metrics",
+    "outbox",
+    "request",
+    "schedules",
+    "scrape",
+    "steps",
+    "way",
+    "workflows",
+}
 """Lines without peers."""
 
 

@@ -40,8 +40,8 @@ from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.executor.runtime.loop_thread import LoopThread
 from penstock.workers.executor.watchdog import Watchdog
-from penstock.workers.telemetry.otlp_metrics import Push
 from penstock.workers.telemetry.http_server import HttpServer
+from penstock.workers.telemetry.otlp_metrics import Push
 from penstock.workers.telemetry.probe_socket import ProbeSocket
 
 ROOTS = {
