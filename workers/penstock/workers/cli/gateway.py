@@ -35,9 +35,11 @@ def gateway(
     if context.invoked_subcommand is not None:
         return
     from penstock.config.logging import setup_logging
+    from penstock.workers.telemetry.sentry import init_sentry
 
-    setup_logging(log_level)
     settings = open_settings()
+    setup_logging(log_level, settings.log_format)
+    init_sentry(settings)
     discover(imports or ())
     raise typer.Exit(_load("server").run_gateway(settings, address=address, port=port))
 

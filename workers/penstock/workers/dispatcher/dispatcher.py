@@ -24,10 +24,12 @@ from penstock.workers.dispatcher.lost_jobs import LostJobs, Reaper
 from penstock.workers.dispatcher.outbox.relay import open_outboxes
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.pruning import Retention
+from penstock.workers.dispatcher.schedules.monitors import CronMonitors
 from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.stock_clients import StockClients
 from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.dispatcher.workflows.service import Workflows
+from penstock.workers.telemetry.reports import FailureReports
 
 STOP_SECONDS = 10.0
 """The longest wait for a running round, such as a send to a broker that does not answer."""
@@ -54,22 +56,27 @@ class Dispatcher:
         # Senders without the queues' max_length: due jobs were accepted long ago, and that limit is for producers.
         due = DueJobs(self._database, open_sender_from(settings), ready=lost.first_pass_done)
         step_jobs = StepJobs(self._database, open_sender_from(settings), due.wakeup, lost.first_pass_done)
+        monitors = CronMonitors(self._database, settings)
         self.services: list[Poller] = [
             Inbox(self._database, consumer),
             due,
             *Limits.open(settings, self._database),
             *open_outboxes(settings, self._database, ready=lost.first_pass_done),
-            Schedules(self._database, settings, due.wakeup),
+            Schedules(self._database, settings, due.wakeup, fired=monitors.follow),
+            monitors,
             Workflows(settings, self._database, pushed=True, step_jobs=step_jobs),
             Reaper(self._database, settings.lease),
             lost,
             Retention(settings, self._database),
             Heartbeat(self._database, name, settings.lease),
         ]
+        self._reports = FailureReports(settings)
         if settings.stock_queues:
             # An empty setting turns this off: on a broker that another Celery application uses too, queues named like
             # ours may belong to that application.
             self.services.append(StockClients(settings, self._database))
+        for service in self.services:
+            service.reports = self._reports
 
     def start(self) -> None:
         for service in self.services:
@@ -82,6 +89,7 @@ class Dispatcher:
         for service in self.services:
             if not service.join(STOP_SECONDS):
                 log.warning("%s: still busy, left behind", service.name)
+        self._reports.close()
         self._database.close()
 
 

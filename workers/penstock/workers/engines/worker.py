@@ -24,7 +24,7 @@ from penstock.workers.executor.limit_gate import open_gate
 from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.registry import handlers
 from penstock.workers.handlers.resources import provider_modules
-from penstock.workers.telemetry.observers import telemetry_observers
+from penstock.workers.telemetry.observers import close_observers, telemetry_observers
 from penstock.workers.workflows.definition import check_workflows
 
 log = logging.getLogger("penstock.worker")
@@ -88,12 +88,13 @@ class Worker:
             if publishes
             else None
         )
+        self._telemetry = telemetry_observers(settings, worker=self.name, engine=engine)
         self.executor = Executor(
             settings,
             self.database,
             name=self.name,
             concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
-            observers=[*telemetry_observers(settings, worker=self.name, engine=engine), *observers],
+            observers=[*self._telemetry, *observers],
             changes=self._changes,
             limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
             apart=engine != "inline",
@@ -135,6 +136,7 @@ class Worker:
         grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
         self.intake.stop()
         self.executor.drain(grace)
+        close_observers(self._telemetry)
         if self._changes is not None:
             self._changes.close()
         self.consumer.close()

@@ -18,7 +18,7 @@ from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings, load_settings
 from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.schedules.due import due_rows, upcoming_rows
-from penstock.ledger.schedules.firing import BATCH, fire, release_waiting, waiting_schedules
+from penstock.ledger.schedules.firing import BATCH, Fired, fire, release_waiting, waiting_schedules
 from penstock.ledger.schedules.rules import Schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
 from penstock.schemas.schedules.times import EPOCH
@@ -40,12 +40,21 @@ class Schedules(Poller):
     Arguments:
         settings: the file they were read from is watched; a change there takes effect at once.
         wakeup: set when there are new jobs to be sent.
+        fired: called with each firing.
     """
 
     name = "schedules"
 
-    def __init__(self, database: Database, settings: Settings, wakeup: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        wakeup: threading.Event | None = None,
+        *,
+        fired: Fired | None = None,
+    ) -> None:
         super().__init__()
+        self._fired = fired
         self._database, self._wakeup = database, wakeup or threading.Event()
         self._file = _SettingsFile(settings)
         self._is_declared = False
@@ -62,7 +71,7 @@ class Schedules(Poller):
             if self._file.has_changed():
                 self._is_declared = False
             if names := waiting_schedules(self._database):
-                release_waiting(self._database, names, self._read)
+                release_waiting(self._database, names, self._read, fired=self._fired)
                 self._wakeup.set()
         if not self._is_declared:
             declare_schedules(self._database, read_schedules(self._file.settings))
@@ -72,7 +81,7 @@ class Schedules(Poller):
         now, rows = due_rows(self._database, timedelta(seconds=_PAUSE_SECONDS), BATCH + self._broken)
         due = [self._read(row) for row in rows if row.due_at <= now]
         good = [schedule for schedule in due if schedule.job is not None]
-        more = bool(good) and fire(self._database, *good)
+        more = bool(good) and fire(self._database, *good, fired=self._fired)
         if good:
             self._wakeup.set()
         if not due:

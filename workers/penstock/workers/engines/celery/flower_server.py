@@ -48,10 +48,11 @@ def run_flower(
         from penstock.workers.engines.celery.flower import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"Flower is not installed ({error}); install penstock[flower]") from error
+    settings = load_settings()
     if not logging.getLogger().handlers:
         with contextlib.suppress(ImportError):  # structlog comes with penstock[cli]
-            setup_logging()
-    return serve(load_settings(), address=address, port=port, logins=logins, folder=folder)
+            setup_logging(fmt=settings.log_format)
+    return serve(settings, address=address, port=port, logins=logins, folder=folder)
 
 
 def _further_logins() -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from penstock.ledger.queries.deaths import Death
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.wire.codec import Message
@@ -27,6 +28,15 @@ class Observer(Protocol):
     def ended(self, outcome: AttemptOutcome) -> None: ...
 
 
+@runtime_checkable
+class BurialObserver(Protocol):
+    """An `Observer` that is also told of messages that never became a job here."""
+
+    def buried(self, death: Death) -> None:
+        """Its dead letter is on record."""
+        ...
+
+
 class Observers(list[Observer]):
     """All observers of a worker, notified one after the other."""
 
@@ -41,6 +51,9 @@ class Observers(list[Observer]):
 
     def ended(self, outcome: AttemptOutcome) -> None:
         self._notify(lambda observer: observer.ended(outcome))
+
+    def buried(self, death: Death) -> None:
+        self._notify(lambda observer: observer.buried(death) if isinstance(observer, BurialObserver) else None)
 
     def _notify(self, event: Callable[[Observer], None]) -> None:
         for observer in self:
