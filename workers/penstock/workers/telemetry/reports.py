@@ -120,9 +120,13 @@ class FailureReports:
             self._dropped -= dropped
             log.error("%d failures were not reported one by one: there were too many at a time", dropped)
 
+    def _write(self, failure: Failure) -> None:
+        self._sentry.prepare()  # before the line
+        self._log.write(failure)
+
     def _report(self, failure: Failure, claim: Claim | None, scope: object) -> None:
         reporters: dict[str, Callable[[], None]] = {
-            "log": lambda: self._log.write(failure),
+            "log": lambda: self._write(failure),
             "Sentry": lambda: self._sentry.report(failure, claim, scope),
             "hooks": lambda: self._hooks.add(failure),
         }

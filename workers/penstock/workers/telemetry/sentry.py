@@ -61,12 +61,21 @@ class Sentry:
         self._scopes: OrderedDict[str, Any] = OrderedDict()
         self._prepared = False
 
+    def prepare(self) -> Any:
+        """Keep the SDK from making an event of each line in the log about a failure, which has an event already. Returns
+        the SDK; None: it is not initialised."""
+        sentry = sdk()
+        if sentry is not None and not self._prepared:
+            from sentry_sdk.integrations.logging import ignore_logger
+
+            ignore_logger("penstock.jobs")
+            self._prepared = True
+        return sentry
+
     def started(self, claim: Claim) -> None:
         """Give the attempt that starts its scope; in its context."""
-        if (sentry := sdk()) is None:
+        if (sentry := self.prepare()) is None:
             return
-        if not self._prepared:
-            self._prepare()
         message = claim.message
         scope = self._fork(sentry, claim)
         scope.set_transaction_name(message.kind.name)
@@ -87,10 +96,8 @@ class Sentry:
             scope: of its attempt; None: it did not run in this process.
         """
         level = "error" if failure.is_dead else self._retries
-        if level == "off" or (sentry := sdk()) is None:
+        if level == "off" or (sentry := self.prepare()) is None:
             return
-        if not self._prepared:
-            self._prepare()
         if scope is None:
             scope = self._fork(sentry, claim)
         event, hint = _event(sentry, failure)
@@ -102,13 +109,6 @@ class Sentry:
         """Send what waits, for two seconds at most."""
         if (sentry := sdk()) is not None:
             sentry.flush(timeout=FLUSH_SECONDS)
-
-    def _prepare(self) -> None:
-        """Keep the SDK from making an event of each line in the log about a failure, which has an event already."""
-        from sentry_sdk.integrations.logging import ignore_logger
-
-        ignore_logger("penstock.jobs")
-        self._prepared = True
 
     def _fork(self, sentry: Any, claim: Claim | None) -> Any:
         scope = (self._base or sentry.get_isolation_scope()).fork()

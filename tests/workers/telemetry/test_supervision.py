@@ -39,6 +39,8 @@ from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.executor.runtime.loop_thread import LoopThread
 from penstock.workers.executor.watchdog import Watchdog
+from penstock.workers.telemetry.hooks import FailureHooks
+from penstock.workers.telemetry.reports import FailureReports
 
 ROOTS = {name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("producers", "workers")}
 
@@ -57,6 +59,8 @@ BODIES: dict[str, tuple[type[Any], str]] = {
     "workers/executor/limit_gate.py": (LimitGate, "_renew"),
     "workers/executor/runtime/loop_thread.py": (LoopThread, "_run"),
     "workers/executor/watchdog.py": (Watchdog, "_run"),
+    "workers/telemetry/hooks.py": (FailureHooks, "_run"),
+    "workers/telemetry/reports.py": (FailureReports, "_run"),
 }
 """File that starts a supervised loop → the body of the loop; of `executor.py` there is `Overdue.run`, too."""
 
