@@ -30,6 +30,9 @@ class Surroundings(Protocol):
     def log_fields(self) -> Mapping[str, Any]: ...
 
 
+SCRUB = "_scrub"
+"""Attribute of a record that brings its own scrub, as it may come from a thread without the context."""
+
 _bound: ContextVar[Surroundings | None] = ContextVar("penstock_log_fields", default=None)
 
 
@@ -57,8 +60,9 @@ class LogFields(logging.Filter):
             for name, value in bound.log_fields.items():
                 if name not in record.__dict__:
                     setattr(record, name, value)
-            if bound.scrub is not str:
-                _scrub_record(record, bound.scrub)
+        scrub = record.__dict__.pop(SCRUB, None) or (str if bound is None else bound.scrub)
+        if scrub is not str:
+            _scrub_record(record, scrub)
         if "trace_id" not in record.__dict__:
             for name, value in _span().items():
                 setattr(record, name, value)

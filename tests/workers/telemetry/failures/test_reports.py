@@ -91,7 +91,7 @@ def test_each_failed_attempt_is_a_line_an_event_and_a_call_with_all_that_is_know
 def test_a_returned_retry_is_no_exception(stack: Reported) -> None:
     handle = stack.producer.enqueue(Fail(how="retry"))
     dead(stack, handle.id)
-    warning, error = stack.events(handle.id)
+    warning, _ = stack.events(handle.id)
     assert "stacktrace" not in warning["exception"]["values"][0]
     assert warning["exception"]["values"][0]["value"] == "it is busy"
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from penstock.config.errors import InvalidJob
+from penstock.config.log_fields import SCRUB
 from penstock.ledger.sql.text import is_storable, storable
 from penstock.producers.enqueue.options import check_options
 from penstock.schemas.jobs.job import Job
@@ -84,7 +85,8 @@ class Context:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger that names the job in every line, also in threads of the handler's own."""
-        return logging.LoggerAdapter(logging.getLogger(f"penstock.job.{self.kind}"), self.log_fields)
+        fields = self.log_fields if self.scrub is str else self.log_fields | {SCRUB: self.scrub}
+        return logging.LoggerAdapter(logging.getLogger(f"penstock.job.{self.kind}"), fields)
 
     @property
     def log_fields(self) -> dict[str, Any]:

@@ -62,8 +62,10 @@ class Sentry:
         self._prepared = False
 
     def prepare(self) -> Any:
-        """Keep the SDK from making an event of each line in the log about a failure, which has an event already. Returns
-        the SDK; None: it is not initialised."""
+        """Keep the SDK from making an event of each line in the log about a failure, which has an event already.
+
+        Returns the SDK; None: it is not initialised.
+        """
         sentry = sdk()
         if sentry is not None and not self._prepared:
             from sentry_sdk.integrations.logging import ignore_logger

@@ -7,6 +7,7 @@ import os
 from logging.handlers import QueueHandler
 from typing import Any
 
+from penstock.config.log_fields import SCRUB
 from penstock.workers.executor.attempt.child.pipe import ChildEnd
 
 log = logging.getLogger("penstock.executor")
@@ -73,7 +74,7 @@ class _PipeHandler(QueueHandler):
             self._stderr.emit(record)
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        fields = {name: _plain(value) for name, value in record.__dict__.items()}
+        fields = {name: _plain(value) for name, value in record.__dict__.items() if name != SCRUB}  # the worker scrubs
         self._pipe.send({"log": fields})
 
 
