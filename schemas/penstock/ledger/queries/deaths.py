@@ -39,10 +39,10 @@ def deaths_of(database: Database, ids: Sequence[str]) -> list[Death]:
     Raises:
         LedgerUnavailable: the database does not answer.
     """
-    letter = [dead_letters.c[name] for name in ("id", "kind", "queue", "reason", "detail", "fingerprint")]
-    job = [jobs.c.tenant, sa.func.coalesce(jobs.c.attempt, 0).label("attempt"), jobs.c.traceparent]
+    of_dead_letter = [dead_letters.c[name] for name in ("id", "kind", "queue", "reason", "detail", "fingerprint")]
+    of_job = [jobs.c.tenant, sa.func.coalesce(jobs.c.attempt, 0).label("attempt"), jobs.c.traceparent]
     both = dead_letters.outerjoin(jobs, jobs.c.id == dead_letters.c.id)
-    select = sa.select(*letter, *job).select_from(both)
+    select = sa.select(*of_dead_letter, *of_job).select_from(both)
     select = select.where(database.among(dead_letters.c.id, ids), dead_letters.c.replayed_at.is_(None))
     rows = database.read(lambda connection: connection.execute(select).all()) if ids else []
     return [Death(**row._mapping) for row in rows]

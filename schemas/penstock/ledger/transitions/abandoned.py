@@ -63,7 +63,7 @@ def bury_abandoned(
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What became of a message that the broker gave up on. It is true if it is settled.
+    """Fate of a message that the broker gave up on. True if it is settled.
 
     Attributes:
         settled: False: ask again later, its job still runs.

@@ -57,8 +57,10 @@ class Reported(Stack):
         return [event for event in map(json.loads, lines(self.folder / "sentry.jsonl")) if event["item"] == "check_in"]
 
     def hooked(self, job_id: str) -> list[dict[str, Any]]:
-        """Failures of a job that the hook was told of."""
-        return [told for told in map(json.loads, lines(self.folder / "hooked.jsonl")) if told["job_id"] == job_id]
+        """Failures of a job that the hook was called with."""
+        return [
+            failure for failure in map(json.loads, lines(self.folder / "hooked.jsonl")) if failure["job_id"] == job_id
+        ]
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)

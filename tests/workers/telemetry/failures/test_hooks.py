@@ -70,12 +70,12 @@ def inline() -> Iterator[Inline]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Failure]:
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Failure]:
     monkeypatch.setattr(hooks, "_hooks", [])
     return []
 
 
-def test_a_hook_gets_the_exception_and_nothing_keeps_it_afterwards(inline: Inline, told: list[Failure]) -> None:
+def test_a_hook_gets_the_exception_and_nothing_keeps_it_afterwards(inline: Inline, reported: list[Failure]) -> None:
     errors.clear()
     seen: list[tuple[str, bool]] = []
 
@@ -93,19 +93,19 @@ def test_a_hook_gets_the_exception_and_nothing_keeps_it_afterwards(inline: Inlin
     until(is_gone, "the exception")
 
 
-def test_a_hook_for_some_kinds_is_called_for_these_alone(inline: Inline, told: list[Failure]) -> None:
+def test_a_hook_for_some_kinds_is_called_for_these_alone(inline: Inline, reported: list[Failure]) -> None:
     every: list[str | None] = []
     on_failure(lambda failure: every.append(failure.kind))
-    on_failure(Other)(told.append)
+    on_failure(Other)(reported.append)
     inline.producer.enqueue(Fails()).wait(60)
     inline.producer.enqueue(Other()).wait(60)
-    until(lambda: len(every) == 2 and told)
-    assert [failure.kind for failure in told] == ["hooked.other"]
-    assert told[0].error == "ValueError: *** (failed 1 of 1 attempts)"
+    until(lambda: len(every) == 2 and reported)
+    assert [failure.kind for failure in reported] == ["hooked.other"]
+    assert reported[0].error == "ValueError: *** (failed 1 of 1 attempts)"
 
 
 def test_a_hook_that_hangs_holds_up_no_job_and_what_waits_for_it_is_bounded(
-    inline: Inline, told: list[Failure], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    inline: Inline, reported: list[Failure], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hooks, "MOST_WAITING", 2)
     fresh = hooks.FailureHooks()
@@ -129,12 +129,12 @@ def test_a_hook_that_hangs_holds_up_no_job_and_what_waits_for_it_is_bounded(
 
 
 @pytest.mark.parametrize("wrong", [3, "text", Fails()])
-def test_what_is_no_function_is_refused(wrong: Any, told: list[Failure]) -> None:
+def test_what_is_no_function_is_refused(wrong: Any, reported: list[Failure]) -> None:
     with pytest.raises(TypeError):
         on_failure(wrong)
 
 
-def test_a_coroutine_is_refused_as_hook(told: list[Failure]) -> None:
+def test_a_coroutine_is_refused_as_hook(reported: list[Failure]) -> None:
     async def hook(failure: Failure) -> None: ...
 
     with pytest.raises(TypeError, match="plain function"):
@@ -142,7 +142,7 @@ def test_a_coroutine_is_refused_as_hook(told: list[Failure]) -> None:
 
 
 def test_an_applications_own_logging_gets_the_fields_by_the_filter(
-    inline: Inline, told: list[Failure], root_logger: logging.Logger
+    inline: Inline, reported: list[Failure], root_logger: logging.Logger
 ) -> None:
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
@@ -154,9 +154,9 @@ def test_an_applications_own_logging_gets_the_fields_by_the_filter(
     lines = {
         record.getMessage(): record.__dict__ for record in records if record.name.startswith(("of.", "penstock.job."))
     }
-    known = {"job_id": handle.id, "attempt": 1, "kind": "hooked.other", "queue": QUEUE, "tenant": "acme"}
-    assert known.items() <= lines["it has ***"].items()
-    assert known.items() <= lines["through ctx.log with ***"].items(), "a thread of its own has no context"
+    fields = {"job_id": handle.id, "attempt": 1, "kind": "hooked.other", "queue": QUEUE, "tenant": "acme"}
+    assert fields.items() <= lines["it has ***"].items()
+    assert fields.items() <= lines["through ctx.log with ***"].items(), "a thread of its own has no context"
     assert len(lines["it has ***"]["trace_id"]) == 32
     assert len(lines["it has ***"]["span_id"]) == 16
     assert "job_id" not in lines["of a thread of its own"]
@@ -167,7 +167,7 @@ def test_an_applications_own_logging_gets_the_fields_by_the_filter(
 @pytest.mark.parametrize("fmt", ["text", "json"])
 def test_a_line_shows_the_fields_and_a_traceback_that_is_text(
     inline: Inline,
-    told: list[Failure],
+    reported: list[Failure],
     root_logger: logging.Logger,
     capsys: pytest.CaptureFixture[str],
     fmt: str,

@@ -31,7 +31,7 @@ def dead(stack: Reported, job_id: str) -> Any:
     """The dead letter of a job, once its failure was reported everywhere."""
     letter = until(lambda: stack.letter(job_id), "a dead letter")
     until(lambda: stack.log(job_id=job_id, outcome="dead"), "its line")
-    until(lambda: any(told["is_dead"] for told in stack.hooked(job_id)), "the hook")
+    until(lambda: any(failure["is_dead"] for failure in stack.hooked(job_id)), "the hook")
     until(lambda: [event for event in stack.events(job_id) if event["level"] == "error"], "its event")
     return letter
 
@@ -40,15 +40,15 @@ def test_each_failed_attempt_is_a_line_an_event_and_a_call_with_all_that_is_know
     handle = stack.producer.enqueue(Fail(), tenant="acme")
     letter = dead(stack, handle.id)
     retry, death = (line for line in stack.log(job_id=handle.id) if "fingerprint" in line)
-    known = {
+    fields = {
         "kind": "reported.fail",
         "queue": QUEUE,
         "tenant": "acme",
         "max_attempts": 2,
         "fingerprint": letter.fingerprint,
     }
-    assert known.items() <= retry.items()
-    assert known.items() <= death.items()
+    assert fields.items() <= retry.items()
+    assert fields.items() <= death.items()
     assert (retry["level"], retry["attempt"], retry["outcome"]) == ("warning", 1, "retry")
     assert (death["level"], death["attempt"], death["outcome"]) == ("error", 2, "dead")
     assert datetime.fromisoformat(retry["next_attempt_at"]) <= datetime.now(UTC)
@@ -104,8 +104,8 @@ def test_lines_of_threads_and_children_have_the_jobs_fields(stack: Reported) -> 
     for handle, tenant, kind in ((threaded, "t1", "reported.thread"), (isolated, "t2", "reported.isolated")):
         line = stack.log(job_id=handle.id, logger="shop")[0]
         worker = stack.log(job_id=handle.id, outcome="dead")[0]["worker"]
-        known = {"attempt": 1, "kind": kind, "queue": QUEUE, "tenant": tenant, "worker": worker, "level": "info"}
-        assert known.items() <= line.items()
+        fields = {"attempt": 1, "kind": kind, "queue": QUEUE, "tenant": tenant, "worker": worker, "level": "info"}
+        assert fields.items() <= line.items()
     [event] = stack.events(isolated.id)
     assert event["exception"]["values"][0]["value"].startswith("boom in a child with ***")
     assert "boom in a child with ***" in event["extra"]["traceback"]
@@ -166,7 +166,9 @@ def test_a_schedule_checks_in_when_its_job_ends(stack: Reported) -> None:
     rule = sa.select(schedules.c.rule)
     assert "reported.nightly" in stack.database.read(lambda c: str(c.scalar(rule)))
     stack.database.write(lambda c: c.execute(sa.update(schedules).values(next_at=now, due_at=now)))
-    last = until(lambda: [one for one in stack.check_ins()[before:] if one["status"] in ("ok", "error")])[-1]
+    last = until(
+        lambda: [check_in for check_in in stack.check_ins()[before:] if check_in["status"] in ("ok", "error")]
+    )[-1]
     assert last["monitor_slug"] == "nightly-run"
     assert last["status"] == "ok"
     assert last["monitor_config"] == {

@@ -96,8 +96,8 @@ class Inbox(Poller):
                 undecodable.append((delivery, error))
         keep(self._database, rows)
         for delivery, cause in undecodable:
-            letter = bury_message(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
-            self.report_deaths(self._database, [letter])
+            dead_letter_id = bury_message(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
+            self.report_deaths(self._database, [dead_letter_id])
 
     def _bury_dropped(self, delivery: Delivery) -> tuple[bool, str | None]:
         """Whether it is settled, and its dead letter; None: it has made none."""
@@ -112,13 +112,13 @@ class Inbox(Poller):
     def _bury(self, dropped: list[Delivery]) -> None:
         for number, delivery in enumerate(dropped):
             try:
-                settled, letter = self._bury_dropped(delivery)
+                settled, dead_letter_id = self._bury_dropped(delivery)
             except Exception:
                 self._consumer.release(dropped[number:])
                 raise
             if settled:
-                if letter is not None:
-                    self.report_deaths(self._database, [letter])
+                if dead_letter_id is not None:
+                    self.report_deaths(self._database, [dead_letter_id])
                 self._consumer.ack([delivery])
             else:
                 self._consumer.release([delivery])

@@ -52,8 +52,8 @@ class StockClients(Poller):
         try:
             return self._route(envelope)
         except UndecodableMessage as error:
-            letter = bury_message(self._database, envelope, raw, error.reason, error.detail)
-            self.report_deaths(self._database, [letter])
+            dead_letter_id = bury_message(self._database, envelope, raw, error.reason, error.detail)
+            self.report_deaths(self._database, [dead_letter_id])
             return None
 
     def _route(self, envelope: Envelope) -> Envelope | None:

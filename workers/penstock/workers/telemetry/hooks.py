@@ -1,4 +1,4 @@
-"""`@on_failure`: functions of the application that are told of failed attempts and of deaths."""
+"""`@on_failure`: functions of the application that are called with failed attempts and with deaths."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def on_failure(*targets: Any) -> Any:
     counted. A process that stops gives it two seconds for those that wait.
 
     Raises:
-        TypeError: it is no plain function, or an argument is no `Job` class.
+        TypeError: it is not a plain function, or an argument is not a `Job` class.
         KindError: a class has no kind.
     """
     if len(targets) == 1 and not (isinstance(targets[0], type) and issubclass(targets[0], Job)):

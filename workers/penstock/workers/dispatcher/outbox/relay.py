@@ -103,8 +103,8 @@ class OutboxRelay(Poller):
             return True
         self._limit = min(self._limit * 2, BATCH)
         for envelope, cause in batch.undecodable:
-            letter = bury_message(self._ledger, envelope, envelope.body, cause.reason, cause.detail)
-            self.report_deaths(self._ledger, [letter])
+            dead_letter_id = bury_message(self._ledger, envelope, envelope.body, cause.reason, cause.detail)
+            self.report_deaths(self._ledger, [dead_letter_id])
         cancelled = self._store.cancel_unseen(batch)
         self._send(batch, batch.to_send(cancelled))
         return batch.more
@@ -138,6 +138,6 @@ class OutboxRelay(Poller):
         text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
         reason = f"{type(error).__name__}: {text}"
         envelope = raw_envelope(row)
-        letter = bury_message(self._ledger, envelope, envelope.body, "undecodable", reason)
+        dead_letter_id = bury_message(self._ledger, envelope, envelope.body, "undecodable", reason)
         self._store.delete(row)
-        self.report_deaths(self._ledger, [letter])
+        self.report_deaths(self._ledger, [dead_letter_id])
