@@ -36,7 +36,8 @@ def init_sentry(settings: Settings) -> None:
     if sentry_sdk.is_initialized():
         return
     try:
-        sentry_sdk.init(dsn=settings.sentry.dsn, environment=settings.sentry.environment, send_default_pii=False)
+        # Without personal data, as is its default: to set that is deprecated.
+        sentry_sdk.init(dsn=settings.sentry.dsn, environment=settings.sentry.environment)
     except ValueError as error:  # BadDsn
         raise ConfigError("[sentry] dsn is not a DSN; copy it from the project's settings, as Client Keys") from error
 
