@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +14,7 @@ import sentry_sdk
 import sqlalchemy as sa
 from sentry_sdk.transport import Transport
 from support.polling import until
+from workers.telemetry.failures.test_floods import FAILURE
 
 from penstock.config.errors import ConfigError
 from penstock.config.sections.telemetry import SentrySettings
@@ -25,7 +28,7 @@ from penstock.workers import handles
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.dispatcher.schedules.monitors import CronMonitors, monitor_config, slug_of
 from penstock.workers.engines.inline import Inline
-from penstock.workers.telemetry.sentry import init_sentry, sdk
+from penstock.workers.telemetry.sentry import Sentry, init_sentry, sdk
 
 DSN = "http://key@127.0.0.1:9/1"
 
@@ -78,14 +81,17 @@ def test_without_a_dsn_nothing_is_imported_or_initialised() -> None:
 
 
 def test_a_dsn_initialises_sentry_without_personal_data() -> None:
-    try:
-        init_sentry(with_dsn(DSN))
-        options = sentry_sdk.get_client().options
-        assert (options["dsn"], options["environment"]) == (DSN, "tests")
-        assert not sentry_sdk.scope.should_send_default_pii()
-        assert sdk() is sentry_sdk
-    finally:
-        sentry_sdk.get_global_scope().set_client(None)
+    """In a process of its own: Sentry's default integrations change libraries for good."""
+    code = f"""
+from penstock.config.sections.telemetry import SentrySettings
+from penstock.config.settings import Settings
+from penstock.workers.telemetry.sentry import init_sentry, sdk
+init_sentry(Settings(sentry=SentrySettings(dsn={DSN!r}, environment='tests')))
+options = sdk().get_client().options
+print(options['dsn'], options['environment'], sdk().scope.should_send_default_pii())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [DSN, "tests", "False"]
 
 
 def test_a_dsn_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +175,6 @@ def test_schedules_are_no_monitors_if_the_setting_says_so(caught: list[dict[str,
     ("retries", "levels"), [("warning", {"warning", "error"}), ("error", {"error"}), ("off", set())]
 )
 def test_the_level_of_retries_is_a_setting(caught: list[dict[str, Any]], retries: Any, levels: set[str]) -> None:
-    from dataclasses import replace
-
-    from workers.telemetry.failures.test_floods import FAILURE
-
-    from penstock.workers.telemetry.sentry import Sentry
-
     sentry = Sentry(Settings(sentry=SentrySettings(retries=retries)))
     sentry.report(FAILURE, None, None)
     assert {item["level"] for item in caught} == levels - ({"error"} if retries == "warning" else set())
