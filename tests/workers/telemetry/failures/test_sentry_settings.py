@@ -59,7 +59,7 @@ class Caught(Transport):
 
 @pytest.fixture
 def caught() -> Iterator[list[dict[str, Any]]]:
-    """What a client of Sentry sends; afterwards there is none, as before."""
+    """Items that a client of Sentry sends; afterwards there is none, as before."""
     Caught.items = []
     sentry_sdk.init(dsn=DSN, transport=Caught, default_integrations=False)
     yield Caught.items
