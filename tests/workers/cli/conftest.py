@@ -30,7 +30,7 @@ class Result:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str, prefix: str) -> Path:
     """An empty working directory, and settings for servers of the tests' own."""
     monkeypatch.chdir(tmp_path)
-    for name in ("PENSTOCK_CONFIG", "PENSTOCK_LOG"):
+    for name in ("PENSTOCK_CONFIG", "PENSTOCK_LOG_FORMAT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PENSTOCK_BROKER_URL", redis_url)
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", "sqlite:///ledger.db")

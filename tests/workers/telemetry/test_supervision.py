@@ -40,9 +40,11 @@ from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.executor.runtime.loop_thread import LoopThread
 from penstock.workers.executor.watchdog import Watchdog
+from penstock.workers.telemetry.hooks import FailureHooks
 from penstock.workers.telemetry.http_server import HttpServer
 from penstock.workers.telemetry.otlp_metrics import Push
 from penstock.workers.telemetry.probe_socket import ProbeSocket
+from penstock.workers.telemetry.reports import FailureReports
 
 ROOTS = {
     name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("config", "producers", "workers")
@@ -67,6 +69,8 @@ BODIES: dict[str, tuple[type[Any], str]] = {
     "workers/telemetry/otlp_metrics.py": (Push, "_run"),
     "workers/telemetry/http_server.py": (HttpServer, "_run"),
     "workers/telemetry/probe_socket.py": (ProbeSocket, "_run"),
+    "workers/telemetry/hooks.py": (FailureHooks, "_run"),
+    "workers/telemetry/reports.py": (FailureReports, "_run"),
 }
 """File that starts a supervised loop → the body of the loop; of `executor.py` there is `Overdue.run`, too."""
 

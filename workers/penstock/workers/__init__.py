@@ -18,10 +18,13 @@ from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import override, provides
 from penstock.workers.handlers.returns import Discard, InDoubt, JobCancelled, NotDone, Permanent, Retry, Snooze
 from penstock.workers.handlers.storage import Storage
+from penstock.workers.telemetry.failures import Failure
+from penstock.workers.telemetry.hooks import on_failure
 
 __all__ = [
     "Context",
     "Discard",
+    "Failure",
     "InDoubt",
     "InvalidJob",
     "InvalidKey",
@@ -38,6 +41,7 @@ __all__ = [
     "Storage",
     "StorageError",
     "handles",
+    "on_failure",
     "override",
     "provides",
 ]

@@ -33,11 +33,13 @@ def of_job(
         detail: for people: the error, and why it is the end.
         error: `Type: message` of the last attempt, from which the fingerprint is made; None: from the detail.
     """
-    if reason == "crashed":
-        grouped = crash_fingerprint(kind)
-    else:
-        grouped = fingerprint(kind, error if error is not None else detail, traceback)
+    grouped = group_of(kind, reason, error if error is not None else detail, traceback)
     return _row(job_id, kind, queue, reason, detail, grouped, created_at)
+
+
+def group_of(kind: str, reason: str, error: str, traceback: str | None) -> str:
+    """Fingerprint of a job that failed, or died, for this reason."""
+    return crash_fingerprint(kind) if reason == "crashed" else fingerprint(kind, error, traceback)
 
 
 def unread(

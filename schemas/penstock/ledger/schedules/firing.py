@@ -35,6 +35,9 @@ log = logging.getLogger("penstock.dispatcher")
 Stamp = Callable[[str, Envelope], None]
 """Gets the name of a schedule and a job of it that is about to be written, to put the job into a trace."""
 
+Fired = Callable[[str, str], None]
+"""Called with a schedule's name and the id of a job that it has made, once that is committed."""
+
 BATCH = 500
 """Schedules fired in one transaction."""
 _MOST_TIMES = 2 * MOST_AT_ONCE
@@ -75,7 +78,7 @@ class _Plan:
     released: datetime | None = None
 
 
-def fire(database: Database, *due: Schedule, stamp: Stamp | None = None) -> bool:
+def fire(database: Database, *due: Schedule, stamp: Stamp | None = None, fired: Fired | None = None) -> bool:
     """Make the jobs of the due times of these schedules. Returns whether more is due already.
 
     A schedule that has changed in the ledger, is paused there, or is locked by another dispatcher, is left alone.
@@ -113,7 +116,7 @@ def fire(database: Database, *due: Schedule, stamp: Stamp | None = None) -> bool
     for plan in plans:
         if not plan.entries:
             log.warning("schedule %s: what was missed since %s is dropped", plan.schedule.name, plan.row.next_at)
-    _log_firings(written)
+    _tell(written, fired)
     return more or len(due) > BATCH
 
 
@@ -127,7 +130,12 @@ def waiting_schedules(database: Database) -> list[str]:
 
 
 def release_waiting(
-    database: Database, names: Sequence[str], read: Callable[[Any], Schedule], stamp: Stamp | None = None
+    database: Database,
+    names: Sequence[str],
+    read: Callable[[Any], Schedule],
+    *,
+    stamp: Stamp | None = None,
+    fired: Fired | None = None,
 ) -> None:
     """Make the jobs of these schedules that waited for their last jobs to end.
 
@@ -150,7 +158,7 @@ def release_waiting(
                     plans.append(plan)
         return _record(connection, database, plans, now, check_existing=False, stamp=stamp)
 
-    _log_firings(database.write(release_jobs))
+    _tell(database.write(release_jobs), fired)
 
 
 def _states(connection: sa.Connection, database: Database, ids: Sequence[str | None]) -> dict[str, str]:
@@ -302,9 +310,11 @@ def _advance_row(plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _log_firings(written: Sequence[dict[str, Any]]) -> None:
+def _tell(written: Sequence[dict[str, Any]], fired: Fired | None) -> None:
     for firing in written:
         if firing["skipped"]:
             log.warning("schedule %s: no job for %s: %s", firing["schedule"], firing["fire_at"], firing["skipped"])
         else:
             log.info("schedule %s: job %s for %s", firing["schedule"], firing["job_id"], firing["fire_at"])
+            if fired is not None:
+                fired(firing["schedule"], firing["job_id"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -60,8 +61,24 @@ def bury_abandoned(
     return database.write(bury_all)
 
 
-def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str) -> bool:
-    """Record that the broker gave up on a message (`delivery_limit`). False: ask again later, its job still runs.
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Fate of a message that the broker gave up on. True if it is settled.
+
+    Attributes:
+        settled: False: ask again later, its job still runs.
+        dead_letter: id of the dead letter that it made; None: it was a copy.
+    """
+
+    settled: bool
+    dead_letter: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.settled
+
+
+def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str) -> Dropped:
+    """Record that the broker gave up on a message (`delivery_limit`).
 
     Nothing is recorded of a copy, whose job has ended or waits in the ledger.
     """
@@ -73,22 +90,24 @@ def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str
     # An id that no job can have is not looked up: PostgreSQL refuses a NUL in it.
     job = database.read(read_job) if is_id(envelope.headers.get("id")) else None
     if job is not None and has_id_of_another(job, envelope):
-        bury_message(database, envelope, raw, ID_TAKEN, id_taken(envelope.id))
-        return True
+        return Dropped(True, bury_message(database, envelope, raw, ID_TAKEN, id_taken(envelope.id)))
     state, held = (None, False) if job is None else (job.state, bool(job.held))
     if state == State.RUNNING and held:
-        return False
+        return Dropped(False)
     if state == State.RUNNING:
 
-        def bury_running(connection: sa.Connection) -> None:
+        def bury_running(connection: sa.Connection) -> str | None:
             left = sa.select(jobs).where(jobs.c.id == envelope.id, jobs.c.state == State.RUNNING)
-            for row in connection.execute(database.locked(left.where(~_is_held()))):
-                bury_crashed(connection, database, row, "delivery_limit", detail)
+            row = connection.execute(database.locked(left.where(~_is_held()))).first()
+            if row is None:
+                return None
+            bury_crashed(connection, database, row, "delivery_limit", detail)
+            return str(row.id)
 
-        database.write(bury_running)
-    elif state is None or state == State.QUEUED:
-        bury_message(database, envelope, raw, "delivery_limit", detail)
-    return True
+        return Dropped(True, database.write(bury_running))
+    if state is None or state == State.QUEUED:
+        return Dropped(True, bury_message(database, envelope, raw, "delivery_limit", detail))
+    return Dropped(True)
 
 
 def _abandoned(patience: timedelta) -> sa.Select[Any]:

@@ -65,6 +65,9 @@ class AttemptOutcome:
     """Slot of a limit that holds the job back: it has not run, and this does not count as an attempt."""
     crashed: bool = False
     """Its own process died: the attempt is on record as crashed, and counts as a crash and not as a failure."""
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+    """What the handler raised in this process, for observers: it holds the frames with all their values, and is dropped
+    when they have seen it."""
     recorded: bool | None = None
     """If known before the record: whether it was kept (with `ctx.session`), or the fence was lost."""
     asked_at: int = 0

@@ -19,7 +19,8 @@ def records(caplog: pytest.LogCaptureFixture, job_id: str) -> list[logging.LogRe
     return [
         record
         for record in caplog.records
-        if getattr(record, "job_id", None) == job_id and not record.name.startswith("penstock.executor")
+        if getattr(record, "job_id", None) == job_id
+        and not record.name.startswith(("penstock.executor", "penstock.jobs"))
     ]
 
 

@@ -47,8 +47,8 @@ def test_a_result_that_a_worker_does_not_take_is_refused_in_the_child_with_the_l
 def test_a_record_cannot_pass_for_one_of_another_job(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     forged = {"name": "forged", "levelno": 30, "msg": "%s", "job_id": "of another", "attempt": 9, "exc_info": True}
-    handle_record(forged, "its own", 1)
+    handle_record(forged, {"job_id": "its own", "attempt": 1})
     [record] = caplog.records
     assert (record.job_id, record.attempt, record.exc_info) == ("its own", 1, None)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no name or level"):
-        handle_record({"name": "forged", "levelno": "high"}, "its own", 1)
+        handle_record({"name": "forged", "levelno": "high"}, {"job_id": "its own", "attempt": 1})

@@ -36,9 +36,11 @@ def gateway(
         return
     from penstock.config.logging import setup_logging
     from penstock.workers.telemetry.otel_setup import spans_exported
+    from penstock.workers.telemetry.sentry import init_sentry
 
-    setup_logging(log_level)
     settings = open_settings()
+    setup_logging(log_level, settings.log_format)
+    init_sentry(settings)
     discover(imports or ())
     server = _load("server")
     with spans_exported("gateway"):

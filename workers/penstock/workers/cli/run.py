@@ -43,6 +43,10 @@ def worker(
             help="Memory, as 512MB or 1GiB, over which the process is replaced; if not given, the setting max_memory.",
         ),
     ] = None,
+    log_jobs: Annotated[
+        bool | None,
+        typer.Option("--log-jobs", help="Log each job's start and end, too; if not given, the setting log_jobs."),
+    ] = None,
     imports: Imports = None,
     log_level: LogLevel = "INFO",
 ) -> None:
@@ -54,13 +58,15 @@ def worker(
     from penstock.workers.engines.renewal.link import ParentLink
     from penstock.workers.engines.renewal.parent import run_parent
     from penstock.workers.telemetry.otel_setup import spans_exported
+    from penstock.workers.telemetry.sentry import init_sentry
 
-    setup_logging(log_level)
-    limits = {"max_jobs": max_jobs, "max_memory": max_memory}
-    settings = open_settings().model_copy(update={name: most for name, most in limits.items() if most is not None})
+    options = {"max_jobs": max_jobs, "max_memory": max_memory, "log_jobs": log_jobs}
+    settings = open_settings().model_copy(update={name: value for name, value in options.items() if value is not None})
+    setup_logging(log_level, settings.log_format)
     parent = ParentLink.from_environment()
     if parent is None and (settings.max_jobs is not None or settings.max_memory is not None):
         raise typer.Exit(run_parent(settings))
+    init_sentry(settings)
     prepare(engine)
     for module in discover(imports or ()):
         logging.getLogger("penstock.worker").warning("%s", warn_idle(module))
@@ -89,9 +95,11 @@ def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
     from penstock.config.logging import setup_logging
     from penstock.workers.dispatcher.dispatcher import run_dispatcher
     from penstock.workers.telemetry.otel_setup import spans_exported
+    from penstock.workers.telemetry.sentry import init_sentry
 
-    setup_logging(log_level)
     settings = open_settings()
+    setup_logging(log_level, settings.log_format)
+    init_sentry(settings)
     discover(imports or ())
     with spans_exported("dispatcher"):
         code = run_dispatcher(settings)

@@ -26,6 +26,7 @@ from penstock.workers.dispatcher.lost_jobs import LostJobs, Reaper
 from penstock.workers.dispatcher.outbox.relay import open_outboxes
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.pruning import Retention
+from penstock.workers.dispatcher.schedules.monitors import CronMonitors
 from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.stock_clients import StockClients
 from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
@@ -33,6 +34,7 @@ from penstock.workers.dispatcher.workflows.service import Workflows
 from penstock.workers.telemetry.dispatcher_metrics import dispatcher_collectors
 from penstock.workers.telemetry.endpoints import Endpoints
 from penstock.workers.telemetry.registry import open_registry
+from penstock.workers.telemetry.reports import FailureReports
 
 STOP_SECONDS = 10.0
 """The longest wait for a running round, such as a send to a broker that does not answer."""
@@ -67,22 +69,27 @@ class Dispatcher:
         due = DueJobs(self.database, open_sender_from(settings), ready=lost.first_pass_done)
         step_jobs = StepJobs(self.database, open_sender_from(settings), due.wakeup, lost.first_pass_done)
         self._retention = Retention(settings, self.database)
+        monitors = CronMonitors(self.database, settings)
         self.services: list[Poller] = [
             Inbox(self.database, consumer),
             due,
             *Limits.open(settings, self.database),
             *open_outboxes(settings, self.database, ready=lost.first_pass_done),
-            Schedules(self.database, settings, due.wakeup),
+            Schedules(self.database, settings, due.wakeup, fired=monitors.follow),
+            monitors,
             Workflows(settings, self.database, pushed=True, step_jobs=step_jobs),
             Reaper(self.database, settings.lease),
             lost,
             self._retention,
             Heartbeat(self.database, name, settings.lease),
         ]
+        self._reports = FailureReports(settings)
         if settings.stock_queues:
             # An empty setting turns this off: on a broker that another Celery application uses too, queues named like
             # ours may belong to that application.
             self.services.append(StockClients(settings, self.database))
+        for service in self.services:
+            service.reports = self._reports
         self._readings: list[Readings] = []
 
     def sent(self) -> Counter[str]:
@@ -122,6 +129,7 @@ class Dispatcher:
         for service in self.services:
             if not service.join(STOP_SECONDS):
                 log.warning("%s: still busy, left behind", service.name)
+        self._reports.close()
         self.database.close()
 
 

@@ -12,7 +12,7 @@ from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.due import keep, waiting
 from penstock.schemas.wire.codec import check_size
 from penstock.workers.brokers import Consumer, Delivery
-from penstock.workers.dispatcher.poller import Poller, log
+from penstock.workers.dispatcher.poller import Poller
 
 BATCH = 500
 _WAIT_SECONDS = 0.5
@@ -96,27 +96,29 @@ class Inbox(Poller):
                 undecodable.append((delivery, error))
         keep(self._database, rows)
         for delivery, cause in undecodable:
-            log.error("message %r is a dead letter: %s", delivery.envelope.id, cause)
-            bury_message(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
+            dead_letter_id = bury_message(self._database, delivery.envelope, delivery.raw, cause.reason, cause.detail)
+            self.report_deaths(self._database, [dead_letter_id])
 
-    def _bury_dropped(self, delivery: Delivery) -> bool:
+    def _bury_dropped(self, delivery: Delivery) -> tuple[bool, str | None]:
+        """Whether it is settled, and its dead letter; None: it has made none."""
         envelope = delivery.envelope
         try:
             check_size(envelope)
         except UndecodableMessage as error:
-            bury_message(self._database, envelope, delivery.raw, error.reason, error.detail)
-            return True
-        return bury_dropped(self._database, envelope, delivery.raw, _DROPPED)
+            return True, bury_message(self._database, envelope, delivery.raw, error.reason, error.detail)
+        dropped = bury_dropped(self._database, envelope, delivery.raw, _DROPPED)
+        return dropped.settled, dropped.dead_letter
 
     def _bury(self, dropped: list[Delivery]) -> None:
         for number, delivery in enumerate(dropped):
             try:
-                settled = self._bury_dropped(delivery)
+                settled, dead_letter_id = self._bury_dropped(delivery)
             except Exception:
                 self._consumer.release(dropped[number:])
                 raise
             if settled:
-                log.error("job %s: %s", delivery.envelope.id, _DROPPED)
+                if dead_letter_id is not None:
+                    self.report_deaths(self._database, [dead_letter_id])
                 self._consumer.ack([delivery])
             else:
                 self._consumer.release([delivery])

@@ -116,6 +116,5 @@ class Reaper(Poller):
         except LedgerUnavailable:
             self._found_at.clear()
             raise
-        for job_id in job_ids:
-            log.error("job %s is a dead letter: its worker died, and it must not run twice", job_id)
+        self.report_deaths(self._database, job_ids)
         return bool(job_ids)

@@ -7,9 +7,15 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from penstock.config.errors import BrokerRefused, BrokerUnavailable, LedgerUnavailable, PenstockError
 from penstock.config.supervision import faults, start_thread
+from penstock.ledger.queries.deaths import deaths_of
+from penstock.ledger.sql.database import Database
+from penstock.workers.telemetry.failures import failure_of_death
+from penstock.workers.telemetry.job_log import log_failure
+from penstock.workers.telemetry.reports import FailureReports
 
 log = logging.getLogger("penstock.dispatcher")
 
@@ -33,6 +39,9 @@ class Poller(ABC):
     source: str | None = None
     """Where the jobs that it sends come from, as a label of metrics; None: it sends none."""
 
+    reports: FailureReports | None = None
+    """Of the dispatcher, for deaths that the service records; None: they are only logged."""
+
     def __init__(self) -> None:
         self.stopping = threading.Event()
         self.wakeup = threading.Event()
@@ -53,6 +62,19 @@ class Poller(ABC):
 
     def wake(self) -> None:  # noqa: B027  # most wait only between rounds
         """Make a round that waits inside `run_once` return early."""
+
+    def report_deaths(self, database: Database, ids: Sequence[str]) -> None:
+        """Report dead letters that are on record now. Never raises."""
+        try:
+            deaths = deaths_of(database, ids)
+        except PenstockError as error:
+            log.error("new dead letters: %s; they cannot be read: %s", ", ".join(ids), error)
+            return
+        for death in deaths:
+            if self.reports is None:
+                log_failure(failure_of_death(death))
+            else:
+                self.reports.buried(death)
 
     def start(self) -> None:
         self._thread = start_thread(self.name, self._run, self.stopping)

@@ -16,7 +16,7 @@ from penstock.producers.traces.sending import relayed
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.wire.codec import Envelope, check_size, is_due, parse_time
 from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
-from penstock.workers.dispatcher.poller import Poller, log
+from penstock.workers.dispatcher.poller import Poller
 
 BATCH = 500
 _REFRESH_SECONDS = 2.0
@@ -56,8 +56,8 @@ class StockClients(Poller):
         try:
             routed = self._route(envelope)
         except UndecodableMessage as error:
-            log.error("message %r of queue %s is a dead letter: %s", envelope.id, envelope.queue, error)
-            bury_message(self._database, envelope, raw, error.reason, error.detail)
+            dead_letter_id = bury_message(self._database, envelope, raw, error.reason, error.detail)
+            self.report_deaths(self._database, [dead_letter_id])
             return None
         if routed is not None:
             relayed((routed,), at, "stock")

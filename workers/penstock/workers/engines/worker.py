@@ -26,7 +26,7 @@ from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.registry import handlers
 from penstock.workers.handlers.resources import provider_modules
-from penstock.workers.telemetry.observers import telemetry_observers
+from penstock.workers.telemetry.observers import close_observers, telemetry_observers
 from penstock.workers.telemetry.registry import open_registry
 from penstock.workers.workflows.definition import check_workflows
 
@@ -98,12 +98,13 @@ class Worker:
         )
         self.registry, self._metrics = _open_metrics(settings, engine)
         counted = [self._metrics] if self._metrics is not None else []
+        self._telemetry = telemetry_observers(settings, worker=self.name, engine=engine)
         self.executor = Executor(
             settings,
             self.database,
             name=self.name,
             concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
-            observers=[*telemetry_observers(settings, worker=self.name, engine=engine), *counted, *observers],
+            observers=[*self._telemetry, *counted, *observers],
             changes=self._changes,
             meter=self._metrics,
             limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
@@ -148,6 +149,7 @@ class Worker:
         grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
         self.intake.stop()
         self.executor.drain(grace)
+        close_observers(self._telemetry)
         if self._changes is not None:
             self._changes.close()
         self.consumer.close()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from penstock.config.errors import LedgerUnavailable, UndecodableMessage
+from penstock.ledger.queries.deaths import Death, deaths_of
 from penstock.ledger.rows.jobs import ID_TAKEN, id_taken
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions.bury import bury_message
@@ -103,10 +104,13 @@ class Admission:
 
     async def bury(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Make a delivery that cannot be run a dead letter."""
-        envelope = delivery.envelope
-        log.error("message %s on queue %s is a dead letter: %s: %s", envelope.id, envelope.queue, reason, detail)
-        database = self._runtime.database
-        await self._runtime.io.ledger(lambda: bury_message(database, envelope, delivery.raw, reason, detail))
+        envelope, database = delivery.envelope, self._runtime.database
+
+        def bury() -> list[Death]:
+            return deaths_of(database, [bury_message(database, envelope, delivery.raw, reason, detail)])
+
+        for death in await self._runtime.io.ledger(bury):
+            self._observers.buried(death)
         await self._drop(delivery)
 
     async def refuse(self, entry: InFlight, reason: str, detail: str) -> None:

@@ -15,6 +15,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from penstock.config import log_fields
 from penstock.config.settings import Settings
 from penstock.config.supervision import faults, keep_running
 from penstock.ledger.sql.database import Database
@@ -28,7 +29,14 @@ from penstock.schemas.wire.codec import Message
 from penstock.workers.brokers.consumer import Delivery
 from penstock.workers.executor.admission import Admission
 from penstock.workers.executor.attempt.attempt import Attempt, ClaimedJob
-from penstock.workers.executor.attempt.outcome import expired, internal_error, outcome_of, quarantined, stopped
+from penstock.workers.executor.attempt.outcome import (
+    expired,
+    internal_error,
+    job_log,
+    outcome_of,
+    quarantined,
+    stopped,
+)
 from penstock.workers.executor.attempt.run import AttemptRunner
 from penstock.workers.executor.attempt.suspects.parent import Suspects
 from penstock.workers.executor.claiming import Claiming
@@ -203,7 +211,11 @@ class Executor:
         names = ", ".join(f"{attempt.claim.message.id} ({attempt.claim.message.kind.name})" for attempt in attempts)
         log.error("%d jobs still run after the grace and are given back: %s", len(attempts), names)
         outcomes = [stopped(attempt) for attempt in attempts]
-        record(self._runtime.database, outcomes, worker=self._runtime.name)
+        kept = record(self._runtime.database, outcomes, worker=self._runtime.name)
+        for attempt, outcome, keep in zip(attempts, outcomes, kept, strict=True):
+            if keep and outcome.state == State.DEAD:  # said here: this process is about to end
+                fields = attempt.context.log_fields
+                log.error("job %s is a dead letter: %s", attempt.context.job_id, outcome.detail, extra=fields)
         for outcome in outcomes:
             entry = self._admission.in_flight(outcome.claim.message.id)
             if entry is not None and outcome.name == Outcome.INTERRUPTED:
@@ -268,6 +280,7 @@ class Executor:
     def _begin(
         self, entry: InFlight, attempt: Attempt, work: Coroutine[Any, Any, AttemptOutcome], context: Context
     ) -> None:
+        context.run(log_fields.bind, attempt.context)
         attempt.task = asyncio.get_running_loop().create_task(work, context=context)
         attempt.task.add_done_callback(partial(self._end, entry, attempt))
 
@@ -321,7 +334,7 @@ class Executor:
         if (entry := self._admission.in_flight(message.id)) is None or attempt.task is None:
             return
         faults["handler left behind"] += 1
-        log.error(
+        job_log.error(
             "job %s (%s) did not stop when it was asked to; its attempt has ended without its handler, which runs on",
             message.id,
             message.kind.name,

@@ -90,11 +90,12 @@ class Recorder:
             if lost:
                 log.warning("job %s: another worker has taken it over; this outcome is dropped", entry.message.id)
                 self._runtime.observers.lost(outcome)
+                outcome.exception = None
                 if outcome.result_ref is not None:
                     self._runtime.tasks.spawn(self._results.drop(outcome))
                 continue
             if outcome.waits_for is None:
-                self._runtime.observers.ended(outcome)
+                self._notify(outcome)
             else:
                 self._runtime.observers.refused(outcome.claim.message, "limited")
         if done:
@@ -119,10 +120,19 @@ class Recorder:
             give_up("outcomes cannot be recorded")
             self._settled(entries)  # and not acknowledged: when this worker has ended, another one gets them
             return
+        for (_, failed), outcome, keep in zip(batch, outcomes, kept, strict=True):
+            failed.exception = None
+            if keep:
+                self._notify(outcome)
         self._settled(entries)
         await self._runtime.io.ack([entry.delivery for entry, keep in zip(entries, kept, strict=True) if keep])
         # Those that have an outcome on record already, here or by another worker: their next claim is refused.
         await self._runtime.io.release([entry.delivery for entry, keep in zip(entries, kept, strict=True) if not keep])
+
+    def _notify(self, outcome: AttemptOutcome) -> None:
+        """Tell the observers of an outcome that is on record."""
+        self._runtime.observers.ended(outcome)
+        outcome.exception = None  # its frames hold the job, and what the handler had in hand
 
     async def _record_one_by_one(self, batch: list[tuple[InFlight, AttemptOutcome]], error: Exception) -> None:
         """Record the outcomes singly: one that the database refuses must not take the batch with it."""
@@ -132,6 +142,7 @@ class Recorder:
             return
         [(entry, outcome)] = batch
         log.error("the outcome of job %s cannot be recorded", entry.message.id, exc_info=error)
+        outcome.exception = None
         if outcome.reason == "unrecordable":
             # Not even that can be recorded. The job stays with the broker; when this worker ends, another gets it.
             self._settled([entry])

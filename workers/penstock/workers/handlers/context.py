@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from penstock.config.errors import InvalidJob
+from penstock.config.log_fields import SCRUB
 from penstock.ledger.sql.text import is_storable, storable
 from penstock.producers.enqueue.options import check_options
 from penstock.producers.traces import current_traceparent
@@ -37,9 +38,11 @@ class Context:
         job_id: the job's id.
         attempt: its number, from 1.
         tenant, key: as the producer gave them, or None.
+        queue, worker: where the job came from, and who runs it; None if that is not known.
         deadline: when the attempt is stopped by its timeout (aware), or None.
         enqueued_at: when the producer sent it.
         fence: the claim's number; 0 without a claim.
+        scrub: replaces the values of the job's sensitive fields in a text.
     """
 
     _once_running: frozenset[str] = frozenset()
@@ -54,6 +57,8 @@ class Context:
         deadline: datetime | None = None,
         enqueued_at: datetime | None = None,
         kind: str = "",
+        queue: str | None = None,
+        worker: str | None = None,
         sink: ProgressSink | None = None,
         traceparent: str | None = None,
         open_session: Callable[[], Any] | None = None,
@@ -68,8 +73,9 @@ class Context:
         self.deadline = deadline
         self.enqueued_at = enqueued_at or datetime.now(UTC)
         self.kind = kind
+        self.queue, self.worker = queue, worker
         self._traceparent = traceparent
-        self._sink, self._scrub = sink, scrub
+        self._sink, self.scrub = sink, scrub
         self._open_session = open_session
         self._open_once = open_once
         self.fence = fence
@@ -79,9 +85,15 @@ class Context:
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger that names the job in every line."""
-        logger = logging.getLogger(f"penstock.job.{self.kind}")
-        return logging.LoggerAdapter(logger, {"job_id": self.job_id, "attempt": self.attempt})
+        """A logger that names the job in every line, also in threads of the handler's own."""
+        fields = self.log_fields if self.scrub is str else self.log_fields | {SCRUB: self.scrub}
+        return logging.LoggerAdapter(logging.getLogger(f"penstock.job.{self.kind}"), fields)
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """The job's fields on a line of the log, without those that are None."""
+        names = ("job_id", "attempt", "kind", "queue", "tenant", "worker")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def progress(self, done: int, total: int | None = None, note: str | None = None) -> None:
         """Report how far the job is. Cheap: only the latest value is written, every half second.
@@ -99,7 +111,7 @@ class Context:
         if note is not None and not isinstance(note, str):
             raise TypeError(f"ctx.progress: note must be text, not {type(note).__name__}; give str(…) of it")
         if self._sink is not None:
-            note = None if note is None else self._scrub(note)
+            note = None if note is None else self.scrub(note)
             self._sink.progress(self.job_id, int(done), None if total is None else int(total), storable(note, 255))
 
     def enqueue(

@@ -106,8 +106,8 @@ class OutboxRelay(Poller):
             return True
         self._limit = min(self._limit * 2, BATCH)
         for envelope, cause in batch.undecodable:
-            log.error("job %s of the outbox is a dead letter: %s", envelope.id, cause)
-            bury_message(self._ledger, envelope, envelope.body, cause.reason, cause.detail)
+            dead_letter_id = bury_message(self._ledger, envelope, envelope.body, cause.reason, cause.detail)
+            self.report_deaths(self._ledger, [dead_letter_id])
         cancelled = self._store.cancel_unseen(batch)
         self._send(batch, batch.to_send(cancelled))
         return batch.more
@@ -143,7 +143,7 @@ class OutboxRelay(Poller):
         [row] = self._store.last_rows
         text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
         reason = f"{type(error).__name__}: {text}"
-        log.error("job %s of the outbox is a dead letter: %s", row.id, reason)
         envelope = raw_envelope(row)
-        bury_message(self._ledger, envelope, envelope.body, "undecodable", reason)
+        dead_letter_id = bury_message(self._ledger, envelope, envelope.body, "undecodable", reason)
         self._store.delete(row)
+        self.report_deaths(self._ledger, [dead_letter_id])

@@ -18,7 +18,7 @@ from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings, load_settings
 from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.schedules.due import due_rows, upcoming_rows
-from penstock.ledger.schedules.firing import BATCH, fire, release_waiting, waiting_schedules
+from penstock.ledger.schedules.firing import BATCH, Fired, fire, release_waiting, waiting_schedules
 from penstock.ledger.schedules.rules import Schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
 from penstock.producers.traces.sending import Firings
@@ -41,12 +41,21 @@ class Schedules(Poller):
     Arguments:
         settings: the file they were read from is watched; a change there takes effect at once.
         wakeup: set when there are new jobs to be sent.
+        fired: called with each firing.
     """
 
     name = "schedules"
 
-    def __init__(self, database: Database, settings: Settings, wakeup: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        wakeup: threading.Event | None = None,
+        *,
+        fired: Fired | None = None,
+    ) -> None:
         super().__init__()
+        self._fired = fired
         self._database, self._wakeup = database, wakeup or threading.Event()
         self._file = _SettingsFile(settings)
         self._is_declared = False
@@ -64,7 +73,7 @@ class Schedules(Poller):
                 self._is_declared = False
             if names := waiting_schedules(self._database):
                 firings = Firings()
-                release_waiting(self._database, names, self._read, firings.stamp)
+                release_waiting(self._database, names, self._read, stamp=firings.stamp, fired=self._fired)
                 firings.end()
                 self._wakeup.set()
         if not self._is_declared:
@@ -78,7 +87,7 @@ class Schedules(Poller):
         more = False
         if good:
             firings = Firings()
-            more = fire(self._database, *good, stamp=firings.stamp)
+            more = fire(self._database, *good, stamp=firings.stamp, fired=self._fired)
             firings.end()
             self._wakeup.set()
         if not due:

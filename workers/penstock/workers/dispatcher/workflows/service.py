@@ -87,6 +87,7 @@ class Workflows(Poller):
             self._postponed[ids[0]] = time.monotonic() + _AFTER_FAILURE_SECONDS
             log.error("workflow %s cannot be moved on; trying again later", ids[0], exc_info=error)
             return
+        self.report_deaths(self._database, list(advanced.failed))
         if self._changes is not None and advanced.ended:
             self._changes.publish(advanced.ended)
         if step_jobs is not None:

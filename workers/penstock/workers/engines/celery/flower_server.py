@@ -62,10 +62,10 @@ def run_flower(
         from penstock.workers.engines.celery.flower import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"Flower is not installed ({error}); install penstock[flower]") from error
+    settings = load_settings()
     if not logging.getLogger().handlers:
         with contextlib.suppress(ImportError):  # structlog comes with penstock[cli]
-            setup_logging()
-    settings = load_settings()
+            setup_logging(fmt=settings.log_format)
     return serve(settings, address=address, port=port, logins=logins, url_prefix=prefix, folder=folder)
 
 

@@ -62,6 +62,9 @@ def run_worker(
     return 0
 
 
+_SENTRYS = "sentry_sdk.integrations.dramatiq"
+
+
 class HostingWorker(dramatiq.Worker):
     """The worker that middleware gets. It has no threads: the worker of `host` runs the jobs."""
 
@@ -71,6 +74,8 @@ class HostingWorker(dramatiq.Worker):
 
     def start(self) -> None:
         """Raises LedgerUnavailable: the worker cannot boot."""
+        # Sentry's middleware would report each failure a second time, and take the attempts' scopes.
+        self.broker.middleware = [item for item in self.broker.middleware if type(item).__module__ != _SENTRYS]
         self.broker.emit_before("worker_boot", self)
         observer = MiddlewareObserver(self.broker)
         if observer.hooks:

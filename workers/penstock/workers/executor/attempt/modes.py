@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor as ThreadPool
-from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -73,8 +72,7 @@ class ThreadMode:
 
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
         handler, job = attempt.handler, attempt.claim.message.job
-        context = copy_context()  # else its thread keeps what it binds
-        work = partial(context.run, handler.function, job, **arguments)
+        work = partial(handler.function, job, **arguments)
         running = asyncio.get_running_loop().run_in_executor
         return await _watch(attempt, running(self._threads, work), handler.kind.timeout)
 

@@ -34,6 +34,7 @@ from penstock.workers.handlers.returns import (
 )
 
 log = logging.getLogger("penstock.executor")
+job_log = logging.getLogger("penstock.jobs")
 
 _POSTPONED = timedelta(seconds=2)
 
@@ -176,7 +177,7 @@ def failed(
     if isinstance(error, ChildFailed):
         outcome.traceback = None if error.remote_traceback is None else scrub(error.remote_traceback)
     elif error is not None:
-        outcome.traceback = traceback_of(error, scrub)
+        outcome.traceback, outcome.exception = traceback_of(error, scrub), error
     return outcome
 
 
@@ -194,9 +195,9 @@ def internal_error(attempt: ClaimedJob, error: BaseException) -> AttemptOutcome:
     faults["internal error"] += 1
     scrub = scrub_of(attempt.claim)
     if attempt.claim.message.kind.shapes:
-        log.critical("job %s met an internal error\n%s", attempt.claim.message.id, traceback_of(error, scrub))
+        job_log.critical("job %s met an internal error\n%s", attempt.claim.message.id, traceback_of(error, scrub))
     else:
-        log.critical("job %s met an internal error", attempt.claim.message.id, exc_info=error)
+        job_log.critical("job %s met an internal error", attempt.claim.message.id, exc_info=error)
     try:
         outcome = failed(attempt, error)
     except Exception:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from typing import Any
 
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome, FenceLost
+from penstock.schemas.jobs.scrubbing import Scrub
 from penstock.schemas.states import Outcome
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.child.parent import Children
@@ -47,7 +49,7 @@ class AttemptRunner:
     def __init__(self, runtime: Runtime, sink: ProgressSink) -> None:
         self.results = LargeResults(runtime)
         self.children = Children()
-        self._sink = sink
+        self._sink, self._worker = sink, runtime.name
         self._canvas, self._webhooks = runtime.canvas, runtime.webhooks
         self._resources, self._capacity = runtime.resources, runtime.capacity
         self._sessions = Sessions(
@@ -66,12 +68,14 @@ class AttemptRunner:
             deadline=None if timeout is None else claim.started_at + timeout,
             enqueued_at=message.sent_at,
             kind=message.kind.name,
+            queue=message.queue,
+            worker=self._worker,
             sink=self._sink,
             traceparent=message.traceparent,
             open_session=mode.open_session if claim.tracked else None,
             open_once=mode.open_once if claim.tracked else None,
             fence=claim.fence,
-            scrub=(lambda text: scrub_of(claim)(text)) if message.kind.shapes else str,
+            scrub=_lazily(claim) if message.kind.shapes else str,
         )
         canvas = None if message.embed is None else self._canvas
         return Attempt(claim, handler, context, mode, canvas=canvas, webhooks=self._webhooks)
@@ -127,3 +131,9 @@ class AttemptRunner:
                 await closing
             except Exception:
                 log.exception("a resource failed to close")
+
+
+def _lazily(claim: Claim) -> Scrub:
+    """The scrub of a claim, made when it is first used: few attempts log or report anything."""
+    make = functools.cache(lambda: scrub_of(claim))
+    return lambda text: make()(text)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class HandlerThreads(ThreadPoolExecutor):
         self._closed = False
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run a call in a thread; at once, however many run already.
+        """Run a call in a thread, in a copy of the caller's context; at once, however many run already.
 
         Raises:
             RuntimeError: the threads were shut down.
@@ -43,7 +44,7 @@ class HandlerThreads(ThreadPoolExecutor):
         if self._closed:
             raise RuntimeError("this worker's threads have ended")
         future: Future[T] = Future()
-        self._calls.put((future, function, args, kwargs))
+        self._calls.put((future, copy_context().run, (function, *args), kwargs))
         if not self._idle.acquire(blocking=False):
             with self._lock:
                 if self._most is not None and self._count >= self._most:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from penstock.ledger.queries.deaths import Death
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.wire.codec import Message
@@ -24,6 +25,15 @@ class Observer(Protocol):
     def started(self, claim: Claim) -> None: ...
 
     def ended(self, outcome: AttemptOutcome) -> None: ...
+
+
+@runtime_checkable
+class BurialObserver(Protocol):
+    """An `Observer` that is also told of messages that never became a job here."""
+
+    def buried(self, death: Death) -> None:
+        """Its dead letter is on record."""
+        ...
 
 
 class Observers(list[Observer]):
@@ -57,6 +67,14 @@ class Observers(list[Observer]):
         for observer in self:
             try:
                 observer.ended(outcome)
+            except Exception:
+                _log_failure(observer)
+
+    def buried(self, death: Death) -> None:
+        for observer in self:
+            try:
+                if isinstance(observer, BurialObserver):
+                    observer.buried(death)
             except Exception:
                 _log_failure(observer)
 

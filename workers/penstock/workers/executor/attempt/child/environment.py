@@ -11,7 +11,7 @@ ALLOWED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TZ", "TMPDIR", "TEMP", "TMP", "LANG", "LANGUAGE", "LC_*"),
     *("PYTHON*", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_*", "DJANGO_SETTINGS_MODULE", "*_NUM_THREADS"),
     *("CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    *("NO_PROXY", "no_proxy", "XDG_*", "FONTCONFIG_*", "PENSTOCK_CONFIG", "PENSTOCK_PREFIX", "PENSTOCK_LOG"),
+    *("NO_PROXY", "no_proxy", "XDG_*", "FONTCONFIG_*", "PENSTOCK_CONFIG", "PENSTOCK_PREFIX", "PENSTOCK_LOG_FORMAT"),
 )
 """Names, with `*` for any characters. None of them holds a secret: a proxy's URL and `PENSTOCK_…_URL` may."""
 

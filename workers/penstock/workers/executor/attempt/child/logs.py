@@ -1,4 +1,4 @@
-"""Log records of a child: sent through its pipe, and handled by the loggers of its worker, with the job's id."""
+"""Log records of a child: sent through its pipe, and handled by the loggers of its worker, with the job's fields."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from logging.handlers import QueueHandler
 from typing import Any
 
+from penstock.config.log_fields import SCRUB
 from penstock.workers.executor.attempt.child.pipe import ChildEnd
 
 log = logging.getLogger("penstock.executor")
@@ -37,16 +38,18 @@ def send_records(pipe: ChildEnd, levels: Levels) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def handle_record(fields: dict[str, Any], job_id: str, attempt: int) -> None:
+def handle_record(fields: dict[str, Any], job: dict[str, Any]) -> None:
     """Handle a child's record as if this process had logged it: as one of this job, whatever it says itself.
+
+    Arguments:
+        job: `Context.log_fields`.
 
     Raises:
         ValueError: it has no name or no level.
     """
     if not isinstance(fields.get("name"), str) or not isinstance(fields.get("levelno"), int):
         raise ValueError("a record of the log has no name or level")
-    own = {"args": None, "exc_info": None, "job_id": job_id, "attempt": attempt}
-    record = logging.makeLogRecord({**fields, **own})
+    record = logging.makeLogRecord({**fields, "args": None, "exc_info": None, **job})
     name = record.name
     while name and not isinstance(logging.root.manager.loggerDict.get(name), logging.Logger):
         name = name.rpartition(".")[0]  # a logger is never freed, so none is made for a child's
@@ -55,7 +58,7 @@ def handle_record(fields: dict[str, Any], job_id: str, attempt: int) -> None:
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
     except Exception:
-        log.exception("job %s: a record of its child's log cannot be handled", job_id)
+        log.exception("job %s: a record of its child's log cannot be handled", job["job_id"])
 
 
 class _PipeHandler(QueueHandler):
@@ -71,7 +74,7 @@ class _PipeHandler(QueueHandler):
             self._stderr.emit(record)
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        fields = {name: _plain(value) for name, value in record.__dict__.items()}
+        fields = {name: _plain(value) for name, value in record.__dict__.items() if name != SCRUB}  # the worker scrubs
         self._pipe.send({"log": fields})
 
 

@@ -171,6 +171,8 @@ def _isolated_request(attempt: Attempt) -> Message:
             "job_id": context.job_id,
             "attempt": context.attempt,
             "tenant": context.tenant,
+            "queue": context.queue,
+            "worker": context.worker,
             "key": context.key,
             "deadline": context.deadline,
             "enqueued_at": context.enqueued_at,
@@ -314,7 +316,7 @@ class Child:
     async def _take(self, body: bytes, result: str) -> None:
         message = self._messages.model_validate_json(body)
         if message.log is not None:
-            handle_record(message.log, self._context.job_id, self._context.attempt)
+            handle_record(message.log, self._context.log_fields)
         elif message.started:
             self.begun_at = asyncio.get_running_loop().time()
         elif message.progress is not None:

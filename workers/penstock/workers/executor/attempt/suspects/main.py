@@ -32,10 +32,14 @@ from penstock.workers.handlers.resources import is_provided
 log = logging.getLogger("penstock.executor")
 
 
+_APART = ("claim", "result", "exception")
+"""Fields of an outcome that are not in the answer: the worker has the claim, the result is sent apart, and an exception
+stays where it was raised."""
+
 if TYPE_CHECKING:
     OutcomeFields = Any
 else:
-    _hints = {name: hint for name, hint in get_type_hints(AttemptOutcome).items() if name not in ("claim", "result")}
+    _hints = {name: hint for name, hint in get_type_hints(AttemptOutcome).items() if name not in _APART}
     OutcomeFields = create_model(
         "OutcomeFields", __base__=Checked, **{name: (hint, ...) for name, hint in _hints.items()}
     )
@@ -48,7 +52,7 @@ class Unfit(Checked):
 
 
 class Ended(Checked):
-    """The answer of a child whose attempt has ended: its outcome, without the claim and the result."""
+    """The answer of a child whose attempt has ended: its outcome, without what `_APART` names."""
 
     outcome: OutcomeFields
 
@@ -95,7 +99,7 @@ def run_attempt(pipe: ChildEnd, request: Message) -> Message:
     outcome = outcome_of(attempt, task)
     runtime.loop.run(runner.close())
     database.close()
-    return {"outcome": _fields(outcome, "claim", "result"), "result": outcome.result}
+    return {"outcome": _fields(outcome, *_APART), "result": outcome.result}
 
 
 def pack(claim: Claim) -> Message:

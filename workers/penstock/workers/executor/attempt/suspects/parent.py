@@ -138,7 +138,6 @@ class Suspects:
         death = child.how_it_died()
         if isinstance(death, ChildTerminated) and self._capacity.closed:
             return interrupted(attempt, "the worker stopped")
-        log.error("job %s (%s): %s", attempt.claim.message.id, attempt.claim.message.kind.name, death)
         return crashed(attempt, str(death), attempt.handler.kind.max_crashes or self._settings.max_crashes)
 
     def _can_run_apart(self, attempt: Attempt) -> bool:

@@ -1,0 +1,33 @@
+"""Jobs of schedules, for those who follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables import jobs, schedules
+from penstock.schemas.states import FINAL
+
+
+def unfinished_firings(database: Database, limit: int) -> list[tuple[str, str]]:
+    """Name of each schedule whose last job has not ended, and that job's id."""
+    both = schedules.join(jobs, jobs.c.id == schedules.c.last_job_id)
+    select = sa.select(schedules.c.name, jobs.c.id).select_from(both).where(jobs.c.state.not_in(sorted(FINAL)))
+    rows = database.read(lambda connection: connection.execute(select.limit(limit)).all())
+    return [(row.name, row.id) for row in rows]
+
+
+def schedule_rows(database: Database, names: Sequence[str]) -> Sequence[Any]:
+    """The rows of these schedules."""
+    select = sa.select(schedules).where(database.among(schedules.c.name, names))
+    return database.read(lambda connection: connection.execute(select).all())
+
+
+def job_times(database: Database, ids: Sequence[str]) -> Sequence[Any]:
+    """`id`, `state`, `started_at` and `finished_at` of these jobs, as far as they are on record."""
+    columns = [jobs.c[name] for name in ("id", "state", "started_at", "finished_at")]
+    select = sa.select(*columns).where(database.among(jobs.c.id, ids))
+    return database.read(lambda connection: connection.execute(select).all())
