@@ -28,7 +28,7 @@ from penstock.ledger.transitions.due import keep, waiting
 from penstock.schemas import Job
 from penstock.schemas.wire.codec import encode
 from penstock.workers.cli.doctor.operation import review_operation
-from penstock.workers.telemetry.dispatcher_metrics import dispatcher_collectors
+from penstock.workers.telemetry.metrics.dispatcher_metrics import dispatcher_collectors
 
 ROWS = 5_000_000
 SCRAPES = 200

@@ -18,7 +18,7 @@ from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.runtime.observers import Observers
-from penstock.workers.telemetry.spans import ProcessSpans
+from penstock.workers.telemetry.traces.spans import ProcessSpans
 
 CASES = {
     "no SDK": ("none", ""),

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from support.polling import until
 
 from penstock.config import supervision
-from penstock.workers.telemetry import otel_setup
-from penstock.workers.telemetry.otlp_metrics import start
+from penstock.workers.telemetry.metrics.otlp_metrics import start
+from penstock.workers.telemetry.traces import otel_setup
 
 CUMULATIVE = 2
 

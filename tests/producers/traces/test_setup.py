@@ -24,8 +24,8 @@ from support.stack import TESTS, Stack, stopped_at_the_end
 from penstock.ledger import api_keys
 from penstock.workers.engines.inline import Inline
 from penstock.workers.local.up.redis_server import RedisServer, free_port
-from penstock.workers.telemetry import otel_setup
-from penstock.workers.telemetry.otel_setup import exporters, resource_of, spans_exported
+from penstock.workers.telemetry.traces import otel_setup
+from penstock.workers.telemetry.traces.otel_setup import exporters, resource_of, spans_exported
 
 NOWHERE = "http://127.0.0.1:1"
 

@@ -32,7 +32,7 @@ from penstock.schemas.wire.codec import encode
 from penstock.schemas.wire.ids import first_id
 from penstock.workers.dispatcher.dispatcher import Dispatcher
 from penstock.workers.local.up.redis_server import RedisServer
-from penstock.workers.telemetry.dispatcher_metrics import ROWS, dispatcher_collectors
+from penstock.workers.telemetry.metrics.dispatcher_metrics import ROWS, dispatcher_collectors
 
 REFUSES = "broker refuses writes"
 

@@ -18,7 +18,7 @@ from penstock.config.errors import ConfigError
 from penstock.config.process.metrics import add_process_metrics
 from penstock.config.supervision import failures, faults
 from penstock.workers.local.up.redis_server import free_port
-from penstock.workers.telemetry.http_server import MOST_CONNECTIONS, HttpServer
+from penstock.workers.telemetry.health.http_server import MOST_CONNECTIONS, HttpServer
 
 Serve = Callable[..., HttpServer]
 

@@ -14,7 +14,7 @@ import pytest
 from support.polling import until
 
 from penstock.config.process import probe
-from penstock.workers.telemetry.probe_socket import ProbeSocket
+from penstock.workers.telemetry.health.probe_socket import ProbeSocket
 
 Answer = Callable[..., ProbeSocket]
 
@@ -23,7 +23,7 @@ Answer = Callable[..., ProbeSocket]
 def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
     """`answer(**fields)`: a process that answers so, in a folder of the test's own."""
     monkeypatch.setattr(probe, "folders", lambda: [str(tmp_path / "penstock-1")])
-    monkeypatch.setattr("penstock.workers.telemetry.probe_socket.folders", probe.folders)
+    monkeypatch.setattr("penstock.workers.telemetry.health.probe_socket.folders", probe.folders)
     sockets: list[ProbeSocket] = []
 
     def answer(**fields: Any) -> ProbeSocket:
@@ -98,7 +98,7 @@ def test_a_process_without_a_place_for_its_socket_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing = str(tmp_path / "missing" / "penstock-1")
-    monkeypatch.setattr("penstock.workers.telemetry.probe_socket.folders", lambda: [missing])
+    monkeypatch.setattr("penstock.workers.telemetry.health.probe_socket.folders", lambda: [missing])
     endpoint = ProbeSocket(dict)
     endpoint.start()
     endpoint.close()

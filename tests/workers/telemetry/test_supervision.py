@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from kombu.clocks import LamportClock
 from support.polling import until, until_async
+from workers.telemetry.unsupervised import POOLS, TASKS, THREADS
 
 from penstock.config import supervision
 from penstock.config.process.readings import Readings
@@ -40,11 +41,11 @@ from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.executor.runtime.loop_thread import LoopThread
 from penstock.workers.executor.watchdog import Watchdog
-from penstock.workers.telemetry.hooks import FailureHooks
-from penstock.workers.telemetry.http_server import HttpServer
-from penstock.workers.telemetry.otlp_metrics import Push
-from penstock.workers.telemetry.probe_socket import ProbeSocket
-from penstock.workers.telemetry.reports import FailureReports
+from penstock.workers.telemetry.failures.hooks import FailureHooks
+from penstock.workers.telemetry.failures.reports import FailureReports
+from penstock.workers.telemetry.health.http_server import HttpServer
+from penstock.workers.telemetry.health.probe_socket import ProbeSocket
+from penstock.workers.telemetry.metrics.otlp_metrics import Push
 
 ROOTS = {
     name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("config", "producers", "workers")
@@ -66,55 +67,13 @@ BODIES: dict[str, tuple[type[Any], str]] = {
     "workers/executor/limit_gate.py": (LimitGate, "_renew"),
     "workers/executor/runtime/loop_thread.py": (LoopThread, "_run"),
     "workers/executor/watchdog.py": (Watchdog, "_run"),
-    "workers/telemetry/otlp_metrics.py": (Push, "_run"),
-    "workers/telemetry/http_server.py": (HttpServer, "_run"),
-    "workers/telemetry/probe_socket.py": (ProbeSocket, "_run"),
-    "workers/telemetry/hooks.py": (FailureHooks, "_run"),
-    "workers/telemetry/reports.py": (FailureReports, "_run"),
+    "workers/telemetry/metrics/otlp_metrics.py": (Push, "_run"),
+    "workers/telemetry/health/http_server.py": (HttpServer, "_run"),
+    "workers/telemetry/health/probe_socket.py": (ProbeSocket, "_run"),
+    "workers/telemetry/failures/hooks.py": (FailureHooks, "_run"),
+    "workers/telemetry/failures/reports.py": (FailureReports, "_run"),
 }
 """File that starts a supervised loop → the body of the loop; of `executor.py` there is `Overdue.run`, too."""
-
-THREADS = {
-    "config/supervision.py": "the supervision itself",
-    "producers/senders/hosts.py": "one look-up of a name",
-    "workers/engines/host.py": "the drain and its deadline, which end with the process",
-    "workers/engines/renewal/parent.py": "a report of one exit",
-    "workers/executor/runtime/handler_threads.py": "handlers, whose errors are their jobs'",
-    "workers/local/up/supervisor.py": "a report of one exit",
-    "workers/telemetry/otel_setup.py": "the last sending of a process that ends",
-    "workers/local/demo/command.py": "the demo's own",
-    "workers/local/demo/world/customers_api.py": "the demo's own",
-}
-"""File that starts a thread which is not a loop → its reason."""
-
-TASKS = {
-    "producers/gateway/auth/jwks.py": "one fetch, which notes its error for those who wait",
-    "producers/gateway/routes/streams.py": "parts of one request, whose error is the request's",
-    "producers/handles/redis_listener.py": "the supervised loop, and the parts of one connection, which it awaits",
-    "producers/senders/batching.py": "what gathered while others were sent; each caller gets its error",
-    "workers/executor/admission.py": "one message; `Tasks` logs an error",
-    "workers/executor/attempt/child/parent.py": "what one child sends, until its end",
-    "workers/executor/attempt/suspects/main.py": "the one attempt of a child, whose outcome is its answer",
-    "workers/executor/attempt/once.py": "one effect, whose error is its caller's",
-    "workers/executor/claiming.py": "one batch; `Tasks` logs an error",
-    "workers/executor/executor.py": "attempts, one message, and the supervised loops",
-    "workers/executor/limit_gate.py": "one batch, and the supervised loop",
-    "workers/executor/recorder.py": "one batch, and the supervised loop",
-    "workers/executor/runtime/loop_thread.py": "`Tasks`, which starts them",
-}
-"""File that starts tasks → what they are: each ends by itself, or is supervised."""
-
-POOLS = {
-    "producers/gateway/auth/jwks.py",
-    "producers/senders/rabbitmq/sender.py",
-    "workers/executor/attempt/child/parent.py",
-    "workers/executor/limit_gate.py",
-    "workers/executor/runtime/io_threads.py",
-    "workers/executor/runtime/handler_threads.py",
-    "workers/executor/runtime/runtime.py",
-    "workers/handlers/django_project.py",
-}
-"""Files with pools of threads for single calls, whose errors are those of the futures that their callers wait for."""
 
 
 def callers(*names: str) -> set[str]:

@@ -20,8 +20,8 @@ from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message, decode, encode
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.engines.worker import Worker
-from penstock.workers.telemetry import worker_metrics
-from penstock.workers.telemetry.worker_metrics import JOB_BUCKETS, OTHER, Histogram, WorkerMetrics
+from penstock.workers.telemetry.metrics import worker_metrics
+from penstock.workers.telemetry.metrics.worker_metrics import JOB_BUCKETS, OTHER, Histogram, WorkerMetrics
 
 
 def read(worker: Worker) -> Samples:

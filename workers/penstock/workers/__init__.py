@@ -18,8 +18,8 @@ from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import override, provides
 from penstock.workers.handlers.returns import Discard, InDoubt, JobCancelled, NotDone, Permanent, Retry, Snooze
 from penstock.workers.handlers.storage import Storage
-from penstock.workers.telemetry.failures import Failure
-from penstock.workers.telemetry.hooks import on_failure
+from penstock.workers.telemetry.failures.failure import Failure
+from penstock.workers.telemetry.failures.hooks import on_failure
 
 __all__ = [
     "Context",

@@ -35,8 +35,7 @@ KEPT_BYTES = 64 * 1024
 MESSAGE_BYTES = 4 * 1024 * 1024
 """The default limit of a message."""
 
-_MAX_ID = 128
-_LARGEST = 2**31 - 1
+_MAX_ID, _LARGEST = 128, 2**31 - 1
 _NEWER = frozenset({"extra_forbidden", "missing", "enum", "literal_error", "union_tag_invalid"})
 """Errors of pydantic: an unknown field, a missing one, an unknown member of an enumeration or a union."""
 # What the ledger has room for. One longer would spoil the INSERT of a whole batch.

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from penstock.config.supervision import faults
-from penstock.workers.telemetry import job_log
-from penstock.workers.telemetry.failures import Failure
-from penstock.workers.telemetry.job_log import IN_FULL, WINDOW_SECONDS, FailureLog
+from penstock.workers.telemetry.failures import job_log
+from penstock.workers.telemetry.failures.failure import Failure
+from penstock.workers.telemetry.failures.job_log import IN_FULL, WINDOW_SECONDS, FailureLog
 
 FAILURE = Failure(
     job_id="j",

@@ -20,7 +20,7 @@ from penstock.config.supervision import faults
 from penstock.schemas import Job, RetryPolicy, Sensitive
 from penstock.workers import Context, Failure, handles, on_failure
 from penstock.workers.engines.inline import Inline
-from penstock.workers.telemetry import hooks
+from penstock.workers.telemetry.failures import hooks
 
 QUEUE = "hooked"
 errors: list[weakref.ref[BaseException]] = []

@@ -28,7 +28,7 @@ from penstock.workers import handles
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.dispatcher.schedules.monitors import CronMonitors, monitor_config, slug_of
 from penstock.workers.engines.inline import Inline
-from penstock.workers.telemetry.sentry import Sentry, init_sentry, sdk
+from penstock.workers.telemetry.failures.sentry import Sentry, init_sentry, sdk
 
 DSN = "http://key@127.0.0.1:9/1"
 
@@ -85,7 +85,7 @@ def test_a_dsn_initialises_sentry_without_personal_data() -> None:
     code = f"""
 from penstock.config.sections.telemetry import SentrySettings
 from penstock.config.settings import Settings
-from penstock.workers.telemetry.sentry import init_sentry, sdk
+from penstock.workers.telemetry.failures.sentry import init_sentry, sdk
 init_sentry(Settings(sentry=SentrySettings(dsn={DSN!r}, environment='tests')))
 options = sdk().get_client().options
 print(options['dsn'], options['environment'], sdk().scope.should_send_default_pii())

@@ -35,8 +35,8 @@ def gateway(
     if context.invoked_subcommand is not None:
         return
     from penstock.config.logging import setup_logging
-    from penstock.workers.telemetry.otel_setup import spans_exported
-    from penstock.workers.telemetry.sentry import init_sentry
+    from penstock.workers.telemetry.failures.sentry import init_sentry
+    from penstock.workers.telemetry.traces.otel_setup import spans_exported
 
     settings = open_settings()
     setup_logging(log_level, settings.log_format)

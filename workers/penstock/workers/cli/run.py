@@ -57,8 +57,8 @@ def worker(
     from penstock.workers.engines import prepare, run_worker
     from penstock.workers.engines.renewal.link import ParentLink
     from penstock.workers.engines.renewal.parent import run_parent
-    from penstock.workers.telemetry.otel_setup import spans_exported
-    from penstock.workers.telemetry.sentry import init_sentry
+    from penstock.workers.telemetry.failures.sentry import init_sentry
+    from penstock.workers.telemetry.traces.otel_setup import spans_exported
 
     options = {"max_jobs": max_jobs, "max_memory": max_memory, "log_jobs": log_jobs}
     settings = open_settings().model_copy(update={name: value for name, value in options.items() if value is not None})
@@ -94,8 +94,8 @@ def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
     """Run the dispatcher: delayed jobs, retries, schedules, jobs of unmodified clients. Several may run."""
     from penstock.config.logging import setup_logging
     from penstock.workers.dispatcher.dispatcher import run_dispatcher
-    from penstock.workers.telemetry.otel_setup import spans_exported
-    from penstock.workers.telemetry.sentry import init_sentry
+    from penstock.workers.telemetry.failures.sentry import init_sentry
+    from penstock.workers.telemetry.traces.otel_setup import spans_exported
 
     settings = open_settings()
     setup_logging(log_level, settings.log_format)

@@ -31,10 +31,10 @@ from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.stock_clients import StockClients
 from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
 from penstock.workers.dispatcher.workflows.service import Workflows
-from penstock.workers.telemetry.dispatcher_metrics import dispatcher_collectors
-from penstock.workers.telemetry.endpoints import Endpoints
-from penstock.workers.telemetry.registry import open_registry
-from penstock.workers.telemetry.reports import FailureReports
+from penstock.workers.telemetry.failures.reports import FailureReports
+from penstock.workers.telemetry.health.endpoints import Endpoints
+from penstock.workers.telemetry.metrics.dispatcher_metrics import dispatcher_collectors
+from penstock.workers.telemetry.metrics.registry import open_registry
 
 STOP_SECONDS = 10.0
 """The longest wait for a running round, such as a send to a broker that does not answer."""

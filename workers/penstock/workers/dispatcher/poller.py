@@ -13,9 +13,9 @@ from penstock.config.errors import BrokerRefused, BrokerUnavailable, LedgerUnava
 from penstock.config.supervision import faults, start_thread
 from penstock.ledger.queries.deaths import deaths_of
 from penstock.ledger.sql.database import Database
-from penstock.workers.telemetry.failures import failure_of_death
-from penstock.workers.telemetry.job_log import log_failure
-from penstock.workers.telemetry.reports import FailureReports
+from penstock.workers.telemetry.failures.failure import failure_of_death
+from penstock.workers.telemetry.failures.job_log import log_failure
+from penstock.workers.telemetry.failures.reports import FailureReports
 
 log = logging.getLogger("penstock.dispatcher")
 

@@ -22,7 +22,7 @@ from penstock.workers.engines.renewal.link import HURRY, RETIRE, ParentLink
 from penstock.workers.engines.renewal.wear import Wear
 from penstock.workers.engines.worker import Worker, worker_name
 from penstock.workers.executor.executor import STOPPING
-from penstock.workers.telemetry.endpoints import Endpoints
+from penstock.workers.telemetry.health.endpoints import Endpoints
 
 log = logging.getLogger("penstock.worker")
 

@@ -26,14 +26,14 @@ from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.registry import handlers
 from penstock.workers.handlers.resources import provider_modules
+from penstock.workers.telemetry.metrics.registry import open_registry
 from penstock.workers.telemetry.observers import close_observers, telemetry_observers
-from penstock.workers.telemetry.registry import open_registry
 from penstock.workers.workflows.definition import check_workflows
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from penstock.workers.telemetry.worker_metrics import WorkerMetrics
+    from penstock.workers.telemetry.metrics.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("penstock.worker")
 
@@ -190,7 +190,7 @@ def _open_metrics(settings: Settings, engine: str) -> tuple[CollectorRegistry | 
     registry = open_registry(settings, role="worker", engine=engine)
     if registry is None:
         return None, None
-    from penstock.workers.telemetry.worker_metrics import WorkerMetrics
+    from penstock.workers.telemetry.metrics.worker_metrics import WorkerMetrics
 
     metrics = WorkerMetrics(engine=engine)
     registry.register(metrics)

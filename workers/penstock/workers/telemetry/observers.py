@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from penstock.config.settings import Settings
 from penstock.workers.executor.runtime.observers import Observer
-from penstock.workers.telemetry.job_log import JobLog
-from penstock.workers.telemetry.reports import FailureReports
-from penstock.workers.telemetry.spans import ProcessSpans
+from penstock.workers.telemetry.failures.job_log import JobLog
+from penstock.workers.telemetry.failures.reports import FailureReports
+from penstock.workers.telemetry.traces.spans import ProcessSpans
 
 log = logging.getLogger("penstock.worker")
 

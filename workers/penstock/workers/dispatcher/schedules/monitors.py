@@ -21,7 +21,7 @@ from penstock.ledger.sql.database import Database
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import FINAL, State
 from penstock.workers.dispatcher.poller import Poller
-from penstock.workers.telemetry.sentry import sdk
+from penstock.workers.telemetry.failures.sentry import sdk
 
 _MOST = 5_000
 """Jobs that are followed at a time."""

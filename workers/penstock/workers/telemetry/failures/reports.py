@@ -18,10 +18,10 @@ from penstock.ledger.queries.deaths import Death
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.wire.codec import Message
-from penstock.workers.telemetry.failures import Failure, crash_of, failure_of, failure_of_death
-from penstock.workers.telemetry.hooks import FailureHooks
-from penstock.workers.telemetry.job_log import FailureLog, is_failure
-from penstock.workers.telemetry.sentry import Sentry
+from penstock.workers.telemetry.failures.failure import Failure, crash_of, failure_of, failure_of_death
+from penstock.workers.telemetry.failures.hooks import FailureHooks
+from penstock.workers.telemetry.failures.job_log import FailureLog, is_failure
+from penstock.workers.telemetry.failures.sentry import Sentry
 
 log = logging.getLogger("penstock.failures")
 

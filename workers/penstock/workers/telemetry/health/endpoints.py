@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.settings import Settings
-from penstock.workers.telemetry.probe_socket import ProbeSocket
+from penstock.workers.telemetry.health.probe_socket import ProbeSocket
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from penstock.workers.telemetry.http_server import HttpServer
+    from penstock.workers.telemetry.health.http_server import HttpServer
 
 Check = Callable[[], str | None]
 
@@ -45,7 +45,7 @@ class Endpoints:
         self._socket = ProbeSocket(answer)
         self._http: HttpServer | None = None
         if settings.http_port is not None and registry is not None:
-            from penstock.workers.telemetry.http_server import HttpServer
+            from penstock.workers.telemetry.health.http_server import HttpServer
 
             self._http = HttpServer(
                 settings.http_host, settings.http_port, registry=registry, live=live, ready=ready, started=started

@@ -13,7 +13,7 @@ from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
-from penstock.workers.telemetry.failures import Failure
+from penstock.workers.telemetry.failures.failure import Failure
 
 log = logging.getLogger("penstock.jobs")
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from penstock.config.supervision import faults, start_thread
 from penstock.schemas.jobs.job import Job
 from penstock.workers.handlers.django_project import is_set_up, old_connections_closed
-from penstock.workers.telemetry.failures import Failure
+from penstock.workers.telemetry.failures.failure import Failure
 
 log = logging.getLogger("penstock.failures")
 

@@ -12,7 +12,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.transitions.claim import Claim
 from penstock.schemas.jobs.scrubbing import Scrub
 from penstock.schemas.wire.codec import Message
-from penstock.workers.telemetry.failures import Failure
+from penstock.workers.telemetry.failures.failure import Failure
 
 _MOST_SCOPES = 20_000
 """Attempts that run at a time, and some whose end is not reported."""

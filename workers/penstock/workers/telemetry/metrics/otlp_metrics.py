@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.config.supervision import start_thread
 from penstock.schemas import __version__
-from penstock.workers.telemetry.otel_setup import exporters, in_time, resource_of
+from penstock.workers.telemetry.traces.otel_setup import exporters, in_time, resource_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricsData

@@ -1,0 +1,1 @@
+"""Metrics of a worker and of a dispatcher, and their way out by OTLP."""

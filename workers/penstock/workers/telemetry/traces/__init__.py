@@ -1,0 +1,1 @@
+"""Spans of attempts, and the set-up of OpenTelemetry's SDK."""
