@@ -30,6 +30,7 @@ from penstock.producers.senders.rabbitmq.names import lane_name
 from penstock.producers.senders.rabbitmq.publisher import connect
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES
 from penstock.schemas.states import FINAL
+from penstock.workers.local.up.redis_server import free_port
 
 HERE = Path(__file__).parent
 FOLDERS = [HERE, *(HERE / name for name in ("environment", "jobs", "outbox", "schedules", "workflows"))]
@@ -72,6 +73,7 @@ class Site:
     Attributes:
         modules: imported by workers and dispatchers.
         changes: of the environment of workers, by slot.
+        dispatcher_ports: for metrics.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Site:
         self.producer = Producer.from_settings(self.settings)
         self.workers: list[subprocess.Popen[bytes] | None] = [None] * workers
         self.dispatchers: list[subprocess.Popen[bytes] | None] = [None] * dispatchers
+        self.dispatcher_ports = [free_port() for _ in range(dispatchers)]
         self.modules = ["chaos_jobs"]
         self.changes: dict[int, dict[str, str]] = {}
         self._started = 0
@@ -127,7 +130,9 @@ class Site:
         )
 
     def start_dispatcher(self, slot: int) -> None:
-        self.dispatchers[slot] = self._run(["dispatcher", *self._imports()])
+        self.dispatchers[slot] = self._run(
+            ["dispatcher", *self._imports()], {"PENSTOCK_HTTP_PORT": str(self.dispatcher_ports[slot])}
+        )
 
     def _imports(self) -> list[str]:
         return [word for module in self.modules for word in ("--import", module)]

@@ -22,6 +22,7 @@ from pairs import ServerMissing, has_postgres, has_rabbitmq, open_site
 from rounds import settle
 from steady_load import Progress, SteadyLoad, wait_while
 from support.polling import until
+from support.servers.scrape import scrape
 
 MISBEHAVING = {"handlers": WAYS, "killers": KILLERS}
 """Faults of handlers, and their ways."""
@@ -77,7 +78,7 @@ class Row:
         back_seconds: from the end of the fault until the rate is full again; None: it never was.
         ended: processes that ended by themselves, and were started again.
         dead: innocent jobs that are dead letters.
-        counters: of the workers' faults, over all of them.
+        counters: of the faults of all workers and dispatchers.
         log: whether the fault is in a log; None: nothing fails, so there is nothing to log.
     """
 
@@ -229,11 +230,12 @@ def _judge(row: Row, fault: Fault, ways: Mapping[str, Way] | None, site: Site, c
         if text and not any(text in log for log in logs):
             row.faults.append(f"no log has {text!r}")
         if counter and not row.counters[counter]:
-            row.faults.append(f"no worker counts {counter!r}")
+            row.faults.append(f"no process counts {counter!r}")
 
 
 def counters(site: Site) -> Counter[str]:
-    """Counters of the live workers, of faults and of failed loops, as any Celery client may ask them."""
+    """Counters of the live workers and dispatchers, of faults and of failed loops: of workers as any Celery client may
+    ask them, of dispatchers by their metrics."""
     pids = {process.pid for process in site.workers if process is not None}
     answers: dict[int, Counter[str]] = {}
 
@@ -252,7 +254,13 @@ def counters(site: Site) -> Counter[str]:
 
     wait_while(is_missing, 30.0)
     assert pids <= answers.keys(), f"no answer to remote control from {pids - answers.keys()}"
-    return sum((answers[pid] for pid in pids), Counter())
+    total = sum((answers[pid] for pid in pids), Counter())
+    for port in site.dispatcher_ports:
+        metrics = scrape(port)
+        for metric, label in (("penstock_faults_total", "fault"), ("penstock_loop_restarts_total", "loop")):
+            for value in metrics.labels(metric, label):
+                total[value] += int(metrics.value(metric, **{label: value}))
+    return total
 
 
 def run_environment(

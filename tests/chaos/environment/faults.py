@@ -39,7 +39,7 @@ class Fault:
         ledger: that it needs; see `open_ledger`.
         broker: the one that it is about; None: all.
         log: a part of a line that some process must log; empty: nothing fails, so nothing is logged.
-        counter: of a worker's `faults`, which must grow; empty: no worker fails, only producers or dispatchers.
+        counter: of the `faults` of a worker or dispatcher, which must grow; empty: nothing fails.
         silences_worker: one worker alone cannot reach the ledger, and counts as dead when its lease is long over.
         prepare: acts on a site that was not started.
         broker_on_disk: the broker's files are on a small disk of their own.
@@ -278,7 +278,7 @@ _FAULTS = [
     Fault("pgbouncer-restarts", pgbouncer_restarts, ledger="pgbouncer", missing=_no_pgbouncer),
     Fault("mariadb-read-only", mariadb_read_only, ledger="mariadb", missing=_no_mariadb),
     Fault("sqlite-disk-full", disk_full, ledger="sqlite on a disk", missing=_no_disk),
-    Fault("redis-full", redis_full, broker="redis", log="maxmemory", counter=""),
+    Fault("redis-full", redis_full, broker="redis", log="maxmemory", counter="broker refuses writes"),
     Fault("redis-stalled", redis_stalled, broker="redis", log="trying again until", counter="broker unavailable"),
     Fault(
         "redis-aof-error",
@@ -292,7 +292,13 @@ _FAULTS = [
     Fault(
         "redis-clients-killed", redis_clients_killed, broker="redis", log="trying again", counter="broker unavailable"
     ),
-    Fault("rabbitmq-memory-alarm", rabbitmq_memory_alarm, broker="rabbitmq", log="blocks publishers", counter=""),
+    Fault(
+        "rabbitmq-memory-alarm",
+        rabbitmq_memory_alarm,
+        broker="rabbitmq",
+        log="blocks publishers",
+        counter="broker refuses writes",
+    ),
     Fault(
         "clock-back",
         clock_back,

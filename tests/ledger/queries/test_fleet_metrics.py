@@ -271,7 +271,7 @@ def test_during_an_outage_what_is_unknown_is_left_out_and_the_age_grows(
     assert not of(scrape(metrics), "penstock_dispatchers")
     upgrade(ledger)
     until(lambda: "penstock_dispatchers" in scrape(metrics), "the ledger's numbers")
-    waiting = 'penstock_outbox_jobs{outbox="shop.db"}'
+    waiting = f'penstock_outbox_jobs{{outbox="{tmp_path / "shop.db"}"}}'
     assert waiting not in scrape(metrics)
     until(lambda: scrape(metrics)["penstock_fleet_age_seconds"] > 1, "an age, for want of an outbox")
     create_outbox(sa.create_engine(shop))

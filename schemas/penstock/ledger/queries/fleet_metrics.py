@@ -170,7 +170,6 @@ def _label(text: str) -> str:
 
 
 def _outbox_name(url: str) -> str:
-    """Host and database, without the user, and a file without its folders: metrics are read by many."""
+    """Host and database, without the user: metrics are read by many."""
     parsed = sa.make_url(url)
-    database = parsed.database or ""
-    return f"{parsed.host}/{database}" if parsed.host else database.rpartition("/")[2]
+    return f"{parsed.host or ''}/{(parsed.database or '').lstrip('/')}"

@@ -21,6 +21,8 @@ IN_FULL = 10
 """Failures of one fingerprint that each have a line within a window; further ones are counted."""
 WINDOW_SECONDS = 10.0
 _MOST_GROUPS = 1000
+_SUCCEEDED = Outcome.SUCCEEDED  # a member is found faster here than in its class
+_FAILURES = frozenset({Outcome.RETRY, Outcome.DEAD, Outcome.CRASHED})
 
 
 class _Flood:
@@ -152,4 +154,4 @@ class JobLog:
 
 def is_failure(outcome: AttemptOutcome) -> bool:
     """Whether an attempt failed, crashed, or ended with the death of its job."""
-    return outcome.name in (Outcome.RETRY, Outcome.DEAD, Outcome.CRASHED)
+    return outcome.name is not _SUCCEEDED and outcome.name in _FAILURES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -56,12 +57,13 @@ class FailureReports:
     def refused(self, message: Message, reason: str) -> None: ...
 
     def started(self, claim: Claim) -> None:
-        self._sentry.started(claim)
+        if "sentry_sdk" in sys.modules:
+            self._sentry.started(claim)
         if claim.crash is not None:
             self._add(lambda: self._report(crash_of(claim, worker=self._worker, engine=self._engine), claim, None))
 
     def ended(self, outcome: AttemptOutcome) -> None:
-        scope = self._sentry.ended(outcome.claim)
+        scope = self._sentry.ended(outcome.claim) if "sentry_sdk" in sys.modules else None
         if not is_failure(outcome):
             return
         exception = outcome.exception if self._waiting.qsize() < _MOST_EXCEPTIONS else None
