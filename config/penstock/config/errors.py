@@ -18,6 +18,7 @@ message says what happened, to which job or setting, and what to do about it. `p
     ├── DuplicateJob
     ├── QueueFull
     ├── BrokerUnavailable
+    │   └── BrokerRefused
     ├── UndecodableMessage
     ├── InvalidEvent
     ├── WrongSignature
