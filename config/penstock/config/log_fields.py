@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
+
+from penstock.config.loaded import loaded
 
 __all__ = ["LogFields", "bind", "of_trace"]
 
@@ -70,7 +71,7 @@ class LogFields(logging.Filter):
 
 
 def _span() -> dict[str, str]:
-    if (telemetry := sys.modules.get("opentelemetry.trace")) is None:
+    if (telemetry := loaded("opentelemetry.trace")) is None:
         return {}
     span = telemetry.get_current_span().get_span_context()
     return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"} if span.is_valid else {}

@@ -5,13 +5,13 @@ This module needs SQLAlchemy; `import penstock.producers` does not load it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, registry, scoped_session
 
+from penstock.config.loaded import loaded
 from penstock.ledger.sql.tables import OUTBOX_TRIGGER, outbox, outbox_metadata
 from penstock.producers.enqueue.envelopes import target_queue
 from penstock.producers.enqueue.options import EnqueueOptions
@@ -145,5 +145,5 @@ def _insert(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
 
 
 def _is_async_session(target: object) -> bool:
-    loaded = sys.modules.get("sqlalchemy.ext.asyncio")  # imported wherever a session of its exists
-    return loaded is not None and isinstance(target, loaded.AsyncSession | loaded.async_scoped_session)
+    module = loaded("sqlalchemy.ext.asyncio")  # imported wherever a session of its exists
+    return module is not None and isinstance(target, module.AsyncSession | module.async_scoped_session)

@@ -25,11 +25,18 @@ ROWS = 5_000
 HOUR = timedelta(hours=1)
 
 
-def fill(ledger: Database) -> None:
-    """Rows that are not due, so many that a planner would not read them all."""
+def fill(ledger: Database, sent: timedelta = timedelta()) -> None:
+    """Rows that are not due, so many that a planner would not read them all.
+
+    Arguments:
+        sent: of the queued ones, from now. A planner that takes state and time for independent believes that a share of
+            the scheduled ones is due, too, if it is in the past.
+    """
     now = datetime.now(UTC)
     rows = [due.waiting(encode(Note(), due_at=now + HOUR + timedelta(seconds=number))) for number in range(ROWS)]
-    rows += [row | {"id": f"q{number}", "state": "queued", "due_at": now} for number, row in enumerate(rows[:1000])]
+    rows += [
+        row | {"id": f"q{number}", "state": "queued", "due_at": now + sent} for number, row in enumerate(rows[:1000])
+    ]
 
     def insert_rows(connection: sa.Connection) -> None:
         for start in range(0, len(rows), 1000):
@@ -96,7 +103,7 @@ def test_looking_for_what_is_over_walks_along_the_primary_key(ledger: Database) 
 
 
 def test_metrics_and_the_doctor_read_what_is_due_from_the_index(ledger: Database) -> None:
-    fill(ledger)
+    fill(ledger, sent=HOUR)
     due.schedule(ledger, [encode(Note(), due_at=datetime.now(UTC)) for _ in range(3)])
     check(ledger, asked(ledger, lambda: fleet.count_due(ledger)))
     for statement, values in asked(ledger, lambda: fleet.lateness(ledger)):

@@ -122,7 +122,7 @@ ACTS = (
 )
 """Command, its act in the audit log, and the kind of its subject; in an order in which they succeed."""
 NO_ACTS = (
-    "up, demo, worker, dispatcher, flower, enqueue, doctor, limits, queues list, audit list, workflows start, "
+    "up, demo, worker, dispatcher, flower, probe, enqueue, doctor, limits, queues list, audit list, workflows start, "
     "jobs list, jobs show, jobs explain, deadletters list, deadletters groups, deadletters show, workflows list, "
     "workflows show, schedules list, schedules show, schedules next, schedules preview, schema export, schema check, "
     "schema catalog, schema asyncapi, gateway openapi, gateway keys list, db upgrade, db current, db prune, db stats"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 
+from penstock.config.loaded import loaded
 from penstock.schemas.wire.traceparent import read_traceparent
 
 _inherited: ContextVar[str | None] = ContextVar("penstock_traceparent", default=None)
@@ -43,7 +43,7 @@ def inherited_traceparent() -> str | None:
 
 def current_traceparent() -> str | None:
     """Traceparent of the active OpenTelemetry span, else of the request or job; None: there is none."""
-    if (telemetry := sys.modules.get("opentelemetry.trace")) is not None:
+    if (telemetry := loaded("opentelemetry.trace")) is not None:
         span = telemetry.get_current_span().get_span_context()
         if span.is_valid:
             return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from penstock.config.errors import ConfigError
+from penstock.config.loaded import loaded
 
 log = logging.getLogger("penstock.worker")
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def set_up() -> None:
 
 def is_set_up() -> bool:
     """Whether Django is ready in this process, here or by a module of the user's."""
-    apps = sys.modules.get("django.apps")
+    apps = loaded("django.apps")
     return apps is not None and apps.apps.ready
 
 

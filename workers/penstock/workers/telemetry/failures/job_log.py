@@ -6,6 +6,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 from penstock.config.log_fields import of_trace
 from penstock.config.printable import printable
@@ -59,7 +60,8 @@ class FailureLog:
             flood.shown += 1
             log_failure(failure)
         else:
-            flood.count, flood.last = flood.count + 1, failure
+            # Without its exception, whose frames hold what the handler had in hand.
+            flood.count, flood.last = flood.count + 1, replace(failure, exception=None)
         self._floods.move_to_end(key)
 
     def flush(self, *, all: bool = False) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import OrderedDict
 from typing import Any
 
 from penstock.config.errors import ConfigError
+from penstock.config.loaded import loaded
 from penstock.config.settings import Settings
 from penstock.ledger.transitions.claim import Claim
 from penstock.schemas.jobs.scrubbing import Scrub
@@ -44,7 +44,7 @@ def init_sentry(settings: Settings) -> None:
 
 def sdk() -> Any:
     """The module `sentry_sdk` if it is initialised, else None. An SDK that nothing has imported is not imported."""
-    module = sys.modules.get("sentry_sdk")
+    module = loaded("sentry_sdk")
     return module if module is not None and module.is_initialized() else None
 
 
@@ -57,7 +57,7 @@ class Sentry:
 
     def __init__(self, settings: Settings) -> None:
         self._retries = settings.sentry.retries
-        module = sys.modules.get("sentry_sdk")
+        module = loaded("sentry_sdk")
         self._base = None if module is None else module.get_isolation_scope()
         self._scopes: OrderedDict[str, Any] = OrderedDict()
         self._prepared = False
