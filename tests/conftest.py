@@ -44,6 +44,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"servers used: {used}" + (f"; not reachable: {', '.join(missing)}" if missing else ""))
 
 
+@pytest.fixture(autouse=True)
+def no_closed_log() -> None:
+    """A command that an earlier test has called in this process logs to a stream that was that test's."""
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if not _is_closed(handler)]
+
+
+def _is_closed(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and bool(getattr(handler.stream, "closed", False))
+
+
 @pytest.fixture
 def root_logger() -> Iterator[logging.Logger]:
     """The root logger, whose handlers and level are as before afterwards."""

@@ -18,7 +18,7 @@ from support.polling import WAIT_SECONDS, until
 from workers.dispatcher.outbox.outbox_relays import OUT, left
 from workers.dispatcher.schedule_rules import HOURLY, fired, overdue, rules
 from workers.executor.bench import Bench
-from workers.executor.suspects.test_suspects import cut_off
+from workers.executor.suspects.cutting import cut_off
 
 from penstock.config.settings import ScheduleSettings, Settings
 from penstock.ledger.schedules.declare import declare_schedules

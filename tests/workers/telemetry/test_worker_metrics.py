@@ -86,7 +86,7 @@ def test_an_outcome_that_another_worker_has_overtaken_is_a_lost_lease(bench: Ben
     worker = bench.worker()
     handle = bench.producer.enqueue(DoInThread(what="gate"))
     until(lambda: handle.status().state == "running")
-    taken_over = sa.update(jobs).where(jobs.c.id == handle.id).values(fence=jobs.c.fence + 1, worker="another")
+    taken_over = sa.update(jobs).where(jobs.c.id == handle.id).values(fence=jobs.c.fence + 1, state="succeeded")
     bench.database.write(lambda connection: connection.execute(taken_over))
     gate.set()
     until(lambda: read(worker).value("penstock_leases_lost_total") == 1)

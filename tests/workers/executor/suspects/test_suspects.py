@@ -14,6 +14,7 @@ import pytest
 from support.polling import WAIT_SECONDS, until
 from workers.executor.bench import Add, Bench
 from workers.executor.suspects import suspect_jobs
+from workers.executor.suspects.cutting import cut_off, cut_off_all
 from workers.executor.suspects.suspect_jobs import (
     EFFECTS,
     Coroutine,
@@ -30,11 +31,9 @@ from penstock.ledger.effects import effect_id
 from penstock.ledger.rows.attempts import history
 from penstock.ledger.rows.suspect_runs import begin, end, spare, spared_deaths
 from penstock.ledger.sql.tables import dead_letters, jobs, suspect_runs
-from penstock.ledger.transitions.claim import ClaimRequest, claim
 from penstock.producers import JobHandle
 from penstock.schemas import Job
 from penstock.schemas.jobs.kind import registry
-from penstock.schemas.wire.codec import decode
 from penstock.workers import handles
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.executor.attempt.child.parent import Children
@@ -50,23 +49,6 @@ DEATHS = [("exit", "exit code 9"), ("kill", "SIGKILL"), ("segfault", "SIGSEGV")]
 @pytest.fixture(autouse=True)
 def effects_table(bench: Bench) -> None:
     EFFECTS.metadata.create_all(bench.database.engine)
-
-
-def cut_off_all(bench: Bench, *all_jobs: Job) -> list[JobHandle]:
-    """Jobs that a worker was running when it crashed."""
-    handles = bench.producer.enqueue_many(all_jobs)
-    consumer = MemoryConsumer(bench.broker, ["ex"])
-    deliveries = consumer.fetch(len(handles), 1)
-    assert len(deliveries) == len(handles)
-    requests = [ClaimRequest(decode(delivery.envelope), False, 3) for delivery in deliveries]
-    claim(bench.database, [request for request in requests if request.message.kind.track], worker="dead")
-    consumer.die()
-    return handles
-
-
-def cut_off(bench: Bench, job: Job) -> JobHandle:
-    [handle] = cut_off_all(bench, job)
-    return handle
 
 
 def run(bench: Bench, job: Job) -> Any:

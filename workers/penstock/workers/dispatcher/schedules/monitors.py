@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from penstock.config.settings import Settings
-from penstock.ledger.schedules.firings import job_times, schedule_rows, unfinished_firings
+from penstock.ledger.schedules.firings import job_times, recent_firings, schedule_rows
 from penstock.ledger.schedules.rules import Schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
 from penstock.schemas.jobs.kind import registry
@@ -25,6 +25,8 @@ from penstock.workers.telemetry.failures.sentry import sdk
 
 _MOST = 5_000
 """Jobs that are followed at a time."""
+_LATELY = timedelta(minutes=5)
+"""A job that ended so lately may have done so while no dispatcher followed it: its end is reported, perhaps again."""
 _LONGEST_SLUG = 50
 _UNITS = (("week", timedelta(weeks=1)), ("day", timedelta(days=1)), ("hour", timedelta(hours=1)))
 
@@ -53,7 +55,7 @@ class CronMonitors(Poller):
         if not self._wanted or (sentry := sdk()) is None:
             return False
         if not self._is_resumed:
-            self._followed |= {job_id: name for name, job_id in unfinished_firings(self._database, _MOST)}
+            self._followed |= {job_id: name for name, job_id in recent_firings(self._database, _LATELY, _MOST)}
             self._is_resumed = True
         while not self._new.empty() and len(self._followed) < _MOST:
             name, job_id = self._new.get()

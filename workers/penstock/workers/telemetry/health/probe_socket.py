@@ -57,22 +57,29 @@ class ProbeSocket:
             wakeup.connect(self._path)
         with contextlib.suppress(OSError):
             os.unlink(self._path)
+            os.rmdir(os.path.dirname(self._path))  # the last process leaves nothing behind
 
     def _listen(self, folder: str) -> socket.socket:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-        if not is_private(folder):
-            raise PermissionError(f"{folder} is not for its owner alone")
         self._path = os.path.join(folder, f"{os.getpid()}-{secrets.token_hex(2)}.sock")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.bind(self._path)
+            try:
+                self._bind(listener, folder)
+            except FileNotFoundError:  # the last of the other processes has just ended, and removed the folder
+                self._bind(listener, folder)
             os.chmod(self._path, 0o600)
             listener.listen(16)
         except OSError:
             listener.close()
             raise
         return listener
+
+    def _bind(self, listener: socket.socket, folder: str) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        if not is_private(folder):
+            raise PermissionError(f"{folder} is not for its owner alone")
+        listener.bind(self._path)
 
     def _run(self) -> None:
         assert self._listener is not None
