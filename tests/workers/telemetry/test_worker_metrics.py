@@ -149,6 +149,7 @@ def test_a_wait_begins_when_the_job_was_due() -> None:
         message.ready_at = since
         before = metrics._series["ex.seen", "ex"].wait.sum
         metrics.started(Claim(message, 1, 1, 0, 0, now))
+        list(metrics.collect())
         assert metrics._series["ex.seen", "ex"].wait.sum - before == pytest.approx(waited)
 
 
