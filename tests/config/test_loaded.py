@@ -16,7 +16,7 @@ def test_a_module_that_nothing_has_imported_stays_so() -> None:
 
 
 def test_a_module_that_another_thread_imports_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is in `sys.modules` from the first moment, without its names."""
+    # It is in `sys.modules` from the first moment, without its names.
     gates = ModuleType("half_imported_gates")
     gates.begun, gates.go_on = threading.Event(), threading.Event()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "half_imported_gates", gates)

@@ -74,6 +74,18 @@ def test_sockets_of_processes_that_died_are_removed(answer: Answer, tmp_path: Pa
     assert not dead.exists()
 
 
+def test_killed_processes_leave_no_socket_once_another_one_starts_or_ends(answer: Answer, tmp_path: Path) -> None:
+    folder = tmp_path / "penstock-1"
+    first = answer()
+    for other in (answer, first.close):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(folder / "99-abcd.sock"))
+        other()
+        assert not (folder / "99-abcd.sock").exists()
+    [last] = folder.iterdir()
+    assert probe.probe("live")[0], last
+
+
 def test_a_process_that_does_not_answer_is_not_well(answer: Answer, tmp_path: Path) -> None:
     answer()
     with socket.socket(socket.AF_UNIX) as listener:

@@ -108,6 +108,13 @@ def run(question: str, **options: Any) -> int:
     return 0 if good else 1
 
 
+def remove_stale() -> None:
+    """Remove the sockets of processes that were killed."""
+    for path in _sockets():
+        if (connection := _connect(path)) is not None:
+            connection.close()
+
+
 def _sockets() -> Iterator[str]:
     for folder in folders():
         if is_private(folder):

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from penstock.config.process.probe import folders, is_private
+from penstock.config.process.probe import folders, is_private, remove_stale
 from penstock.config.supervision import start_thread
 
 log = logging.getLogger("penstock.probe")
@@ -45,6 +45,8 @@ class ProbeSocket:
         else:
             log.warning("penstock probe cannot ask this process: no socket in %s", "; ".join(problems))
             return
+        with contextlib.suppress(OSError):
+            remove_stale()
         start_thread("penstock probe", self._run, self._stopping, vital=False)
 
     def close(self) -> None:
@@ -57,6 +59,7 @@ class ProbeSocket:
             wakeup.connect(self._path)
         with contextlib.suppress(OSError):
             os.unlink(self._path)
+            remove_stale()
             os.rmdir(os.path.dirname(self._path))  # the last process leaves nothing behind
 
     def _listen(self, folder: str) -> socket.socket:
@@ -67,8 +70,9 @@ class ProbeSocket:
                 self._bind(listener, folder)
             except FileNotFoundError:  # the last of the other processes has just ended, and removed the folder
                 self._bind(listener, folder)
-            os.chmod(self._path, 0o600)
             listener.listen(16)
+            # Under its name only now: a socket that nothing listens on counts as that of a dead process.
+            os.rename(f"{self._path}.new", self._path)
         except OSError:
             listener.close()
             raise
@@ -79,7 +83,8 @@ class ProbeSocket:
             os.mkdir(folder, 0o700)
         if not is_private(folder):
             raise PermissionError(f"{folder} is not for its owner alone")
-        listener.bind(self._path)
+        listener.bind(f"{self._path}.new")
+        os.chmod(f"{self._path}.new", 0o600)
 
     def _run(self) -> None:
         assert self._listener is not None
