@@ -49,6 +49,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
         def start(settings: Settings, ledger: Database) -> FleetMetrics:
             metrics = FleetMetrics(settings, ledger, open_backlogs(settings))
+            stack.callback(ledger.close)
             stack.callback(metrics.close)
             metrics.start()
             return metrics
@@ -274,7 +275,9 @@ def test_during_an_outage_what_is_unknown_is_left_out_and_the_age_grows(
     waiting = f'penstock_outbox_jobs{{outbox="{tmp_path / "shop.db"}"}}'
     assert waiting not in scrape(metrics)
     until(lambda: scrape(metrics)["penstock_fleet_age_seconds"] > 1, "an age, for want of an outbox")
-    create_outbox(sa.create_engine(shop))
+    engine = sa.create_engine(shop)
+    create_outbox(engine)
+    engine.dispose()
     until(lambda: scrape(metrics)["penstock_fleet_age_seconds"] < 1, "fresh numbers")
     assert waiting in scrape(metrics)
     own_redis.stop()
