@@ -123,6 +123,11 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def without_url(name: str) -> str:
+    """The name of a loop without the database that it is for: metrics and health are read by many."""
+    return name.partition(" of ")[0].partition(" from ")[0]
+
+
 class EndedByItself(Exception):
     """A loop returned though it was not stopped."""
 

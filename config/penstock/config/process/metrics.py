@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from penstock.config.supervision import failures, faults
+from penstock.config.supervision import failures, faults, without_url
 
 
 def add_process_metrics(registry: CollectorRegistry, *, version: str, role: str, engine: str = "") -> None:
@@ -34,7 +34,7 @@ class ProcessMetrics(Collector):
         info.add_metric(list(self._labels.values()), 1)
         loops: Counter[str] = Counter()
         for name, count in failures.copy().items():
-            loops[_without_url(name)] += count
+            loops[without_url(name)] += count
         restarts = CounterMetricFamily(
             "penstock_loop_restarts", "Loops that failed and were started again.", labels=("loop",)
         )
@@ -44,8 +44,3 @@ class ProcessMetrics(Collector):
         for name, count in faults.copy().items():
             outlived.add_metric([name], count)
         return (info, restarts, outlived)
-
-
-def _without_url(name: str) -> str:
-    """The name of a loop without the database that it is for: metrics are read by many."""
-    return name.partition(" of ")[0].partition(" from ")[0]

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from penstock.config.errors import BrokerRefused, BrokerUnavailable, LedgerUnavailable, PenstockError
-from penstock.config.supervision import faults, start_thread
+from penstock.config.supervision import faults, start_thread, without_url
 from penstock.ledger.queries.deaths import deaths_of
 from penstock.ledger.sql.database import Database
 from penstock.workers.telemetry.failures.failure import failure_of_death
@@ -96,7 +96,7 @@ class Poller(ABC):
         """Why it makes no progress; None: it does, or has been stopped. Safe from any thread."""
         if self._thread is None or self.stopping.is_set():
             return None
-        name = self.name.partition(" of ")[0].partition(" from ")[0]  # without the URL: strangers may read it
+        name = without_url(self.name)
         if not self._thread.is_alive():
             return f"{name} has ended"
         began = self._round_began
