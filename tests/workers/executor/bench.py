@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -201,6 +202,20 @@ async def write_async(job: WriteAsync, ctx: Context) -> None:
     await ctx.session.execute(INSERT, {"job": ctx.job_id, "attempt": ctx.attempt})
     if job.what == "fail":
         raise ValueError("boom")
+
+
+@contextlib.contextmanager
+def open_bench(settings: Settings) -> Iterator[Bench]:
+    """A bench with nothing of earlier tests; its workers are stopped at the end."""
+    seen.clear()
+    gate.clear()
+    bench = Bench(settings)
+    yield bench
+    gate.set()
+    for worker in bench.workers:
+        worker.stop()
+    bench.producer.close()
+    bench.database.close()
 
 
 class Bench:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from workers.executor.bench import Bench, gate, seen
+from workers.executor.bench import Bench, open_bench
 
 from penstock.config.settings import Settings
 
@@ -13,8 +13,6 @@ from penstock.config.settings import Settings
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     """A worker with metrics; its port is served only in a process of an engine."""
-    seen.clear()
-    gate.clear()
     settings = Settings(
         database_url=f"sqlite:///{tmp_path}/ledger.db",
         lease_seconds=2,
@@ -22,10 +20,5 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         unknown_kind_grace=timedelta(),
         http_port=1,
     )
-    bench = Bench(settings)
-    yield bench
-    gate.set()
-    for worker in bench.workers:
-        worker.stop()
-    bench.producer.close()
-    bench.database.close()
+    with open_bench(settings) as bench:
+        yield bench

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ledgers import set_up
 from support.polling import until
 from support.servers.proxy import Proxy
 from workers.executor.bench import Bench, DoInThread, gate
 
 from penstock.config import supervision
 from penstock.config.settings import Settings
-from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.workers.dispatcher.dispatcher import Dispatcher
 from penstock.workers.engines.worker import Worker
 from penstock.workers.executor import heartbeat, intake, watchdog
@@ -112,19 +110,22 @@ def test_an_idle_worker_is_live_and_ready(bench: Bench) -> None:
 
 
 @pytest.fixture
-def proxied(redis_server: RedisServer, tmp_path: Path, prefix: str) -> Iterator[tuple[Worker, Proxy]]:
-    """A worker whose Redis can be cut off."""
+def behind_a_proxy(redis_server: RedisServer, sqlite_url: str, prefix: str) -> Iterator[tuple[Settings, Proxy]]:
+    """Settings with a ledger, and with a Redis that can be cut off."""
     proxy = Proxy(redis_server.port)
     url = redis_server.url.replace(f":{redis_server.port}", f":{proxy.port}")
-    settings = Settings(broker_url=url, database_url=f"sqlite:///{tmp_path}/ledger.db", prefix=prefix)
-    database = Database(settings.database_url)
-    upgrade(database)
-    database.close()
+    yield Settings(broker_url=url, database_url=set_up(sqlite_url), prefix=prefix), proxy
+    proxy.close()
+
+
+@pytest.fixture
+def proxied(behind_a_proxy: tuple[Settings, Proxy]) -> Iterator[tuple[Worker, Proxy]]:
+    """A worker whose Redis can be cut off."""
+    settings, proxy = behind_a_proxy
     worker = Worker(settings, engine="test", queues=["ex"])
     worker.start()
     yield worker, proxy
     worker.stop(0)
-    proxy.close()
 
 
 @pytest.mark.usefixtures("soon")
@@ -176,17 +177,11 @@ def test_a_worker_that_drains_is_live_and_not_ready(bench: Bench) -> None:
 
 
 @pytest.fixture
-def dispatcher(redis_server: RedisServer, tmp_path: Path, prefix: str) -> Iterator[tuple[Dispatcher, Proxy]]:
-    proxy = Proxy(redis_server.port)
-    url = redis_server.url.replace(f":{redis_server.port}", f":{proxy.port}")
-    settings = Settings(broker_url=url, database_url=f"sqlite:///{tmp_path}/ledger.db", prefix=prefix)
-    database = Database(settings.database_url)
-    upgrade(database)
-    database.close()
+def dispatcher(behind_a_proxy: tuple[Settings, Proxy]) -> Iterator[tuple[Dispatcher, Proxy]]:
+    settings, proxy = behind_a_proxy
     dispatcher = Dispatcher(settings)
     yield dispatcher, proxy
     dispatcher.stop()
-    proxy.close()
 
 
 def hang(dispatcher: Dispatcher, name: str) -> Callable[[], None]:
