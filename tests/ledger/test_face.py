@@ -10,16 +10,6 @@ import pytest
 import penstock.ledger
 
 
-@pytest.mark.parametrize("name", penstock.ledger.__all__)
-def test_each_public_name_is_there(name: str) -> None:
-    assert getattr(penstock.ledger, name) is not None
-    assert name in dir(penstock.ledger)
-
-
-def test_what_loads_lazily_is_what_is_public() -> None:
-    assert sorted({*penstock.ledger._MODULES, *penstock.ledger._HOMES}) == penstock.ledger.__all__
-
-
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"penstock\.ledger"):
         penstock.ledger.nonsense  # noqa: B018

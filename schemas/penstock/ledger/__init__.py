@@ -9,8 +9,9 @@ when it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from penstock.config.loaded import load_on_use
 
 if TYPE_CHECKING:
     from penstock.ledger.queries import dead_letters
@@ -50,45 +51,30 @@ __all__ = [
     "workflow_commands",
 ]
 
-_MODULES = {
-    "audit": "rows.audit",
-    "dead_letters": "queries.dead_letters",
-    "schedule_commands": "schedules.commands",
-    "workflow_commands": "workflows.commands",
-}
-"""Name → module that it is."""
-
 _HOMES = {
-    "Database": "sql.database",
-    "Erasure": "retention.erasure",
-    "JobStatus": "queries.status",
-    "ReplayResult": "transitions.replay",
-    "Selection": "queries.selection",
-    "cancel_key": "transitions.cancel",
-    "delete_result": "queries.results",
-    "discard": "transitions.replay",
-    "erase": "retention.erasure",
-    "groups": "queries.failure_groups",
-    "read_status": "queries.status",
-    "replay": "transitions.replay",
-    "request_cancel": "transitions.cancel",
-    "reschedule": "transitions.reschedule",
-    "reschedule_key": "transitions.reschedule",
-    "retry": "transitions.replay",
+    "Database": ".sql.database",
+    "Erasure": ".retention.erasure",
+    "JobStatus": ".queries.status",
+    "ReplayResult": ".transitions.replay",
+    "Selection": ".queries.selection",
+    "audit": ".rows.audit",
+    "cancel_key": ".transitions.cancel",
+    "dead_letters": ".queries.dead_letters",
+    "delete_result": ".queries.results",
+    "discard": ".transitions.replay",
+    "erase": ".retention.erasure",
+    "groups": ".queries.failure_groups",
+    "read_status": ".queries.status",
+    "replay": ".transitions.replay",
+    "request_cancel": ".transitions.cancel",
+    "reschedule": ".transitions.reschedule",
+    "reschedule_key": ".transitions.reschedule",
+    "retry": ".transitions.replay",
+    "schedule_commands": ".schedules.commands",
+    "workflow_commands": ".workflows.commands",
 }
-"""Name → module that it is defined in."""
+"""Name → module that defines it."""
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value: Any = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_use(
+    __name__, _HOMES, modules=("audit", "dead_letters", "schedule_commands", "workflow_commands")
+)

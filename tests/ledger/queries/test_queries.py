@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
-from support.ledgers import Note, Pay, claimed, end, letter_of, message, row_of, stock_envelope
+from support.ledgers import Note, claimed, end, letter_of, message, row_of, stock_envelope
 
 from penstock.config.errors import InvalidState, JobNotFound
 from penstock.ledger.queries import jobs
@@ -12,25 +12,6 @@ from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.cancel import request_cancel
 from penstock.ledger.transitions.replay import retry
 from penstock.schemas import Job, Outcome, State, registry
-
-
-def test_jobs_are_found_by_state_kind_key_tenant_and_age_newest_first(ledger: Database) -> None:
-    notes = [message(Note(text=str(number)), key=f"k{number}", tenant="acme") for number in range(3)]
-    pay = message(Pay(amount=1), sent_at=datetime.now(UTC) - timedelta(hours=2))
-    for sent in (*notes, pay):
-        claim = claimed(ledger, sent)
-    end(ledger, claim, Outcome.SUCCEEDED)
-
-    def ids(**filters: object) -> list[str]:
-        return [row.id for row in jobs.find(ledger, **filters)]  # type: ignore[arg-type]
-
-    assert ids() == sorted((job.id for job in (*notes, pay)), reverse=True)
-    assert ids(limit=1) == [max(job.id for job in (*notes, pay))]
-    assert ids(state=State.SUCCEEDED) == [pay.id]
-    assert ids(kind="ledger.pay", queue="notes") == [pay.id]
-    assert ids(key="k1") == [notes[1].id]
-    assert len(ids(tenant="acme")) == 3
-    assert pay.id not in ids(since=datetime.now(UTC) - timedelta(hours=1))
 
 
 def test_a_job_is_shown_with_its_attempts(ledger: Database) -> None:

@@ -181,8 +181,8 @@ def test_firings_workers_keys_and_acts_go_too(ledger: Database) -> None:
     for name in ("a", "b"):
         for age in (100, 91, 1):
             add(ledger, firings, schedule=name, fire_at=NOW - age * DAY, fired_at=NOW - age * DAY)
-    start_worker(ledger, "dead", lease=-31 * DAY)
     start_worker(ledger, "alive")
+    start_worker(ledger, "dead", lease=-31 * DAY)
     ended = job(ledger, State.SUCCEEDED, DAY)
     for number, (holder, until) in enumerate(
         [(id_of(60 * DAY), None), (id_of(60 * DAY), NOW + DAY), (id_of(DAY), None), (ended, None)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from support.ledgers import set_up
 
 from penstock.config.errors import LedgerUnavailable
-from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.database import MOST_CONNECTIONS, Database
 from penstock.ledger.sql.faults import Fault, fault_of
 from penstock.ledger.sql.tables import audit_subjects
 
@@ -166,9 +167,11 @@ def test_values_that_a_database_refuses_are_about_data_on_every_database(ledger:
 
 
 def test_a_pool_that_is_used_up_is_an_unavailable_ledger(ledger: Database) -> None:
-    database = Database(ledger.url, pool_size=1)
+    database = Database(ledger.url)
     database.engine.pool._timeout = 0.01  # type: ignore[attr-defined]  # of 30 s
-    with database.engine.connect(), database.engine.connect():
+    with ExitStack() as used:
+        for _ in range(MOST_CONNECTIONS):
+            used.enter_context(database.engine.connect())
         with pytest.raises(LedgerUnavailable, match="QueuePool limit"):
             database.read(lambda connection: connection.execute(sa.select(1)))
         with pytest.raises(LedgerUnavailable, match="QueuePool limit"):

@@ -1,4 +1,5 @@
-"""Patient pools: a thread or coroutine waits for a connection, and goes on as soon as there is one."""
+"""Patient pools: a thread or coroutine waits for a connection, and goes on as soon as there is one. And shared pools:
+threads take turns on one, and none waits for long."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from support.polling import WAIT_SECONDS, until
 
 from penstock.ledger.sql import pools
+from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.engine import make_engine
 from penstock.ledger.sql.pools import patient_options
 
@@ -95,11 +98,12 @@ def test_closing_a_pool_ends_the_wait(sqlite_url: str, threads: ThreadPoolExecut
     engine.dispose()
 
 
-def test_coroutines_wait_for_a_connection(sqlite_url: str) -> None:
+@pytest.mark.parametrize("server", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_coroutines_wait_for_a_connection(server: str, request: pytest.FixtureRequest) -> None:
+    url = str(request.getfixturevalue(f"{server}_url")).replace("sqlite:", "sqlite+aiosqlite:")
+
     async def run() -> list[int]:
-        engine = create_async_engine(
-            sqlite_url.replace("sqlite:", "sqlite+aiosqlite:"), **patient_options(2, is_async=True)
-        )
+        engine = create_async_engine(url, **patient_options(2, is_async=True))
 
         async def hold() -> int:
             async with engine.connect() as connection:
@@ -118,3 +122,28 @@ def test_coroutines_wait_for_a_connection(sqlite_url: str) -> None:
 def test_half_of_the_connections_are_kept_open(most: int, kept: int, beyond: int) -> None:
     options = patient_options(most)
     assert (options["pool_size"], options["max_overflow"]) == (kept, beyond)
+
+
+def test_threads_take_turns_on_the_connection_of_a_shared_pool(
+    ledger: Database, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_TURN_SECONDS", WAIT_SECONDS)
+    opened: list[object] = []
+    with closing(Database(ledger.url, pool_size=1)) as shared:
+        sa.event.listen(shared.engine, "connect", lambda *_: opened.append(1))
+        with shared.engine.connect():
+            answers = [threads.submit(ask, shared.engine) for _ in range(5)]
+            until(lambda: len(shared.engine.pool._pool.not_empty._waiters) == 5)  # type: ignore[attr-defined]
+        assert [answer.result(WAIT_SECONDS) for answer in answers] == [7] * 5
+    assert len(opened) == 1
+
+
+def test_a_thread_does_not_wait_for_long_behind_a_slow_transaction(ledger: Database) -> None:
+    """A lease is renewed while another statement waits for a lock."""
+    closed: list[object] = []
+    with closing(Database(ledger.url, pool_size=1)) as shared:
+        sa.event.listen(shared.engine, "close", lambda *_: closed.append(1))
+        with shared.engine.connect():
+            assert ask(shared.engine) == 7
+        assert ask(shared.engine) == 7
+        assert len(closed) == 1, "the one that was made for it"

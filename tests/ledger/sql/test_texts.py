@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ import sqlalchemy as sa
 from support.ledgers import Note, attempts_of, claim_one, claimed, end, letter_of, message, row_of, start_worker
 
 from penstock.config.errors import ConfigError, JobNotFound
-from penstock.ledger import api_keys
-from penstock.ledger.members import heartbeats
+from penstock.ledger.members import api_keys, heartbeats
 from penstock.ledger.queries.dead_letters import find
 from penstock.ledger.queries.selection import Selection
 from penstock.ledger.queries.status import read_status
@@ -35,7 +33,7 @@ def test_errors_and_notes_of_attempts_are_stored_alike(ledger: Database, text: s
     start_worker(ledger, "w1")
     claim = claimed(ledger, message(Note()))
     job_id = claim.message.id
-    heartbeats.beat(ledger, "w1", lease=timedelta(seconds=15), progress={job_id: (1, 2, text)})
+    heartbeats.report(ledger, "w1", progress={job_id: (1, 2, text)})
     assert row_of(ledger, job_id).progress_note == (storable(text, LONGEST_NOTE) or None)
     fields: dict[str, Any] = {"error": text, "traceback": text, "detail": text, "progress": (3, None, text)}
     assert end(ledger, claim, Outcome.DEAD, reason="failed", **fields)
@@ -51,7 +49,7 @@ def test_errors_and_notes_of_attempts_are_stored_alike(ledger: Database, text: s
 def test_progress_that_is_not_a_64_bit_number_is_left_out(ledger: Database, number: Any) -> None:
     start_worker(ledger, "w1")
     claim = claimed(ledger, message(Note()))
-    heartbeats.beat(ledger, "w1", lease=timedelta(seconds=15), progress={claim.message.id: (number, number, "n")})
+    heartbeats.report(ledger, "w1", progress={claim.message.id: (number, number, "n")})
     row = row_of(ledger, claim.message.id)
     assert (row.progress_done, row.progress_total, row.progress_note) == (None, None, "n")
     assert end(ledger, claim, Outcome.SUCCEEDED, progress=(number, 2**63 - 1, None))

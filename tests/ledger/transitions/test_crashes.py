@@ -14,6 +14,7 @@ from penstock.ledger.rows import suspect_runs
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import workers
 from penstock.ledger.transitions.abandoned import bury_abandoned
+from penstock.ledger.transitions.claim import ClaimRequest, claim
 from penstock.ledger.transitions.lost import put_back_running
 from penstock.schemas import State
 from penstock.workers.executor.attempt.memory import peak_memory
@@ -36,7 +37,7 @@ def row(ledger: Database, name: str) -> object:
 def test_a_heartbeat_records_the_peak_memory_of_a_worker(ledger: Database) -> None:
     start_worker(ledger, "w1")
     assert row(ledger, "w1") == (None, None)
-    heartbeats.beat(ledger, "w1", lease=LEASE, progress={}, peak_memory_bytes=peak_memory())
+    heartbeats.beat(ledger, "w1", lease=LEASE, peak_memory_bytes=peak_memory())
     assert row(ledger, "w1")[1] > 1_000_000  # type: ignore[index]
 
 
@@ -80,7 +81,7 @@ def test_a_worker_restarted_under_its_name_is_not_taken_for_the_dead_one(ledger:
 def test_a_death_is_entered_for_the_worker_that_was_started_last_and_once(ledger: Database) -> None:
     start_worker(ledger, "old")
     start_worker(ledger, "new")
-    heartbeats.beat(ledger, "new", lease=LEASE, progress={}, peak_memory_bytes=peak_memory())
+    heartbeats.beat(ledger, "new", lease=LEASE, peak_memory_bytes=peak_memory())
     record_worker_exit(ledger, os.getpid(), "exit code 1", None)
     record_worker_exit(ledger, os.getpid(), "SIGTERM", None)
     assert row(ledger, "old") == (None, None)
@@ -110,8 +111,8 @@ def test_a_job_that_must_not_run_twice_dies_with_the_facts(ledger: Database) -> 
 
 @pytest.mark.parametrize("find", ["claim", "put back"])
 def test_a_job_that_ran_in_a_process_of_its_own_is_spared_the_crash_of_its_worker(ledger: Database, find: str) -> None:
-    start_worker(ledger, "w1", lease=-LEASE)
     start_worker(ledger, "w2")
+    start_worker(ledger, "w1", lease=-LEASE)
     sent = message(Note())
 
     def crashes() -> int:
@@ -126,11 +127,34 @@ def test_a_job_that_ran_in_a_process_of_its_own_is_spared_the_crash_of_its_worke
     claimed(ledger, sent, worker="w1")
     assert crashes() == 1
     for _ in range(suspect_runs.MOST_DEATHS):
-        suspect_runs.begin(ledger, sent.id, row_of(ledger, sent.id).fence)
+        run_apart(ledger, sent.id)
         assert crashes() == 1
         assert "does not count as a crash of this job" in attempts_of(ledger, sent.id)[-1].error
-    suspect_runs.begin(ledger, sent.id, row_of(ledger, sent.id).fence)
+    run_apart(ledger, sent.id)
     assert crashes() == 2, "it may kill its workers from there, and is spared no more"
+
+
+def run_apart(ledger: Database, job_id: str, later: int = 0) -> None:
+    fence = row_of(ledger, job_id).fence + later
+    ledger.write(lambda connection: suspect_runs.begin(connection, ledger, {job_id: fence}))
+
+
+def test_a_claim_puts_its_suspects_on_record_as_apart_at_once(ledger: Database) -> None:
+    """A worker that dies before it has started their processes was not killed by them."""
+    start_worker(ledger, "w1", lease=-LEASE)
+    first, suspect = message(Note()), message(Note())
+    requests = [ClaimRequest(sent, True, 3) for sent in (first, suspect)]
+    claimed(ledger, suspect, worker="w1")
+    for _ in range(4):
+        claims = claim(ledger, requests, worker="w1", apart=True)
+        assert claims[1].crashes == 1  # type: ignore[union-attr]
+    assert claims[0].crashes == 1, "its first crash happened among others"  # type: ignore[union-attr]
+
+
+def test_a_claim_of_a_worker_that_has_no_processes_for_suspects_spares_none(ledger: Database) -> None:
+    start_worker(ledger, "w1", lease=-LEASE)
+    sent = message(Note())
+    assert [claimed(ledger, sent, worker="w1", again=True).crashes for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_run_apart_that_is_over_spares_no_later_one(ledger: Database) -> None:
@@ -138,20 +162,19 @@ def test_a_run_apart_that_is_over_spares_no_later_one(ledger: Database) -> None:
     sent = message(Note())
     claimed(ledger, sent, worker="w1")
     fence = claimed(ledger, sent, worker="w1", again=True).fence
-    suspect_runs.begin(ledger, sent.id, fence - 1)
+    run_apart(ledger, sent.id, -1)
     assert claimed(ledger, sent, worker="w1", again=True).crashes == 2
-    suspect_runs.begin(ledger, sent.id, fence + 1)
+    run_apart(ledger, sent.id)
     suspect_runs.end(ledger, sent.id, fence + 1)
     assert claimed(ledger, sent, worker="w1", again=True).crashes == 3
 
 
 def test_an_untracked_job_is_spared_deaths_by_its_deliveries(ledger: Database) -> None:
     """The broker's count of deliveries takes the place of the fence, and asking again counts no death again."""
-    assert suspect_runs.spared_deaths(ledger, "j1", 2) == 0, "it did not run apart when its worker died"
+    assert suspect_runs.begin_untracked(ledger, "j1", 2) == 0, "it did not run apart when its worker died"
     for deliveries in range(3, suspect_runs.MOST_DEATHS + 6):
-        suspect_runs.begin(ledger, "j1", 0)
         deaths = min(deliveries - 2, suspect_runs.MOST_DEATHS)
-        assert suspect_runs.spared_deaths(ledger, "j1", deliveries) == deaths
-        assert suspect_runs.spared_deaths(ledger, "j1", deliveries) == deaths
+        assert suspect_runs.begin_untracked(ledger, "j1", deliveries) == deaths
+        assert suspect_runs.begin_untracked(ledger, "j1", deliveries) == deaths
     suspect_runs.end(ledger, "j1", 0)
-    assert suspect_runs.spared_deaths(ledger, "j1", 99) == 0
+    assert suspect_runs.begin_untracked(ledger, "j1", 99) == 0

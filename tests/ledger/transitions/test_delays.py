@@ -315,8 +315,8 @@ def test_a_copy_of_a_job_that_goes_on_elsewhere_is_not_held(ledger: Database) ->
 def test_a_job_of_a_dead_worker_is_held_with_its_crash_and_one_of_a_live_worker_is_waited_for(
     ledger: Database,
 ) -> None:
-    start_worker(ledger, "dead", lease=-HOUR)
     start_worker(ledger, "alive")
+    start_worker(ledger, "dead", lease=-HOUR)
     note, pay, ring = message(Note()), message(Pay(amount=1)), message(Ring(number="1"))
     claimed(ledger, note, worker="dead")
     claimed(ledger, pay, worker="alive")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -55,13 +56,15 @@ def cut_at_commit(distant: Database, proxy: Proxy) -> Cut:
     """Runs work whose commit is done, and its answer lost with the connection."""
 
     def cut(work: Callable[[], object]) -> None:
-        def silence(_connection: sa.Connection) -> None:
-            proxy.silent = True
+        def silence(connection: sa.Connection, *statement: Any) -> None:
+            proxy.silent = not statement or connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
-        event.listen(distant.engine, "commit", silence)
+        for moment in ("commit", "before_cursor_execute"):
+            event.listen(distant.engine, moment, silence)
         with pytest.raises(LedgerUnavailable):
             work()
-        event.remove(distant.engine, "commit", silence)
+        for moment in ("commit", "before_cursor_execute"):
+            event.remove(distant.engine, moment, silence)
         proxy.silent = False
 
     return cut

@@ -25,8 +25,8 @@ DEAD = timedelta(seconds=-1)
 
 
 def test_an_at_most_once_job_of_a_dead_worker_is_buried_and_others_are_left_to_the_broker(ledger: Database) -> None:
-    start_worker(ledger, "gone", lease=DEAD)
     start_worker(ledger, "alive")
+    start_worker(ledger, "gone", lease=DEAD)
     ring, note, other = message(Ring(number="1")), message(Note()), message(Ring(number="2"))
     claim = claimed(ledger, ring, worker="gone")
     claimed(ledger, note, worker="gone")

@@ -125,8 +125,8 @@ def test_a_kind_unknown_to_the_dispatcher_is_sent_so_that_its_worker_claims_it(l
 
 @pytest.mark.parametrize("job", [Note(), Pay(amount=1)], ids=lambda job: job.kind().delivery)
 def test_the_job_of_a_dead_worker_is_put_back_as_a_crash(ledger: Database, job: Job) -> None:
-    start_worker(ledger, "dead", lease=-MINUTE)
     start_worker(ledger, "alive")
+    start_worker(ledger, "dead", lease=-MINUTE)
     [lost, held] = sent(ledger, job, job)
     late = claimed(ledger, lost, worker="dead")
     claimed(ledger, held, worker="alive")

@@ -1,1 +1,1 @@
-"""Workers and dispatchers that are alive, by their leases."""
+"""Workers and dispatchers, by their leases, and callers of the gateway, by their keys."""

@@ -20,10 +20,17 @@ _COLUMNS = ("position", "id", "kind", "queue", "priority", "key", "track", "poli
 _FREE = sa.or_(outbox.c.taken_until.is_(None), outbox.c.taken_until <= from_now())
 
 
+_FIRST_FREE = sa.select(outbox.c.position).where(_FREE).order_by(outbox.c.position).limit(1)
+
+
 def has_free_rows(connection: sa.Connection) -> bool:
     """Whether the outbox has free rows. Takes no lock, since SQLite has only one."""
-    first = sa.select(outbox.c.position).where(_FREE).order_by(outbox.c.position).limit(1)
-    return connection.execute(first).first() is not None
+    return connection.execute(_FIRST_FREE).first() is not None
+
+
+def any_free() -> sa.ColumnElement[bool]:
+    """`has_free_rows` as an expression."""
+    return _FIRST_FREE.scalar_subquery().is_not(None)
 
 
 def take_rows(

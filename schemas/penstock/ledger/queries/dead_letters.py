@@ -58,7 +58,14 @@ def find(
         JobNotFound: no dead letter has the id `before`.
     """
     columns = [column for column in dead_letters.c if column.name not in ("raw", "headers")]
-    select = sa.select(*columns, jobs.c.key, jobs.c.tenant, UNREAD).select_from(WITH_JOBS)
+    if selection.scope.tenants is not None:
+        select = sa.select(*columns, jobs.c.key, jobs.c.tenant, UNREAD).select_from(WITH_JOBS)
+    else:  # a join of all that match, before the page is taken, may read all jobs
+        of_job = [
+            sa.select(column).where(jobs.c.id == dead_letters.c.id).scalar_subquery().label(column.name)
+            for column in (jobs.c.key, jobs.c.tenant)
+        ]
+        select = sa.select(*columns, *of_job, UNREAD)
     select = select.where(*matching(database, selection), *selection.scope.conditions())
 
     def find_page(connection: sa.Connection) -> list[Any]:

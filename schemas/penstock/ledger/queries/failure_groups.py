@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +13,9 @@ from penstock.ledger.queries.scope import SCOPED, UNREAD
 from penstock.ledger.queries.selection import OPEN, WITH_JOBS, Selection, matching
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
+
+TREND_HOURS = 24
+_HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,26 @@ def groups(database: Database, selection: Selection = OPEN, *, limit: int = 50) 
         ]
 
     return database.read(find_groups)
+
+
+def trend(database: Database, fingerprints: Sequence[str]) -> dict[str, list[int]]:
+    """How many died in each of the last `TREND_HOURS`, the oldest first, by group; decided ones count as well.
+
+    A group in which none died since is left out.
+    """
+    if not fingerprints:
+        return {}
+    dead = dead_letters.c
+    end = datetime.now(UTC)
+    starts = [end - _HOUR * (TREND_HOURS - number) for number in range(TREND_HOURS)]
+    hours = [
+        sa.func.sum(sa.case((sa.and_(dead.created_at >= start, dead.created_at < start + _HOUR), 1), else_=0))
+        for start in starts
+    ]
+    select = sa.select(dead.fingerprint, *hours).group_by(dead.fingerprint)
+    select = select.where(dead.fingerprint.in_(fingerprints), dead.created_at >= starts[0])
+    rows = database.read(lambda connection: connection.execute(select).all())
+    return {row[0]: [int(number) for number in row[1:]] for row in rows}
 
 
 @dataclass(frozen=True, slots=True)

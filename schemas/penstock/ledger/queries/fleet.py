@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
+from penstock.config.settings import Settings
+from penstock.ledger.members import heartbeats
+from penstock.ledger.members.roster import Roster
 from penstock.ledger.rows.steps import RESTING
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, held_jobs, jobs, schedules, steps, workflows
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 from penstock.schemas.states import FINAL, WAITING, State
 from penstock.schemas.workflows import WorkflowState
 
@@ -22,6 +26,35 @@ OTHER = "other"
 """Queue and kind of what is too varied to be listed."""
 
 QueueAndKind = tuple[str, str]
+
+
+class QueueBacklogs(Protocol):
+    """Reads the broker's queues, such as `open_backlogs(settings)`."""
+
+    def read(self, queues: Collection[str]) -> Mapping[str, tuple[int, float | None]]:
+        """Name of a queue → jobs that wait, and for how many seconds the first one does; None: that is unknown.
+
+        It may add queues that only the broker knows, and raise BrokerUnavailable.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def waiting_in_queues(
+    settings: Settings, database: Database, backlogs: QueueBacklogs
+) -> dict[str, tuple[int, float | None]]:
+    """`QueueBacklogs.read` of the queues of jobs: those of the settings, imported kinds and workers, and the broker's
+    own. Raises BrokerUnavailable, LedgerUnavailable."""
+    queues = {*settings.queues, *registry.queues(), *heartbeats.known_kinds(database).values()} - {DISPATCHER_QUEUE}
+    waiting = backlogs.read(sorted(queues))
+    return {queue: (size, oldest) for queue, (size, oldest) in waiting.items() if queue != DISPATCHER_QUEUE}
+
+
+def silent_queues(waiting: Mapping[str, tuple[int, float | None]], roster: Roster) -> dict[str, int]:
+    """Queue in which jobs wait and that no live worker consumes → how many."""
+    alive = roster.queues()
+    return {queue: size for queue, (size, _) in sorted(waiting.items()) if size and queue not in alive}
 
 
 def _now(connection: sa.Connection) -> datetime:
@@ -59,16 +92,21 @@ class OverdueSchedule(NamedTuple):
     lateness: timedelta
 
 
-def overdue_schedule(database: Database) -> OverdueSchedule | None:
-    """The schedule that is most overdue; None where none is due. Raises LedgerUnavailable."""
+def overdue_schedules(database: Database, limit: int) -> list[OverdueSchedule]:
+    """The schedules that are due, the most overdue first. Raises LedgerUnavailable."""
 
-    def read_first(connection: sa.Connection) -> OverdueSchedule | None:
+    def read_first(connection: sa.Connection) -> list[OverdueSchedule]:
         select = sa.select(schedules.c.name, schedules.c.due_at).where(schedules.c.due_at.is_not(None))
-        row = connection.execute(select.order_by(schedules.c.due_at).limit(1)).first()
+        rows = connection.execute(select.order_by(schedules.c.due_at).limit(limit)).all()
         now = _now(connection)
-        return None if row is None or row.due_at > now else OverdueSchedule(row.name, now - row.due_at)
+        return [OverdueSchedule(row.name, now - row.due_at) for row in rows if row.due_at <= now]
 
     return database.read(read_first)
+
+
+def overdue_schedule(database: Database) -> OverdueSchedule | None:
+    """The schedule that is most overdue; None where none is due. Raises LedgerUnavailable."""
+    return next(iter(overdue_schedules(database, 1)), None)
 
 
 def open_dead_letters(database: Database, *, since: timedelta | None = None, most: int = 1000) -> Counter[QueueAndKind]:

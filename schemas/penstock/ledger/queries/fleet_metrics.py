@@ -8,17 +8,15 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Protocol
-
-import sqlalchemy as sa
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from penstock.config.process.readings import Readings, Sample
 from penstock.config.settings import Settings
 from penstock.ledger.members import heartbeats
 from penstock.ledger.members.roster import Roster
-from penstock.ledger.queries.fleet import OTHER, count_resting, open_dead_letters
-from penstock.ledger.queries.outbox_backlog import backlog
+from penstock.ledger.queries.fleet import OTHER, QueueBacklogs, count_resting, open_dead_letters
+from penstock.ledger.queries.stats import backlog, outbox_name
 from penstock.ledger.sql.database import Database
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
 
@@ -42,19 +40,6 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-class QueueBacklogs(Protocol):
-    """Reads the broker's queues, such as `open_backlogs(settings)`."""
-
-    def read(self, queues: Collection[str]) -> Mapping[str, tuple[int, float | None]]:
-        """Name of a queue → jobs that wait, and for how many seconds the first one does; None: that is unknown.
-
-        It may add queues that only the broker knows, and raise BrokerUnavailable.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-
 class FleetMetrics(Readings):
     """The metrics. `start` starts the thread that reads them; a scrape touches neither broker nor database.
 
@@ -68,7 +53,7 @@ class FleetMetrics(Readings):
         self._outboxes = {"ledger": ledger}
         for url in settings.outbox_urls:
             if url != ledger.url:
-                self._outboxes[_outbox_name(url)] = Database(url, pool_size=1, private=False)
+                self._outboxes[outbox_name(url)] = Database(url, pool_size=1, private=False)
         self._has_read_workers = False
         self._kinds: set[str] = set()
         """Kinds that workers handle, or did."""
@@ -106,7 +91,7 @@ class FleetMetrics(Readings):
             self._kinds |= set(former)
             self._consumed |= set(former.values())
             self._has_read_workers = True
-        roster = self._ledger.read(Roster.read)
+        roster = self._ledger.read(partial(Roster.read, lease=self._settings.lease))
         self._consumed |= roster.queues()
         self._kinds.update(*(worker.kinds for worker in roster.workers))
         queues = self._known_queues()
@@ -167,9 +152,3 @@ def _by_label(
 def _label(text: str) -> str:
     """A name as a label: short, and without control characters and the like, also if a stranger chose it."""
     return re.sub(r"[^\w.:@/ -]", "?", text[:LONGEST_LABEL])
-
-
-def _outbox_name(url: str) -> str:
-    """Host and database, without the user: metrics are read by many."""
-    parsed = sa.make_url(url)
-    return f"{parsed.host or ''}/{(parsed.database or '').lstrip('/')}"

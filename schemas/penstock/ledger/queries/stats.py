@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.sections.retention import RetentionSettings
 from penstock.config.settings import redact_url
-from penstock.ledger.queries.outbox_backlog import backlog
+from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import jobs, metadata
+from penstock.ledger.sql.tables import jobs, metadata, outbox
 from penstock.schemas.states import FINAL, State
 
 
@@ -61,6 +61,46 @@ class OutboxStats:
     trouble: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Rows of an outbox that are committed and not sent.
+
+    Attributes:
+        jobs: how many; those that a dispatcher is sending right now count.
+        lag: how long the first of them has been there; zero where there is none.
+    """
+
+    jobs: int
+    lag: timedelta
+
+
+def backlog(database: Database, *, most: int | None = None) -> Backlog:
+    """Backlog of the outbox in a database.
+
+    Arguments:
+        most: rows are counted up to this; None: all.
+
+    Raises:
+        LedgerUnavailable: the database cannot be reached, or has no outbox.
+    """
+
+    def read_backlog(connection: sa.Connection) -> Backlog:
+        counted = sa.select(outbox.c.position).limit(most).subquery()
+        count = connection.execute(sa.select(sa.func.count()).select_from(counted)).scalar_one()
+        first = sa.select(outbox.c.created_at, from_now().label("now")).order_by(outbox.c.position).limit(1)
+        row = connection.execute(first).first()
+        # The application's clock may be ahead of the database's.
+        return Backlog(count, timedelta() if row is None else max(row.now - row.created_at, timedelta()))
+
+    return database.read(read_backlog)
+
+
+def outbox_name(url: str) -> str:
+    """Host and database of an outbox, without the user: metrics and alerts are read by many."""
+    parsed = sa.make_url(url)
+    return f"{parsed.host or ''}/{(parsed.database or '').lstrip('/')}"
+
+
 def tables(database: Database) -> list[TableStats]:
     """Every table of the ledger. Counts rows, which takes a while where there are many millions."""
 
@@ -90,13 +130,17 @@ def states(database: Database, retention: RetentionSettings) -> list[StateStats]
     return stats
 
 
-def outboxes(database: Database, urls: Iterable[str]) -> list[OutboxStats]:
-    """The outbox in the ledger's database, and those at these URLs."""
+def outboxes(database: Database, urls: Iterable[str], *, most: int | None = None) -> list[OutboxStats]:
+    """The outbox in the ledger's database, and those at these URLs.
+
+    Arguments:
+        most: jobs of each are counted up to this; None: all.
+    """
     stats = []
     for url in dict.fromkeys((database.url, *urls)):
         other = database if url == database.url else Database(url, private=False)
         try:
-            there = backlog(other)
+            there = backlog(other, most=most)
             stats.append(OutboxStats(redact_url(url), there.jobs, round(there.lag.total_seconds(), 3)))
         except LedgerUnavailable as error:
             stats.append(OutboxStats(redact_url(url), None, None, str(error)))

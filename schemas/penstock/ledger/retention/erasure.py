@@ -22,6 +22,7 @@ from penstock.ledger.rows import audit
 from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.ended import announce_ends
 from penstock.ledger.rows.jobs import UNSEEN
+from penstock.ledger.rows.jobs.terms import delete_terms
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import (
     attempts,
@@ -207,6 +208,7 @@ def _erase(
         for name, column in _PARTS:
             part = sa.delete(column.table).where(database.among(column, [row.id for row in left]))
             counts[name] += connection.execute(part).rowcount
+        delete_terms(connection, database, [row.id for row in left])
         stay = [row for row in left if _stays(row, now)]
         if stay:
             where = sa.update(jobs).where(database.among(jobs.c.id, [row.id for row in stay]))
@@ -233,7 +235,7 @@ _EMPTY: dict[str, Any] = {
     "payload": UNSEEN,
     "due_at": None,
     **dict.fromkeys(("embed", "key", "tenant", "traceparent", "expires_at", "worker", "result", "result_ref", "error")),
-    **dict.fromkeys(("progress_done", "progress_total", "progress_note")),
+    **dict.fromkeys(("progress_done", "progress_total", "progress_note", "tags")),
 }
 
 

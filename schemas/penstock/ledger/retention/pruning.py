@@ -18,6 +18,7 @@ from penstock.config.errors import ConfigError, StorageError
 from penstock.config.sections.retention import RetentionSettings
 from penstock.ledger.queries.results import delete_result, result_ref
 from penstock.ledger.rows.arrows import fan
+from penstock.ledger.rows.rates.counting import OF_SOURCE, SPANS, TOTALS
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import (
@@ -29,8 +30,10 @@ from penstock.ledger.sql.tables import (
     effects,
     firings,
     held_jobs,
+    job_terms,
     jobs,
     limit_waits,
+    rates,
     steps,
     suspect_runs,
     unique_keys,
@@ -97,6 +100,7 @@ class Pruning:
         yield from self._firings()
         yield from self._workers()
         yield from self._audit()
+        yield from self._rates()
         yield from self._keys()
         yield from self._each("held", held_jobs, held_jobs.c.job_id, held_jobs.c.due_at < from_now(-_AHEAD))
 
@@ -108,6 +112,9 @@ class Pruning:
         return total
 
     def _jobs(self, after: str, until: str | None) -> Iterator[Counts]:
+        if self._dry_run:
+            yield from self._count_jobs(after, until)
+            return
         columns = ("id", "state", "finished_at", "enqueued_at", *STORED_BY)
         while True:
             page = (
@@ -119,10 +126,20 @@ class Pruning:
             if rows and until is not None:
                 self.reached = made_at(rows[-1].id) or self.reached
             over = self._unheld([row for row in rows if self._is_over(row)])
-            yield Counter(row.state for row in over) if self._dry_run else self._delete_jobs(over)
+            yield self._delete_jobs(over)
             if len(rows) < BATCH:
                 return
             after = rows[-1].id
+
+    def _count_jobs(self, after: str, until: str | None) -> Iterator[Counts]:
+        """Count the jobs that `_jobs` would delete, in the database."""
+        among = [jobs.c.id > after, *([] if until is None else [jobs.c.id < until])]
+        ended = sa.func.coalesce(jobs.c.finished_at, jobs.c.enqueued_at)
+        over = sa.or_(*(sa.and_(jobs.c.state == state, ended < before) for state, before in self._before.items()))
+        held = sa.exists().where(steps.c.job_id == jobs.c.id)
+        count = sa.select(jobs.c.state, sa.func.count().label("rows")).where(*among, over, ~held)
+        for row in self._read(count.group_by(jobs.c.state)):
+            yield Counter({row.state: row.rows})
 
     def _is_over(self, row: Any) -> bool:
         before = self._before.get(row.state)
@@ -196,6 +213,13 @@ class Pruning:
     def _audit(self) -> Iterator[Counts]:
         if (kept := self._retention.audit) is not None:
             yield from self._each("audit", audit, audit.c.id, audit.c.at < self._now - kept, self._delete_subjects)
+
+    def _rates(self) -> Iterator[Counts]:
+        if (kept := self._retention.rates) is not None:
+            before = int((self._now - kept).timestamp() // 60)
+            for span in (OF_SOURCE, *SPANS, *TOTALS):
+                over = sa.and_(rates.c.span == span, rates.c.minute < before)
+                yield from self._each("rates", rates, rates.c.minute, over)
 
     def _delete_subjects(self, connection: sa.Connection, ids: Sequence[Any]) -> None:
         connection.execute(sa.delete(audit_subjects).where(self._database.among(audit_subjects.c.audit_id, ids)))
@@ -273,6 +297,7 @@ def delete_jobs(connection: sa.Connection, database: Database, ids: Sequence[str
             (limit_waits, limit_waits.c.job_id),
             (held_jobs, held_jobs.c.job_id),
             (suspect_runs, suspect_runs.c.job_id),
+            (job_terms, job_terms.c.job_id),
             (dead_letters, dead_letters.c.id),
             (steps, steps.c.workflow_id),
             (workflows, workflows.c.id),

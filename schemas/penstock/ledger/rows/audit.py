@@ -142,6 +142,7 @@ def find(
     subject: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
+    after: str | None = None,
     limit: int = 50,
 ) -> list[Act]:
     """Acts, the newest first.
@@ -149,12 +150,13 @@ def find(
     Arguments:
         acts: any of these; empty: all.
         subject: an id or name; acts on many subjects are found by each of them.
+        after: the id of the last act of the page before; None: the first page.
+
+    Raises:
+        ValueError: there is not an act `after`, any more.
     """
-    return database.read(
-        lambda connection: read(
-            connection, actor=actor, acts=acts, subject=subject, since=since, until=until, limit=limit
-        )
-    )
+    filters: dict[str, Any] = {"actor": actor, "acts": acts, "subject": subject, "since": since, "until": until}
+    return database.read(lambda connection: read(connection, after=after, limit=limit, **filters))
 
 
 def read(
@@ -165,23 +167,34 @@ def read(
     subject: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
+    after: str | None = None,
     limit: int = 50,
 ) -> list[Act]:
     """`find` over a connection of the caller's."""
-    select = sa.select(log)
+    conditions: list[sa.ColumnElement[bool]] = []
     if actor is not None:
-        select = select.where(log.c.actor == actor)
-    if acts:
-        select = select.where(log.c.act.in_(acts))
+        conditions.append(log.c.actor == actor)
     if subject is not None:
-        many = sa.select(audit_subjects.c.audit_id).where(audit_subjects.c.subject == subject)
-        select = select.where(sa.or_(log.c.subject == subject, log.c.id.in_(many)))
+        alone = sa.select(log.c.id).where(log.c.subject == subject)
+        among = sa.select(audit_subjects.c.audit_id).where(audit_subjects.c.subject == subject)
+        ids = sa.union_all(alone, among).subquery()  # MariaDB would ask a bare union for each row
+        conditions.append(log.c.id.in_(sa.select(ids.c.id)))
     if since is not None:
-        select = select.where(log.c.at >= since)
+        conditions.append(log.c.at >= since)
     if until is not None:
-        select = select.where(log.c.at < until)
-    select = select.order_by(log.c.at.desc(), log.c.id.desc()).limit(limit)
-    return [Act(**{**row._mapping, "detail": json.loads(row.detail)}) for row in connection.execute(select)]
+        conditions.append(log.c.at < until)
+    if after is not None:
+        last_at = connection.execute(sa.select(log.c.at).where(log.c.id == after)).scalar()
+        if last_at is None:
+            raise ValueError(f"the list cannot go on after {after!r}; start again without it")
+        conditions += [log.c.at <= last_at, sa.or_(log.c.at < last_at, log.c.id < after)]
+    newest = sa.select(log).where(*conditions).order_by(log.c.at.desc(), log.c.id.desc()).limit(limit)
+    if acts:
+        # A page of each: an index has those of one act in order.
+        pages = [sa.select(newest.where(log.c.act == act).subquery()) for act in dict.fromkeys(acts)]
+        merged = sa.union_all(*pages).subquery()
+        newest = sa.select(merged).order_by(merged.c.at.desc(), merged.c.id.desc()).limit(limit)
+    return [Act(**{**row._mapping, "detail": json.loads(row.detail)}) for row in connection.execute(newest)]
 
 
 def _capped(value: Any) -> Any:

@@ -4,12 +4,14 @@
   that the job itself is.
 - Its *key* and its turn at a *limit* are free with the state alone: `enqueue` asks for the state of the job that holds
   a key, and a row of `limit_waits` counts only while its job waits untouched.
+- It is *counted*, where no attempt of a worker is: a worker counts its own (`rates.counting`).
 - Those who *wait* for it read its row. A worker also publishes a change notification for them, after the commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,8 +19,9 @@ import sqlalchemy as sa
 
 from penstock.ledger.rows import steps
 from penstock.ledger.rows.jobs import Row
+from penstock.ledger.rows.rates.counting import count_ends
 from penstock.ledger.sql.database import Database
-from penstock.schemas.states import State
+from penstock.schemas.states import Outcome, State
 
 
 def final_columns(state: State, now: datetime, **columns: Any) -> Row:
@@ -38,3 +41,8 @@ def announce_ends(
     steps.wake_steps_of(connection, database, job_ids)
     if workflows:
         steps.wake_workflows(connection, database, job_ids)
+
+
+def count_rows(connection: sa.Connection, outcome: Outcome, rows: Iterable[Any]) -> None:
+    """Count ends of these jobs, which have a `kind` and a `queue`."""
+    count_ends(connection, outcome, Counter((row.kind, row.queue) for row in rows))

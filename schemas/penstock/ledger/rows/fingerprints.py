@@ -37,8 +37,23 @@ _PLACEHOLDERS = [
     ("<id>", re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b|\b0x[0-9a-f]+\b", re.IGNORECASE)),
     ("<number>", re.compile(r"[+-]?(?<![\w.,:])\d+(?:[.,:]\d+)*(?:e[+-]?\d+)?(?![\w-])", re.IGNORECASE)),
     ("<id>", re.compile(r"(?<![\w-])(?=[\w-]*\d)[\w-]*(?:[.,:][\w-]*\d[\w-]*)*")),
+    ("<id>", re.compile(r"\b[0-9a-f]{8,}\b", re.IGNORECASE)),  # hex that happens to have letters only
+    # The value of `name=value`, or of `(name)=(value)` as PostgreSQL puts it.
+    ("<text>", re.compile(r"(?<=[\w)]=)(?:\([^()]*\)|\{[^{}]*\}|\[[^\[\]]*\]|[^\s()<>,;&\]}]+)")),
+    ("<path>", re.compile(r"(?<![\w/.>])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][\w<>.@+-]+(?:[/\\][\w<>.@+-]*)*")),
+    ("<path>", re.compile(r"(?<![\w/.>-])[\w<>-][\w<>.@+-]*/[\w<>@+/-]*\.[a-z]\w*", re.IGNORECASE)),
 ]
-_REPEATED = re.compile(r"(<(?:text|address|time|id|number)>)(?:(?:,\s*|\s+)\1)+")
+_WORD = re.compile(r"<\w+>|(?<![\w<])[^\W\d](?:[\w.]*\w)?(?:'\w+)?")
+_EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception|Warning|Exit|Interrupt)")
+_IDENTIFIER = re.compile(r"\w[._]\w|^_|_$|[a-z][A-Z]")
+_SHORT = 3
+_COMMON = re.compile(
+    "a|all|and?|any|are|as|at|be|but|by|can|did|do|for|get|ha[ds]|i[fnst]?|its|may|nor?|not|of|off|on|or|our|out|own|per|"
+    "so|the|too?|up|via|was|we|who|yet|you",
+    re.IGNORECASE,
+)
+"""Short words of sentences. Any other word as short may be a name, a code or a unit, which differ from job to job."""
+_REPEATED = re.compile(r"(<(?:text|address|time|id|number|path)>)(?:(?:,\s*|\s+)\1)+")
 
 _LONGEST = 2000
 """An attempt's error is cut here too."""
@@ -73,12 +88,26 @@ def crash_fingerprint(kind: str) -> str:
 
 
 def normalised(message: str) -> str:
-    """The message with placeholders for what differs from job to job: `<text>` for quoted text, `<address>`, `<time>`,
-    `<id>`, `<number>`. Several of one sort in a row become one."""
+    """The message with placeholders for what differs from job to job: `<text>` for quoted text and values, `<address>`,
+    `<time>`, `<number>`, `<path>`, and `<id>` for identifiers, names and short words. Several of one sort in a row
+    become one."""
     message = message[:_LONGEST]
     for placeholder, pattern in _PLACEHOLDERS:
         message = pattern.sub(placeholder, message)
-    return _REPEATED.sub(r"\1", " ".join(message.split()))
+    return _REPEATED.sub(r"\1", " ".join(_WORD.sub(_word, message).split()))
+
+
+def _word(match: re.Match[str]) -> str:
+    """The word, or `<id>`."""
+    word = match[0]
+    if word.startswith("<") or _COMMON.fullmatch(word) or _EXCEPTION.fullmatch(word):
+        return word
+    # A capital begins a sentence, or a name in it.
+    before = match.string[max(match.start() - 2, 0) : match.start()].strip(" ")
+    within_sentence = before != "" and before[-1] not in ".!?:;\n"
+    is_short = len(word) <= _SHORT and word.isascii()  # in Chinese, as many characters are a sentence
+    is_name = is_short or _IDENTIFIER.search(word) or (within_sentence and word[0].isupper())
+    return "<id>" if is_name else word
 
 
 def last_own_frame(traceback: str) -> Frame | None:

@@ -7,6 +7,7 @@ shows its crashes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,18 +19,14 @@ MOST_DEATHS = 10
 """Deaths of its workers that do not count against a job. It may cause them even from there: by its memory, say."""
 
 
-def begin(database: Database, job_id: str, fence: int) -> None:
-    """Record that the claimed job waits for, or runs in, a process of its own.
+def begin(connection: sa.Connection, database: Database, fences: Mapping[str, int]) -> None:
+    """Record that claimed jobs wait for, or run in, a process of their own; in the transaction that claims them.
 
     Arguments:
-        fence: 0 of an untracked job.
-
-    Raises:
-        LedgerUnavailable: nothing is recorded.
+        fences: by the job's id.
     """
-    insert = database.upsert(runs, keep=("deaths",)) if fence else database.insert_ignore(runs)
-    row = {"job_id": job_id, "fence": fence, "deaths": 0}
-    database.write(lambda connection: connection.execute(insert, [row]))
+    rows = [{"job_id": job_id, "fence": fence, "deaths": 0} for job_id, fence in fences.items()]
+    database.execute_many(connection, database.upsert(runs, keep=("deaths",)), rows)
 
 
 def end(database: Database, job_id: str, fence: int) -> None:
@@ -54,8 +51,10 @@ def spare(connection: sa.Connection, row: Any) -> bool:
     return connection.execute(sa.update(runs).where(*run).values(deaths=runs.c.deaths + 1)).rowcount > 0
 
 
-def spared_deaths(database: Database, job_id: str, deliveries: int) -> int:
-    """Deaths of its workers that do not count against an untracked job, `MOST_DEATHS` at most.
+def begin_untracked(database: Database, job_id: str, deliveries: int) -> int:
+    """Record that an untracked job waits for, or runs in, a process of its own.
+
+    Returns the deaths of its workers that do not count against it, `MOST_DEATHS` at most.
 
     Arguments:
         deliveries: its number, with the one of now. The same again counts the same.
@@ -65,8 +64,10 @@ def spared_deaths(database: Database, job_id: str, deliveries: int) -> int:
     """
     run = runs.c.job_id == job_id, runs.c.fence < deliveries, runs.c.deaths < MOST_DEATHS
 
-    def count(connection: sa.Connection) -> int:
+    def record(connection: sa.Connection) -> int:
         connection.execute(sa.update(runs).where(*run).values(deaths=runs.c.deaths + 1, fence=deliveries))
+        row = {"job_id": job_id, "fence": deliveries, "deaths": 0}
+        connection.execute(database.insert_ignore(runs), [row])
         return connection.scalar(sa.select(runs.c.deaths).where(runs.c.job_id == job_id)) or 0
 
-    return database.write(count)
+    return database.write(record)

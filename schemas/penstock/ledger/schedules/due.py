@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.clock import from_now, has_passed
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import schedules
 
@@ -28,6 +28,10 @@ def due_rows(database: Database, within: timedelta, limit: int) -> tuple[datetim
         return now, list(connection.execute(select))
 
     return database.read(read_due)
+
+
+def any_due() -> sa.ColumnElement[bool]:
+    return has_passed(schedules.c.due_at)
 
 
 def upcoming_rows(database: Database, after: tuple[datetime, str], until: datetime, limit: int) -> Sequence[Any]:

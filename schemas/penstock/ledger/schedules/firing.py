@@ -122,11 +122,19 @@ def fire(database: Database, *due: Schedule, stamp: Stamp | None = None, fired: 
 
 def waiting_schedules(database: Database) -> list[str]:
     """Names of schedules with a time that waits for their last job, which has ended."""
+    return database.read(lambda connection: list(connection.scalars(_waiting().limit(BATCH))))
+
+
+def any_waiting() -> sa.ColumnElement[bool]:
+    """Whether `waiting_schedules` returns any."""
+    return sa.exists(_waiting())
+
+
+def _waiting() -> sa.Select[tuple[str]]:
     last = schedules.outerjoin(jobs, jobs.c.id == schedules.c.last_job_id)
     over = sa.or_(jobs.c.id.is_(None), jobs.c.state.in_(sorted(FINAL)), is_resting(jobs.c.id))
     waiting = (schedules.c.waiting_at.is_not(None), schedules.c.paused_at.is_(None))
-    select = sa.select(schedules.c.name).select_from(last).where(*waiting, over).limit(BATCH)
-    return database.read(lambda connection: list(connection.scalars(select)))
+    return sa.select(schedules.c.name).select_from(last).where(*waiting, over)
 
 
 def release_waiting(

@@ -8,9 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.schedules.rows import WAITS
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.tables import jobs, schedules
+from penstock.ledger.sql.tables import firings, jobs, schedules
 from penstock.schemas.states import FINAL
 
 
@@ -34,3 +35,23 @@ def job_times(database: Database, ids: Sequence[str]) -> Sequence[Any]:
     columns = [jobs.c[name] for name in ("id", "state", "started_at", "finished_at")]
     select = sa.select(*columns).where(database.among(jobs.c.id, ids))
     return database.read(lambda connection: connection.execute(select).all())
+
+
+def missed_times(database: Database, window: timedelta, limit: int) -> dict[str, int]:
+    """Name of a schedule → its times within the window that made no job, because the last one ran, no dispatcher did,
+    and the like.
+
+    Arguments:
+        limit: schedules that are read, those that fired last.
+    """
+
+    def count(connection: sa.Connection) -> dict[str, int]:
+        since = connection.execute(sa.select(from_now(-window))).scalar_one()
+        lately = sa.select(schedules.c.name).where(schedules.c.last_at >= since)
+        names = list(connection.scalars(lately.order_by(schedules.c.last_at.desc()).limit(limit)))
+        missed = firings.c.fire_at >= since, firings.c.skipped.is_not(None), firings.c.skipped != WAITS
+        where = database.among(firings.c.schedule, names), firings.c.cause == "time", *missed
+        select = sa.select(firings.c.schedule, sa.func.count()).where(*where).group_by(firings.c.schedule)
+        return {row[0]: row[1] for row in connection.execute(select)} if names else {}
+
+    return database.read(count)

@@ -29,7 +29,10 @@ class Bulk:
         self._time = partial(UtcDateTime().process_bind_param, dialect=dialect)
 
     def execute(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
-        return connection.exec_driver_sql(self.sql, self.bound(rows)).rowcount
+        return self.run(connection, rows).rowcount
+
+    def run(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> sa.CursorResult[Any]:
+        return connection.exec_driver_sql(self.sql, self.bound(rows))
 
     def bound(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
         """The rows as the driver takes them: lists in the order of the marks, or dicts by their names."""
@@ -70,7 +73,11 @@ class JoinedBulk:
         self._bulk = Bulk(joined, dialect, ["penstock_rows"])
 
     def execute(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
-        return self._bulk.execute(connection, [{"penstock_rows": to_json(rows).decode()}])
+        return self.run(connection, rows).rowcount
+
+    def run(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> sa.CursorResult[Any]:
+        """Execute it, and have what its RETURNING says."""
+        return self._bulk.run(connection, [{"penstock_rows": to_json(rows).decode()}])
 
 
 class GroupedBulk:

@@ -28,6 +28,15 @@ def seconds_from_now(name: str) -> sa.ColumnElement[datetime]:
     return _FromNow(sa.bindparam(name, type_=sa.Float()))
 
 
+def has_passed(column: sa.Column[datetime], *where: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Expression that says whether the first time in a column with an index has passed.
+
+    That time is compared once: a clock that runs on during a statement cannot bound the scan of an index.
+    """
+    first = sa.select(column).where(*where, column.is_not(None)).order_by(column).limit(1).scalar_subquery()
+    return first <= from_now(timedelta(milliseconds=1))  # ahead by the fraction that SQLite's clock leaves out
+
+
 @compiles(_FromNow, "postgresql")
 def _postgresql(element: _FromNow, compiler: SQLCompiler, **options: Any) -> str:
     return f"clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **options)})"

@@ -28,11 +28,16 @@ _PING_AFTER_SECONDS = 1.0
 _SQLITE_BUSY_SECONDS = 10
 
 
-def make_engine(url: str, *, private: bool = True, **pool: Any) -> sa.Engine:
+def make_engine(
+    url: str, *, private: bool = True, answer_seconds: int | None = None, name: str | None = None, **pool: Any
+) -> sa.Engine:
     """The engine of a database.
 
     Arguments:
         private: see `configure_sqlite`.
+        answer_seconds: how long MySQL or MariaDB may take to answer, if the URL does not say so (`read_timeout`,
+            `write_timeout`). None: as long as it takes.
+        name: of the connections, in the database's list of them, unless the URL has one.
         pool: options of `create_engine` about its pool.
 
     Raises:
@@ -49,10 +54,11 @@ def make_engine(url: str, *, private: bool = True, **pool: Any) -> sa.Engine:
             options = hidden | {"poolclass": sa.pool.StaticPool, "connect_args": {"check_same_thread": False}}
     elif parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg":
         # We send BEGIN ourselves, below.
-        options |= {"connect_args": POSTGRES_ARGUMENTS | postgres_arguments, "isolation_level": "AUTOCOMMIT"}
+        named = {"application_name": name} if name is not None and "application_name" not in parsed.query else {}
+        options |= {"connect_args": POSTGRES_ARGUMENTS | postgres_arguments | named, "isolation_level": "AUTOCOMMIT"}
     elif parsed.get_backend_name() in ("mysql", "mariadb"):
         # Read committed: with MySQL's default, SELECT … FOR UPDATE also locks the gaps and claims deadlock.
-        options |= {"isolation_level": "READ COMMITTED", "connect_args": {"connect_timeout": 5}}
+        options |= {"isolation_level": "READ COMMITTED", "connect_args": _mysql_arguments(parsed, answer_seconds)}
     try:
         engine = sa.create_engine(parsed, **options)
     except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
@@ -65,6 +71,17 @@ def make_engine(url: str, *, private: bool = True, **pool: Any) -> sa.Engine:
     if "isolation_level" in options and engine.dialect.name == "postgresql":
         _begin_at_once(engine)
     return engine
+
+
+def _mysql_arguments(url: sa.URL, answer_seconds: int | None) -> dict[str, int]:
+    """Time limits of a connection, without those that the URL has: arguments take precedence over it.
+
+    The limit for connecting ends before the handshake, in which a stalled server says nothing.
+    """
+    limits = {"connect_timeout": 5}
+    if answer_seconds is not None:
+        limits |= {"read_timeout": answer_seconds, "write_timeout": answer_seconds}
+    return {name: seconds for name, seconds in limits.items() if name not in url.query}
 
 
 def _close_late(engine: sa.Engine) -> None:
@@ -111,9 +128,21 @@ def _ping_idle(engine: sa.Engine) -> None:
         if time.monotonic() - record.info.get("idle_since", time.monotonic()) < _PING_AFTER_SECONDS:
             return
         try:
-            engine.dialect.do_ping(connection)
+            _ping(engine, connection)
         except Exception as error:
             raise sa.exc.InvalidatePoolError from error  # the pool connects again
+
+
+def _ping(engine: sa.Engine, connection: Any) -> None:
+    """Ask for an answer: of PostgreSQL for the end of a pipeline without statements, since `SELECT 1` would be a
+    transaction, and what is idle for long makes most of its transactions that way."""
+    if engine.driver == "psycopg":
+        from psycopg import capabilities
+
+        if capabilities.has_pipeline():
+            with connection.pipeline():
+                return
+    engine.dialect.do_ping(connection)
 
 
 def _begin_at_once(engine: sa.Engine) -> None:

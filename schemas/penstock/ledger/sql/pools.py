@@ -1,4 +1,4 @@
-"""Pools of connections whose callers wait for as long as it takes."""
+"""Pools of connections: whose callers wait for as long as it takes, or for their turn on the same connection."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from sqlalchemy.util import queue
 
 WAIT_SECONDS = 1.0
 """Between two looks: a connection that could not be made wakes no one who waits for its place in the pool."""
+_TURN_SECONDS = 0.25
+"""The longest wait for a turn: the statement before may be waiting for a lock, or a silent server."""
 
 logging.getLogger(__name__).setLevel(logging.WARNING)  # SQLAlchemy's pools log under the name of their module
 
@@ -23,6 +26,19 @@ class PatientPool(QueuePool):
                 return super()._do_get()
             except sa.exc.TimeoutError:
                 continue
+
+
+class SharedPool(QueuePool):
+    """A pool of which threads take turns on the connections that it keeps. One that waits too long for its turn has
+    another connection, which is closed after use."""
+
+    def _do_get(self) -> Any:
+        if self._overflow >= 0:  # it has all that it keeps
+            try:
+                return self._pool.get(True, _TURN_SECONDS)
+            except queue.Empty:
+                pass
+        return super()._do_get()
 
 
 class AsyncPatientPool(PatientPool, AsyncAdaptedQueuePool):

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from penstock.ledger.sql.text import storable
+
+
+class ExceptOnMysql(TypeDecorator[Any]):
+    """A type that is another one on MySQL and MariaDB. Their types are imported there alone: they take a megabyte.
+
+    Arguments:
+        on_mysql: makes the other one, from SQLAlchemy's module of MySQL's types.
+    """
+
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = sa.types.NullType
+    cache_ok = True
+
+    def __init__(self, impl: TypeEngine[Any], on_mysql: Callable[[Any], TypeEngine[Any]]) -> None:
+        super().__init__()
+        self.impl, self.on_mysql = impl, on_mysql
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name not in ("mysql", "mariadb"):
+            return dialect.type_descriptor(self.impl_instance)
+        from sqlalchemy.dialects import mysql
+
+        return dialect.type_descriptor(self.on_mysql(mysql))
 
 
 class _SqliteTime(sa.types.UserDefinedType[str]):
@@ -35,9 +57,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "sqlite":
             return dialect.type_descriptor(_SqliteTime())
-        if dialect.name == "mysql" or dialect.name == "mariadb":
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))  # plain DATETIME drops the fraction
-        return dialect.type_descriptor(sa.DateTime(timezone=True))
+        return INSTANT.load_dialect_impl(dialect)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None:
@@ -50,11 +70,18 @@ class UtcDateTime(TypeDecorator[datetime]):
             return value.isoformat(" ", "microseconds")[:26]  # without the offset, so that text sorts as time
         return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        time = datetime.fromisoformat(value) if isinstance(value, str) else value
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        return _in_utc
+
+
+def _in_utc(value: Any) -> datetime | None:
+    """The driver's value, which is a text on SQLite, as an aware time. Lists have four in a row."""
+    if value is None:
+        return None
+    time: datetime = datetime.fromisoformat(value) if type(value) is str else value
+    if (zone := time.tzinfo) is UTC:
+        return time
+    return time.replace(tzinfo=UTC) if zone is None else time.astimezone(UTC)
 
 
 class Text(TypeDecorator[str]):
@@ -78,5 +105,6 @@ class LongerText(Text):
 
 
 # MySQL's TEXT and BLOB end at 64 KiB; a payload may have 256 KiB.
-LongText = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
-LongBytes = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+LongText = ExceptOnMysql(sa.Text(), lambda mysql: mysql.MEDIUMTEXT())
+LongBytes = ExceptOnMysql(sa.LargeBinary(), lambda mysql: mysql.MEDIUMBLOB())
+INSTANT = ExceptOnMysql(sa.DateTime(timezone=True), lambda mysql: mysql.DATETIME(fsp=6))  # plain ones drop the fraction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from alembic.util import CommandError
 
 from penstock.config.errors import ConfigError, LedgerUnavailable
 from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.tables.jobs import jobs, limit_indexes
 from penstock.ledger.sql.urls import shown
 
 VERSION_TABLE = "penstock_alembic_version"
@@ -48,8 +50,54 @@ def upgrade(database: Database) -> str:
             if database.dialect in ("mysql", "mariadb"):
                 connection.execute(sa.text("SELECT RELEASE_LOCK('penstock_upgrade')"))
 
-    database.write(run_migrations)
+    if database.dialect in ("mysql", "mariadb"):
+        # To build an index may take minutes.
+        with closing(Database(database.url, pool_size=1, answer_seconds=None)) as patient:
+            patient.write(run_migrations)
+    else:
+        database.write(run_migrations)
+    if database.dialect == "postgresql":
+        build_indexes(database)
     return head()
+
+
+def build_indexes(database: Database) -> None:
+    """Build the indexes of PostgreSQL that are missing, or that an earlier call left unfinished, next to the writes of
+    workers, and drop those that they replace. One that another process is building is left to it.
+
+    Raises:
+        LedgerUnavailable: those before are built; call it again.
+    """
+    limit_indexes(database.dialect)
+    for index in sorted(jobs.indexes, key=lambda index: str(index.name)):
+        state = database.read(lambda connection, name=index.name: connection.execute(_INDEX, {"name": name}).scalar())  # type: ignore[misc]
+        if state in ("valid", "under way"):
+            continue
+        name = str(index.name)
+        create = str(sa.schema.CreateIndex(index, if_not_exists=True).compile(dialect=database.engine.dialect))
+        concurrently = create.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
+        for statement in ([f"DROP INDEX CONCURRENTLY IF EXISTS {name}"] if state == "broken" else []) + [concurrently]:
+            database.read(lambda connection, statement=statement: connection.exec_driver_sql(statement))  # type: ignore[misc]
+    for name in REPLACED:
+        if database.read(lambda connection, name=name: connection.execute(_INDEX, {"name": name}).scalar()) is not None:  # type: ignore[misc]
+            database.read(
+                lambda connection, name=name: connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")  # type: ignore[misc]
+            )
+
+
+REPLACED = tuple(
+    f"ix_penstock_jobs_{columns}"
+    for columns in ("key", "state_due_at", "enqueued_at_id", "kind_enqueued_at_id", "tenant_enqueued_at_id")
+)
+"""Indexes of jobs up to revision 0008 that others have replaced."""
+
+_INDEX = sa.text(
+    """
+    SELECT CASE WHEN i.indisvalid THEN 'valid' WHEN p.pid IS NOT NULL THEN 'under way' ELSE 'broken' END
+    FROM pg_index i LEFT JOIN pg_stat_progress_create_index p ON p.index_relid = i.indexrelid
+    WHERE i.indexrelid = to_regclass(:name)
+    """
+)
 
 
 def head() -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.members.leases import excuse_outage
 from penstock.ledger.rows.arrows import Arrow
 from penstock.ledger.rows.attempts import CrashReports
 from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, id_taken
@@ -21,36 +21,27 @@ from penstock.schemas.wire.codec import Envelope, is_id
 
 ARROWS = (Arrow(State.RUNNING, State.DEAD, "its worker died"),)
 
+_BATCH = 500
 _NONE = timedelta()
 
 
-def find_abandoned(database: Database, limit: int = 500, *, patience: timedelta = _NONE) -> list[str]:
-    """Ids of `at_most_once` jobs whose worker's lease has ended.
-
-    Arguments:
-        patience: how much longer than its lease a worker may be silent. It need not be quick, and a handler that holds
-            the interpreter for long keeps its living worker from renewing the lease.
-    """
-    select = _abandoned(patience).with_only_columns(jobs.c.id).order_by(jobs.c.id).limit(limit)
-    return database.read(lambda connection: list(connection.scalars(select)))
-
-
-def bury_abandoned(
-    database: Database, job_ids: Sequence[str] | None = None, *, patience: timedelta = _NONE
-) -> list[str]:
-    """Bury abandoned jobs as `crashed`. Returns their ids.
+def bury_abandoned(database: Database, *, patience: timedelta = _NONE, lease: timedelta = _NONE) -> list[str]:
+    """Bury `at_most_once` jobs as `crashed` whose worker's lease has ended. Returns their ids.
 
     Their fence rises, so a worker that was only stopped for a while writes nothing afterwards.
 
     Arguments:
-        job_ids: of those that were found; one that is not abandoned any more stays. None: find them.
-        patience: see `find_abandoned`.
+        patience: how much longer than its lease a worker may be silent. It need not be quick, and a handler that holds
+            the interpreter for long keeps its living worker from renewing the lease.
+        lease: see `excuse_outage`.
     """
-    if not (job_ids := find_abandoned(database, patience=patience) if job_ids is None else job_ids):
+    abandoned = _abandoned(patience).order_by(jobs.c.id).limit(_BATCH)
+    # Looking takes no lock, and almost always finds nothing.
+    if database.read(lambda connection: connection.execute(abandoned.limit(1)).first()) is None:
         return []
-    abandoned = _abandoned(patience).where(database.among(jobs.c.id, job_ids)).order_by(jobs.c.id)
 
     def bury_all(connection: sa.Connection) -> list[str]:
+        excuse_outage(connection, database, lease)
         rows = connection.execute(database.locked(abandoned, skip=True)).all()
         crash_reports = CrashReports(connection)
         for row in rows:
@@ -77,10 +68,15 @@ class Dropped:
         return self.settled
 
 
-def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str) -> Dropped:
+def bury_dropped(
+    database: Database, envelope: Envelope, raw: bytes, detail: str, *, lease: timedelta = _NONE
+) -> Dropped:
     """Record that the broker gave up on a message (`delivery_limit`).
 
     Nothing is recorded of a copy, whose job has ended or waits in the ledger.
+
+    Arguments:
+        lease: see `excuse_outage`.
     """
 
     def read_job(connection: sa.Connection) -> Any:
@@ -97,6 +93,7 @@ def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str
     if state == State.RUNNING:
 
         def bury_running(connection: sa.Connection) -> str | None:
+            excuse_outage(connection, database, lease)
             left = sa.select(jobs).where(jobs.c.id == envelope.id, jobs.c.state == State.RUNNING)
             row = connection.execute(database.locked(left.where(~_is_held()))).first()
             if row is None:
@@ -104,7 +101,8 @@ def bury_dropped(database: Database, envelope: Envelope, raw: bytes, detail: str
             bury_crashed(connection, database, row, "delivery_limit", detail)
             return str(row.id)
 
-        return Dropped(True, database.write(bury_running))
+        dead_letter = database.write(bury_running)
+        return Dropped(dead_letter is not None, dead_letter)
     if state is None or state == State.QUEUED:
         return Dropped(True, bury_message(database, envelope, raw, "delivery_limit", detail))
     return Dropped(True)

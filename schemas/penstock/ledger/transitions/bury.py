@@ -18,13 +18,14 @@ from penstock.config.errors import UndecodableMessage
 from penstock.ledger.rows import dead_letters as dead_letter
 from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.attempts import crashed_attempt
-from penstock.ledger.rows.ended import announce_ends, final_columns
+from penstock.ledger.rows.ended import announce_ends, count_rows, final_columns
 from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, Row, is_another, waiting, waiting_row
+from penstock.ledger.rows.rates.counting import OTHER_KIND, count_ends
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, dead_letters, jobs
 from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.schemas.jobs.kind import registry
-from penstock.schemas.states import State
+from penstock.schemas.states import Outcome, State
 from penstock.schemas.wire.codec import HEADER, Envelope, is_id
 from penstock.schemas.wire.ids import new_id
 
@@ -71,6 +72,7 @@ def bury_crashed(connection: sa.Connection, database: Database, row: Any, reason
     change = final_columns(State.DEAD, now, error=error, worker=None, fence=row.fence + 1, crashes=row.crashes + 1)
     connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**change))
     announce_ends(connection, database, [row.id])
+    count_rows(connection, Outcome.DEAD, [row])
     connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, error)])
     kept = dead_letter.of_job(
         row.id, row.kind, row.queue, reason=reason, detail=error, error=f"{reason}: {error}", created_at=now
@@ -111,6 +113,8 @@ def _bury_message(
             elif kept["kind"] is not None:
                 connection.execute(database.insert_ignore(jobs), [_row_of(envelope, now) | change])
     bury(connection, database, [kept])
+    declared = registry.find(envelope.kind)  # strangers may name kinds as they like
+    count_ends(connection, Outcome.DEAD, {(OTHER_KIND if declared is None else declared.name, envelope.queue): 1})
     return str(kept["id"])
 
 

@@ -11,17 +11,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import InvalidState, JobNotFound
+from penstock.ledger.queries.scope import EVERYTHING, Scope
 from penstock.ledger.rows import audit
 from penstock.ledger.rows.arrows import Arrow, fan
-from penstock.ledger.rows.ended import announce_ends, final_columns
+from penstock.ledger.rows.ended import announce_ends, count_rows, final_columns
 from penstock.ledger.rows.jobs import UNSEEN
 from penstock.ledger.rows.keys import exact, kind_name, select_by_key, selection_detail
+from penstock.ledger.rows.rates.counting import OTHER_KIND, count_ends
 from penstock.ledger.rows.steps import is_under_way, wake_workflows
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import cancelled_keys, jobs
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.jobs.unique_policy import REPLACEABLE, UNENDED
-from penstock.schemas.states import State
+from penstock.schemas.states import Outcome, State
 from penstock.schemas.wire.codec import is_id
 from penstock.schemas.wire.ids import made_at
 
@@ -40,7 +42,14 @@ Seen = tuple[str, str, str, str | None, datetime | None]
 
 
 def request_cancel(
-    database: Database, job_id: str, *, kind: str | None = None, tenant: str | None = None, actor: str | None = None
+    database: Database,
+    job_id: str,
+    *,
+    kind: str | None = None,
+    tenant: str | None = None,
+    actor: str | None = None,
+    scope: Scope = EVERYTHING,
+    running: bool = True,
 ) -> State:
     """Cancel a job: at once while it waits, through its worker while it runs. Returns its state now.
 
@@ -50,13 +59,22 @@ def request_cancel(
     Arguments:
         kind, tenant: of a job that is not recorded yet.
         actor: for the audit log; None: a program cancels its own job, which is not audited.
+        scope: the bounds of the caller; what is outside of them does not exist for it, nor does what is not recorded
+            if there are bounds.
+        running: whether a running job is cancelled too.
 
     Raises:
-        InvalidState: it has ended, or its kind has `track=False` and the broker has it; JobNotFound: it is not
-            recorded and no kind was given.
+        InvalidState: it has ended, or runs and may not be cancelled then, or its kind has `track=False` and the broker
+            has it; JobNotFound: it is not recorded and no kind was given, or outside of the scope.
     """
 
     def cancel_and_audit(connection: sa.Connection) -> State:
+        select = sa.select(jobs.c.state, jobs.c.kind, jobs.c.queue, jobs.c.tenant).where(jobs.c.id == job_id)
+        row = connection.execute(database.locked(select)).first()
+        if scope.is_bounded and (row is None or not scope.includes(row.kind, row.queue, row.tenant)):
+            raise JobNotFound(f"no job with the id {job_id} is recorded in the ledger")
+        if row is not None and row.state == State.RUNNING and not running:
+            raise InvalidState(f"job {job_id} is running; ask to terminate it, to cancel it through its worker")
         state = cancel_in(connection, database, job_id, kind=kind, tenant=tenant)
         if actor is not None:
             audit.write(connection, actor=actor, act="cancel", subject=job_id)
@@ -79,7 +97,10 @@ def cancel_in(
             raise InvalidState(
                 f"job {job_id} is not recorded: {kind} has track=False, so its workers do not ask the ledger"
             )
-        connection.execute(sa.insert(jobs).values(**_unseen_row(job_id, kind, tenant, now)))
+        row = _unseen_row(job_id, kind, tenant, now)
+        connection.execute(sa.insert(jobs).values(**row))
+        counted_as = OTHER_KIND if declared is None else declared.name
+        count_ends(connection, Outcome.CANCELLED, {(counted_as, row["queue"]): 1})
         return State.CANCELLED
     if State(state).final:
         raise InvalidState(f"job {job_id} is {state} already and cannot be cancelled")
@@ -97,11 +118,14 @@ def cancel_waiting(
     ids: Sequence[str],
     now: datetime,
     states: frozenset[State] = REPLACEABLE,
+    *,
+    counted: bool = True,
     **columns: Any,
 ) -> int:
     """End those of these jobs that are in one of the states. Returns how many.
 
     Arguments:
+        counted: in the rates.
         columns: others to set, such as the error.
     """
     if not ids:
@@ -111,6 +135,11 @@ def cancel_waiting(
     count = connection.execute(sa.update(jobs).where(where).values(**change)).rowcount
     if count:
         announce_ends(connection, database, ids)
+    if count and counted:
+        ended = sa.select(jobs.c.kind, jobs.c.queue).where(
+            database.among(jobs.c.id, ids), jobs.c.state == State.CANCELLED, jobs.c.finished_at == now
+        )
+        count_rows(connection, Outcome.CANCELLED, connection.execute(ended))
     return count
 
 
@@ -188,6 +217,27 @@ def cancel_key(
         cancelled += ids
         if not last:
             return cancelled
+
+
+def purge(
+    connection: sa.Connection, database: Database, fetched: Sequence[tuple[str, int]]
+) -> tuple[list[str], list[str]]:
+    """Cancel jobs that a broker has handed out, and no one has started.
+
+    Returns the ids of those that are cancelled, and of those that run, whose messages are to stay. The others are not
+    on record, or were copies.
+
+    Arguments:
+        taken: id and fence of each message.
+    """
+    fences = dict(fetched)
+    rows = database.rows_of(connection, _PURGED, jobs.c.id, sorted(fences))
+    waiting = sorted(row.id for row in rows if row.state == State.QUEUED and row.fence <= fences[row.id])
+    cancel_waiting(connection, database, waiting, datetime.now(UTC), frozenset({State.QUEUED}))
+    return waiting, [row.id for row in rows if row.state == State.RUNNING]
+
+
+_PURGED = sa.select(jobs.c.id, jobs.c.state, jobs.c.fence)
 
 
 def cancel_unseen(database: Database, seen: Sequence[Seen], *, claimed: bool = False) -> set[str]:

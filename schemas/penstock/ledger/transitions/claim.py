@@ -8,29 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.members.leases import excuse_outage
 from penstock.ledger.rows import suspect_runs
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.attempts import CrashReports, crashed_attempt
-from penstock.ledger.rows.ended import announce_ends, final_columns
-from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, Row, is_another, is_elsewhere, message_row
+from penstock.ledger.rows.ended import announce_ends, count_rows, final_columns
+from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, Row, is_another, is_elsewhere, is_superseded, message_row
+from penstock.ledger.rows.jobs.later_messages import GOES_ON, go_on, may_follow
+from penstock.ledger.rows.jobs.terms import record_terms
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, jobs, workers
 from penstock.ledger.transitions.cancel import cancel_unseen
-from penstock.schemas.states import FINAL, WAITING, State
+from penstock.schemas.states import FINAL, WAITING, Outcome, State
 from penstock.schemas.wire.codec import Message
 
 ARROWS = (
     *fan((None, State.SCHEDULED, State.QUEUED, State.RETRYING), (State.RUNNING,), "claimed"),
     Arrow(State.RUNNING, State.RUNNING, "claimed after a crash"),
+    *fan(GOES_ON, (State.RUNNING,), "claimed: a later message of an adopted task"),
     Arrow(State.RUNNING, State.CANCELLED, "was to be cancelled when its worker died"),
 )
 
+_REPLACING = timedelta(seconds=0.5)
+"""Before a message is looked at again whose job seems to run: it may be about to end as replaced."""
 _READ = sa.select(
     *(jobs.c[name] for name in ("id", "state", "fence", "worker", "attempt", "failures", "crashes")),
     *(jobs.c[name] for name in ("cancel_requested", "started_at", "enqueued_at")),
@@ -44,11 +50,13 @@ class ClaimRequest:
 
     Attributes:
         redelivered: the broker has handed it out before, so the worker that had it may be dead.
+        ahead: it will run when a slot is free, so its row says no start until `heartbeats.report` or its outcome does.
     """
 
     message: Message
     redelivered: bool
     max_crashes: int
+    ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -62,6 +70,7 @@ class Claim:
         quarantine: it crashed its worker too often: record it as dead instead of running it.
         crash: what is known of the crash that ended the attempt before.
         unseen: the ledger had not known the job.
+        ahead: the row says no start: see `ClaimRequest`.
         asked_at: when it was asked for, as `time.time_ns` says it; 0: it was not.
     """
 
@@ -75,6 +84,7 @@ class Claim:
     quarantine: bool = False
     crash: str | None = None
     unseen: bool = False
+    ahead: bool = False
     asked_at: int = 0
 
 
@@ -100,17 +110,40 @@ def claim(
     worker: str,
     now: datetime | None = None,
     asked_before: bool = False,
+    lease: timedelta = timedelta(),
+    apart: bool = False,
 ) -> list[Claim | Refusal]:
-    """Claim a batch for a worker, in one transaction. The answers are in the order of the requests.
+    """Claim a batch for a worker. The answers are in the order of the requests.
+
+    One statement claims the jobs that are new to the ledger, as almost all are; a transaction looks at the others.
 
     Arguments:
         asked_before: the worker asked, and got no answer. A job that it seems to run was claimed by that request.
+        lease: see `excuse_outage`.
+        apart: those that have crashed will run in processes of their own, so the worker's death does not count against
+            them from now on.
 
     Raises:
         LedgerUnavailable: ask again. If the connection was lost at the commit, the claim may be done.
     """
     now = now or datetime.now(UTC)
-    return database.write(lambda connection: _claim(connection, database, requests, worker, now, asked_before))
+    at_once = {} if asked_before else _claim_unrecorded(database, requests, worker, now)
+    others = [number for number in range(len(requests)) if number not in at_once]
+
+    def claim_all(connection: sa.Connection) -> list[Claim | Refusal]:
+        of_others = [requests[number] for number in others]
+        claimed_ids = {claim.message.id for claim in at_once.values()}
+        answers = _claim(connection, database, of_others, worker, now, asked_before, lease, claimed_ids)
+        claims = [answer for answer in answers if isinstance(answer, Claim)]
+        suspects = {claim.message.id: claim.fence for claim in claims if claim.crashes and not claim.quarantine}
+        if apart and suspects:
+            suspect_runs.begin(connection, database, suspects)
+        return answers
+
+    if not others:
+        return list(at_once.values())
+    answers = dict(zip(others, database.write(claim_all), strict=True)) | at_once
+    return [answers[number] for number in range(len(requests))]
 
 
 def asks_of_keys(answers: Sequence[Claim | Refusal]) -> bool:
@@ -133,6 +166,31 @@ def without_cancelled(database: Database, answers: Sequence[Claim | Refusal]) ->
     return [Refusal(answer.message, "cancelled") if answer.message.id in cancelled else answer for answer in answers]
 
 
+def _claim_unrecorded(
+    database: Database, requests: Sequence[ClaimRequest], worker: str, now: datetime
+) -> dict[int, Claim | Refusal]:
+    """Claims of jobs that the ledger has not known, by the number of the request; the others must be looked at.
+
+    Only of messages whose jobs are most likely not on record.
+    """
+    numbers: dict[str, int] = {}
+    for number, request in enumerate(requests):
+        message = request.message
+        if not (request.redelivered or message.fence or message.tags or message.kind.search):
+            numbers.setdefault(message.id, number)
+    if not numbers:
+        return {}
+    claims = {number: _first_claim(requests[number], now) for number in numbers.values()}
+    ids = database.insert_new(jobs, jobs.c.id, [_new_row(claim, worker) for claim in claims.values()])
+    return {number: claim for number, claim in claims.items() if claim.message.id in ids}
+
+
+def _first_claim(request: ClaimRequest, now: datetime) -> Claim:
+    """Claim of a job that is not on record."""
+    message = request.message
+    return Claim(message, 1, message.attempt, message.attempt - 1, 0, now, unseen=True, ahead=request.ahead)
+
+
 def _claim(
     connection: sa.Connection,
     database: Database,
@@ -140,17 +198,23 @@ def _claim(
     worker: str,
     now: datetime,
     asked_before: bool,
+    lease: timedelta,
+    claimed_ids: set[str],
 ) -> list[Claim | Refusal]:
     ids = list({request.message.id for request in requests})
     rows: dict[str, Any] = {row.id: row for row in database.rows_of(connection, _READ, jobs.c.id, ids)}
     holders = {row.worker for row in rows.values() if row.state == State.RUNNING and row.worker != worker}
-    leases = _leases(connection, holders, now) if holders else {}
+    leases: dict[str, datetime] = {}
+    if holders:
+        excuse_outage(connection, database, lease)
+        leases = _leases(connection, holders, now)
     answers: list[Claim | Refusal] = []
     inserts: list[Row] = []
     updates: list[Row] = []
+    again: list[Claim] = []
+    later: list[Message] = []
     crashed: list[Row] = []
     crash_reports = CrashReports(connection)
-    claimed_ids: set[str] = set()
     for request in requests:
         message = request.message
         row = rows.get(message.id)
@@ -159,13 +223,28 @@ def _claim(
             continue
         if row is None:
             claimed_ids.add(message.id)
-            granted = Claim(message, 1, message.attempt, message.attempt - 1, 0, now, unseen=True)
+            granted = _first_claim(request, now)
             inserts.append(_new_row(granted, worker))
             answers.append(granted)
             continue
         unanswered = asked_before and row.state == State.RUNNING and row.worker == worker
+        if may_follow(message, row):
+            if row.state == State.RUNNING and not request.redelivered:
+                answers.append(Refusal(message, "held", until=now + _REPLACING))
+                continue
+            if row.state in GOES_ON:
+                claimed_ids.add(message.id)
+                granted = Claim(message, row.fence + 1, row.failures + 1, row.failures, row.crashes, now)
+                granted.ahead = request.ahead
+                updates.append(_claimed_row(granted, worker))
+                later.append(granted.message)
+                answers.append(granted)
+                continue
         if is_another(row, message.kind.name, message.kind, message.tenant, message.queue):
             answers.append(Refusal(message, ID_TAKEN))
+            continue
+        if is_superseded(row, message.fence):
+            answers.append(Refusal(message, "duplicate"))
             continue
         if not unanswered and (refusal := _refuse(request, row, leases, worker, now)):
             answers.append(refusal)
@@ -185,16 +264,26 @@ def _claim(
             crashes += int(counts)
             crashed.append(crashed_attempt(row, now, crash_reports.describe(row), counts=counts))
         granted = Claim(message, row.fence + 1, row.failures + 1, row.failures, crashes, now, unseen=unanswered)
+        granted.ahead = request.ahead
         granted.quarantine = crashes >= request.max_crashes
         granted.crash = crashed[-1]["error"] if crashes > row.crashes else None
         updates.append(_claimed_row(granted, worker))
+        again.append(granted)
         answers.append(granted)
     if inserts:
         database.execute_many(connection, database.insert(jobs), inserts)
+        record_terms(connection, database, inserts)
     if updates:
         database.execute_many(connection, _CLAIMED, updates)
+        if later:
+            go_on(connection, database, later, now)
+        # Who recorded the job may not have known its kind, and then not which of its fields are searchable.
+        record_terms(
+            connection, database, [message_row(claim.message, now) for claim in again if claim.message.kind.search]
+        )
     if crashed:
         connection.execute(database.insert_ignore(attempts), crashed)
+        count_rows(connection, Outcome.CRASHED, [rows[attempt["job_id"]] for attempt in crashed])
     return answers
 
 
@@ -245,6 +334,8 @@ _CLAIMED = (
 def _new_row(granted: Claim, worker: str) -> Row:
     # Only what is not null: each further column would be bound for every row.
     row = message_row(granted.message, granted.started_at)
+    if granted.ahead:
+        row["started_at"] = None
     row.update(state=State.RUNNING, worker=worker, fence=1, attempt=granted.attempt, failures=granted.failures)
     return row
 
@@ -256,7 +347,7 @@ def _claimed_row(granted: Claim, worker: str) -> Row:
         "b_fence": granted.fence,
         "b_attempt": granted.attempt,
         "b_crashes": granted.crashes,
-        "b_started_at": granted.started_at,
+        "b_started_at": None if granted.ahead else granted.started_at,
         "b_delivery": granted.message.kind.delivery,
     }
 
@@ -267,6 +358,7 @@ def _end_cancelled(
     change = final_columns(State.CANCELLED, now, fence=row.fence + 1, crashes=row.crashes + 1, cancel_requested=False)
     connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(**change))
     announce_ends(connection, database, [row.id])
+    count_rows(connection, Outcome.CANCELLED, [row])
     connection.execute(database.insert_ignore(attempts), [crashed_attempt(row, now, crash_reports.describe(row))])
 
 

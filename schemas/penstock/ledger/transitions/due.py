@@ -12,6 +12,7 @@ broker has lost.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,9 +20,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from penstock.ledger.members.leases import excuse_outage
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import final_columns
-from penstock.ledger.rows.held_jobs import Holds
 from penstock.ledger.rows.jobs import (
     IDENTITY,
     RESERVED,
@@ -33,7 +34,9 @@ from penstock.ledger.rows.jobs import (
     reserved,
 )
 from penstock.ledger.rows.jobs import waiting as waiting
-from penstock.ledger.sql.clock import from_now
+from penstock.ledger.rows.jobs.terms import delete_terms, record_terms
+from penstock.ledger.rows.waits.held_jobs import Holds
+from penstock.ledger.sql.clock import from_now, has_passed
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, workers
 from penstock.ledger.transitions.cancel import cancel_unseen, cancelled_before
@@ -48,9 +51,11 @@ ARROWS = (
     *fan((State.SCHEDULED, State.RETRYING), (State.QUEUED,), "sent"),
     Arrow(State.SCHEDULED, None, "sent, and not tracked"),
     Arrow(State.QUEUED, State.SCHEDULED, "held back: its worker does not know it"),
+    Arrow(State.QUEUED, State.SCHEDULED, "moved to another queue"),
+    Arrow(None, State.SCHEDULED, "moved to another queue"),
 )
 
-_ENVELOPES = ("id", "kind", "queue", "priority", "version", "payload", "embed", "key", "tenant", "traceparent")
+_ENVELOPES = ("id", "kind", "queue", "priority", "version", "payload", "embed", "key", "tenant", "traceparent", "tags")
 _READ = [jobs.c[name] for name in (*_ENVELOPES, "failures", "fence", "enqueued_at", "due_at", "expires_at")]
 """What an envelope is made of; a row has twice as many columns."""
 
@@ -87,6 +92,7 @@ def _insert_waiting(connection: sa.Connection, database: Database, rows: Sequenc
     cancelled = final_columns(State.CANCELLED, datetime.now(UTC))
     kept = [{**row, **cancelled} if row["id"] in gone else row for row in rows]
     connection.execute(database.insert_ignore(jobs), kept)
+    record_terms(connection, database, rows)
 
 
 HoldAnswer = Literal["held", "copy", "over", "running", "id_taken"]
@@ -113,11 +119,19 @@ class HoldRequest:
 
 
 def hold_back(
-    database: Database, requests: Sequence[HoldRequest], *, worker: str, grace: timedelta
+    database: Database,
+    requests: Sequence[HoldRequest],
+    *,
+    worker: str,
+    grace: timedelta,
+    lease: timedelta = timedelta(),
 ) -> list[HoldAnswer]:
     """Hold jobs back that a worker does not know: the dispatcher sends them again in a moment, for another worker.
 
     The grace counts from the first time that a worker did not know the job since its last attempt.
+
+    Arguments:
+        lease: see `excuse_outage`.
 
     Raises:
         LedgerUnavailable: nothing was written.
@@ -127,7 +141,7 @@ def hold_back(
 
     def insert_and_hold(connection: sa.Connection) -> list[HoldAnswer]:
         _insert_waiting(connection, database, rows, about)
-        return _hold_back(connection, database, requests, worker, grace)
+        return _hold_back(connection, database, requests, worker, grace, lease)
 
     answers = database.write(insert_and_hold)
     if about:
@@ -136,7 +150,12 @@ def hold_back(
 
 
 def _hold_back(
-    connection: sa.Connection, database: Database, requests: Sequence[HoldRequest], worker: str, grace: timedelta
+    connection: sa.Connection,
+    database: Database,
+    requests: Sequence[HoldRequest],
+    worker: str,
+    grace: timedelta,
+    lease: timedelta,
 ) -> list[HoldAnswer]:
     ids = sorted({request.row["id"] for request in requests})
     now = connection.execute(sa.select(from_now())).scalar_one()
@@ -159,7 +178,7 @@ def _hold_back(
             continue
         answered.add(job.id)
         runs = job.state == State.RUNNING
-        if runs and job.delivery == "once" and _is_alive(connection, job.worker):
+        if runs and job.delivery == "once" and _is_alive(connection, database, job.worker, lease):
             answers.append("running")
             continue
         if runs:
@@ -208,23 +227,76 @@ def _is_copy(request: HoldRequest, job: Any, now: datetime) -> bool:
     return job.state in WAITING and job.due_at is not None and job.due_at > now + RESERVED
 
 
-def _is_alive(connection: sa.Connection, worker: str | None) -> bool:
+def _is_alive(connection: sa.Connection, database: Database, worker: str | None, lease: timedelta) -> bool:
+    excuse_outage(connection, database, lease)
     alive = workers.c.name == worker, workers.c.lease_until > from_now(), workers.c.stopped_at.is_(None)
     return connection.execute(sa.select(workers.c.name).where(*alive)).first() is not None
 
 
+def move(
+    connection: sa.Connection, database: Database, fetched: Sequence[tuple[Row, int]], queue: str
+) -> tuple[list[str], list[str]]:
+    """Put jobs that a broker has handed out, and no one has started, into the ledger, due at once in another queue.
+
+    Returns the ids of those that were moved, and of those that run, whose messages are to stay. The others were copies.
+    A message that comes again after a crash has an old fence, and is refused.
+
+    Arguments:
+        taken: the row of each message, as `waiting` makes it, and the fence in the message.
+    """
+    ids = sorted({row["id"] for row, _ in fetched})
+    on_record = {row.id: row for row in database.rows_of(connection, _MOVED, jobs.c.id, ids)}
+    now = connection.execute(sa.select(from_now())).scalar_one()
+    moved: list[str] = []
+    kept: list[str] = []
+    new: list[Row] = []
+    for row, fence in fetched:
+        job = on_record.get(row["id"])
+        if job is None:
+            new.append({**row, "queue": queue, "due_at": now, "fence": fence + 2})
+        elif job.state == State.RUNNING:
+            kept.append(job.id)
+            continue
+        elif job.state == State.QUEUED and not job.cancel_requested and job.fence <= fence:
+            change = {
+                "state": State.SCHEDULED,
+                "queue": queue,
+                "due_at": now,
+                "fence": jobs.c.fence + 2,
+                "worker": None,
+            }
+            connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**change))
+        else:
+            continue  # a copy of a job that has ended, or that was sent again since
+        moved.append(row["id"])
+    if new:
+        connection.execute(database.insert_ignore(jobs), new)
+    return moved, kept
+
+
+_MOVED = sa.select(jobs.c.id, jobs.c.state, jobs.c.fence, jobs.c.cancel_requested)
+
+
 def due(
-    connection: sa.Connection, database: Database, now: datetime, limit: int, exclude: Iterable[str] = ()
+    connection: sa.Connection,
+    database: Database,
+    now: datetime,
+    limit: int,
+    exclude: Iterable[str] = (),
+    only: Sequence[str] | None = None,
 ) -> list[Any]:
     """Rows whose time has come, the longest overdue first, locked against other dispatchers.
 
     Arguments:
         limit: of each state, scheduled and retrying, so that a flood of one does not starve the other.
         exclude: queues to leave out.
+        only: ids of jobs; None: all.
     """
     rows: list[Any] = []
     for state in sorted(WAITING):
         select = _due(state, now)
+        if only is not None:
+            select = select.where(database.among(jobs.c.id, only))
         if exclude:
             select = select.where(jobs.c.queue.not_in(list(exclude)))
         rows += connection.execute(database.locked(select.limit(limit), skip=True)).all()
@@ -249,13 +321,20 @@ def envelope_of(row: Any) -> Envelope:
         sent_at=row.enqueued_at,
         expires_at=row.expires_at,
         traceparent=row.traceparent,
+        tags=json.loads(row.tags) if row.tags else (),
     )
     if row.due_at is not None:
         envelope.headers[HEADER]["ready_at"] = row.due_at.isoformat()
     return envelope
 
 
-def reserve(database: Database, limit: int, exclude: Iterable[str]) -> tuple[list[Any], datetime]:
+def any_due() -> sa.ColumnElement[bool]:
+    return sa.or_(*(has_passed(jobs.c.due_at, jobs.c.state == state) for state in sorted(WAITING)))
+
+
+def reserve(
+    database: Database, limit: int, exclude: Iterable[str], only: Sequence[str] | None = None
+) -> tuple[list[Any], datetime]:
     """Reserve due rows for this dispatcher. Returns them, and the end of the reservation."""
     now, any_due = database.read(_peek)
     until = now + RESERVED
@@ -263,7 +342,7 @@ def reserve(database: Database, limit: int, exclude: Iterable[str]) -> tuple[lis
         return [], until  # looking takes no lock; on SQLite, polling would otherwise fight workers for the only one
 
     def move_ahead(connection: sa.Connection) -> list[Any]:
-        rows = due(connection, database, now, limit, exclude)
+        rows = due(connection, database, now, limit, exclude, only)
         if rows:
             ids = [row.id for row in rows]
             connection.execute(sa.update(jobs).where(database.among(jobs.c.id, ids)).values(due_at=until))
@@ -289,12 +368,14 @@ def _due(state: State, now: datetime) -> sa.Select[Any]:
 def mark_as_sent(database: Database, rows: Sequence[Any], until: datetime, began: float) -> None:
     kept = [row.id for row in rows if _is_kept(row)]
     gone = [row.id for row in rows if not _is_kept(row)]
+    tagged = [row.id for row in rows if row.tags and not _is_kept(row)]
 
     def mark(connection: sa.Connection) -> None:
         if kept:
             mark_sent(connection, database, kept, until, began)
         if gone:
             connection.execute(sa.delete(jobs).where(reserved(database, gone, until)))
+            delete_terms(connection, database, tagged)
 
     database.write(mark)
 

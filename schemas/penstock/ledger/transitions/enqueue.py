@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.ended import final_columns
 from penstock.ledger.rows.jobs import Row, reserved, waiting, waiting_row
+from penstock.ledger.rows.jobs.terms import delete_terms, record_terms, replace_terms
 from penstock.ledger.rows.keys import kind_name
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, unique_keys
@@ -72,6 +73,7 @@ def enter(
     rows = [waiting_row(envelope, reserved) for envelope in envelopes if _policy(envelope) is None]
     if rows:
         database.execute_many(connection, database.insert_ignore(jobs), rows)
+        record_terms(connection, database, rows)
     entered = (Admission(row["id"], row["queue"], True) for row in rows)
     admitted = iter(Admissions.admit(connection, database, requested, now, now).answers if requested else ())
     return [next(entered if _policy(envelope) is None else admitted) for envelope in envelopes]
@@ -262,11 +264,14 @@ class Admissions:
 
     def _write(self, connection: sa.Connection, database: Database) -> None:
         for job_id, error in self._errors.items():
-            cancel_waiting(connection, database, [job_id], self._now, error=error)
+            cancel_waiting(connection, database, [job_id], self._now, counted=False, error=error)
         for job_id, row in self._moved.items():
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(row))
+        if self._moved:
+            replace_terms(connection, database, sorted(self._moved))
         if self.new:
             database.execute_many(connection, database.insert(jobs), list(self.new.values()))
+            record_terms(connection, database, self.new.values())
         changed = [
             {"b_id": id, "b_job_id": key.job_id, "b_held_until": key.held_until, "b_due_at": key.due_at}
             for id, key in self.keys.items()
@@ -289,6 +294,7 @@ class Admissions:
                     _release_key(connection, id, key)
             self._restore(connection, refused)
             connection.execute(sa.delete(jobs).where(reserved(database, sorted(refused), self._due_at)))
+            delete_terms(connection, database, sorted(refused))
         left = reserved(database, self.reserved_ids(), self._due_at)
         connection.execute(sa.update(jobs).where(left).values(due_at=self._now))
 

@@ -17,14 +17,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from penstock.ledger.members.leases import excuse_outage
 from penstock.ledger.rows import suspect_runs
 from penstock.ledger.rows.arrows import Arrow, fan
 from penstock.ledger.rows.attempts import crashed_attempt
-from penstock.ledger.rows.ended import announce_ends, final_columns
+from penstock.ledger.rows.ended import announce_ends, count_rows, final_columns
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, jobs, workers
-from penstock.schemas.states import State
+from penstock.schemas.states import Outcome, State
 
 ARROWS = (
     *fan((State.QUEUED, State.RUNNING), (State.SCHEDULED,), "lost by the broker"),
@@ -98,11 +99,16 @@ def put_back(database: Database, before: datetime, lane: Lane | None = None, lim
     return database.write(schedule_again)
 
 
-def put_back_running(database: Database, silence: timedelta, lane: Lane, limit: int = BATCH) -> int:
+def put_back_running(
+    database: Database, silence: timedelta, lane: Lane, limit: int = BATCH, *, lease: timedelta = timedelta()
+) -> int:
     """Put back running jobs of a lane whose worker has been silent for so long after its lease.
 
     That counts as a crash, and the fence rises: should the worker only have been suspended, it writes nothing
     afterwards. A job that was asked to cancel ends as cancelled instead.
+
+    Arguments:
+        lease: see `excuse_outage`.
     """
     lost = (*_abandoned(silence), jobs.c.queue == lane[0], jobs.c.priority == lane[1])
     select = sa.select(jobs).where(*lost).order_by(jobs.c.id).limit(limit)
@@ -110,6 +116,7 @@ def put_back_running(database: Database, silence: timedelta, lane: Lane, limit: 
         return 0
 
     def end_crashed_attempts(connection: sa.Connection) -> int:
+        excuse_outage(connection, database, lease)
         rows = connection.execute(database.locked(select, skip=True)).all()
         put_back_crashed(connection, database, rows, _LOST)
         return len(rows)
@@ -132,7 +139,9 @@ def put_back_crashed(connection: sa.Connection, database: Database, rows: Sequen
     # Its worker was asked to stop it, and it must not start again.
     ended = final_columns(State.CANCELLED, now, cancel_requested=False)
     for cancelled, change in ((False, again), (True, ended)):
-        if ids := [row.id for row in rows if row.cancel_requested == cancelled]:
+        if ended_rows := [row for row in rows if row.cancel_requested == cancelled]:
+            ids = [row.id for row in ended_rows]
+            count_rows(connection, Outcome.CANCELLED if cancelled else Outcome.CRASHED, ended_rows)
             connection.execute(sa.update(jobs).where(database.among(jobs.c.id, ids)).values(**change, **raised))
             if cancelled:
                 announce_ends(connection, database, ids)

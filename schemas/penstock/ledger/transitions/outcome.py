@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,21 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.ledger.rows import dead_letters as dead_letter
-from penstock.ledger.rows import limit_waits, steps
+from penstock.ledger.rows import steps
 from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.ended import announce_ends
-from penstock.ledger.rows.jobs import ID_TAKEN, IDENTITY, Row, id_taken, is_another, message_row
+from penstock.ledger.rows.jobs import (
+    ID_TAKEN,
+    IDENTITY,
+    Row,
+    id_taken,
+    is_another,
+    message_row,
+    resent_embed,
+    waiting_row,
+)
+from penstock.ledger.rows.jobs.terms import record_terms
+from penstock.ledger.rows.waits import limit_waits
 from penstock.ledger.sql.clock import seconds_from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, jobs
@@ -28,6 +40,8 @@ from penstock.schemas.states import WAITING, Outcome, State
 from penstock.schemas.wire.codec import Envelope, body_of, seal
 from penstock.schemas.wire.ids import new_id
 
+_OF_MESSAGE = ("kind", "queue", "priority", "delivery", "version", "payload", "embed", "expires_at")
+"""Columns that change with the message of a job."""
 _ENDS = (State.SUCCEEDED, State.DISCARDED, State.CANCELLED, State.DEAD)
 ARROWS = (
     *fan((State.RUNNING,), (*_ENDS, State.RETRYING, State.SCHEDULED, State.QUEUED), "ended its attempt"),
@@ -60,9 +74,13 @@ class AttemptOutcome:
     result_ref: str | None = None
     """Key of the result in the storage; the row then leaves it out."""
     outgoing: list[Envelope] = field(default_factory=list)
+    resent: Envelope | None = None
+    """If the job goes on as another message: that one, under the same id."""
     progress: tuple[int, int | None, str | None] | None = None
     waits_for: str | None = None
     """Slot of a limit that holds the job back: it has not run, and this does not count as an attempt."""
+    begun: bool = True
+    """False: it was claimed ahead and goes to another worker; this is no attempt."""
     crashed: bool = False
     """Its own process died: the attempt is on record as crashed, and counts as a crash and not as a failure."""
     exception: BaseException | None = field(default=None, repr=False, compare=False)
@@ -117,6 +135,8 @@ def write_outcomes(
     for statement, rows in ((_SUCCEEDED, plain), (_ENDED, rest)):
         if rows and database.execute_many(connection, statement, rows) != len(rows):
             raise FenceLost
+    if resent := [_resent_row(outcome) for outcome in tracked if outcome.resent is not None]:
+        database.execute_many(connection, _RESENT, resent)
     if new := [
         _untracked_row(outcome, worker) for outcome in accepted if not outcome.claim.tracked and outcome.needs_record
     ]:
@@ -132,6 +152,7 @@ def write_outcomes(
             bury(connection, database, [_other_dead_letter(row) for row in failed])
         if fresh := [row for row in new if fences.get(row["id"], 0) < row["fence"]]:
             connection.execute(database.upsert(jobs, keep=("enqueued_at",)), fresh)
+            record_terms(connection, database, fresh)
             written = {row["id"] for row in fresh}
             late = [
                 _delay_row(outcome)
@@ -179,6 +200,7 @@ _SUCCEEDED = (
     .where(_CLAIMED)
     .values(
         state=State.SUCCEEDED,
+        started_at=sa.bindparam("b_started_at"),
         finished_at=sa.bindparam("b_finished_at"),
         result=sa.bindparam("b_result"),
         error=None,
@@ -204,6 +226,7 @@ _ENDED = (
         attempt=sa.bindparam("b_attempt"),
         failures=sa.bindparam("b_failures"),
         crashes=sa.bindparam("b_crashes"),
+        started_at=sa.bindparam("b_started_at"),
         finished_at=sa.bindparam("b_finished_at"),
         due_at=sa.func.coalesce(seconds_from_now("b_delay"), sa.bindparam("b_due_at", type_=UtcDateTime())),
         result=sa.bindparam("b_result"),
@@ -217,11 +240,17 @@ _ENDED = (
 )
 
 
+_RESENT = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("b_id"))
+    .values({name: sa.bindparam(f"b_{name}") for name in _OF_MESSAGE})
+)
+
 _DELAYED = sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(due_at=seconds_from_now("b_delay"))
 
 
 def _has_attempt_row(outcome: AttemptOutcome) -> bool:
-    return outcome.name != Outcome.SUCCEEDED and outcome.waits_for is None
+    return outcome.name != Outcome.SUCCEEDED and outcome.waits_for is None and outcome.begun
 
 
 def _is_plain(outcome: AttemptOutcome) -> bool:
@@ -234,6 +263,7 @@ def _succeeded_row(outcome: AttemptOutcome) -> Row:
     return {
         "b_id": claim.message.id,
         "b_fence": claim.fence,
+        "b_started_at": claim.started_at,
         "b_finished_at": outcome.finished_at,
         "b_result": outcome.result,
     }
@@ -261,6 +291,7 @@ def _outcome_row(outcome: AttemptOutcome) -> Row:
         "b_attempt": claim.attempt - 1 if unfinished else claim.attempt,
         "b_failures": _failures_after(outcome),
         "b_crashes": _crashes_after(outcome),
+        "b_started_at": claim.started_at,
         "b_finished_at": outcome.finished_at,
         "b_due_at": outcome.finished_at if outcome.state == State.QUEUED else outcome.due_at,  # as when it was sent
         "b_delay": None if outcome.delay is None else outcome.delay.total_seconds(),
@@ -278,9 +309,23 @@ def _delay_row(outcome: AttemptOutcome) -> Row:
     return {"b_id": outcome.claim.message.id, "b_delay": outcome.delay.total_seconds()}
 
 
+def _resent_columns(outcome: AttemptOutcome) -> Row:
+    assert outcome.resent is not None
+    row = waiting_row(outcome.resent)
+    embed = json.dumps(resent_embed(outcome.claim.message, outcome.claim.fence))
+    return {name: row[name] for name in _OF_MESSAGE} | {"embed": embed}
+
+
+def _resent_row(outcome: AttemptOutcome) -> Row:
+    columns = {f"b_{name}": value for name, value in _resent_columns(outcome).items()}
+    return {"b_id": outcome.claim.message.id, **columns}
+
+
 def _untracked_row(outcome: AttemptOutcome, worker: str) -> Row:
     claim = outcome.claim
     row = message_row(claim.message, claim.started_at)
+    if outcome.resent is not None:
+        row |= _resent_columns(outcome)
     row.update(
         state=outcome.state,
         worker=worker,

@@ -10,11 +10,12 @@ import sqlalchemy as sa
 from penstock.ledger.rows import dead_letters as dead_letter
 from penstock.ledger.rows import steps
 from penstock.ledger.rows.arrows import fan
-from penstock.ledger.rows.ended import final_columns
+from penstock.ledger.rows.ended import count_rows, final_columns
+from penstock.ledger.rows.rates.counting import count_ends
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
 from penstock.ledger.transitions.bury import bury
-from penstock.schemas.states import State
+from penstock.schemas.states import Outcome, State
 
 ARROWS = fan((State.SCHEDULED,), (State.SUCCEEDED, State.CANCELLED, State.DEAD), "ended with its workflow")
 
@@ -48,11 +49,15 @@ def succeed_own_jobs(
             for workflow_id, (result, result_ref) in results.items()
         ]
         database.execute_many(connection, _SUCCEED_JOB, rows)
+        own_jobs = sa.select(jobs.c.kind, jobs.c.queue).where(database.among(jobs.c.id, list(results)))
+        count_rows(connection, Outcome.SUCCEEDED, connection.execute(own_jobs))
 
 
 def cancel_own_job(connection: sa.Connection, workflow_id: str) -> None:
     """End the own job of a workflow that was cancelled."""
     _end_own_job(connection, workflow_id, State.CANCELLED, None, datetime.now(UTC))
+    own_job = sa.select(jobs.c.kind, jobs.c.queue).where(jobs.c.id == workflow_id)
+    count_rows(connection, Outcome.CANCELLED, connection.execute(own_job))
 
 
 def bury_own_job(
@@ -63,6 +68,7 @@ def bury_own_job(
     row = dead_letter.of_job(workflow_id, kind, queue, reason="failed", detail=error or "", created_at=now)
     bury(connection, database, [row])
     _end_own_job(connection, workflow_id, State.DEAD, error, now)
+    count_ends(connection, Outcome.DEAD, {(kind, queue): 1})
 
 
 def _end_own_job(connection: sa.Connection, workflow_id: str, state: State, error: str | None, now: datetime) -> None:

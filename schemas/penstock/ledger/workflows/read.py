@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from penstock.ledger.sql.clock import from_now
+from penstock.ledger.sql.clock import from_now, has_passed
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, steps, workflows
 from penstock.ledger.workflows.rows import StepRow
@@ -39,6 +39,11 @@ def due_workflows(database: Database) -> tuple[list[str], bool]:
     due = sa.select(steps.c.workflow_id).where(steps.c.due_at <= from_now()).order_by(steps.c.due_at).limit(BATCH)
     ids = database.read(lambda connection: connection.scalars(due).all())
     return sorted(set(ids)), len(ids) == BATCH
+
+
+def any_due() -> sa.ColumnElement[bool]:
+    """Whether a step is due."""
+    return has_passed(steps.c.due_at)
 
 
 def lock_workflows(connection: sa.Connection, database: Database, ids: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from penstock.config.errors import InvalidState
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import steps, workflows
-from penstock.ledger.transitions.revive import revive_all
+from penstock.ledger.transitions.replay.revive import revive_all
 from penstock.ledger.workflows.read import graph_of
 from penstock.ledger.workflows.rows import fresh_row
 from penstock.schemas.workflows import BROKEN, StepState, WorkflowOutline, WorkflowState

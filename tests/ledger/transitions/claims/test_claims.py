@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from support.ledgers import (
     LEASE,
     Note,
@@ -48,6 +50,26 @@ def test_answers_have_the_order_of_the_requests(ledger: Database) -> None:
     answers = claim(ledger, [ClaimRequest(request, False, 3) for request in requests], worker="w1")
     assert [answer.message.id for answer in answers] == [request.id for request in requests]
     assert [getattr(answer, "reason", "") for answer in answers] == ["", "ended", "", "", "", "", "duplicate"]
+
+
+def test_new_jobs_are_claimed_without_a_look(ledger: Database) -> None:
+    """On PostgreSQL each BEGIN and COMMIT is a round trip too, which a lone job waits for."""
+    statements: list[str] = []
+
+    def keep(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    requests = [ClaimRequest(message(Note(text=str(number))), False, 3) for number in range(5)]
+    sa.event.listen(ledger.engine, "before_cursor_execute", keep)
+    try:
+        answers = claim(ledger, requests, worker="w1")
+    finally:
+        sa.event.remove(ledger.engine, "before_cursor_execute", keep)
+    assert all(isinstance(answer, Claim) and answer.unseen for answer in answers)
+    assert {statement.split()[0] for statement in statements} - {"BEGIN"} == {"INSERT"}, statements
+    assert len(statements) == 1 or ledger.dialect != "postgresql", statements
+    again = claim(ledger, requests, worker="w1", asked_before=True)
+    assert [getattr(answer, "fence", None) for answer in again] == [2] * 5, "the answer was lost, and they are its own"
 
 
 def test_a_copy_is_absorbed_while_the_job_runs_and_after_it_ended(ledger: Database) -> None:
@@ -123,7 +145,7 @@ def test_leases_are_right_whatever_the_clocks_of_workers_show(
         holder, gone = f"holder{number}", f"gone{number}"
         start_worker(ledger, holder)
         start_worker(ledger, gone, lease=DEAD)
-        heartbeats.beat(ledger, holder, lease=LEASE, progress={})
+        heartbeats.beat(ledger, holder, lease=LEASE)
         for claimers in (-1, 0, 1):
             now = datetime.now(UTC) + timedelta(hours=claimers)
             held, left = message(Pay(amount=5)), message(Pay(amount=6))

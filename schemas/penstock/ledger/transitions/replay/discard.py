@@ -18,7 +18,7 @@ from penstock.ledger.transitions.replay.plan import (
     plan_discard,
     rows_by_id,
 )
-from penstock.ledger.transitions.revive import close
+from penstock.ledger.transitions.replay.revive import close
 
 
 def discard(

@@ -21,12 +21,13 @@ from penstock.ledger.queries.selection import PLACED, WITH_JOBS, Selection, matc
 from penstock.ledger.rows import audit
 from penstock.ledger.rows.arrows import fan
 from penstock.ledger.rows.jobs import Row
+from penstock.ledger.rows.jobs.terms import record_terms, replace_terms
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.transitions.due import waiting
 from penstock.ledger.transitions.replay.edit import CONTENT, edited_envelope, edited_row, embed_column
-from penstock.ledger.transitions.revive import CHECKED, REVIVED, check_state, close
+from penstock.ledger.transitions.replay.revive import CHECKED, REVIVED, check_state, close
 from penstock.schemas.states import State
 from penstock.schemas.wire.codec import HEADER, Envelope, decode, encode
 
@@ -244,8 +245,10 @@ def _revive_all(connection: sa.Connection, database: Database, plans: Sequence[_
         database.execute_many(connection, _LATER, later)
     if changed:
         database.execute_many(connection, _AGAIN, changed)
+        replace_terms(connection, database, [row["b_id"] for row in changed])
     if new:
         connection.execute(database.insert(jobs), new)
+        record_terms(connection, database, new)
     close(connection, database, [plan.result.id for plan in plans], "replayed_at")
 
 
@@ -278,6 +281,7 @@ def _read_again(row: Any, known_kinds: Mapping[str, str], edit: Mapping[str, Any
         tenant=message.tenant,
         sent_at=message.sent_at,
         traceparent=message.traceparent,
+        tags=message.tags,
     )
     fresh = waiting(again)
     fresh["embed"] = embed_column(message.embed)

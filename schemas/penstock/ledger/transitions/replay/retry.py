@@ -13,7 +13,7 @@ from penstock.ledger.rows.attempts import keep_success
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.transitions.replay.replay import replay_ids
-from penstock.ledger.transitions.revive import revive
+from penstock.ledger.transitions.replay.revive import revive
 from penstock.schemas.states import State
 
 

@@ -59,14 +59,17 @@ def revive(connection: sa.Connection, database: Database, job_id: str, states: S
     return State(row.state)
 
 
-def revive_all(connection: sa.Connection, database: Database, ids: Sequence[str], *, parked: bool = False) -> None:
+def revive_all(
+    connection: sa.Connection, database: Database, ids: Sequence[str], *, parked: bool = False, succeeded: bool = False
+) -> None:
     """Turn those of these jobs that ended without success, or are workflows, into waiting ones.
 
     Arguments:
         parked: they wait without a time, as the job of a workflow does. Else they are due now.
+        succeeded: those that succeeded as well.
     """
     if ids:
-        ended = jobs.c.state.in_(sorted(FINAL if parked else FINAL - {State.SUCCEEDED}))
+        ended = jobs.c.state.in_(sorted(FINAL if parked or succeeded else FINAL - {State.SUCCEEDED}))
         where = sa.and_(database.among(jobs.c.id, ids), ended)
         connection.execute(sa.update(jobs).where(where).values(due_at=None if parked else from_now(), **REVIVED))
         close(connection, database, ids, "replayed_at")

@@ -22,8 +22,18 @@ from penstock.ledger.sql.tables import jobs
 from penstock.ledger.sql.types import Text
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, NAME, PRIORITIES, Kind, registry
 from penstock.schemas.states import WAITING, State
-from penstock.schemas.wire.codec import Envelope, Message, body_of, check_size, open_body, parse_time, read_body
+from penstock.schemas.wire.codec import (
+    Envelope,
+    Message,
+    body_of,
+    check_size,
+    from_stock,
+    open_body,
+    parse_time,
+    read_body,
+)
 from penstock.schemas.wire.ids import made_at
+from penstock.schemas.wire.tags import read_tags
 from penstock.schemas.wire.traceparent import read_traceparent
 
 Row = dict[str, Any]
@@ -31,11 +41,15 @@ Row = dict[str, Any]
 UNSEEN = "null"
 """Payload of a job that was cancelled before a worker saw its message."""
 
-IDENTITY = (jobs.c.kind, jobs.c.tenant, jobs.c.queue, (jobs.c.payload == UNSEEN).label("unseen"))
-"""The columns that `is_another` and `is_elsewhere` need."""
+IDENTITY = (jobs.c.kind, jobs.c.tenant, jobs.c.queue, (jobs.c.payload == UNSEEN).label("unseen"), jobs.c.embed)
+"""The columns that `is_another`, `is_elsewhere` and `is_superseded` need."""
 
 RESERVED = timedelta(seconds=15)
 """Length of a reservation. It is longer than a broker's timeout, so that a slow broker causes no race."""
+
+RESENT = "penstock_resent"
+"""Where the column `embed` keeps the `fence` under which an attempt ended by sending its job as another message, and
+the `kinds` that the job had before."""
 
 ARGS = "penstock_args"
 """Where the column `embed` keeps positional arguments of a kind whose fields are not known here."""
@@ -89,6 +103,8 @@ def waiting_row(envelope: Envelope, due_at: datetime | None = None) -> Row:
         args, payload, embed = open_body(envelope.body)
         if args:
             embed = {**(embed or {}), ARGS: args}
+    elif (adopted := from_stock(kind, envelope)) is not None:
+        payload, embed = adopted.model_dump(mode="json"), None
     else:
         payload, embed = read_body(envelope.body, list(kind.job.model_fields))
     now = datetime.now(UTC)
@@ -111,6 +127,7 @@ def waiting_row(envelope: Envelope, due_at: datetime | None = None) -> Row:
         enqueued_at=parse_time(ours.get("sent_at")) or made_at(envelope.id) or now,
         expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
         due_at=due_at or parse_time(ours.get("due_at") or headers.get("eta")) or now,
+        tags=json.dumps(read_tags(ours.get("tags")), ensure_ascii=False) if ours.get("tags") else None,
     )
 
 
@@ -128,6 +145,8 @@ def is_another(row: Any, name: str, kind: Kind | None, tenant: str | None, queue
         return True
     if row.kind == name or (kind is not None and (row.kind == kind.name or row.kind in kind.aliases)):
         return False
+    if name in _resent(row).get("kinds", ()):
+        return False
     # A newer worker may have written a name that this process does not know yet, of the same kind.
     renamed = kind is not None and registry.find(row.kind) is None
     return not renamed or row.queue != queue
@@ -140,6 +159,26 @@ def is_elsewhere(row: Any, queue: str) -> bool:
     queue, and such a copy is refused like any other.
     """
     return not row.unseen and bool(row.queue) and row.queue != queue
+
+
+def is_superseded(row: Any, fence: int) -> bool:
+    """Whether a message with this fence is from before the job of this row, which has `IDENTITY`, was sent as another
+    one."""
+    return fence < int(_resent(row).get("fence", 0))
+
+
+def resent_embed(message: Message, fence: int) -> dict[str, Any]:
+    """The embed of a job that an attempt of this message, claimed with the fence, sends as another one."""
+    embed = message.embed or {}
+    kinds = {*embed.get(RESENT, {}).get("kinds", ()), message.kind.name}
+    return {**embed, RESENT: {"fence": fence, "kinds": sorted(kinds)}}
+
+
+def _resent(row: Any) -> dict[str, Any]:
+    if row.embed is None or RESENT not in row.embed:
+        return {}
+    mark: dict[str, Any] = json.loads(row.embed)[RESENT]
+    return mark
 
 
 ID_TAKEN = "id_taken"
@@ -227,6 +266,7 @@ def message_row(message: Message, started_at: datetime) -> Row:
         "failures": 0,
         "crashes": 0,
         "cancel_requested": False,
+        "tags": json.dumps(message.tags, ensure_ascii=False) if message.tags else None,
     }
 
 

@@ -1,4 +1,5 @@
-"""Jobs that wait for a slot of a limit: each has a row here, and its own row is `scheduled` for much later.
+"""Jobs that wait for a slot of a limit, or for the end of a pause: each has a row here, and its own row is `scheduled`
+for much later.
 
 A row here counts as long as its job is `scheduled` for the time in this row. A job that was cancelled, rescheduled or
 erased meanwhile leaves its row behind, which is deleted when its turn comes.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import sqlalchemy as sa
 
@@ -18,9 +20,13 @@ from penstock.ledger.sql.tables import jobs
 from penstock.ledger.sql.tables import limit_waits as waits
 from penstock.schemas.states import State
 
+PAUSED = ":paused:"
+"""Slots that begin so are those of pauses: no limit has an empty name."""
+
 _GHOSTS = 500
 """Rows read beyond those that are needed, since many jobs may have been cancelled at once."""
 
+_OF_LIMIT = ~waits.c.slot.startswith(PAUSED)
 _UNTOUCHED = sa.and_(jobs.c.id == waits.c.job_id, jobs.c.state == State.SCHEDULED, jobs.c.due_at == waits.c.due_at)
 
 
@@ -50,8 +56,14 @@ def enter(connection: sa.Connection, database: Database, rows: Sequence[Row]) ->
 
 
 def slots(database: Database) -> list[str]:
-    """Slots that jobs wait for."""
-    return database.read(lambda connection: list(connection.scalars(sa.select(waits.c.slot).distinct())))
+    """Slots of limits that jobs wait for."""
+    select = sa.select(waits.c.slot).where(_OF_LIMIT).distinct()
+    return database.read(lambda connection: list(connection.scalars(select)))
+
+
+def any_waits() -> sa.ColumnElement[bool]:
+    """Whether jobs wait for a limit."""
+    return sa.exists(sa.select(waits.c.slot).where(_OF_LIMIT))
 
 
 def turn(database: Database, slot: str, count: int) -> Turn:
@@ -75,13 +87,31 @@ def turn(database: Database, slot: str, count: int) -> Turn:
     return Turn(waiting[:count], gone, more=len(waiting) > count or len(rows) == limit)
 
 
-def wake(database: Database, turn: Turn) -> None:
-    """Make these jobs due now."""
+_WAKE_IN_ORDER = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("b_id"), sa.exists().where(_UNTOUCHED))
+    .values(due_at=sa.bindparam("b_due_at"))
+)
+
+
+def wake(database: Database, turn: Turn, *, in_order: bool = False) -> None:
+    """Make these jobs due now.
+
+    Arguments:
+        in_order: they are sent in their order, at the cost of a statement for each.
+    """
     if not turn.job_ids and not turn.gone:
         return
 
     def make_due(connection: sa.Connection) -> None:
-        if turn.job_ids:
+        if turn.job_ids and in_order:
+            now = connection.execute(sa.select(from_now())).scalar_one()
+            first = now - timedelta(microseconds=len(turn.job_ids))
+            due_at = {job_id: first + timedelta(microseconds=number) for number, job_id in enumerate(turn.job_ids)}
+            # By their ids, so that no two dispatchers deadlock.
+            rows = [{"b_id": job_id, "b_due_at": due_at[job_id]} for job_id in sorted(due_at)]
+            database.execute_many(connection, _WAKE_IN_ORDER, rows)
+        elif turn.job_ids:
             where = sa.exists().where(_UNTOUCHED)
             due = sa.update(jobs).where(database.among(jobs.c.id, turn.job_ids), where)
             connection.execute(due.values(due_at=from_now()))
@@ -107,7 +137,15 @@ def waiting(connection: sa.Connection, job_id: str, most: int) -> tuple[str, int
 
 
 def counts(database: Database) -> dict[str, int]:
-    """Slot → number of waiting jobs."""
+    """Slot of a limit → number of waiting jobs."""
     count = sa.func.count().label("jobs")
-    select = sa.select(waits.c.slot, count).select_from(waits.join(jobs, _UNTOUCHED)).group_by(waits.c.slot)
+    select = sa.select(waits.c.slot, count).select_from(waits.join(jobs, _UNTOUCHED)).where(_OF_LIMIT)
+    select = select.group_by(waits.c.slot)
     return database.read(lambda connection: {row.slot: row.jobs for row in connection.execute(select)})
+
+
+def count(database: Database, slot: str, most: int) -> int:
+    """Number of jobs that wait for a slot, up to `most`."""
+    rows = sa.select(waits.c.job_id).join(jobs, _UNTOUCHED).where(waits.c.slot == slot).limit(most)
+    select = sa.select(sa.func.count()).select_from(rows.subquery())
+    return database.read(lambda connection: connection.execute(select).scalar_one())
