@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.config.errors import InvalidEvent
@@ -135,7 +135,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(st.sampled_from(["content-type", "ce-specversion", "ce-id", "ce-time", "ce-é"]) | TEXTS, TEXTS),
     st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()),
@@ -145,7 +144,6 @@ def test_random_input_is_an_event_or_an_invalid_event(headers: dict[str, str], b
         assert all(isinstance(event, Event | InvalidEvent) for event in parse(headers, body))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MINIMAL.items()}, optional={"data": JSON}))
 def test_attributes_of_an_event_are_kept_as_they_were(document: dict[str, Any]) -> None:
     try:

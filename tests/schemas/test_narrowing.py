@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field, TypeAdapter
@@ -176,7 +176,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SCHEMAS, SCHEMAS, st.lists(VALUES, min_size=20, max_size=20))
 def test_schemas_without_refusals_accept_every_old_value(old: Any, new: Any, values: list[Any]) -> None:
     if not refusals(old, new):
@@ -184,7 +183,6 @@ def test_schemas_without_refusals_accept_every_old_value(old: Any, new: Any, val
         assert [value for value in values if before.is_valid(value) and not after.is_valid(value)] == []
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SCHEMAS)
 def test_a_schema_refuses_nothing_of_itself(schema: Any) -> None:
     # The copy of a union has more alternatives to compare with than the one.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.config.errors import ConfigError, InvalidEvent, WrongSignature
@@ -98,7 +98,6 @@ def test_a_wrong_or_old_signature_is_refused(changes: dict[str, str], body: byte
         verify({**SIGNED, **changes}, body, now=now)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(sorted(SIGNED)), st.text(max_size=40)), st.binary(max_size=20))
 def test_a_random_signature_is_refused(headers: dict[str, str], body: bytes) -> None:
     with pytest.raises(WrongSignature):

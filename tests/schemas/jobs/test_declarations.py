@@ -42,6 +42,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"timeout": INFINITY}, "timeout must be at most a hundred years, not inf"),
     ({"timeout": 10**400}, "timeout must be at most a hundred years"),
     ({"timeout": timedelta.max}, "timeout must be at most a hundred years"),
+    ({"soft_timeout": 0}, "soft_timeout must be more than zero, not 0"),
+    ({"soft_timeout": 5, "timeout": 5}, "soft_timeout must be less than timeout, which ends what ignores it"),
     ({"expires_in": "1h"}, "expires_in must be a timedelta or a number of seconds, not '1h'"),
     ({"expires_in": 0}, "expires_in must be more than zero, not 0"),
     ({"expires_in": -INFINITY}, "expires_in must be at most a hundred years, not -inf"),
@@ -85,6 +87,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"limits": Concurrency(1, by="ordr")}, "a limit by 'ordr' needs a field of that name"),
     ({"limits": Concurrency(1, by="ordr")}, "did you mean 'order'?"),
     ({"limits": Concurrency(1), "track": False}, "remove track=False"),
+    ({"search": "order"}, "search must be a sequence of"),
+    ({"search": (5,)}, "search must be a sequence of"),
+    ({"search": ("ordr",)}, "search names ordr, which it does not have as fields; did you mean 'order'?"),
+    ({"search": ("order",), "track": False}, "remove track=False"),
 ]
 
 

@@ -269,3 +269,21 @@ def test_an_unresolved_name_is_read_when_it_is_there(caplog: pytest.LogCaptureFi
     Late.model_rebuild(_types_namespace={"Inner": Inner})
     kind: Kind = Late.kind()
     assert kind.redact({"inner": {"secret": MARKER}}) == {"inner": {"secret": "***"}}
+
+
+def test_a_sensitive_field_is_not_searchable_also_where_its_name_is_resolved_late() -> None:
+    with pytest.raises(KindError, match="search names card, which is Sensitive"):
+
+        class Known(Job, kind="t.searched", search=("card",)):
+            card: Sensitive[str]
+
+    class Late(Job, kind="t.searched_late", search=("inner", "order")):
+        inner: Hidden | None = None  # type: ignore[name-defined]
+        order: int = 0
+
+    class Hidden(BaseModel):
+        secret: Sensitive[str]
+
+    Late.model_rebuild(_types_namespace={"Hidden": Hidden})
+    kind: Kind = Late.kind()
+    assert kind.searchable({"inner": {"secret": MARKER}, "order": 7}) == {"order": 7}

@@ -116,7 +116,7 @@ TYPES: list[Any] = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(value=anything, depth=st.sampled_from([0, 0, 0, 90, 193, 197, 198, 210, 260]))
 def test_any_value_that_is_accepted_can_be_read_by_a_worker(value: Any, depth: int) -> None:
     for _ in range(depth):
@@ -134,7 +134,7 @@ def typed(kind: str, type_: Any) -> Any:
     return create_model("Typed", __base__=Job, __cls_kwargs__={"kind": kind}, value=(type_, ...))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), type_=st.sampled_from(TYPES))
 def test_a_job_of_any_type_that_is_accepted_can_be_read_by_a_worker(data: st.DataObject, type_: Any) -> None:
     kind = f"payloads.type{TYPES.index(type_)}"
@@ -153,7 +153,7 @@ def test_a_job_of_any_type_that_is_accepted_can_be_read_by_a_worker(data: st.Dat
         assert (message.job.value is None) == (job.value is None)  # type: ignore[attr-defined]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     key=st.none() | st.text(min_size=1, max_size=300), tenant=st.none() | texts, id=st.none() | st.text(max_size=140)
 )

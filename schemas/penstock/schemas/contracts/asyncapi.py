@@ -18,6 +18,7 @@ from pydantic.json_schema import models_json_schema
 from penstock.schemas.contracts.export import PermissiveJsonSchema
 from penstock.schemas.jobs.kind import Kind, Priority
 from penstock.schemas.wire.codec import HEADER
+from penstock.schemas.wire.tags import LONGEST_TAG, MOST_TAGS
 
 VERSION = "3.0.0"
 _REFS = "#/components/schemas/{model}"
@@ -148,6 +149,11 @@ def _headers(kind: Kind) -> dict[str, Any]:
                     "sent_at": {"type": "string", "format": "date-time"},
                     "expires_at": {"type": "string", "format": "date-time"},
                     "traceparent": {"type": "string", "maxLength": 64},
+                    "tags": {
+                        "type": "array",
+                        "maxItems": MOST_TAGS,
+                        "items": {"type": "string", "minLength": 1, "maxLength": LONGEST_TAG},
+                    },
                 },
             },
         },

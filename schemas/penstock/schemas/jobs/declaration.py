@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from penstock.config.errors import KindError
 from penstock.config.suggestions import did_you_mean, one_of
 from penstock.schemas.jobs.durations import positive_duration
-from penstock.schemas.jobs.kind import NAME, PRIORITIES, DeliveryPromise, Kind, reserved_queue
+from penstock.schemas.jobs.kind import NAME, PRIORITIES, DeliveryPromise, Kind, checked_queue
 from penstock.schemas.jobs.limits import SHARES, Concurrency, Limit, Rate
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.jobs.sensitive import holds, shapes_of_model
@@ -77,13 +77,6 @@ def _name(what: str, value: Any) -> str:
     return value
 
 
-def _queue(value: Any) -> str:
-    name = _name("queue", value)
-    if reserved := reserved_queue(name):
-        raise ValueError(f"queue {name!r} {reserved}; choose another name")
-    return name
-
-
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
         raise ValueError(f"{name} must be an integer from 1 to {LARGEST}, not {value!r}")
@@ -133,10 +126,11 @@ def _limits(value: Any) -> tuple[Limit, ...]:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "queue": _queue,
+    "queue": checked_queue,
     "version": partial(_whole, "version"),
     "retry": _retry,
     "timeout": partial(positive_duration, "timeout"),
+    "soft_timeout": partial(positive_duration, "soft_timeout"),
     "delivery": partial(_choice, "delivery", get_args(DeliveryPromise)),
     "track": partial(_flag, "track"),
     "unique_by": partial(_strings, "unique_by"),
@@ -145,6 +139,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "expires_in": partial(positive_duration, "expires_in"),
     "max_crashes": partial(_optional_whole, "max_crashes"),
     "limits": _limits,
+    "search": partial(_strings, "search"),
 }
 
 
@@ -152,6 +147,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def _check_together(kind: Kind) -> None:
+    if kind.soft_timeout is not None and kind.timeout is not None and kind.soft_timeout >= kind.timeout:
+        raise ValueError("soft_timeout must be less than timeout, which ends what ignores it")
     if kind.track:
         return
     if kind.delivery != "at_least_once":
@@ -160,6 +157,8 @@ def _check_together(kind: Kind) -> None:
         raise ValueError(f"unique={kind.unique.policy!r} needs the ledger; remove track=False")
     if kind.limits:
         raise ValueError("what a limit holds back waits in the ledger; remove track=False")
+    if kind.search:
+        raise ValueError("search finds jobs in the ledger; remove track=False")
 
 
 def _check_names(kind: Kind) -> None:
@@ -172,6 +171,9 @@ def _check_names(kind: Kind) -> None:
     if missing := [name for name in kind.unique_by if name not in fields]:
         hint = did_you_mean(missing[0], fields)
         raise ValueError(f"unique_by names {', '.join(missing)}, which it does not have as fields{hint}")
+    if missing := [name for name in kind.search if name not in fields]:
+        hint = did_you_mean(missing[0], fields)
+        raise ValueError(f"search names {', '.join(missing)}, which it does not have as fields{hint}")
 
 
 def _check_fields(kind: Kind) -> None:
@@ -195,7 +197,11 @@ def _check_fields(kind: Kind) -> None:
 def _check_sensitive(kind: Kind) -> None:
     """Refuse `Sensitive` where it would have no effect, and keep pydantic's errors from repeating the values."""
     job = kind.job
-    if holds(shapes_of_model(job)) and not job.model_config.get("hide_input_in_errors"):
+    shapes = shapes_of_model(job)  # not those of the kind, which are kept: a name may be resolved later
+    fields = (shapes[0].fields or {}) if shapes else {}
+    if hidden := [name for name in kind.search if holds(fields.get(name, ()))]:
+        raise ValueError(f"search names {', '.join(hidden)}, which is Sensitive: its values could be found by guessing")
+    if holds(shapes) and not job.model_config.get("hide_input_in_errors"):
         job.model_config["hide_input_in_errors"] = True
         if job.__pydantic_complete__:
             job.model_rebuild(force=True)

@@ -39,6 +39,8 @@ class Job(BaseModel, metaclass=_Metaclass):  # type: ignore[metaclass]
         version: of the fields, from 1; raise it with an upcaster when they change incompatibly.
         retry: a `RetryPolicy`.
         timeout: the longest an attempt may run, in seconds or as a timedelta.
+        soft_timeout: when its handler gets `SoftTimeLimitExceeded` and may still end in good order; less than
+            `timeout`.
         delivery: `at_least_once`, `once` or `at_most_once`.
         track: False keeps only failures in the ledger.
         unique_by: names of fields whose values make the job's key.
@@ -52,6 +54,7 @@ class Job(BaseModel, metaclass=_Metaclass):  # type: ignore[metaclass]
         expires_in: age past which a waiting job is discarded, in seconds or as a timedelta.
         max_crashes: crashes of a worker under it after which it is a dead letter.
         limits: `Concurrency` and `Rate`, all of which a job must be let through by.
+        search: names of fields by whose values people find jobs in lists; none that is `Sensitive`.
 
     Raises:
         KindError: a keyword is wrong; DuplicateKind: another class has this kind.
@@ -69,6 +72,7 @@ class Job(BaseModel, metaclass=_Metaclass):  # type: ignore[metaclass]
         version: int = 1,
         retry: RetryPolicy | None = None,
         timeout: Duration | None = None,
+        soft_timeout: Duration | None = None,
         delivery: DeliveryPromise = "at_least_once",
         track: bool = True,
         unique_by: Sequence[str] = (),
@@ -81,6 +85,7 @@ class Job(BaseModel, metaclass=_Metaclass):  # type: ignore[metaclass]
         expires_in: Duration | None = None,
         max_crashes: int | None = None,
         limits: Sequence[Limit] = (),
+        search: Sequence[str] = (),
         **config: Unpack[ConfigDict],
     ) -> None:
         # The signature is for editors, and the keywords are read below. Pydantic has taken its own out of `config`.

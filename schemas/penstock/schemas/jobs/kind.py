@@ -55,6 +55,19 @@ def reserved_queue(name: str) -> str | None:
     return None
 
 
+def checked_queue(name: Any) -> str:
+    """Name of a queue, as it is.
+
+    Raises:
+        ValueError: no queue can have it.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"queue {name!r} must be letters, digits, '_', '.', ':' or '-', at most 127")
+    if reserved := reserved_queue(name):
+        raise ValueError(f"queue {name!r} {reserved}; choose another name")
+    return name
+
+
 @dataclass(frozen=True)
 class Kind:
     """Declaration of a job class, from its keywords: `class SendInvoice(Job, kind=…, queue=…)`."""
@@ -67,6 +80,8 @@ class Kind:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: timedelta | None = None
     """Longest run of an attempt; None: without bound."""
+    soft_timeout: timedelta | None = None
+    """When a handler is asked to end in good order; None: not before the timeout."""
     delivery: DeliveryPromise = "at_least_once"
     track: bool = True
     """False keeps only failures in the ledger."""
@@ -83,6 +98,8 @@ class Kind:
     """Overrides the setting of that name."""
     limits: tuple[Limit, ...] = ()
     """Limits on all jobs of the kind together, or on those of one tenant, key and so on."""
+    search: tuple[str, ...] = ()
+    """Fields by whose values people find jobs in lists."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -98,6 +115,12 @@ class Kind:
         """Fields that are marked `Sensitive`, or have a part that is."""
         fields = (self.shapes[0].fields or {}) if self.shapes else {}
         return frozenset(name for name in self.job.model_fields if holds(fields.get(name, ())))
+
+    def searchable(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of its searchable fields in a payload as it travels; those that are there."""
+        fields = self.job.model_fields
+        names = {name: fields[name].serialization_alias or name for name in self.search if name not in self.sensitive}
+        return {name: payload[wire_name] for name, wire_name in names.items() if wire_name in payload}
 
     @cached_property
     def body(self) -> TypeAdapter[tuple[list[Any], Any, dict[str, Any] | None]]:
@@ -175,6 +198,7 @@ class Registry:
     def __init__(self) -> None:
         self._kinds: dict[str, Kind] = {}
         self._upcasters: dict[tuple[str, int], Upcaster] = {}
+        self._queues: set[str] = set()
 
     def add(self, kind: Kind) -> None:
         """Register a kind under its name and aliases.
@@ -228,8 +252,16 @@ class Registry:
         return iter(sorted({kind.name: kind for kind in self._kinds.values()}.values(), key=lambda kind: kind.name))
 
     def queues(self) -> set[str]:
-        """The queues that kinds name."""
-        return {kind.queue for kind in self._kinds.values()}
+        """The queues that kinds name, and those that were added."""
+        return self._queues | {kind.queue for kind in self._kinds.values()}
+
+    def add_queue(self, name: str) -> None:
+        """Make a queue known that jobs may go to, though no kind names it, as an adopted application may declare one.
+
+        Raises:
+            ValueError: no queue can have this name.
+        """
+        self._queues.add(checked_queue(name))
 
     def add_upcaster(self, kind: Kind, from_version: int, upcaster: Upcaster) -> None:
         if not 1 <= from_version < kind.version:

@@ -5,6 +5,8 @@ producers or from an unmodified Celery client. Times on the wire are ISO 8601 in
 https://docs.celeryq.dev/en/stable/internals/protocol.html
 """
 
+# Over 400 lines: encoder and decoder of one format, which change together.
+
 from __future__ import annotations
 
 import hashlib
@@ -12,19 +14,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeGuard
+from typing import Any
 
 from pydantic import ValidationError
 
 from penstock.config.errors import PayloadTooLarge, UndecodableMessage
+from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.jobs.job import Job
-from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, NAME, PRIORITIES, Kind, Priority, Registry
+from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, Kind, Priority, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.wire.ids import made_at, new_id
 from penstock.schemas.wire.payloads import EMBED as EMBED
 from penstock.schemas.wire.payloads import body_of as body_of
 from penstock.schemas.wire.payloads import explain as explain
 from penstock.schemas.wire.payloads import payload_of, scrubber_of_unread
+from penstock.schemas.wire.tags import read_tags
+from penstock.schemas.wire.texts import LONGEST, is_storable
+from penstock.schemas.wire.texts import check_text as check_text
+from penstock.schemas.wire.texts import is_id as is_id
 from penstock.schemas.wire.traceparent import read_traceparent
 
 HEADER = "penstock"
@@ -35,11 +42,9 @@ KEPT_BYTES = 64 * 1024
 MESSAGE_BYTES = 4 * 1024 * 1024
 """The default limit of a message."""
 
-_MAX_ID, _LARGEST = 128, 2**31 - 1
+_LARGEST = 2**31 - 1
 _NEWER = frozenset({"extra_forbidden", "missing", "enum", "literal_error", "union_tag_invalid"})
 """Errors of pydantic: an unknown field, a missing one, an unknown member of an enumeration or a union."""
-# What the ledger has room for. One longer would spoil the INSERT of a whole batch.
-_LONGEST = {"queue": 127, "key": 255, "tenant": 255, "traceparent": 64}
 
 
 @dataclass(slots=True)
@@ -99,6 +104,7 @@ class Message:
     expires_at: datetime | None = None
     traceparent: str | None = None
     embed: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
 
 
 def encode(
@@ -117,6 +123,7 @@ def encode(
     traceparent: str | None = None,
     max_bytes: int | None = None,
     embed: bytes = EMBED,
+    tags: Sequence[str] = (),
 ) -> Envelope:
     """Make the envelope of a job. What is None takes the kind's default or is left out.
 
@@ -147,6 +154,7 @@ def encode(
         due_at,
         expires_at,
         traceparent,
+        tags,
     )
 
 
@@ -165,6 +173,7 @@ def seal(
     due_at: datetime | None = None,
     expires_at: datetime | None = None,
     traceparent: str | None = None,
+    tags: Sequence[str] = (),
 ) -> Envelope:
     """Put the headers on a body that is made already; the kind may be one that this process does not know."""
     ours: dict[str, Any] = {
@@ -182,6 +191,8 @@ def seal(
         ours["tenant"] = tenant
     if traceparent is not None:
         ours["traceparent"] = traceparent
+    if tags:
+        ours["tags"] = list(tags)
     if expires_at is not None:
         ours["expires_at"] = headers["expires"] = expires_at.isoformat()
     if attempt > 1:
@@ -228,7 +239,10 @@ def _decode(envelope: Envelope, registry: Registry) -> Message:
     elif not isinstance(ours, dict):
         raise UndecodableMessage("undecodable", f"header {HEADER!r} is not an object")
     version = _integer(ours, "version", kind.version)
-    job, embed = _body(kind, envelope.body, version, registry)
+    if (adopted := from_stock(kind, envelope)) is None:
+        job, embed = _body(kind, envelope.body, version, registry)
+    else:
+        job, embed = adopted, None
     priority = ours.get("priority") or envelope.priority
     return Message(
         id=job_id,
@@ -246,7 +260,19 @@ def _decode(envelope: Envelope, registry: Registry) -> Message:
         expires_at=parse_time(ours.get("expires_at") or headers.get("expires")),
         traceparent=_text(ours, "traceparent") if ours else read_traceparent(headers.get("traceparent")),
         embed=embed if embed and any(embed.values()) else None,
+        tags=read_tags(ours.get("tags")),
     )
+
+
+def from_stock(kind: Kind, envelope: Envelope) -> AdoptedJob | None:
+    """The job of a message that an adopted task's own client wrote; None: it is another message.
+
+    Raises:
+        UndecodableMessage, or any other error: see `AdoptedJob.from_stock`.
+    """
+    if HEADER in envelope.headers or not issubclass(kind.job, AdoptedJob):
+        return None
+    return kind.job.from_stock(envelope.headers, envelope.body)
 
 
 def check_size(envelope: Envelope) -> None:
@@ -316,7 +342,7 @@ def unique_key(job: Job) -> str:
     kind = job.kind()
     values = job.model_dump(mode="json", include=set(kind.unique_by))
     key = f"{kind.name}:" + ",".join(f"{name}={values[name]}" for name in kind.unique_by)
-    if len(key) > _LONGEST["key"] or not _is_storable(key) or not kind.sensitive.isdisjoint(kind.unique_by):
+    if len(key) > LONGEST["key"] or not is_storable(key) or not kind.sensitive.isdisjoint(kind.unique_by):
         key = f"{kind.name}:sha256={hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
     return key
 
@@ -352,34 +378,6 @@ def _text(header: dict[str, Any], name: str) -> str | None:
     except ValueError as error:
         raise UndecodableMessage("undecodable", f"{HEADER}.{error}") from error
     return value
-
-
-def check_text(name: str, value: str) -> None:
-    """Check that a text of our header fits into the ledger.
-
-    Raises:
-        ValueError: it does not; the message begins with `name`.
-    """
-    if len(value) > _LONGEST[name]:
-        raise ValueError(f"{name} has {len(value)} characters; it may have {_LONGEST[name]}")
-    if name == "queue" and NAME.fullmatch(value) is None:
-        raise ValueError(f"{value!r} is not a valid name of a queue")
-    if not _is_storable(value):
-        raise ValueError(f"{name} has a NUL or half a surrogate pair, which a database refuses")
-
-
-def is_id(value: object) -> TypeGuard[str]:
-    """Whether a value off the wire can be a job's id."""
-    return isinstance(value, str) and 0 < len(value) <= _MAX_ID and _is_storable(value)
-
-
-def _is_storable(text: str) -> bool:
-    """Whether every database takes it: PostgreSQL refuses NUL, and a lone surrogate has no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def parse_time(value: object) -> datetime | None:

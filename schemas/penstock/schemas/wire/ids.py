@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from datetime import UTC, datetime
@@ -9,8 +10,16 @@ from datetime import UTC, datetime
 
 def new_id() -> str:
     """A UUIDv7 as 36 lower-case characters: 48 bits of Unix milliseconds, then 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    tail = int.from_bytes(os.urandom(10), "big")
+    return _uuid7(time.time_ns() // 1_000_000, os.urandom(10))
+
+
+def derived_id(time: datetime, *parts: str) -> str:
+    """The UUIDv7 of a time (aware), with a hash of texts in place of the random bits: it is the same each time."""
+    return _uuid7(int(time.timestamp() * 1000), hashlib.sha256("\0".join(parts).encode()).digest()[:10])
+
+
+def _uuid7(milliseconds: int, ten_bytes: bytes) -> str:
+    tail = int.from_bytes(ten_bytes, "big")
     value = (milliseconds << 80) | (0x7 << 76) | ((tail >> 4) & 0xFFF) << 64
     value |= (0b10 << 62) | (tail >> 16 & 0x3FFF_FFFF_FFFF_FFFF)
     text = f"{value:032x}"
