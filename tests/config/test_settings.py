@@ -8,7 +8,7 @@ import pytest
 
 from penstock.config.errors import ConfigError
 from penstock.config.sections.schedules import ScheduleSettings, WrongSchedule
-from penstock.config.settings import load_settings, redact_url
+from penstock.config.settings import load_settings, redact_url, settings_in_force
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,58 @@ def test_a_size_beyond_all_numbers_is_refused_by_its_name(monkeypatch: pytest.Mo
     monkeypatch.setenv("PENSTOCK_MAX_MEMORY", "9" * 400)
     with pytest.raises(ConfigError, match=r"max_memory: .*is not a size"):
         load_settings()
+
+
+def test_settings_in_force_have_their_source_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "penstock.toml"
+    file.write_text(
+        'max_crashes = 7\nstorage_url = "s3://a:b@bucket/p?endpoint_url=http://h&secret_key=hush"\n'
+        '[hooks.ops]\nsecret = ["aGFsbG8=", "${OPS}"]\n[syncs.x]\nurl = "http://h/"\ntable = "t"\n'
+        'headers = { Authorization = "Bearer hush" }\n'
+    )
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", "sqlite:////data/ledger.db")
+    monkeypatch.setenv("PENSTOCK_TOKEN_SECRET", "hush-hush-hush-hush")
+    rows = {row.name: row for row in settings_in_force(load_settings(file))}
+    assert (rows["max_crashes"].value, rows["max_crashes"].source) == (7, f"{file}:1")
+    assert (rows["grace_seconds"].value, rows["grace_seconds"].source) == (30.0, "default")
+    assert rows["database_url"][1:] == ("sqlite:////data/ledger.db", "PENSTOCK_DATABASE_URL")
+    assert rows["storage_url"].value == "s3://a:***@bucket/p?endpoint_url=http://h&secret_key=***"
+    assert rows["hooks.ops.secret"].value == ["***", "${OPS}"]
+    assert rows["syncs.x.headers"].value == {"Authorization": "***"}
+    assert "hush" not in str(rows)
+    assert rows["retention.succeeded"].value == "1w"
+
+
+@pytest.mark.parametrize(
+    ("alert", "words"),
+    [
+        ('when = "depht"\nabove = 1', "alerts.a.when: Input should be 'oldest_waiting'"),
+        ('when = "depth"', "alerts.a: depth needs above"),
+        ('when = "depth"\nabove = "10m"', "above of depth is a number"),
+        ('when = "oldest_waiting"\nabove = "soon"', "'soon' is not a duration"),
+        ('when = "error_rate"\nabove = 1.5', "a share of the attempts"),
+        ('when = "no_dispatcher"\nabove = 1', "above does not go with no_dispatcher"),
+        ('when = "depth"\nabove = 1\nkind = "x"', "kind goes with dead_letters, error_rate"),
+        ('when = "dead_letters"\nover = "5s"', "from 1m up"),
+        (
+            'when = "no_dispatcher"\nnotify = "opz"',
+            "no [hooks.opz], and an address has an @; did you mean 'ops'?",
+        ),
+        ('when = "no_dispatcher"\nnotify = "a@b"', "'a@b' is not an e-mail address"),
+        ('when = "no_dispatcher"\nnotify = "acme"', "for the jobs of its tenants alone"),
+        ('when = "no_dispatcher"\nnotify = "bare"', "[hooks.bare] has no url"),
+        ('when = "no_dispatcher"\nwho = "x"', "alerts.a.who: unknown setting"),
+    ],
+)
+def test_a_wrong_alert_is_refused_with_its_line(tmp_path: Path, alert: str, words: str) -> None:
+    file = tmp_path / "penstock.toml"
+    hooks = 'secret = "aGFsbG8="\n'
+    file.write_text(
+        f'[hooks.ops]\nurl = "https://h.example"\n{hooks}[hooks.bare]\n{hooks}'
+        f'[hooks.acme]\nurl = "https://h.example"\ntenants = ["acme"]\n{hooks}[alerts.a]\n{alert}\n'
+    )
+    with pytest.raises(ConfigError) as raised:
+        load_settings(file)
+    assert words in str(raised.value)
+    line = int(str(raised.value).partition(f"{file}:")[2].partition(":")[0])
+    assert line >= 10

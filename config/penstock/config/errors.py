@@ -25,7 +25,11 @@ message says what happened, to which job or setting, and what to do about it. `p
     ├── InvalidToken
     ├── LedgerUnavailable
     ├── JobNotFound
+    ├── AmbiguousId
     ├── ScheduleNotFound
+    ├── AlertNotFound
+    ├── LimitNotFound
+    ├── WorkerNotFound
     ├── InvalidState
     ├── JobFailed
     ├── WaitTimeout
@@ -44,7 +48,8 @@ Handlers also raise or catch these, which are about one attempt (`penstock.worke
     ├── Permanent
     ├── NotDone
     ├── InDoubt
-    └── JobCancelled
+    ├── JobCancelled
+    └── SoftTimeLimitExceeded
 """
 
 from __future__ import annotations
@@ -166,8 +171,24 @@ class JobNotFound(PenstockError):
     """No job with this id is recorded in the ledger."""
 
 
+class AmbiguousId(PenstockError):
+    """Several jobs have ids that begin as the given one."""
+
+
 class ScheduleNotFound(PenstockError):
     """No schedule has this name."""
+
+
+class WorkerNotFound(PenstockError):
+    """No worker or dispatcher has this name."""
+
+
+class LimitNotFound(PenstockError):
+    """No worker has reported a limit of this name, or it has no shares."""
+
+
+class AlertNotFound(PenstockError):
+    """penstock.toml has no alert of this name."""
 
 
 class JobFailed(PenstockError):

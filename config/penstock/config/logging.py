@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from penstock.config.errors import ConfigError
 from penstock.config.log_fields import LogFields
 from penstock.config.printable import printable
+from penstock.config.process.imports import without
 
 EXTRAS = (
     *("job_id", "attempt", "kind", "queue", "worker", "tenant", "trace_id", "span_id"),
@@ -38,9 +39,10 @@ def setup_logging(level: str = "INFO", fmt: str | None = None) -> None:
     Raises:
         ConfigError: the level or format is not one of these.
     """
-    from structlog.dev import ConsoleRenderer
-    from structlog.processors import JSONRenderer, TimeStamper, format_exc_info
-    from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
+    with without("rich"):  # 4 MiB, for tracebacks that are not used here
+        from structlog.dev import ConsoleRenderer
+        from structlog.processors import JSONRenderer, TimeStamper, format_exc_info
+        from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
 
     level = level.upper()
     if level not in LEVELS:

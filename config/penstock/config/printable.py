@@ -1,8 +1,10 @@
-"""Text for terminals and logs: control characters of data are escaped, so that an id cannot steer a terminal."""
+"""Text for people: durations in words, and data whose control characters are escaped, so that an id cannot steer a
+terminal."""
 
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 # C0, DEL and C1; the separators of lines and paragraphs, and what turns the direction of writing, which hide or forge
 # lines; and halves of surrogate pairs, which no terminal can be sent.
@@ -26,3 +28,12 @@ def _escaped(character: str, lines: bool) -> str:
         return character
     number = ord(character)
     return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
+
+
+def length(time: timedelta) -> str:
+    """`59 min`."""
+    seconds = time.total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"

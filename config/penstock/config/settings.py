@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
@@ -19,12 +21,14 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from penstock.config.errors import ConfigError
+from penstock.config.sections.alerts import AlertEntry
 from penstock.config.sections.builtin import EmailsSettings, ReportSettings, SyncSettings, UploadsSettings
+from penstock.config.sections.console import ConsoleSettings
 from penstock.config.sections.events import EventRule, OutgoingWebhookSettings, WebhookSettings
 from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.sections.limits import LimitSettings
 from penstock.config.sections.retention import RetentionSettings
-from penstock.config.sections.schedules import Duration, ScheduleEntry
+from penstock.config.sections.schedules import Duration, ScheduleEntry, duration_text
 from penstock.config.sections.schedules import ScheduleSettings as ScheduleSettings
 from penstock.config.sections.telemetry import SentrySettings, TelemetrySettings
 from penstock.config.sections.tenants import StoragePrefix, overlap, shared_part
@@ -33,6 +37,12 @@ from penstock.config.toml import TomlFile, find_config
 
 _HEADER_BYTES = 128 * 1024
 """Room for the headers of a message."""
+
+
+HIDDEN = "***"
+
+WorkerPool = Literal["threads", "async", "processes"]
+POOLS: tuple[str, ...] = get_args(WorkerPool)
 
 
 class QueueSettings(BaseModel):
@@ -88,8 +98,15 @@ class Settings(BaseSettings):
     """A worker that is silent for longer loses its jobs to others."""
     grace_seconds: float = Field(default=30.0, ge=0)
     """Time for running jobs to finish when their worker is asked to stop."""
+    processes: int = Field(default=1, ge=1, le=256)
+    """Processes of one `penstock worker`, each with its engine's concurrency, forked off one that has imported the
+    handlers."""
+    pool: WorkerPool = "threads"
+    """Where a worker runs handlers that are plain functions: in threads, or each in a process that is kept for the next
+    job, as many as its concurrency. `async` is another name for `threads`: coroutines always run on the event loop."""
     max_jobs: int | None = Field(default=None, ge=1)
-    """Jobs after which a process of `penstock worker` is replaced by a new one; each process draws its own number,
+    """Jobs after which a process of `penstock worker` is replaced by a new one; with the pool of processes, each of
+    those. Each process draws its own number,
     up to a tenth more or less, so that not all are replaced at a time. None: it is never replaced for its jobs."""
     max_memory: Annotated[Size, Field(ge=1)] | None = None
     """Resident memory of a process of `penstock worker`, as `"512MB"`, `"1GiB"` or in bytes. One that has more when a
@@ -115,8 +132,8 @@ class Settings(BaseSettings):
     """Which commands of Celery's remote control, sent over the broker, a worker answers: none, those that only read, or
     all. Anyone who can write to the broker can send them."""
     flower_admins: tuple[str, ...] | None = None
-    """Users, or addresses of those who log in by OAuth, who may act in Flower; others only look. None: everyone who is
-    logged in. Empty: nobody."""
+    """The older way of `[console]`: those of the logins in the environment, and addresses of those who log in by OAuth
+    without `[console.roles]`, who are admins; the others are viewers. None: all of them are admins."""
 
     http_port: int | None = Field(default=None, ge=1, le=65535)
     """Port on which a worker or dispatcher serves `/live`, `/ready`, `/startup` and `/metrics`. None: it listens on
@@ -138,10 +155,12 @@ class Settings(BaseSettings):
     limits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], LimitSettings] = Field(default_factory=dict)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    console: ConsoleSettings = Field(default_factory=ConsoleSettings)
     sentry: SentrySettings = Field(default_factory=SentrySettings)
     telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     events: dict[str, EventRule] = Field(default_factory=dict)
     hooks: dict[Annotated[str, Field(max_length=64)], OutgoingWebhookSettings] = Field(default_factory=dict)
+    alerts: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], AlertEntry] = Field(default_factory=dict)
     webhooks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], WebhookSettings] = Field(
         default_factory=dict
     )
@@ -153,6 +172,8 @@ class Settings(BaseSettings):
     syncs: dict[str, SyncSettings] = Field(default_factory=dict)
 
     _file: Path | None = PrivateAttr(None)
+    _sources: tuple[TomlFile, dict[str, Any]] = PrivateAttr(default_factory=lambda: (TomlFile.empty(), {}))
+    """The file, and the values of the environment."""
 
     @field_validator("tenant_storage_prefix")
     @classmethod
@@ -208,7 +229,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
     environment = EnvSettingsSource(Settings)()
     try:
         settings = Settings(**_merged(file.values, environment))
-        settings._file = file.path
+        settings._file, settings._sources = file.path, (file, environment)
         return settings
     except ValidationError as error:
         raise ConfigError(_explain(error, file, environment)) from error
@@ -221,6 +242,80 @@ def redact_url(url: str) -> str:
         return url
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+class SettingInForce(NamedTuple):
+    """A setting as this process has it.
+
+    Attributes:
+        name: with its table, such as `queues.emails.weight`.
+        value: without secrets.
+        source: `default`, the environment variable, or `file:line`.
+    """
+
+    name: str
+    value: Any
+    source: str
+
+
+def settings_in_force(settings: Settings) -> list[SettingInForce]:
+    """All settings, the defaults too, in the order of their names; as they were when the process read them."""
+    file, environment = settings._sources
+
+    def source(path: list[str]) -> str:
+        if _is_in(environment, path):
+            return f"PENSTOCK_{path[0].upper()}"
+        return file.where(path) if _is_in(file.values, path) else "default"
+
+    leaves = sorted(_leaves(settings, []), key=lambda leaf: leaf[0])
+    return [SettingInForce(".".join(path), _without_secrets(path[-1], value), source(path)) for path, value in leaves]
+
+
+def _leaves(value: Any, path: list[str]) -> Iterator[tuple[list[str], Any]]:
+    """Path and value of each setting that has no further settings in it."""
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            yield from _leaves(getattr(value, name), [*path, field.alias or name])
+    elif isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
+        for name, item in value.items():
+            yield from _leaves(item, [*path, str(name)])
+    else:
+        yield path, value
+
+
+def _is_in(values: Any, path: list[str]) -> bool:
+    for name in path:
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+_SECRET = re.compile(r"secret|password|passwd|token|credential|access_?key|api_?key|signature|dsn", re.IGNORECASE)
+_CLOSED = ("headers", "params", "payload", "values")
+"""Tables whose values may be secrets of anyone's: their names are shown."""
+_REFERENCES = re.compile(r"\$\{\w+\}")
+
+
+def _without_secrets(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: HIDDEN if name in _CLOSED else _without_secrets(str(key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_without_secrets(name, item) for item in value]
+    if isinstance(value, str):
+        if _SECRET.search(name) and not name.endswith("_url") and _REFERENCES.fullmatch(value) is None:
+            return HIDDEN
+        return _without_query_secrets(redact_url(value)) if "://" in value else value
+    if isinstance(value, timedelta):
+        return duration_text(value)
+    return value if isinstance(value, bool | int | float | None) else str(value)
+
+
+def _without_query_secrets(url: str) -> str:
+    def hide(match: re.Match[str]) -> str:
+        return f"{match[1]}{HIDDEN}" if _SECRET.search(match[1]) else match[0]
+
+    return re.sub(r"([?&][^=&]*=)([^&]*)", hide, url)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from penstock.config.errors import PenstockError
 
@@ -26,6 +27,8 @@ HEALTHY_SECONDS = 60.0
 """A loop that ran for so long was healthy: its earlier failures no longer count."""
 MOST_FAILURES = 12
 """Failures in a row after which a loop gives up: with the pauses, after half a minute or so."""
+EXIT_SECONDS = 5.0
+"""How long the interpreter may take to end a process that has finished: hooks of libraries send what they have."""
 MOST_REASONS = 4
 """Lines in the log about one outage."""
 
@@ -49,6 +52,34 @@ def give_up(reason: str) -> None:
     log.critical("%s; this process ends", reason)
     if _give_up is not None:
         _give_up(reason)
+
+
+def end_in_time(code: int, seconds: float = EXIT_SECONDS) -> None:
+    """End this process, which has finished, though a thread keeps it that a library or a handler has left.
+
+    The interpreter waits for the threads of every `ThreadPoolExecutor`, also for one that waits for a server.
+    """
+
+    def end() -> None:
+        time.sleep(seconds)
+        log.warning("a thread keeps this process, which has finished and ends now")
+        logging.shutdown()
+        os._exit(code)
+
+    threading.Thread(target=end, name="penstock exit", daemon=True).start()
+
+
+@contextmanager
+def ends_in_time() -> Iterator[None]:
+    """Do what ends this process by SystemExit, and then see that it ends (`end_in_time`)."""
+    code: object = 1
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code
+        raise
+    finally:
+        end_in_time(code if isinstance(code, int) else int(code is not None))
 
 
 class Failures:

@@ -1,6 +1,6 @@
 """`penstock probe`: asks the workers and dispatchers of this machine whether they make progress, or take jobs.
 
-Each of them listens on a Unix socket, and answers a connection with one line of JSON. This module runs in images
+Each of them listens on a Unix socket, and answers a line, `state`, with one line of JSON. This module runs in images
 without curl, often, and with a short time limit: it imports no other part of Penstock, and little of the library.
 """
 
@@ -40,12 +40,21 @@ def ask(timeout_seconds: float = TIMEOUT_SECONDS) -> list[dict[str, Any]]:
     """The answers of all processes. Sockets that no process listens on any more are removed.
 
     Returns:
-        For each process `pid`, `name`, `role`, `prefix`, `live` and `ready`; the last two are None, or say why not.
-        One that does not answer has only `pid`, and reasons.
+        For each process `pid`, `name`, `role`, `prefix`, `group` (the process id of the parent of several, or None),
+        `live`, `ready` and `started`; the last three are None, or say why not. One that does not answer has only `pid`,
+        and reasons.
     """
+    return [_process(pid, text) for pid, text in exchange(b"state", timeout_seconds)]
+
+
+def exchange(question: bytes, timeout_seconds: float = TIMEOUT_SECONDS) -> list[tuple[int | None, bytes]]:
+    """Ask all processes. Returns the pid of each and its answer, which is empty or cut off where it did not come."""
     deadline = time.monotonic() + timeout_seconds
     connections = [(path, connection) for path in _sockets() if (connection := _connect(path)) is not None]
-    return [_answer(path, connection, deadline) for path, connection in connections]
+    for _, connection in connections:
+        with contextlib.suppress(OSError):  # one whose queue is full
+            connection.sendall(question + b"\n")
+    return [(_pid(path), _answer(connection, deadline)) for path, connection in connections]
 
 
 def probe(
@@ -140,22 +149,30 @@ def _connect(path: str) -> socket.socket | None:
     return connection
 
 
-def _answer(path: str, connection: socket.socket, deadline: float) -> dict[str, Any]:
+def _pid(path: str) -> int | None:
+    number = os.path.basename(path).partition("-")[0]
+    return int(number) if number.isdigit() else None
+
+
+def _answer(connection: socket.socket, deadline: float) -> bytes:
     data = b""
-    with connection:
-        try:
-            while not data.endswith(b"\n"):
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                part = connection.recv(65536)
-                if not part:
-                    break
-                data += part
-            answer: dict[str, Any] = json.loads(data)
-        except (OSError, ValueError):
-            reason = "it does not answer"
-            number = os.path.basename(path).partition("-")[0]
-            return {"pid": int(number) if number.isdigit() else None, "live": reason, "ready": reason}
-        return answer
+    with connection, contextlib.suppress(OSError):
+        while True:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            part = connection.recv(65536)
+            if not part:
+                break
+            data += part
+    return data
+
+
+def _process(pid: int | None, text: bytes) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = json.loads(text)
+    except ValueError:
+        reason = "it does not answer"
+        return {"pid": pid, "live": reason, "ready": reason, "started": reason}
+    return answer
 
 
 def _is_meant(process: dict[str, Any], conditions: dict[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from email.headerregistry import Address
 from email.utils import parseaddr
 from typing import Any, Literal
 
@@ -309,6 +308,8 @@ def _expanded(value: Any) -> Any:
 
 def _address(value: str) -> str:
     """The address, with or without a name. Raises ValueError."""
+    from email.headerregistry import Address  # late: it takes half a megabyte
+
     name, address = parseaddr(value)
     try:
         if not value.isprintable():

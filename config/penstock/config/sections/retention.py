@@ -52,4 +52,6 @@ class RetentionSettings(BaseModel):
     firings: Kept = timedelta(days=90)
     workers: Kept = timedelta(days=30)
     """Workers that have stopped or died, after their last sign of life."""
+    rates: Kept = timedelta(days=30)
+    """Throughput, errors and durations of what happened, by the hour."""
     audit: Kept = None

@@ -20,7 +20,7 @@ TOLERANCE = timedelta(minutes=1)
 """A time that has not fired for longer than this counts as missed."""
 
 
-def _read(value: object) -> object:
+def read_duration(value: object) -> object:
     """Text → duration; numbers (seconds) and ISO 8601 are left to pydantic."""
     if isinstance(value, str) and value.strip() == "0":
         return timedelta()
@@ -35,7 +35,7 @@ def _read(value: object) -> object:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_read)]
+Duration = Annotated[timedelta, BeforeValidator(read_duration)]
 
 
 def duration_text(duration: timedelta) -> str:
