@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ledgers import upgraded
 from support.polling import until, until_async
 
 from penstock.config import supervision
@@ -81,7 +82,7 @@ async def main_loop(server):
         supervision.give_up("a loop is broken")
 
 Server.main_loop = main_loop
-run_gateway(Settings(broker_url=sys.argv[2], database_url=f"sqlite:///{sys.argv[3]}/ledger.db"), port=0)
+run_gateway(Settings(broker_url=sys.argv[2], database_url=sys.argv[3]), port=0)
 """
 
 
@@ -94,7 +95,8 @@ run_gateway(Settings(broker_url=sys.argv[2], database_url=f"sqlite:///{sys.argv[
     ],
 )
 def test_a_gateway_that_ends_unasked_fails(leave: str, reason: str, redis_url: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", GATEWAY, leave, redis_url, str(tmp_path)]
+    ledger = upgraded(f"sqlite:///{tmp_path}/ledger.db")  # what it says of a ledger would stand between the lines
+    command = [sys.executable, "-c", GATEWAY, leave, redis_url, ledger]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert f"ProcessFailed: {reason}" in ended.stderr

@@ -118,6 +118,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"unique": "reject", "key": "k", "unique_for": NAN}, "unique_for must be at most a hundred years, not nan"),
     ({"unique": "reject", "key": "k", "unique_states": "queued"}, "unique_states must be a sequence of states"),
     ({"unique": "debounce", "key": "k", "debounce": "5s"}, "debounce must be a timedelta or a number of seconds"),
+    ({"tags": "import"}, "tags must be a sequence of texts, such as ('import',), not 'import'"),
+    ({"tags": (3,)}, "tags must be a sequence of texts"),
+    ({"tags": [f"t{number}" for number in range(11)]}, "tags are 11; a job may have 10"),
+    ({"tags": ("",)}, "tags are printable texts of 1 to 64 characters"),
+    ({"tags": ("a\x1bb",)}, "tags are printable texts of 1 to 64 characters"),
 ]
 
 

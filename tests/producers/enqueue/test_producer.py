@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable, ConfigError, InvalidJob, PayloadTooLarge, QueueFull, UnknownQueue
@@ -19,6 +20,7 @@ from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job
 from penstock.schemas.wire.codec import HEADER, decode
 from penstock.workers.brokers import open_consumer
+from penstock.workers.local.up.redis_server import RedisServer
 
 
 class Pay(Job, kind="prod.pay", queue="prod", unique_by=("order",)):
@@ -180,6 +182,21 @@ async def _down(scheme: str, port: int) -> None:
 def test_an_async_producer_names_it_too(scheme: str, dead_port: int, silent_port: int) -> None:
     asyncio.run(_down(scheme, dead_port))
     asyncio.run(_down(scheme, silent_port))
+
+
+def test_an_async_producer_does_not_wait_for_a_redis_that_falls_silent(own_redis: RedisServer, prefix: str) -> None:
+    async def send() -> None:
+        async with AsyncProducer(own_redis.url, prefix=prefix) as producer:
+            jobs = [Pay(order=number) for number in range(120)]  # more than share a timeout
+            assert len(await producer.enqueue_many(jobs)) == 120
+            client.client_pause(600_000, all=False)
+            with pytest.raises(BrokerUnavailable, match="no reply within 5 s"):
+                await producer.enqueue(Pay(order=1))
+            client.client_unpause()
+            assert len(await producer.enqueue_many(jobs)) == 120
+
+    with redis.Redis.from_url(own_redis.url) as client:
+        asyncio.run(send())
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])

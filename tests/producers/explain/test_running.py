@@ -34,7 +34,8 @@ def test_a_running_job_says_where_and_how_far_it_is(ledger: Database) -> None:
     worker(ledger)
     timed = message(Timed())
     claimed(ledger, timed)
-    heartbeats.beat(ledger, "w1", lease=HOUR, progress={timed.id: (3, 10, "pages")})
+    heartbeats.beat(ledger, "w1", lease=HOUR)
+    heartbeats.report(ledger, "w1", progress={timed.id: (3, 10, "pages")})
     explanation = explain(ledger, timed.id)
     assert "it runs since" in explanation.because
     assert f"on worker w1 (host {socket.gethostname()}, pid " in explanation.because

@@ -162,9 +162,9 @@ def test_a_queue_that_no_worker_consumes_and_who_consumes_what(ledger: Database)
     job = sent(ledger)
     unconsumed = explain(ledger, job.id)
     assert "no live worker consumes queue 'notes' (no worker lives; none was ever seen)" in unconsumed.because
-    worker(ledger, "gone", queues=("notes", "a"), lease=-HOUR)
     worker(ledger, "other", queues=("ticks", "uploads"))
     worker(ledger, "note-taker", queues=("notes.taken", "not_es"))
+    worker(ledger, "gone", queues=("notes", "a"), lease=-HOUR)
     dispatcher(ledger)
     explanation = explain(ledger, job.id)
     assert "those that live consume not_es, notes.taken, ticks, uploads" in explanation.because

@@ -17,7 +17,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, models
 if not settings.configured:
     pymysql.install_as_MySQLdb()  # type: ignore[no-untyped-call]
     settings.configure(
-        INSTALLED_APPS=["penstock.producers.contrib.django"],
+        INSTALLED_APPS=["penstock.producers.contrib.django", "django_tasks"],
         DATABASES={DEFAULT_DB_ALIAS: {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
         LOGGING_CONFIG=None,
         SECRET_KEY="only for tests, only for tests",

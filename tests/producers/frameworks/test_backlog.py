@@ -16,7 +16,7 @@ from support.polling import until_async
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings
-from penstock.ledger.queries.outbox_backlog import Backlog, backlog
+from penstock.ledger.queries.stats import Backlog, backlog
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import outbox
 from penstock.producers.gateway import create_app

@@ -363,7 +363,9 @@ def test_the_app_loads_neither_sqlalchemy_nor_an_engine() -> None:
     code = """
 import sys, django
 from django.conf import settings
-settings.configure(INSTALLED_APPS=["penstock.producers.contrib.django"], SECRET_KEY="for this test alone",
+settings.configure(INSTALLED_APPS=["penstock.producers.contrib.django", "django_tasks"],
+                   SECRET_KEY="for this test only",
+                   TASKS={"default": {"BACKEND": "penstock.producers.contrib.django.tasks.PenstockBackend"}},
                    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
                    ROOT_URLCONF="penstock.producers.contrib.django.urls")
 django.setup()
@@ -375,6 +377,10 @@ class Note(Job, kind="a.note"): pass
 call_command("migrate", verbosity=0)
 reverse("penstock-events")
 Outbox().enqueue(Note())
+from django_tasks import task
+@task()
+def ping(): pass
+ping.enqueue()
 heavy = ["celery", "dramatiq", "sqlalchemy", "redis", "kombu", "amqp", "fastapi"]
 print([name for name in heavy if name in sys.modules])
 """

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sites import BIN, EXAMPLES, FRAMEWORKS, SECRET, Site, environment, running
+from support.ledgers import upgraded
 from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
@@ -39,8 +40,7 @@ class Stack:
             outbox_urls=tuple(f"sqlite:///{shop}" for shop in self.shops.values()),
             stock_queues=(),
         )
-        self.ledger = Database(self.settings.database_url)
-        upgrade(self.ledger)
+        self.ledger = Database(upgraded(self.settings.database_url))
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:

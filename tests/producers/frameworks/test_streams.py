@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from sites import BIN, GUNICORN, SECRET, UVICORN
-from support.ledgers import Note
+from support.ledgers import Note, set_up
 from support.polling import WAIT_SECONDS, until
 
 from penstock.config.errors import ConfigError
@@ -115,12 +115,12 @@ def serving(name: str, folder: Path, environment: dict[str, str]) -> Iterator[ht
 @pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", APPS)
 def test_a_server_follows_as_many_jobs_as_it_may_and_answers_the_next_with_503(
-    name: str, redis_url: str, prefix: str, ledger: Database, tmp_path: Path
+    name: str, redis_url: str, prefix: str, sqlite_url: str, tmp_path: Path
 ) -> None:
     environment = {
         "PENSTOCK_BROKER_URL": redis_url,
         "PENSTOCK_PREFIX": prefix,
-        "PENSTOCK_DATABASE_URL": ledger.url,
+        "PENSTOCK_DATABASE_URL": set_up(sqlite_url),
     }
     path = f"/penstock/events?token={progress_token('a-job', secret=SECRET)}"
     with serving(name, tmp_path, environment) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -15,8 +16,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.gateways import INVOICE, Gateway, Open, problem
+from support.polling import WAIT_SECONDS, until_async
 
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.rows import audit
 from penstock.producers.gateway.auth import callers, jwks
 
@@ -68,6 +70,31 @@ def test_a_revoked_key_ends_within_seconds(gateway: Gateway, monkeypatch: pytest
     api_keys.revoke(gateway.database, key["Authorization"].split("_")[1])
     monkeypatch.setattr(callers, "CACHE_SECONDS", 0.0)
     problem(ask(gateway, key), 401, "unauthenticated")
+
+
+def test_requests_of_one_moment_read_their_key_once(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = gateway.key()["Authorization"]
+    find, begun, may_end = api_keys.find, [], threading.Event()
+
+    def held(database: Any, text: str) -> Any:
+        begun.append(text)
+        assert may_end.wait(WAIT_SECONDS)
+        return find(database, text)
+
+    monkeypatch.setattr(api_keys, "find", held)
+
+    async def ask_together() -> list[Any]:
+        fresh = callers.Callers(gateway.database, None)
+        asking = [asyncio.create_task(fresh.authenticate(header)) for _ in range(20)]
+        await until_async(lambda: begun)
+        asking[0].cancel()  # its client has gone; the others still wait
+        may_end.set()
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    first, *others = asyncio.run(ask_together())
+    assert isinstance(first, asyncio.CancelledError)
+    assert [caller.name for caller in others] == ["key test"] * 19
+    assert len(begun) == 1
 
 
 def test_a_kind_that_is_not_for_this_key_is_refused(gateway: Gateway) -> None:

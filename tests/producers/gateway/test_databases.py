@@ -9,7 +9,7 @@ import pytest
 from support.ledgers import set_up, temporary_database
 from support.servers.shared import SERVERS, need
 
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys

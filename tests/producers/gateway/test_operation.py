@@ -19,7 +19,7 @@ from support.polling import until
 from penstock.config.errors import ConfigError
 from penstock.config.sections.gateway import GatewaySettings
 from penstock.config.settings import load_settings
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.rows import audit
 from penstock.workers.local.up.redis_server import free_port
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import redis
 from producers.handles.watched_jobs import cues
+from support.ledgers import upgraded
 
 from penstock.config.settings import Settings
-from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.workers.engines.worker import Worker
 
@@ -17,10 +16,7 @@ from penstock.workers.engines.worker import Worker
 @pytest.fixture
 def settings(redis_url: str, prefix: str, tmp_path: Path) -> Settings:
     cues.clear()
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    database = Database(url)
-    upgrade(database)
-    database.close()
+    url = upgraded(f"sqlite:///{tmp_path}/ledger.db")
     return Settings(broker_url=redis_url, prefix=prefix, database_url=url, storage_url=f"file:{tmp_path}/storage")
 
 

@@ -23,6 +23,7 @@ from penstock.producers.handles import handles
 from penstock.producers.handles.connections import LedgerConnections
 from penstock.producers.handles.waiters import AsyncWaiter
 from penstock.producers.senders.memory import MemoryBroker
+from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.schemas import Outcome
 from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.local.up.redis_server import RedisServer
@@ -55,7 +56,7 @@ def test_the_ledger_is_polled_without_redis_and_pushes_come_back(
             own_redis.start()
             until(lambda: watchers(client, prefix, third.id))
             end(database, claims[2], Outcome.SUCCEEDED, result="3")
-            changes = ChangePublisher(own_redis.url, prefix=prefix, timeout_seconds=1)
+            changes = ChangePublisher(RedisConnections(own_redis.url, timeout_seconds=1), prefix=prefix)
             changes.start()
             changes.publish([third.id])
             assert waiting.get().result == 3

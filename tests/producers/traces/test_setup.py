@@ -21,7 +21,7 @@ from producers.traces.trace_jobs import Leaf
 from support.polling import WAIT_SECONDS, until
 from support.stack import TESTS, Stack, stopped_at_the_end
 
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.workers.engines.inline import Inline
 from penstock.workers.local.up.redis_server import RedisServer, free_port
 from penstock.workers.telemetry.traces import otel_setup

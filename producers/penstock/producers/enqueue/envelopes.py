@@ -86,6 +86,7 @@ class EnvelopeBuilder:
             expires_at=expires_at,
             traceparent=options.get("traceparent") or current_traceparent(),
             max_bytes=self.max_bytes,
+            tags=options.get("tags") or (),
         )
 
     def _times(

@@ -11,6 +11,7 @@ from penstock.schemas.jobs.durations import Duration, checked_duration, checked_
 from penstock.schemas.jobs.kind import NAME, PRIORITIES, Priority
 from penstock.schemas.jobs.unique_policy import UniquePolicy
 from penstock.schemas.wire.codec import check_text, is_id
+from penstock.schemas.wire.tags import check_tags
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -31,6 +32,7 @@ class EnqueueOptions(TypedDict, total=False):
         unique_for: how long it holds its key, as a timedelta or in seconds.
         unique_states: the states in which it holds its key, in place of all that are not final.
         debounce: the quiet period of that policy, as a timedelta or in seconds.
+        tags: words to find it by in lists; at most 10, of at most 64 characters each.
     """
 
     delay: Duration | None
@@ -46,6 +48,7 @@ class EnqueueOptions(TypedDict, total=False):
     unique_for: Duration | None
     unique_states: Sequence[str] | None
     debounce: Duration | None
+    tags: Sequence[str] | None
 
 
 OPTION_NAMES = frozenset(EnqueueOptions.__annotations__)
@@ -97,6 +100,10 @@ def _queue(name: str, value: Any) -> str:
     return value
 
 
+def _tags(name: str, value: Any) -> tuple[str, ...]:
+    return check_tags(value)
+
+
 def _later(name: str, value: Any) -> Any:
     return value
 
@@ -114,5 +121,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "queue": _queue,
     "id": _id,
     "traceparent": _text,
+    "tags": _tags,
     **dict.fromkeys(POLICY_OPTIONS, _later),  # together, by `Unique.of`
 }

@@ -55,6 +55,7 @@ class Producer(BaseProducer[Sender, JobHandle]):
             unique: the policy where another job of its kind and tenant holds its key, in place of its kind's:
                 `reject`, `existing`, `replace` or `debounce`.
             unique_for, unique_states, debounce: details of that policy, as those of a kind.
+            tags: words to find it by in lists; at most 10, of at most 64 characters each.
 
         A unique job is recorded in the ledger first. When this returns the ledger has it, and the broker too unless
         that is unavailable: then the dispatcher sends it later.

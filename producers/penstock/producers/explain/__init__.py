@@ -14,13 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import JobNotFound
+from penstock.ledger.members.leases import await_renewal
 from penstock.ledger.queries.scope import EVERYTHING, Scope
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import unique_keys
 from penstock.producers.explain.case import Case, Explanation
 from penstock.producers.explain.ended import explain_dead, explain_dead_letter, explain_ended
-from penstock.producers.explain.held import explain_held
+from penstock.producers.explain.held import explain_held, explain_held_by_pause, is_held_by_pause, with_pause
 from penstock.producers.explain.limited import explain_limited
 from penstock.producers.explain.outboxed import explain_outboxed
 from penstock.producers.explain.queue_position import QueuePositions, open_positions
@@ -64,6 +65,7 @@ def explain(
         JobNotFound: the job is outside of the scope.
         LedgerUnavailable: the database cannot be reached. A broker that cannot be reached is a fact.
     """
+    await_renewal(database, lease)
     case = Case.read(database, job_id, lease, scope)
     for _ in range(3):
         within = case.is_within_scope
@@ -112,10 +114,14 @@ def _explain(
     if case.job is None:
         if case.dead_letter is not None:
             return explain_dead_letter(case)
-        return explain_outboxed(case) if case.outbox is not None else explain_unknown(case, positions, queues)
+        if case.outbox is not None:
+            return explain_outboxed(case)
+        return with_pause(case, explain_unknown(case, positions, queues))
     match State(case.job.state):
         case State.SCHEDULED if case.workflow is not None:
             explanation = explain_workflow(case)
+        case State.SCHEDULED if case.limit is not None and is_held_by_pause(case):
+            explanation = explain_held_by_pause(case, case.limit[1])
         case State.SCHEDULED if case.limit is not None:
             explanation = explain_limited(case, *case.limit, database, limits)
         case State.SCHEDULED | State.RETRYING if case.held is not None:
@@ -130,6 +136,8 @@ def _explain(
             explanation = explain_dead(case)
         case _:
             explanation = explain_ended(case)
+    if case.workflow is None:
+        explanation = with_pause(case, explanation)
     return replace(explanation, facts=present(case.about() | explanation.facts))
 
 

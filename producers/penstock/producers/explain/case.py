@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from penstock.ledger.members import roster
+from penstock.ledger.members.controls import Controls
 from penstock.ledger.members.roster import Member, Roster
 from penstock.ledger.queries.scope import EVERYTHING, UNREAD, Scope
-from penstock.ledger.rows import held_jobs, limit_waits
 from penstock.ledger.rows.jobs import UNSEEN
+from penstock.ledger.rows.waits import held_jobs, limit_waits
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import attempts, dead_letters, jobs, outbox, unique_keys, workflows
@@ -63,6 +64,7 @@ class Case:
         limit: the slot of a limit that it waits for, and how many jobs wait before it, up to `COUNTED` + 1.
         workflow: the state and error of a workflow that has not ended, whose own job it is.
         held: the row of a job that is held back for workers that know it.
+        controls: those in force.
         dispatcher, consumer: the dispatcher, and the worker of its queue, that was seen last; None where one is alive.
     """
 
@@ -83,6 +85,7 @@ class Case:
     held: Any = None
     dispatcher: Member | None = None
     consumer: Member | None = None
+    controls: Controls = field(default_factory=Controls)
 
     @classmethod
     def read(cls, database: Database, job_id: str, lease: timedelta, scope: Scope = EVERYTHING) -> Case:
@@ -91,9 +94,9 @@ class Case:
     @classmethod
     def _read(cls, connection: sa.Connection, job_id: str, lease: timedelta, scope: Scope) -> Case:
         now = connection.execute(sa.select(from_now().label("now"))).scalar_one()
-        living = Roster.read(connection)
+        living = Roster.read(connection, lease)
         job = connection.execute(sa.select(*_JOB).where(jobs.c.id == job_id)).first()
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"controls": Controls.read(connection)}
         if not living.dispatchers:
             more["dispatcher"] = roster.last_dispatcher(connection)
         if job is None or job.state == State.DEAD:

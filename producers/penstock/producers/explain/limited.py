@@ -8,11 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import BrokerUnavailable
+from penstock.ledger.members.controls import Control
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
 from penstock.producers.explain.case import COUNTED, NAMED, Case, Explanation
 from penstock.producers.explain.pools import START_DISPATCHER, no_dispatcher, pool_trouble
-from penstock.producers.explain.wording import when
+from penstock.producers.explain.wording import short, when
 from penstock.producers.limits.rules import Rule
 from penstock.producers.limits.store import LimitStore, PublishedRule, SlotUse
 from penstock.schemas.states import State
@@ -24,10 +25,15 @@ def explain_limited(case: Case, slot: str, before: int, database: Database, stor
     because = f"held by limit {name}"
     try:
         rule, use = (None, None) if store is None else (store.rules().get(name), store.uses([slot])[0])
+        rule = rule.of_share(share) if rule is not None else None
     except BrokerUnavailable as error:
         rule = use = None
         facts["store"] = "cannot be asked" if case.scope.is_bounded else f"cannot be asked: {error}"
         because += ", whose Redis cannot be asked: nothing under it begins until that is back"
+    change = case.controls.limit_of(slot)
+    if change is not None:
+        facts["set_to"], facts["set_by"], facts["set_until"] = change.value, change.actor, change.until
+        facts["set_because"] = change.reason
     if rule is not None and use is not None:
         facts["rule"] = rule.text
         by_concurrency = rule.most > 0
@@ -36,6 +42,8 @@ def explain_limited(case: Case, slot: str, before: int, database: Database, stor
             if by_concurrency
             else f": rate, {_describe_rate(case, rule, use, before, facts)}"
         )
+    if change is not None:
+        because += f"; {_describe_change(case, change, rule)}"
     if before:
         because += f"; {before:,} wait before it" if before <= COUNTED else f"; over {COUNTED:,} wait before it"
     trouble, advice = pool_trouble(case, facts)
@@ -73,5 +81,14 @@ def _describe_concurrency(
 
 def _describe_rate(case: Case, rule: PublishedRule, use: SlotUse, before: int, facts: dict[str, Any]) -> str:
     ahead = before + len(use.woken)
-    facts["may_run_at"] = case.now + max(use.next - rule.tolerance + ahead * rule.interval, timedelta())
-    return f"{rule.text} reached; it may run {when(facts['may_run_at'], case.now)}"
+    following = min(use.next, rule.interval + rule.tolerance)  # what was set to a faster rate forgets the slower one
+    facts["may_run_at"] = case.now + max(following - rule.tolerance + ahead * rule.interval, timedelta())
+    reached = "reached" if "set_to" in facts else f"{rule.text} reached"
+    return f"{reached}; it may run {when(facts['may_run_at'], case.now)}"
+
+
+def _describe_change(case: Case, change: Control, rule: PublishedRule | None) -> str:
+    declared = f" in place of {rule.text}" if rule is not None else ""
+    end = f" until {when(change.until, case.now)}" if change.until is not None else ""
+    reason = f": {short(change.reason)}" if change.reason else ""
+    return f"it is set to {change.value:,}{declared} by {change.actor}{end}{reason}"

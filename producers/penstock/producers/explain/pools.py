@@ -24,6 +24,13 @@ def pool_trouble(case: Case, facts: dict[str, Any]) -> tuple[str, str | None]:
     facts["workers"] = case.queues_of(consuming or case.roster.workers)
     if not consuming:
         facts["last_worker"] = None if case.consumer is None else case.consumer.name
+        if leavers := case.roster.told_to_leave(queue):
+            facts["told_to_stop"] = [worker.name for worker in leavers[:NAMED]]
+            names = ", ".join(facts["told_to_stop"])
+            return (
+                f"no live worker consumes queue {queue!r}: {len(leavers)} were told to stop consuming it ({names})",
+                f"celery control add_consumer {queue}, or start another: penstock worker --queues {queue} --import …",
+            )
         others = ", ".join(case.live_queues())
         instead = f"those that live consume {others}" if others else "no worker lives"
         return (

@@ -17,19 +17,25 @@ def explain_running(case: Case, positions: QueuePositions | None) -> Explanation
     job, holder = case.job, case.holder
     facts: dict[str, Any] = {"worker": job.worker, "started_at": job.started_at, "error": job.error}
     facts["progress"] = present({name: getattr(job, f"progress_{name}") for name in ("done", "total", "note")})
-    if case.kind is not None and case.kind.timeout is not None:
+    if job.started_at is not None and case.kind is not None and case.kind.timeout is not None:
         facts["deadline"] = job.started_at + case.kind.timeout
     if holder is not None:
         facts["lease_until"] = holder.lease_until
         if not case.scope.is_bounded:
             facts |= {"host": holder.host, "pid": holder.pid}
-    if holder is None or not holder.lives(case.now):
+            if holder.pool_pids is not None:
+                facts["pool"] = {"kind": "processes", "pids": holder.pool_pids}
+    if holder is None or holder not in case.roster:
         return _orphan(case, positions, facts)
-    process = "" if case.scope.is_bounded else f" (host {holder.host}, pid {holder.pid})"
-    because = (
-        f"it runs since {when(job.started_at, case.now)} on worker {job.worker}{process}, "
-        f"attempt {job.attempt}{_apart(job)}{_progress(job)}"
-    )
+    pool = "" if holder.pool_pids is None else f", its pool: {', '.join(map(str, holder.pool_pids)) or 'empty'}"
+    process = "" if case.scope.is_bounded else f" (host {holder.host}, pid {holder.pid}{pool})"
+    if job.started_at is None:
+        because = f"claimed by worker {job.worker}{process}, next to run: it has no slot yet, or has just got one"
+    else:
+        because = (
+            f"it runs since {when(job.started_at, case.now)} on worker {job.worker}{process}, "
+            f"attempt {job.attempt}{_apart(job)}{_progress(job)}"
+        )
     advice = None
     deadline = facts.get("deadline")
     if job.cancel_requested:
@@ -50,7 +56,7 @@ def _apart(job: Any) -> str:
 
 def _orphan(case: Case, positions: QueuePositions | None, facts: dict[str, Any]) -> Explanation:
     job, holder = case.job, case.holder
-    over: datetime = job.started_at
+    over: datetime = job.started_at or case.now
     gone = "is not on record"
     if holder is not None:
         over = holder.stopped_at or holder.lease_until

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from penstock.config.printable import length as length
 from penstock.ledger.members.roster import Member
 
 _LONGEST = 300
@@ -38,12 +39,3 @@ def short(text: str | None) -> str:
 def present(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts that have a value."""
     return {name: value for name, value in facts.items() if value not in (None, {}, [])}
-
-
-def length(time: timedelta) -> str:
-    """`59 min`."""
-    seconds = time.total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{seconds:.0f} s"

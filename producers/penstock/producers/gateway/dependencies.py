@@ -29,6 +29,7 @@ from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.requests.idempotency import IdempotencyKeys
 from penstock.producers.limits import open_store
 from penstock.producers.senders import open_backlogs
+from penstock.producers.senders.known_queues import KEPT_SECONDS, KnownQueues
 from penstock.producers.tokens import read_token
 from penstock.schemas import __version__
 from penstock.schemas.verbs import Verb
@@ -42,7 +43,7 @@ class Deps:
     Attributes:
         database: the ledger's; its calls block, so they run in threads.
         secret: signs ids and tokens.
-        positions, limits: asked to explain a job; they block, too.
+        positions, limits, queues: asked to explain a job; they block, too.
         closing: set when the gateway is to stop, which ends the streams.
         streams: number of jobs that each caller follows now.
     """
@@ -64,6 +65,7 @@ class Deps:
             settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
         )
         self.limits = open_store(settings)
+        self.queues = KnownQueues(settings, self.database, kept_seconds=KEPT_SECONDS)
         self.metrics = Metrics()
         self._fleet_metrics = FleetMetrics(settings, self.database, open_backlogs(settings))
         self.metrics.registry.register(self._fleet_metrics)
@@ -110,6 +112,11 @@ class Deps:
 
 async def services(connection: HTTPConnection) -> Deps:
     """The shared dependencies. A coroutine, because FastAPI would run a function in a thread."""
+    return deps_of(connection)
+
+
+def deps_of(connection: HTTPConnection) -> Deps:
+    """`services` for what FastAPI does not call."""
     deps: Deps = connection.app.state.deps
     return deps
 
@@ -120,7 +127,7 @@ async def authenticated(connection: HTTPConnection) -> Caller:
     Raises:
         Problem: (401) the credential is not valid; (429) it is over its rate; (403) it does not have the route's verb.
     """
-    deps = await services(connection)
+    deps = deps_of(connection)
     caller = await deps.callers.authenticate(connection.headers.get("authorization"))
     deps.count(caller)
     caller.demand(demanded(connection))

@@ -88,12 +88,14 @@ class Server(uvicorn.Server):
         self.failure: str | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until it is stopped. What is raised out of the event loop leaves that open: to close it may hang."""
+        """Serve until it is stopped. What is raised out of the event loop leaves that open: to close it may hang.
+
+        Threads of the loop that still wait for a server are left behind; their requests have had their time.
+        """
         loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()
         asyncio.set_event_loop(loop)
         loop.run_until_complete(self.serve(sockets))
         loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
         asyncio.set_event_loop(None)
         loop.close()
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 from penstock.config.settings import Settings
 from penstock.producers.limits.rules import store_url
 from penstock.producers.limits.store import LimitStore
+from penstock.producers.senders.redis.connections import RedisConnections
 
 
-def open_store(settings: Settings, worker: str = "") -> LimitStore | None:
-    """The store that the settings name; None: there is none. Connects with the first call."""
+def open_store(settings: Settings, worker: str = "", connections: RedisConnections | None = None) -> LimitStore | None:
+    """The store that the settings name; None: there is none. Connects with the first call.
+
+    Arguments:
+        connections: used if they are to the same Redis.
+    """
     url = store_url(settings)
     if url is None:
         return None
-    timeout = settings.broker_timeout_seconds
-    return LimitStore(url, prefix=settings.prefix, lease=settings.lease, timeout_seconds=timeout, worker=worker)
+    if connections is None or connections.url != url:
+        connections = RedisConnections(url, timeout_seconds=settings.broker_timeout_seconds)
+    return LimitStore(connections, prefix=settings.prefix, lease=settings.lease, worker=worker)

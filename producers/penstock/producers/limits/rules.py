@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from penstock.config.settings import Settings
 from penstock.producers.senders import scheme
@@ -27,8 +28,7 @@ class Rule:
         if by is None:
             return f"{self.name}:"
         values = message.job.model_dump(mode="json", include={by}) if by not in SHARES else {by: getattr(message, by)}
-        digest = hashlib.sha256(json.dumps(values.get(by), sort_keys=True).encode()).hexdigest()
-        return f"{self.name}:{digest[:24]}"
+        return f"{self.name}:{share_of(values.get(by))}"
 
     @staticmethod
     def of_slot(slot: str) -> tuple[str, str]:
@@ -36,10 +36,19 @@ class Rule:
         name, _, share = slot.rpartition(":")
         return name, share
 
+    def admitting(self, most: int | None) -> Rule:
+        """The rule with another number of jobs; None: as it is."""
+        return self if most is None else replace(self, limit=replace(self.limit, most=most))
+
     @property
     def text(self) -> str:
         """`5 at a time by tenant`."""
         return str(self.limit) + (f" by {self.limit.by}" if self.limit.by else "")
+
+
+def share_of(value: Any) -> str:
+    """The hash by which a share is known, from the JSON value that its jobs have in common."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class Rules:

@@ -3,7 +3,8 @@
 | key (after `{prefix}:limits`) | holds |
 | --- | --- |
 | (nothing) | hash: rule -> `most interval tolerance`; written by workers, read by dispatchers, who know no kinds |
-| `:text` | hash: rule -> what people read |
+| `:text` | hash: rule -> what people read, as declared |
+| `:shares` | hash: rule -> JSON, hash of a share -> numbers that an operator set for it |
 | `:since` | since when it has been asked without a longer silence |
 | `:asked` | when it was asked last |
 | `:busy` | set: the workers that run something, as far as known |
@@ -36,7 +37,15 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function int(number) return string.format('%.0f', number) end
 local function held(slot) return base .. ':held:' .. slot end
-local function following(slot) return math.max(tonumber(redis.call('GET', base .. ':next:' .. slot)) or 0, now) end
+-- A rate was made faster where it is further off than `longest`: the times of the slower one do not count.
+local function following(slot, longest)
+  local arrival = tonumber(redis.call('GET', base .. ':next:' .. slot)) or 0
+  if longest and arrival > now + longest then
+    arrival = now + longest
+    redis.call('SET', base .. ':next:' .. slot, int(arrival), 'PX', int(longest / 1000 + 1000))
+  end
+  return math.max(arrival, now)
+end
 local function sweep(slot) redis.call('ZREMRANGEBYSCORE', held(slot), '-inf', int(now)) end
 local function keep(slot, member, lease)
   redis.call('ZADD', held(slot), int(now + lease), member)
@@ -78,6 +87,7 @@ local full, at, start = 0, nil, now
 for i = 6, #ARGV, 4 do
   local slot, most = ARGV[i], tonumber(ARGV[i + 1])
   local waited_for = tonumber(redis.call('ZSCORE', wakes, slot))
+  local longest = ARGV[i + 2] + ARGV[i + 3] + patience
   if open > now then
     full, at = i, open
   elseif waited_for and not woken then
@@ -86,7 +96,7 @@ for i = 6, #ARGV, 4 do
     local mine = redis.call('ZSCORE', held(slot), job) or redis.call('ZSCORE', held(slot), member)
     if not mine and redis.call('ZCARD', held(slot)) >= most then full, at = i, first(slot) end
   else
-    local free = following(slot) - tonumber(ARGV[i + 3])
+    local free = following(slot, longest) - tonumber(ARGV[i + 3])
     if free > now + (woken and patience or 0) then full, at = i, free end
     start = math.max(start, free)
   end
@@ -110,7 +120,7 @@ for i = 6, #ARGV, 4 do
     keep(slot, member, lease)
     redis.call('SADD', base .. ':busy', ARGV[5])
   else
-    local arrival = following(slot) + tonumber(ARGV[i + 2])
+    local arrival = following(slot, ARGV[i + 2] + ARGV[i + 3] + patience) + tonumber(ARGV[i + 2])
     redis.call('SET', base .. ':next:' .. slot, int(arrival), 'PX', int((arrival - now) / 1000 + 1000))
   end
 end
@@ -135,16 +145,27 @@ WANT = _START + "for _, slot in ipairs(ARGV) do redis.call('ZADD', wakes, 'NX', 
 RENEW = (
     _START
     + """
--- ARGV: lease, worker, count of rules; for each: name, numbers, text; then slot, member of what runs.
--- A running job is inserted again where Redis has lost it: it does run.
+-- ARGV: lease, worker, count of rules; for each: name, numbers, text, those of shares; then slot, member of what runs.
+-- A running job is inserted again where Redis has lost it: it does run. After a change of numbers more may be free.
 local lease, count = tonumber(ARGV[1]), tonumber(ARGV[3])
+local shares, changed = base .. ':shares', {}
 heard(lease)
-for i = 4, 3 + 3 * count, 3 do
-  redis.call('HSET', base, ARGV[i], ARGV[i + 1])
-  redis.call('HSET', base .. ':text', ARGV[i], ARGV[i + 2])
+for i = 4, 3 + 4 * count, 4 do
+  local rule, numbers, own = ARGV[i], ARGV[i + 1], ARGV[i + 3]
+  if redis.call('HGET', base, rule) ~= numbers or (redis.call('HGET', shares, rule) or '{}') ~= own then
+    redis.call('HSET', base, rule, numbers)
+    redis.call('HSET', shares, rule, own)
+    changed[rule] = true
+  end
+  redis.call('HSET', base .. ':text', rule, ARGV[i + 2])
 end
-for i = 4 + 3 * count, #ARGV, 2 do keep(ARGV[i], ARGV[i + 1], lease) end
-redis.call(#ARGV > 3 + 3 * count and 'SADD' or 'SREM', base .. ':busy', ARGV[2])
+if next(changed) then
+  for _, slot in ipairs(redis.call('ZRANGE', wakes, 0, -1)) do
+    if changed[string.match(slot, '^(.*):')] then freed(slot) end
+  end
+end
+for i = 4 + 4 * count, #ARGV, 2 do keep(ARGV[i], ARGV[i + 1], lease) end
+redis.call(#ARGV > 3 + 4 * count and 'SADD' or 'SREM', base .. ':busy', ARGV[2])
 """
 )
 
@@ -156,7 +177,10 @@ TAKE = (
 local lead, hold = tonumber(ARGV[2]), tonumber(ARGV[3])
 local found = {}
 for _, slot in ipairs(redis.call('ZRANGEBYSCORE', wakes, '-inf', int(now), 'LIMIT', 0, ARGV[1])) do
-  local rule = redis.call('HGET', base, string.match(slot, '^(.*):'))
+  local name, share = string.match(slot, '^(.*):(.*)$')
+  local rule = redis.call('HGET', base, name)
+  local own = share ~= '' and redis.call('HGET', base .. ':shares', name)
+  if own then rule = cjson.decode(own)[share] or rule end
   local at = now + hold
   if rule then
     sweep(slot)
@@ -166,7 +190,7 @@ for _, slot in ipairs(redis.call('ZRANGEBYSCORE', wakes, '-inf', int(now), 'LIMI
     if tonumber(most) > 0 then
       free = tonumber(most) - used
     else
-      local start = following(slot) - tonumber(tolerance)
+      local start = following(slot, interval + tolerance + 2 * lead) - tonumber(tolerance)
       free = math.floor((now + lead - start) / interval) + 1 - used
       at = start + used * interval - lead
     end

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 
 from penstock.producers.limits import scripts
 from penstock.producers.limits.rules import Rule
@@ -94,20 +96,32 @@ class PublishedRule:
     """A rule as workers publish it to services that know no kinds.
 
     Attributes:
-        text: for people, such as `5 at a time by tenant`.
+        text: for people, as declared, such as `5 at a time by tenant`.
         most: at a time; 0: it is a rate, of a job each `interval` and, after a pause, of more that come `tolerance`
-            too early.
+            too early. Like those, as operators have set it.
+        shares: numbers that operators have set for shares.
     """
 
     text: str
     most: int
     interval: timedelta
     tolerance: timedelta
+    shares: Mapping[str, str]
 
     @classmethod
-    def of(cls, text: str, numbers: str) -> PublishedRule:
+    def of(cls, text: str, numbers: str, shares: Mapping[str, str]) -> PublishedRule:
         most, interval, tolerance = map(int, numbers.split())
-        return cls(text, most, timedelta(microseconds=interval), timedelta(microseconds=tolerance))
+        return cls(text, most, timedelta(microseconds=interval), timedelta(microseconds=tolerance), shares)
+
+    def of_share(self, share: str) -> PublishedRule:
+        """The rule as it applies to a share."""
+        numbers = self.shares.get(share)
+        return self if numbers is None else PublishedRule.of(self.text, numbers, self.shares)
+
+    @property
+    def by(self) -> str | None:
+        """The value by which jobs share the limit; None: all share it."""
+        return self.text.rpartition(" by ")[2] if " by " in self.text else None
 
 
 class LimitStore:
@@ -118,8 +132,8 @@ class LimitStore:
         worker: name of the worker that asks, if it runs jobs.
     """
 
-    def __init__(self, url: str, *, prefix: str, lease: timedelta, timeout_seconds: float, worker: str = "") -> None:
-        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
+    def __init__(self, connections: RedisConnections, *, prefix: str, lease: timedelta, worker: str = "") -> None:
+        self._connections = connections
         self._base = f"{prefix}:limits"
         self._lease = _micros(lease.total_seconds())
         self._worker = worker
@@ -142,9 +156,18 @@ class LimitStore:
         left = [part for entry in ended for part in _members(entry)]
         self._connections.execute(self._packed(scripts.LEAVE, len(waiting), *waiting, *left))
 
-    def renew(self, rules: Sequence[Rule], running: Iterable[SlotRequest]) -> None:
-        """Publish the rules, and renew the slots of running jobs."""
-        published = [part for rule in rules for part in (rule.name, _rule(rule), rule.text)]
+    def renew(
+        self,
+        rules: Sequence[Rule],
+        running: Iterable[SlotRequest],
+        changes: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Publish the rules, and renew the slots of running jobs.
+
+        Arguments:
+            changes: numbers that operators have set, by the name of the limit or the slot of a share.
+        """
+        published = [part for rule in rules for part in _published(rule, changes)]
         members = [part for entry in running for part in _members(entry)]
         self._connections.execute(
             self._packed(scripts.RENEW, self._lease, self._worker, len(rules), *published, *members)
@@ -180,11 +203,14 @@ class LimitStore:
 
     def rules(self) -> dict[str, PublishedRule]:
         """Every rule that a worker has published, by name."""
-        numbers, texts = self._connections.execute(pack("HGETALL", self._base), pack("HGETALL", f"{self._base}:text"))
-        text_by_name = dict(zip(texts[::2], texts[1::2], strict=True))
+        keys = (self._base, f"{self._base}:text", f"{self._base}:shares")
+        replies = self._connections.execute(*(pack("HGETALL", key) for key in keys))
+        numbers, texts, shares = (dict(zip(reply[::2], reply[1::2], strict=True)) for reply in replies)
         return {
-            name.decode(): PublishedRule.of(text_by_name.get(name, b"").decode(), rule.decode())
-            for name, rule in zip(numbers[::2], numbers[1::2], strict=True)
+            name.decode(): PublishedRule.of(
+                texts.get(name, b"").decode(), rule.decode(), json.loads(shares.get(name, b"{}"))
+            )
+            for name, rule in numbers.items()
         }
 
     def used_slots(self) -> set[str]:
@@ -225,6 +251,16 @@ def _numbers(slots: Iterable[Slot]) -> Iterable[str]:
     for rule, slot in slots:
         yield slot
         yield from _rule(rule).split()
+
+
+def _published(rule: Rule, changes: Mapping[str, int]) -> Iterable[str]:
+    """Name, numbers, text and the numbers of shares, in JSON that is the same for the same numbers."""
+    shares = {
+        share: _rule(rule.admitting(most))
+        for name, share, most in sorted((*Rule.of_slot(slot), most) for slot, most in changes.items())
+        if name == rule.name
+    }
+    return rule.name, _rule(rule.admitting(changes.get(rule.name))), rule.text, json.dumps(shares)
 
 
 def _rule(rule: Rule) -> str:

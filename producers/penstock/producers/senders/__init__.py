@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from penstock.config.errors import ConfigError
 from penstock.producers.senders.backlogs import QueueBacklogs
+from penstock.producers.senders.peeks import Peeks
 from penstock.producers.senders.redis.sentinel import SCHEMES as SENTINEL_SCHEMES
 from penstock.schemas.wire.codec import Envelope
 
@@ -39,6 +40,10 @@ class Sender(Protocol):
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
         """How many jobs wait in each queue, all lanes together; those being run are not counted."""
+        ...
+
+    def lane_depths(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
+        """How many jobs wait in each lane of each queue: queue, then priority, then the number."""
         ...
 
     def close(self) -> None: ...
@@ -123,6 +128,22 @@ def open_backlogs(settings: Settings) -> QueueBacklogs:
             from penstock.producers.senders.rabbitmq.backlogs import RabbitmqBacklogs
 
             return RabbitmqBacklogs(url, prefix, timeout_seconds, settings.rabbitmq_management_url)
+
+
+def open_peeks(settings: Settings) -> Peeks | None:
+    """Settings → a look at the jobs that wait in their broker. It does not connect yet.
+
+    None: the broker is RabbitMQ, which shows a message only by delivering it. Returned unread, it counts as delivered
+    all the same, and the queue's delivery limit buries jobs that were looked at too often.
+
+    Raises:
+        ConfigError: the scheme of `broker_url` is unknown.
+    """
+    if scheme(settings.broker_url) != "redis":
+        return None
+    from penstock.producers.senders.redis.peeks import RedisPeeks
+
+    return RedisPeeks(settings.broker_url, settings.prefix, settings.broker_timeout_seconds)
 
 
 def open_async_sender(

@@ -20,7 +20,15 @@ class QueueBacklog(NamedTuple):
 
 
 class QueueBacklogs(Protocol):
-    """Reads the backlogs of a broker's queues. Connects when first used. For one thread."""
+    """Reads the backlogs of a broker's queues. Connects when first used. For one thread.
+
+    Attributes:
+        added: as of the last reading, by queue, the jobs that it got since it exists, as the broker counts them,
+            retries and moved ones too. It begins again where a queue is deleted or RabbitMQ restarts. Queues for which
+            the broker does not tell are missing.
+    """
+
+    added: dict[str, int]
 
     def read(self, queues: Collection[str]) -> dict[str, QueueBacklog]:
         """Backlogs of these queues, and of others that the broker has under the prefix. Raises BrokerUnavailable."""

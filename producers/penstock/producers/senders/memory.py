@@ -47,4 +47,7 @@ class MemoryBroker:
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
         return {queue: sum(len(self.lanes[queue, priority]) for priority in PRIORITIES) for queue in queues}
 
+    def lane_depths(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
+        return {queue: {priority: len(self.lanes[queue, priority]) for priority in PRIORITIES} for queue in queues}
+
     def close(self) -> None: ...

@@ -17,6 +17,7 @@ from penstock.producers.testing.caught import CaughtJobs
 from penstock.producers.testing.clock import Clock
 from penstock.producers.testing.matching import TOLERANCE
 from penstock.producers.testing.runner import HandlerRunner
+from penstock.schemas.jobs.kind import PRIORITIES
 from penstock.schemas.wire.codec import Envelope
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class FakeSender:
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
         due = [job.queue for job in self._jobs.waiting() if abs(job.delay) <= TOLERANCE]
         return {queue: due.count(queue) for queue in queues}
+
+    def lane_depths(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
+        due = [(job.queue, job.priority) for job in self._jobs.waiting() if abs(job.delay) <= TOLERANCE]
+        return {queue: {priority: due.count((queue, priority)) for priority in PRIORITIES} for queue in queues}
 
     def close(self) -> None: ...
 

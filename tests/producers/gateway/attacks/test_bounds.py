@@ -173,7 +173,7 @@ def test_a_key_of_some_kinds_does_not_learn_which_others_there_are(gateway: Gate
         details = problem(post(gateway, f"/jobs/{name}", key, json={}), 403, "kind-not-allowed")
         assert details["detail"] == f"this key is not for kind {name!r}"
         problem(gateway.client.get(f"/v1/kinds/{name}", headers=key), 403, "kind-not-allowed")
-    problem(post(gateway, "/jobs/shop.order", key, json={}), 404, "unknown-kind")
+    problem(post(gateway, "/jobs/shop.nothing", key, json={}), 404, "unknown-kind")
 
 
 def test_a_batch_lists_a_bounded_number_of_errors(gateway: Gateway) -> None:

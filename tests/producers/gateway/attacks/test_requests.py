@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from penstock.config.sections.gateway import GatewaySettings
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.producers.gateway import connections
 from penstock.producers.gateway.auth import callers
 from penstock.producers.gateway.routes import streams

@@ -21,7 +21,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from penstock.config.errors import ConfigError, InvalidToken
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.rows import audit
 from penstock.ledger.schedules import commands as schedules
 from penstock.ledger.sql.tables import api_keys as key_table

@@ -94,6 +94,19 @@ def test_a_binary_event_becomes_a_job(gateway: Gateway) -> None:
     assert [headers["payload"]["number"] for headers in gateway.sent("invoices")] == [8]
 
 
+def test_a_header_of_a_binary_event_may_be_raw_utf_8(gateway: Gateway) -> None:
+    def answer_to(subject: bytes) -> Any:
+        event = {"ce-specversion": "1.0", "ce-id": new(), "ce-source": "/shop", "ce-type": "account.opened"}
+        headers = [(name.encode(), value.encode()) for name, value in {**event, **gateway.key()}.items()]
+        return gateway.client.post("/v1/events", headers=[*headers, (b"ce-subject", subject)])
+
+    for subject in ("grüße ✓".encode(), b"gr%C3%BC%C3%9Fe \xe2\x9c\x93"):
+        assert answer_to(subject).status_code == 202
+    assert [sent["payload"]["account"] for sent in gateway.sent("syncs")] == ["grüße ✓"]  # unique by its account
+    refused = problem(answer_to("grüße".encode("latin-1")), 422, "invalid-event")
+    assert refused["errors"][0]["attribute"] == "subject"
+
+
 def test_an_event_that_comes_again_makes_no_further_job(gateway: Gateway) -> None:
     event, key = paid(), gateway.key()
     headers = {**key, "Content-Type": STRUCTURED}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,12 +12,14 @@ from support.gateways import INVOICE, Gateway, Invoice, Open, problem
 from support.ledgers import LEASE, claimed, end, message, row_of, start_worker
 
 from penstock.ledger.members import heartbeats
-from penstock.ledger.rows import limit_waits
+from penstock.ledger.rows.waits import limit_waits
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions.bury import bury_message
 from penstock.producers.limits.rules import Rule
 from penstock.producers.limits.store import LimitStore, SlotRequest
 from penstock.producers.outbox import Outbox
+from penstock.producers.senders import open_sender_from
+from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.schemas import Outcome
 from penstock.schemas.jobs.limits import Concurrency
 from penstock.schemas.wire.codec import Envelope, encode
@@ -47,6 +51,17 @@ def test_a_job_that_waits_in_the_broker_is_found_at_its_position(gateway: Gatewa
     assert (body["id"], body["state"], body["facts"]["position"]) == (job_id, None, 2)
     assert "no live worker consumes queue 'invoices'" in body["because"]
     assert "penstock worker --queues invoices" in body["advice"]
+
+
+def test_a_job_in_a_queue_that_only_the_broker_knows_is_found(gateway: Gateway, open_gateway: Open) -> None:
+    job = replace(encode(invoice()), queue="of-other-code")
+    with closing(open_sender_from(gateway.settings)) as sender:
+        sender.send([job])
+    fresh = open_gateway()  # the other one may have looked at the broker's queues a moment ago
+    body = explain(fresh, job.id, fresh.key()).json()
+    assert (body["facts"]["queue"], body["facts"]["position"]) == ("of-other-code", 1)
+    bound = explain(fresh, job.id, fresh.key(queues=["invoices"]))
+    problem(bound, 404, "job-not-found")
 
 
 def test_a_dead_job_is_explained_with_what_to_do(gateway: Gateway) -> None:
@@ -134,7 +149,9 @@ def test_holders_of_a_limit_are_named_within_the_bounds_and_else_counted(gateway
     for tenant, job_id in holders.items():
         claimed(gateway.database, message(invoice(), id=job_id, tenant=tenant))
     entries = [SlotRequest(job_id, 1, ((rule, slot),)) for job_id in holders.values()]
-    store = LimitStore(settings.broker_url, prefix=settings.prefix, lease=LEASE, timeout_seconds=10, worker="w1")
+    store = LimitStore(
+        RedisConnections(settings.broker_url, timeout_seconds=10), prefix=settings.prefix, lease=LEASE, worker="w1"
+    )
     store.renew([rule], entries)
     store.close()
     waiting = encode(invoice(), tenant="acme", due_at=datetime.now(UTC) + timedelta(days=1))

@@ -12,6 +12,7 @@ from penstock.producers.handles.handles import JobHandle
 
 if TYPE_CHECKING:
     from penstock.schemas.jobs.job import Job
+    from penstock.schemas.wire.codec import Envelope
 
 
 class Outbox(BaseOutbox):
@@ -42,7 +43,13 @@ class Outbox(BaseOutbox):
             InvalidJob: the job or an option is wrong (also UnknownQueue, PayloadTooLarge, KindError); nothing was
                 written, and the transaction goes on.
         """
-        return self._write([make_entry(self._builder, job, options)], using)[0]
+        return self._handle(self.write(job, options, using))
+
+    def write(self, job: Job, options: EnqueueOptions, using: str | None = None) -> Envelope:
+        """`enqueue`, for those who need no handle. Returns the envelope that was written."""
+        entry = make_entry(self._builder, job, options)
+        self._insert([entry], using)
+        return entry[0]
 
     def enqueue_many(self, jobs: Iterable[Job], *, using: str | None = None) -> list[JobHandle]:
         """Write many, in order. All are checked before the first is written, and all are written or none.
@@ -50,9 +57,11 @@ class Outbox(BaseOutbox):
         Raises:
             As `enqueue`; says which one is wrong, counted from 0.
         """
-        return self._write(make_entries(self._builder, jobs), using)
+        entries = make_entries(self._builder, jobs)
+        self._insert(entries, using)
+        return [self._handle(envelope) for envelope, _ in entries]
 
-    def _write(self, entries: list[Entry], using: str | None) -> list[JobHandle]:
+    def _insert(self, entries: list[Entry], using: str | None) -> None:
         from penstock.producers.contrib.django.models import OutboxEntry  # once the apps are loaded
 
         rows = []
@@ -61,4 +70,6 @@ class Outbox(BaseOutbox):
             rows.append(OutboxEntry(job_id=rest.pop("id"), **rest))
         manager = OutboxEntry._default_manager
         manager.using(using or self._using).bulk_create(rows)
-        return [JobHandle(envelope.id, envelope.kind, target_queue(envelope), self._ledger) for envelope, _ in entries]
+
+    def _handle(self, envelope: Envelope) -> JobHandle:
+        return JobHandle(envelope.id, envelope.kind, target_queue(envelope), self._ledger)

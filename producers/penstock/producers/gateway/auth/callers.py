@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from penstock.ledger import api_keys
-from penstock.ledger.api_keys import ApiKey
+from penstock.ledger.members import api_keys
+from penstock.ledger.members.api_keys import ApiKey
 from penstock.ledger.queries.scope import Scope, matches_any
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway.auth.jwt import CHALLENGE, JwtVerifier
@@ -125,6 +125,7 @@ class Callers:
         self._claim = "penstock" if jwt_verifier is None else jwt_verifier.claim
         self._known: OrderedDict[bytes, tuple[float, Caller, ApiKey]] = OrderedDict()
         self._unknown: OrderedDict[bytes, float] = OrderedDict()  # apart: a flood of them must not push out the known
+        self._reading: dict[bytes, asyncio.Task[tuple[Caller, ApiKey] | None]] = {}
 
     async def authenticate(self, authorization: str | None) -> Caller:
         """Raises Problem: (401) the credential is not valid; (403) a token without our claim."""
@@ -151,6 +152,13 @@ class Callers:
             return record[1:]
         if now - self._unknown.get(digest, -CACHE_SECONDS) < CACHE_SECONDS:
             return None
+        if (reading := self._reading.get(digest)) is None:  # else every request of this moment would read it
+            reading = self._reading[digest] = asyncio.get_running_loop().create_task(self._read(digest, text))
+            reading.add_done_callback(lambda _: self._reading.pop(digest))
+        await asyncio.wait({reading})  # a caller that leaves does not end it for the others
+        return reading.result()
+
+    async def _read(self, digest: bytes, text: str) -> tuple[Caller, ApiKey] | None:
         key = await asyncio.to_thread(api_keys.find, self._database, text)
         if key is None:
             self._known.pop(digest, None)

@@ -6,7 +6,6 @@ a keyed hash of the rest and the caller: only the sender of a job that is not on
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 
 from penstock.schemas.wire.ids import new_id
@@ -21,7 +20,7 @@ class JobIds:
     """
 
     def __init__(self, secret: str) -> None:
-        self._key = secret.encode()
+        self._hash = hmac.new(secret.encode(), digestmod="sha256")  # copied for each id: half the time of a new one
 
     def new(self, caller_id: str) -> str:
         """A new UUIDv7 for this caller."""
@@ -34,4 +33,6 @@ class JobIds:
 
     def _proof(self, head: str, caller_id: str) -> str:
         message = f"penstock.job-id.v1:{head}:{caller_id}".encode()
-        return hmac.digest(self._key, message, hashlib.sha256).hex()[:_DIGITS]
+        keyed = self._hash.copy()
+        keyed.update(message)
+        return keyed.hexdigest()[:_DIGITS]

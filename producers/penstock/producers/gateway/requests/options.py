@@ -11,6 +11,7 @@ from starlette.requests import Request
 from penstock.producers.gateway.problems import wrong_parameters
 from penstock.schemas.jobs.kind import NAME, Priority
 from penstock.schemas.jobs.unique_policy import UniquePolicy
+from penstock.schemas.wire.tags import LONGEST_TAG, MOST_TAGS, check_tags
 
 _LONGEST = 100 * 365 * 86_400.0
 _CLEAN = r"^[^\x00-\x1f\x7f]+$"
@@ -25,6 +26,7 @@ def check_reachable(time: datetime) -> datetime:
 
 Seconds = Annotated[float, Field(ge=0, le=_LONGEST, allow_inf_nan=False)]
 MoreSeconds = Annotated[float, Field(gt=0, le=_LONGEST, allow_inf_nan=False)]
+Tag = Annotated[str, Field(min_length=1, max_length=LONGEST_TAG, pattern=_CLEAN)]
 Label = Annotated[str, Field(min_length=1, max_length=255, pattern=_CLEAN)]
 
 
@@ -50,6 +52,10 @@ class Options(BaseModel):
     unique: Annotated[UniquePolicy | None, Field(description="What becomes of it if another job holds its key.")] = None
     unique_for: Annotated[MoreSeconds | None, Field(description="How long it holds its key.")] = None
     debounce: Annotated[MoreSeconds | None, Field(description="The quiet period of that policy.")] = None
+    tags: Annotated[
+        Annotated[list[Tag], Field(max_length=MOST_TAGS), AfterValidator(check_tags)] | None,
+        Field(description="Words to find it by in lists."),
+    ] = None
 
     def as_enqueue_options(self) -> dict[str, Any]:
         """The options that were set, as arguments of `enqueue`."""
@@ -70,7 +76,10 @@ def read_options(request: Request) -> Options:
     if not request.scope["query_string"]:
         return _NONE
     try:
-        return Options.model_validate_strings(dict(request.query_params))
+        values: dict[str, Any] = dict(request.query_params)
+        if "tags" in values:
+            return Options.model_validate({**values, "tags": values["tags"].split(",")})
+        return Options.model_validate_strings(values)
     except ValidationError as error:
         raise wrong_parameters(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
@@ -83,5 +92,8 @@ def parameters() -> list[dict[str, Any]]:
         # A parameter without a value is left out; a query has no null.
         choices = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]
         bare = choices[0] if len(choices) == 1 else {"anyOf": choices}
-        described_parameters.append({"name": name, "in": "query", "description": schema["description"], "schema": bare})
+        parameter = {"name": name, "in": "query", "description": schema["description"], "schema": bare}
+        if bare.get("type") == "array":
+            parameter |= {"style": "form", "explode": False}  # separated by commas
+        described_parameters.append(parameter)
     return described_parameters

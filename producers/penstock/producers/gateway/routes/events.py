@@ -161,7 +161,7 @@ async def _send(
         elif isinstance(sent, PenstockError):
             raise problem_of(sent)
         else:
-            deps.metrics.jobs.labels(sent.kind).inc()
+            deps.metrics.sent(sent.kind).inc()
             jobs.append(EventJob(rule=match.rule, id=sent.id, kind=sent.kind, created=sent.created))
     return jobs
 

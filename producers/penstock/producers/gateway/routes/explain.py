@@ -12,7 +12,6 @@ from penstock.producers.gateway.dependencies import Authenticated, Here
 from penstock.producers.gateway.models.explanations import ExplanationView
 from penstock.producers.gateway.problems import Problem, job_not_found
 from penstock.producers.gateway.routes.jobs import JobId, is_sender
-from penstock.schemas.jobs.kind import registry
 
 router = APIRouter(tags=["jobs"])
 
@@ -32,7 +31,7 @@ async def explain_job(id: JobId, caller: Authenticated, deps: Here) -> Explanati
             id,
             deps.positions,
             lease=deps.settings.lease,
-            queues=registry.queues() | set(deps.settings.queues),
+            queues=deps.queues,
             limits=deps.limits,
             scope=caller.scope,
             sent_by_caller=is_own,

@@ -98,7 +98,9 @@ async def cancel_job(
     seen = status.enqueued_at is not None
     if not seen and kind is None:
         raise InvalidState(f"job {id} waits in the broker, where no worker has seen it; name its kind")
-    unseen = {} if seen else {"kind": caller.find_kind(kind or "").name, "tenant": caller.tenant(tenant)}
+    unseen: dict[str, Any] = (
+        {} if seen else {"kind": caller.find_kind(kind or "").name, "tenant": caller.tenant(tenant)}
+    )
     state = await asyncio.to_thread(request_cancel, deps.database, id, actor=caller.name, **unseen)
     return StateView(id=id, state=state)
 

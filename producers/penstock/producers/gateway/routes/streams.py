@@ -23,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from penstock.config.errors import InvalidToken, LedgerUnavailable, WatchClosed
 from penstock.ledger.queries.status import JobStatus
-from penstock.producers.gateway.dependencies import Deps, Here, authenticated, services
+from penstock.producers.gateway.dependencies import Deps, Here, authenticated, deps_of
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.gateway.routes.jobs import JobId, Token, view, visible
 from penstock.schemas.verbs import Verb
@@ -63,7 +63,7 @@ async def followed(
     token: Token = None,
 ) -> Followed:
     """Raises Problem or PenstockError: the caller, or the token, is not for this job; or its kind is not tracked."""
-    deps = await services(connection)
+    deps = deps_of(connection)
     if token is not None:
 
         async def check_token() -> datetime | None:

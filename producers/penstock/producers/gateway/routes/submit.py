@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from penstock.config.errors import DuplicateJob, InvalidJob, PenstockError, QueueFull
 from penstock.producers.gateway.auth.callers import Caller
-from penstock.producers.gateway.dependencies import Authenticated, Deps, Here, authenticated, services
+from penstock.producers.gateway.dependencies import Authenticated, Deps, Here, authenticated, deps_of
 from penstock.producers.gateway.problems import MOST_ERRORS, Problem, invalid_body, invalid_json, problem_of
 from penstock.producers.gateway.requests.bodies import JSON, json_body, read_json
 from penstock.producers.gateway.requests.options import Options, read_options
@@ -78,7 +79,7 @@ class _Raw(BaseModel):
 async def submit(request: Request) -> Response:
     """Check one job, send it, and answer when the broker has it."""
     request.scope["route"] = SUBMIT  # as FastAPI does, for metrics
-    deps, caller = await services(request), await authenticated(request)
+    deps, caller = deps_of(request), await authenticated(request)
     kind = caller.find_kind(request.path_params["kind"])
     enqueue_options = _options_for(caller, kind, read_options(request))
     body = await read_json(request)
@@ -90,7 +91,7 @@ async def submit(request: Request) -> Response:
     async def send(ids: list[str]) -> tuple[int, bytes]:
         with traced(request.headers.get("traceparent")):
             handle = await deps.producer.enqueue(job, id=ids[0], **enqueue_options)
-        deps.metrics.jobs.labels(kind.name).inc()
+        deps.metrics.sent(kind.name).inc()
         return 202 if handle.created else 200, to_json(_accepted(handle))
 
     status, answer, again = await _send_once(request, caller, deps, 1, body, send)
@@ -98,8 +99,16 @@ async def submit(request: Request) -> Response:
     return Response(answer, status, headers, JSON)
 
 
+class _Submit:
+    """`submit` as an ASGI app. Starlette would put a function behind a second handler of exceptions."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await submit(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
 # A route of Starlette: one of FastAPI would double the cost of a request. `openapi` describes it, by kind.
-SUBMIT = Route("/v1/jobs/{kind}", submit, methods=["POST"], include_in_schema=False)
+SUBMIT = Route("/v1/jobs/{kind}", _Submit(), methods=["POST"], name="submit", include_in_schema=False)
 
 
 @router.post(
@@ -215,7 +224,7 @@ async def _send_once(
 
 def _item_answer(sent: AsyncJobHandle | PenstockError | Problem, deps: Deps, most_errors: int) -> ItemAnswer:
     if isinstance(sent, AsyncJobHandle):
-        deps.metrics.jobs.labels(sent.kind).inc()
+        deps.metrics.sent(sent.kind).inc()
         return ItemAnswer(status=202 if sent.created else 200, job=Accepted(**_accepted(sent)))
     problem = sent if isinstance(sent, Problem) else problem_of(sent)
     deps.metrics.refused.labels(problem.name).inc()

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.config.supervision import Outage
@@ -20,6 +20,13 @@ log = logging.getLogger("penstock.metrics")
 LOOK_AGAIN_SECONDS = 60.0
 """Pause before another look for a missing lane, and for a management API that did not answer."""
 MOST_SAMPLES = 1000
+
+
+class _Totals(NamedTuple):
+    """Messages of a lane since it was made, or RabbitMQ was started."""
+
+    delivered: int
+    published: int
 
 
 class RabbitmqBacklogs:
@@ -40,23 +47,27 @@ class RabbitmqBacklogs:
         self._look_at: dict[str, float] = {}
         self._connection: Any = None
         self._ages: dict[str, LaneAge] = {}
+        self.added: dict[str, int] = {}
 
     def read(self, queues: Collection[str]) -> dict[str, QueueBacklog]:
-        delivered = self._list()
-        lanes = [lane for queue in queues for lane in self._lanes(queue)] if delivered is None else delivered
+        totals = self._list()
+        lanes = [lane for queue in queues for lane in self._lanes(queue)] if totals is None else totals
         counts = self._count(lanes)
-        self._ages = {lane: age for lane, age in self._ages.items() if lane in counts and delivered is not None}
+        self._ages = {lane: age for lane, age in self._ages.items() if lane in counts and totals is not None}
         backlogs = dict.fromkeys(queues, QueueBacklog(0, 0.0))
+        added: dict[str, int] = {}
         for lane, ready in counts.items():
             queue = lane_of(self._prefix, lane)[0]
             before = backlogs.get(queue, QueueBacklog(0, 0.0))
             oldest: float | None = None
-            if delivered is not None:
-                age = self._ages.setdefault(lane, LaneAge()).update(time.monotonic(), ready, delivered[lane])
+            if totals is not None:
+                age = self._ages.setdefault(lane, LaneAge()).update(time.monotonic(), ready, totals[lane].delivered)
                 oldest = max(before.oldest_seconds or 0.0, age)
+                added[queue] = added.get(queue, 0) + totals[lane].published
             elif not ready:
                 oldest = before.oldest_seconds
             backlogs[queue] = QueueBacklog(before.jobs + ready, oldest)
+        self.added = added
         return backlogs
 
     def close(self) -> None:
@@ -70,20 +81,21 @@ class RabbitmqBacklogs:
         except ConfigError:  # RabbitMQ cannot have a queue of this name
             return ()
 
-    def _list(self) -> Mapping[str, int] | None:
-        """Lane → messages that it has delivered; None: the management API does not answer."""
+    def _list(self) -> Mapping[str, _Totals] | None:
+        """Lane → its totals; None: the management API does not answer."""
         if time.monotonic() < self._list_at:
             return None
         try:
-            column = "message_stats.deliver_get"
-            lanes = list_lanes(self._url, self._prefix, self._timeout_seconds, self._management_url, column)
+            columns = ("message_stats.deliver_get", "message_stats.publish")
+            lanes = list_lanes(self._url, self._prefix, self._timeout_seconds, self._management_url, *columns)
         except BrokerUnavailable as error:
             self._list_at = time.monotonic() + LOOK_AGAIN_SECONDS
             if self._outage.is_new(error):
                 log.warning("the ages of queues are not known: %s", error)
             return None
         self._outage.end()
-        return {name: int((lane.get("message_stats") or {}).get("deliver_get", 0)) for name, lane in lanes.items()}
+        stats = {name: lane.get("message_stats") or {} for name, lane in lanes.items()}
+        return {name: _Totals(int(of.get("deliver_get", 0)), int(of.get("publish", 0))) for name, of in stats.items()}
 
     def _count(self, lanes: Collection[str]) -> dict[str, int]:
         """Ready messages of the lanes that are there."""

@@ -31,15 +31,21 @@ BATCH = 500
 REFUSED_PAUSE_SECONDS = 0.05
 
 
-def connect(url: str, *, timeout_seconds: float, heartbeat_seconds: int = 0) -> Any:
+def connect(url: str, *, timeout_seconds: float, heartbeat_seconds: int = 0, name: str | None = None) -> Any:
     """A connected `amqp.Connection`; each read and write on it is bounded by the timeout.
+
+    Arguments:
+        name: of the connection, in RabbitMQ's list of them.
 
     Raises:
         OSError, AMQPError: within the timeout.
         ConfigError: a file that the URL names for TLS cannot be read.
     """
     plain, tls = tls_options(url)
-    parameters: Any = Connection(plain, heartbeat=heartbeat_seconds, ssl=tls)  # type: ignore[no-untyped-call]
+    options = {} if name is None else {"client_properties": {"connection_name": name}}
+    parameters: Any = Connection(  # type: ignore[no-untyped-call]
+        plain, heartbeat=heartbeat_seconds, ssl=tls, transport_options=options
+    )
     host, port = parameters.hostname or "localhost", parameters.port or 5672
     parameters.connect_timeout = timeout_seconds / look_up(host, port, timeout_seconds)
     connection = parameters.transport.establish_connection()
@@ -224,12 +230,16 @@ class Publisher:
         names = [lane_name(self.prefix, queue, priority) for priority in PRIORITIES]
         return sum(self.channel.queue_declare(name, passive=True).message_count for name in names)
 
-    def depths(self, queues: Iterable[str]) -> dict[str, int]:
-        """Messages ready in all lanes of each queue. Makes none that is missing."""
+    def depths(self, queues: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Messages ready in each lane of each queue. Makes none that is missing."""
         lanes = {queue: [lane_name(self.prefix, queue, priority) for priority in PRIORITIES] for queue in queues}
         counts = count_lanes(self.connection, itertools.chain.from_iterable(lanes.values()))
         self.used_at = time.monotonic()
-        return {queue: sum((counts[name] or (0, 0))[0] for name in names) for queue, names in lanes.items()}
+        ready = {name: (count or (0, 0))[0] for name, count in counts.items()}
+        return {
+            queue: {priority: ready[name] for priority, name in zip(PRIORITIES, names, strict=True)}
+            for queue, names in lanes.items()
+        }
 
     def close(self) -> None:
         """Close in an orderly way where that still works."""

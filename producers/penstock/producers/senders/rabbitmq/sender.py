@@ -68,6 +68,9 @@ class RabbitmqSender:
         self._with_publisher(lambda publisher: publisher.ping(), asked_at)
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
+        return {queue: sum(lanes.values()) for queue, lanes in self.lane_depths(queues).items()}
+
+    def lane_depths(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
         return self._with_publisher(lambda publisher: publisher.depths(queues))
 
     def close(self) -> None:

@@ -14,12 +14,19 @@ from penstock.producers.senders.redis.sender import GROUP, lane_keys
 _FIND_EVERY_SECONDS, _REST = 60.0, 20.0
 """Pauses between two searches of all keys for queues, of which the second is a multiple of the search's duration."""
 
-# Of one queue: entries that no consumer has fetched, and the age of the oldest, by the server's own clock. Ids rise and
-# begin with the time at which the entry was added. A key of ours may hold what a stranger has put there.
+# Of one queue: entries that no consumer has fetched, the age of the oldest, by the server's own clock, and how many
+# were added (-1: a Redis before version 7). Ids rise and begin with the time at which the entry was added. A key of
+# ours may hold what a stranger has put there.
 _BACKLOG = """
-local waiting, oldest = 0, nil
+local waiting, oldest, added = 0, nil, 0
 for _, key in ipairs(KEYS) do
   local groups = redis.pcall('XINFO', 'GROUPS', key)
+  local stream = redis.pcall('XINFO', 'STREAM', key)
+  if not stream.err then
+    local count
+    for i = 1, #stream, 2 do if stream[i] == 'entries-added' then count = stream[i + 1] end end
+    if not count then added = -1 elseif added >= 0 then added = added + count end
+  end
   local length = redis.pcall('XLEN', key)
   if type(length) == 'number' and length > 0 then
     local held, last = 0, '0-0'
@@ -36,9 +43,9 @@ for _, key in ipairs(KEYS) do
     end
   end
 end
-if not oldest then return {waiting, 0} end
+if not oldest then return {waiting, 0, added} end
 local now = redis.call('TIME')
-return {waiting, math.max(now[1] * 1000 + math.floor(now[2] / 1000) - oldest, 0)}
+return {waiting, math.max(now[1] * 1000 + math.floor(now[2] / 1000) - oldest, 0), added}
 """
 
 
@@ -48,6 +55,7 @@ class RedisBacklogs:
     def __init__(self, url: str, prefix: str, timeout_seconds: float) -> None:
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
         self._url, self._prefix, self._timeout_seconds = url, prefix, timeout_seconds
+        self.added: dict[str, int] = {}
         self._found: set[str] = set()
         self._find_at = 0.0
 
@@ -60,7 +68,8 @@ class RedisBacklogs:
         names = sorted({*queues, *self._found})
         commands = [pack("EVAL", _BACKLOG, 3, *lane_keys(self._prefix, name), GROUP) for name in names]
         replies = self._connections.execute(*commands)
-        return {name: QueueBacklog(waiting, age / 1000) for name, (waiting, age) in zip(names, replies, strict=True)}
+        self.added = {name: added for name, (_, _, added) in zip(names, replies, strict=True) if added >= 0}
+        return {name: QueueBacklog(waiting, age / 1000) for name, (waiting, age, _) in zip(names, replies, strict=True)}
 
     def close(self) -> None:
         self._connections.close()

@@ -7,6 +7,7 @@ connection: its import alone takes a third of a second.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,12 +17,22 @@ from penstock.config.errors import BrokerUnavailable, ConfigError
 from penstock.producers.senders.redis.protocol import Reply, exchange, explain
 from penstock.producers.senders.redis.servers import ANSWERS, TRUST_IDLE_SECONDS, Servers, connect, new_connection
 
+_PATIENCE_SECONDS = 0.25
+"""The longest wait for a turn on a shared connection: the call before may be waiting for a silent server."""
+
 
 class RedisConnections:
-    """Synchronous connections, one for each thread that is calling now. Thread-safe, and safe after a fork."""
+    """Synchronous connections, one for each thread that is calling now. Thread-safe, and safe after a fork.
 
-    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+    Arguments:
+        shared: threads take turns on one connection; who waits too long for that has another one for its call.
+        name: of the connections, in `CLIENT LIST`.
+    """
+
+    def __init__(self, url: str, *, timeout_seconds: float, shared: bool = False, name: str | None = None) -> None:
         self.url, self.timeout_seconds = url, timeout_seconds
+        self._turn = threading.Lock() if shared else None
+        self._options = {} if name is None else {"client_name": name.replace(" ", "_")}
         self._servers = Servers(url, timeout_seconds)
         self.address = self._servers.address
         self._idle: deque[tuple[Any, float]] = deque()
@@ -40,6 +51,16 @@ class RedisConnections:
         Raises:
             BrokerUnavailable: within the timeout.
         """
+        if self._turn is None:
+            return self._call(packed, replies)
+        has_turn = self._turn.acquire(timeout=_PATIENCE_SECONDS)
+        try:
+            return self._call(packed, replies)
+        finally:
+            if has_turn:
+                self._turn.release()
+
+    def _call(self, packed: bytes, replies: int) -> list[Reply]:
         from redis import exceptions
 
         connection, used_at = self._take()
@@ -60,6 +81,8 @@ class RedisConnections:
         except exceptions.RedisError as error:
             self.fail(error)
         self._idle.append((connection, time.monotonic()))
+        if self._turn is not None and len(self._idle) > 1:
+            self._drop_idle(keep=1)
         return result
 
     def execute(self, *commands: bytes) -> list[Reply]:
@@ -84,7 +107,7 @@ class RedisConnections:
 
         connection = None
         try:
-            connection = new_connection(self._servers.find(), self.timeout_seconds, **options)
+            connection = new_connection(self._servers.find(), self.timeout_seconds, **(self._options | options))
             connect(connection, self.timeout_seconds)
             if questions := self._servers.questions():
                 self._servers.check(*exchange(connection, questions, ANSWERS, exceptions.ResponseError))
@@ -132,9 +155,9 @@ class RedisConnections:
             connection.disconnect()  # the parent's: redis-py then closes our copy and leaves the session alone
         return None, 0.0
 
-    def _drop_idle(self) -> None:
-        while self._idle:
+    def _drop_idle(self, keep: int = 0) -> None:
+        while len(self._idle) > keep:
             try:
-                self._idle.pop()[0].disconnect()
+                self._idle.popleft()[0].disconnect()
             except IndexError:
                 return

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
+_AT_A_TIME = 50
+"""Replies that come within one timeout of asyncio."""
 Reply = Any
 """Reply of Redis: bytes, int, None, a list of these, or the ResponseError of a refused command."""
 
@@ -68,13 +72,20 @@ async def exchange_async(connection: Any, packed: bytes, replies: int, refused: 
     result: list[Reply] = []
     try:
         await connection.send_packed_command((packed,), check_health=False)
-        read = connection.read_response
-        for _ in range(replies):
-            try:
-                result.append(await read())
-            except refused as error:
-                _reject_replica(error)
-                result.append(error)
+        while len(result) < replies:
+            # redis-py's own timeout, one for each reply, takes as long as reading it does.
+            async with asyncio.timeout(connection.socket_timeout):
+                for _ in range(min(replies - len(result), _AT_A_TIME)):
+                    try:
+                        result.append(await connection.read_response(timeout=math.inf))
+                    except refused as error:
+                        _reject_replica(error)
+                        result.append(error)
+    except TimeoutError as error:
+        from redis import exceptions
+
+        await connection.disconnect(nowait=True)
+        raise exceptions.TimeoutError(f"no reply within {connection.socket_timeout:g} s") from error
     except BaseException:  # a cancelled task too: no one will read the replies still under way
         await connection.disconnect(nowait=True)
         raise

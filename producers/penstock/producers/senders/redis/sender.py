@@ -137,6 +137,9 @@ class RedisSender(_Sender[RedisConnections]):
         self._run(self._exchange_ping())
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
+        return {queue: sum(lanes.values()) for queue, lanes in self.lane_depths(queues).items()}
+
+    def lane_depths(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
         commands = [
             pack(*command)
             for queue in queues
@@ -144,15 +147,14 @@ class RedisSender(_Sender[RedisConnections]):
             for command in (("XLEN", key), ("XPENDING", key, GROUP))
         ]
         replies = self._connections.call(b"".join(commands), len(commands)) if commands else []
-        depths = dict.fromkeys(queues, 0)
-        per_queue = 2 * len(PRIORITIES)
-        for i, queue in enumerate(queues):
-            queue_replies = replies[i * per_queue : (i + 1) * per_queue]
-            for length, pending in zip(queue_replies[::2], queue_replies[1::2], strict=True):
-                self._check([length])
-                running = 0 if isinstance(pending, Exception) else pending[0]  # no group yet: nothing was fetched
-                depths[queue] += max(0, length - running)
-        return depths
+        waiting = []
+        for length, pending in zip(replies[::2], replies[1::2], strict=True):
+            self._check([length])
+            running = 0 if isinstance(pending, Exception) else pending[0]  # no group yet: nothing was fetched
+            waiting.append(max(0, length - running))
+        lanes = len(PRIORITIES)
+        each = [waiting[start : start + lanes] for start in range(0, len(waiting), lanes)]
+        return {queue: dict(zip(PRIORITIES, of, strict=True)) for queue, of in zip(queues, each, strict=True)}
 
     def close(self) -> None:
         self._connections.close()
