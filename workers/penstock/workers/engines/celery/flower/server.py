@@ -1,7 +1,7 @@
 """Flower, for the workers of both engines: it knows them by Celery's events and remote control, which both speak.
 
-It keeps its history in `var/flower` and shows it again after a restart. Flower's own settings (`FLOWER_READ_ONLY`,
-`FLOWER_URL_PREFIX`, …) hold as well; the queue lengths on its broker page need no management plugin of RabbitMQ's.
+It keeps nothing: jobs are the ledger's. Flower's own settings (`FLOWER_READ_ONLY`, `FLOWER_URL_PREFIX`, …) hold as
+well; the queue lengths on its broker page need no management plugin of RabbitMQ's.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from penstock.config.errors import ConfigError
 from penstock.config.logging import setup_logging
+from penstock.config.sections.console import usable
 from penstock.config.settings import load_settings
+from penstock.workers.handlers.discovery import discover
 
 BASIC_AUTH = "PENSTOCK_FLOWER_BASIC_AUTH"
 FURTHER_AUTH = "FLOWER_BASIC_AUTH"
@@ -34,16 +37,19 @@ def run_flower(
     *,
     url_prefix: str | None = None,
     folder: Path = FOLDER,
+    imports: Sequence[str] = (),
 ) -> int:
     """Serve Flower until SIGTERM or SIGINT. Returns the exit code.
 
     Arguments:
         basic_auth: `user:password`; None: as `PENSTOCK_FLOWER_BASIC_AUTH` says, else the user `penstock` with a new
-            password, which is printed, unless `FLOWER_AUTH` names who may log in by OAuth. Flower can cancel jobs and
-            stop workers, so it never runs without a login. `FLOWER_BASIC_AUTH` has further ones, with commas between.
+            password, which is printed, unless `[console]` or `FLOWER_AUTH` says who may log in. Flower can cancel jobs
+            and stop workers, so it never runs without a login. `FLOWER_BASIC_AUTH` has further ones, with commas
+            between.
         url_prefix: the path below which all of its pages are, such as `flower`, for a proxy that passes a part of its
             paths on; None: as `FLOWER_URL_PREFIX` says, else the root.
-        folder: where it keeps its history.
+        folder: where earlier versions kept jobs; their files are deleted.
+        imports: modules with kinds. Fields and results of kinds that none of them defines are hidden.
 
     Raises:
         ConfigError: the login or the prefix has another form, the broker URL is wrong, or Flower is not installed.
@@ -56,13 +62,14 @@ def run_flower(
         user, _, password = login.partition(":")
         if not (user and password):
             raise ConfigError(f"{BASIC_AUTH} must be user:password, and so must each login of {FURTHER_AUTH}")
-    if not logins and not os.environ.get("FLOWER_AUTH"):
+    settings = load_settings()
+    if not logins and not usable(settings.console, os.environ):
         logins = [_generated(f"http://{address}:{port}/{prefix and prefix + '/'}")]
     try:
-        from penstock.workers.engines.celery.flower import serve
+        from penstock.workers.engines.celery.flower.serving import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"Flower is not installed ({error}); install penstock[flower]") from error
-    settings = load_settings()
+    discover(imports)
     if not logging.getLogger().handlers:
         with contextlib.suppress(ImportError):  # structlog comes with penstock[cli]
             setup_logging(fmt=settings.log_format)

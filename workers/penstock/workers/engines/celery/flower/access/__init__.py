@@ -1,0 +1,1 @@
+"""Access to Flower: people, roles, bounds."""

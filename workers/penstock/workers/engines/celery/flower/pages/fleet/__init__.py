@@ -1,0 +1,1 @@
+"""Pages about what does the work: queues, kinds, workers, limits, outboxes."""

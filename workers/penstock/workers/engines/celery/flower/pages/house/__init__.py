@@ -1,0 +1,1 @@
+"""Pages about the whole installation: overview, alerts, audit, settings, search."""

@@ -1,0 +1,1 @@
+"""Pages about work: jobs, dead letters, workflows, schedules."""

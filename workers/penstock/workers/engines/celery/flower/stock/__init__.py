@@ -1,0 +1,1 @@
+"""Flower's own parts, made to fit the ledger."""
