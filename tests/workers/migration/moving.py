@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,19 @@ from support.stack import Stack, lines
 
 HERE = Path(__file__).parent
 TESTS = HERE.parents[1]
+
+
+def start_old(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process of an old application in the folder of its log: `python -m` and this command."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=os.environ | env,
+            cwd=log.parent,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 class Shop:
@@ -54,16 +68,7 @@ class Shop:
 
     def old(self, *command: str, **env: str) -> subprocess.Popen[bytes]:
         """Start a process of the old application: `python -m` and this command."""
-        log = (self.folder / f"old-{len(self._old)}.log").open("wb")
-        with log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                env=os.environ | self.env | env,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = start_old(command, self.env | env, self.folder / f"old-{len(self._old)}.log")
         self._old.append(process)
         return process
 

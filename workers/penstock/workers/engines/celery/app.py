@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,10 +12,30 @@ from celery.result import AsyncResult
 
 from penstock.config.settings import Settings
 from penstock.producers.senders import Sender, open_sender_from
+from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.jobs.kind import Kind
 from penstock.schemas.wire.codec import encode, parse_time
+from penstock.workers.engines.host import Host
 from penstock.workers.engines.monitoring import kombu_connection
 from penstock.workers.handlers.registry import handlers
+
+_PARTS = (
+    *("celery.app.amqp", "celery.app.control", "celery.app.events", "celery.app.log", "celery.app.routes"),
+    *("celery.backends.base", "celery.events.dispatcher", "celery.events.receiver", "kombu.mixins"),
+    *("celery.worker.autoscale", "celery.worker.components", "celery.worker.strategy", "billiard.pool"),
+    "celery.worker.consumer.delayed_delivery",
+)
+"""Modules that Celery imports by their names when a worker starts."""
+
+
+after_setup: list[Callable[[Host], None]] = []
+"""Called when Celery's program is set up, which makes its own application the current one."""
+
+
+def import_parts() -> None:
+    """Import all that a worker of Celery uses, before processes are forked that share it."""
+    for name in _PARTS:
+        importlib.import_module(name)
 
 
 def make_app(settings: Settings) -> celery.Celery:
@@ -21,10 +43,7 @@ def make_app(settings: Settings) -> celery.Celery:
     # Without Celery's fixup for Django, which would set it up again: `handlers.django_project` serves both engines.
     app = celery.Celery("penstock", set_as_current=True, fixups=set())
     app.conf.update(
-        broker_url=kombu_connection.kombu_url(settings.broker_url),
-        broker_transport_options=kombu_connection.kombu_options(settings.broker_url),
-        broker_use_ssl=kombu_connection.kombu_tls(settings.broker_url),
-        broker_connection_timeout=kombu_connection.CONNECT_SECONDS,
+        **kombu_connection.celery_settings(settings.broker_url),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # what Redis refuses now it may accept later
@@ -39,7 +58,8 @@ def make_app(settings: Settings) -> celery.Celery:
     )
     sender = open_sender_from(settings)
     for handler in handlers:
-        app.register_task(_task(handler.kind, sender, settings.max_payload_bytes))
+        if not issubclass(handler.kind.job, AdoptedJob):
+            app.register_task(_task(handler.kind, sender, settings.max_payload_bytes))
     return app
 
 

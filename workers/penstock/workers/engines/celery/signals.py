@@ -12,8 +12,10 @@ from pydantic_core import from_json
 from penstock.config.errors import JobFailed
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
+from penstock.workers.executor.runtime.observers import Observer
 
 _STATES = {
     Outcome.SUCCEEDED: "SUCCESS",
@@ -23,7 +25,7 @@ _STATES = {
 }
 
 
-class SignalsObserver:
+class SignalsObserver(Observer):
     """An `Observer` that sends a signal only where it has receivers.
 
     Receivers run on the loop of the jobs and must be quick. They get the fields with `***` for sensitive ones; Celery
@@ -37,14 +39,16 @@ class SignalsObserver:
         if signals.task_received.receivers:
             signals.task_received.send(sender=self._hostname, request=self._request(message, message.attempt))
 
-    def refused(self, message: Message, reason: str) -> None: ...
-
     def started(self, claim: Claim) -> None:
+        if _is_adopted(claim):
+            return
         if signals.task_prerun.receivers:
             signals.task_prerun.send(**self._common(claim), kwargs=claim.message.job.redacted())
 
     def ended(self, outcome: AttemptOutcome) -> None:
         claim = outcome.claim
+        if _is_adopted(claim):
+            return
         common = self._common(claim)
         task = common["sender"]
         match outcome.name:
@@ -94,6 +98,11 @@ class SignalsObserver:
             hostname=self._hostname,
             delivery_info={"exchange": "", "routing_key": message.queue, "redelivered": None},
         )
+
+
+def _is_adopted(claim: Claim) -> bool:
+    """Whether Celery's own tracer runs the job, and sends its signals."""
+    return issubclass(claim.message.kind.job, AdoptedJob)
 
 
 def _result(outcome: AttemptOutcome) -> Any:

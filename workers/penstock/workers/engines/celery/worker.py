@@ -19,12 +19,14 @@ from celery.worker import control, pidbox, state
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.control import Control
 from celery.worker.control import Panel
-from kombu.transport.redis import QoS
+from kombu.common import ignore_errors
 
 from penstock.config.settings import Settings
-from penstock.workers.engines.celery.app import make_app
+from penstock.producers.senders import scheme
+from penstock.workers.engines.celery.app import after_setup, make_app
 from penstock.workers.engines.celery.signals import SignalsObserver
 from penstock.workers.engines.host import Host
+from penstock.workers.engines.monitoring import kombu_connection
 from penstock.workers.engines.monitoring.control_messages import answer, drop_garbage, listen, read_no_garbage
 from penstock.workers.engines.monitoring.remote_control import Remote
 from penstock.workers.engines.renewal.link import ParentLink
@@ -67,11 +69,15 @@ def run_worker(
         on_stopping=on_stopping,
         on_stopped=on_stopped,
     )
+    host.events.wake = hub_wakeup.wake
     app.penstock_host, app.penstock_wakeup = host, hub_wakeup
+    app.conf.broker_transport_options |= kombu_connection.named(settings.broker_url, host.worker.name)
     app.steps["consumer"].add(HostStep)
     host.worker.executor.observers.append(SignalsObserver(app, host.worker.name))
     answer_remote_control(host.remote, inspect_only=settings.remote_control == "inspect")
-    restore_nothing()
+    if scheme(settings.broker_url) == "redis":
+        drop_garbage()
+        restore_nothing()
     signals.setup_logging.connect(_leave_logging_alone)
     program = Program(
         app=app,
@@ -86,6 +92,8 @@ def run_worker(
         without_mingle=True,
         without_gossip=True,
     )
+    for set_up in after_setup:
+        set_up(host)
     with host.signals():
         try:
             program.start()
@@ -106,17 +114,18 @@ class Program(CeleryWorker):  # type: ignore[misc]  # celery has no types
 
 
 class HostStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Starts our worker once Celery's consumer is connected. Celery restarts its steps when it has lost its connection;
-    the worker has connections of its own and goes on."""
+    """Starts our worker once Celery's consumer is connected, and publishes events over that connection. Celery restarts
+    its steps when it has lost it; the worker has connections of its own and goes on."""
 
     requires = (Connection,)
     _begun, _pause = float("-inf"), _FIRST_PAUSE
+    _turn: Any = None
 
     def start(self, c: Any) -> None:
         wakeup: _Wakeup = c.app.penstock_wakeup
         host: Host = c.app.penstock_host
         read_no_garbage(c.connection)
-        c.hub.add_reader(wakeup.receiver, wakeup.clear)
+        c.hub.add_reader(wakeup.receiver, self._on_wakeup, c)
         try:
             host.start()
         except Exception as error:  # Celery would print a traceback and lose the error
@@ -127,9 +136,24 @@ class HostStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if soon:
             host.stopped.wait(self._pause)
         self._begun = time.monotonic()
+        host.events.attach(c.connection)
+        self._turn_events(c)
 
     def stop(self, c: Any) -> None:
         c.hub.remove_reader(c.app.penstock_wakeup.receiver)
+        c.app.penstock_host.events.detach()
+        if self._turn is not None:
+            self._turn.cancel()
+
+    def _on_wakeup(self, c: Any) -> None:
+        c.app.penstock_wakeup.clear()
+        self._turn_events(c)
+
+    def _turn_events(self, c: Any) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+        pause = c.app.penstock_host.events.turn()
+        self._turn = c.hub.call_later(pause, self._turn_events, c)
 
 
 # Jobs do not wait for remote control: a full Redis refuses to declare its queue.
@@ -169,14 +193,25 @@ def answer_remote_control(remote: Remote, *, inspect_only: bool) -> None:
     for name, command in remote.commands().items():
         Panel.data[name] = lambda _state, _command=command, **arguments: _command(**arguments)
     pidbox.Pidbox = Mailbox
-    drop_garbage()
 
 
 class Mailbox(pidbox.Pidbox):  # type: ignore[misc]
     """Celery's mailbox of a worker, which takes any message."""
 
+    _is_shared = False
+    """Whether its channel is used by others, too, and so is not closed."""
+
     def start(self, c: Any) -> None:
-        self.consumer = listen(self.node, c.connection.channel(), self.on_message)
+        channel = kombu_connection.open_channel(c.connection)
+        self._is_shared = channel is c.connection.default_channel
+        self.consumer = listen(self.node, channel, self.on_message)
+
+    def _close_channel(self, c: Any) -> None:
+        if self._is_shared and self.consumer is not None:
+            ignore_errors(c, self.consumer.cancel)  # type: ignore[no-untyped-call]
+            self.consumer = None
+        elif not self._is_shared:
+            super()._close_channel(c)
 
     def on_message(self, body: Any, message: Any) -> None:
         self._forward_clock()
@@ -190,6 +225,8 @@ class Mailbox(pidbox.Pidbox):  # type: ignore[misc]
 def restore_nothing() -> None:
     """Keep kombu from restoring what a worker of Celery's has lost: we consume none of its lists. A Redis that is full
     or takes no writes would refuse the lock for it, and that ends Celery's program."""
+    from kombu.transport.redis import QoS
+
     QoS.restore_visible = lambda *_, **__: None  # type: ignore[method-assign]
 
 

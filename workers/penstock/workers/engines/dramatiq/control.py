@@ -1,44 +1,52 @@
-"""Celery's remote control, answered through kombu's mailbox by a process without Celery."""
+"""Celery's remote control and events over one connection of kombu, for a process without Celery."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from penstock.config.supervision import start_thread
+from penstock.producers.senders import scheme
+from penstock.workers.brokers.wakeup import Wakeup
 from penstock.workers.engines.monitoring import kombu_connection
 from penstock.workers.engines.monitoring.control_messages import answer, drop_garbage, listen, read_no_garbage
+from penstock.workers.engines.monitoring.events import Events
 
 log = logging.getLogger("penstock.remote")
 
-_TURN_SECONDS = 1.0
+_TURN_SECONDS, _READ_SECONDS = 1.0, 0.001
+_READS = 100
+"""Messages between two turns of the events at most."""
 _HEARTBEAT_SECONDS = 30
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 
 
 class Control:
-    """Listens as a node of Celery's mailbox, over any number of lost connections.
+    """Listens as a node of Celery's mailbox and publishes events, over any number of lost connections.
 
     Arguments:
-        node: the worker's name.
-        commands: by name; each takes the command's arguments and returns the answer.
-        clock: kombu's LamportClock, shared with the worker's events.
+        commands: by name; each takes the command's arguments and returns the answer. Without any it does not listen.
+        events: the worker's.
     """
 
-    def __init__(self, url: str, node: str, commands: dict[str, Callable[..., Any]], clock: Any) -> None:
+    def __init__(self, url: str, commands: dict[str, Callable[..., Any]], events: Events) -> None:
         from kombu.pidbox import Mailbox
 
-        drop_garbage()
+        if scheme(url) == "redis":
+            drop_garbage()
         self._url = url
         mailbox: Any = Mailbox
-        self._mailbox = mailbox("celery", type="fanout", clock=clock, accept=["json"])
+        self._mailbox = mailbox("celery", type="fanout", clock=events.clock, accept=["json"])
         handlers = {
             name: lambda _state, _command=command, **arguments: _command(**arguments)
             for name, command in commands.items()
         }
-        self._node = self._mailbox.Node(node, state=None, handlers=handlers)
+        self._node = self._mailbox.Node(events.hostname, state=None, handlers=handlers)
+        self._events, self._wakeup = events, Wakeup()
+        events.wake = self._wakeup.set
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -47,13 +55,16 @@ class Control:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._wakeup.set()
         if self._thread is not None:
             self._thread.join(2 * _TURN_SECONDS + kombu_connection.CONNECT_SECONDS)
+        self._wakeup.close()
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
         while not self._stopping.is_set():
-            connection = kombu_connection.connection(self._url, heartbeat_seconds=_HEARTBEAT_SECONDS)
+            name = kombu_connection.named(self._url, self._events.hostname)
+            connection = kombu_connection.connection(self._url, heartbeat_seconds=_HEARTBEAT_SECONDS, **name)
             try:
                 connection.connect()
                 if pause > _FIRST_PAUSE:
@@ -66,18 +77,23 @@ class Control:
                 self._stopping.wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             finally:
+                self._events.detach()
                 _close(connection)
 
     def _listen(self, connection: Any) -> None:
         self._mailbox.connection = connection
         read_no_garbage(connection)
-        consumer = listen(self._node, connection.channel(), lambda body, message: answer(self._node, body, message))
+        if self._node.handlers:
+            channel = kombu_connection.open_channel(connection)
+            listen(self._node, channel, lambda body, message: answer(self._node, body, message))
+        self._events.attach(connection)
         while not self._stopping.is_set():
-            try:
-                connection.drain_events(timeout=_TURN_SECONDS)
-            except TimeoutError:
-                connection.heartbeat_check()
-        consumer.cancel()
+            with suppress(TimeoutError):
+                for _ in range(_READS):  # on Redis the first one subscribes
+                    connection.drain_events(timeout=_READ_SECONDS)
+            connection.heartbeat_check()
+            pause = min(self._events.turn(), _TURN_SECONDS)
+            self._wakeup.wait(kombu_connection.sockets(connection), pause)
 
 
 def _close(connection: Any) -> None:

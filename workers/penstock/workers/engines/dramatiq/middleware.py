@@ -13,6 +13,7 @@ from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
+from penstock.workers.executor.runtime.observers import Observer
 
 _HOOKS = (
     "before_process_message",
@@ -25,7 +26,7 @@ _HOOKS = (
 )
 
 
-class MiddlewareObserver:
+class MiddlewareObserver(Observer):
     """An `Observer` that calls the hooks of middleware. Of no use if `hooks` is empty.
 
     Hooks run on the loop of the jobs and must be quick; they observe, so `SkipMessage` skips nothing. Messages carry
@@ -44,10 +45,6 @@ class MiddlewareObserver:
             for hook in _HOOKS
             if any(getattr(type(middleware), hook) is not getattr(Middleware, hook) for middleware in broker.middleware)
         }
-
-    def received(self, message: Message) -> None: ...
-
-    def refused(self, message: Message, reason: str) -> None: ...
 
     def started(self, claim: Claim) -> None:
         proxy = self._proxies[claim.message.id] = dramatiq.MessageProxy(_message(claim.message, claim.attempt))

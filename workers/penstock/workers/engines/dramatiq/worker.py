@@ -30,6 +30,7 @@ def run_worker(
     broker = get_broker()
     broker.connect(settings)
     broker.declare_kinds()
+    broker.emit_after("process_boot")
     clock = LamportClock()
     host = Host(
         settings,
@@ -43,18 +44,15 @@ def run_worker(
         on_stopped=lambda: broker.emit_after("worker_shutdown", worker),
     )
     worker = HostingWorker(broker, host)
-    commands = host.remote.commands()
-    control = Control(settings.broker_url, host.worker.name, commands, clock) if commands else None
+    control = Control(settings.broker_url, host.remote.commands(), host.events)
     with host.signals():
         try:
             worker.start()
-            if control is not None:
-                control.start()
+            control.start()
             # A signal that the kernel gives to another thread, as it may just after a SIGCONT, does not end this wait.
             while not host.stopped.wait(1.0):
                 pass
-            if control is not None:
-                control.stop()
+            control.stop()
         finally:
             broker.close()
     if host.error is not None:
@@ -80,7 +78,11 @@ class HostingWorker(dramatiq.Worker):
         observer = MiddlewareObserver(self.broker)
         if observer.hooks:
             self.host.worker.executor.observers.append(observer)
-        self.host.start()
+        try:
+            self.host.start()
+        except BaseException:
+            self.broker.emit_after("worker_shutdown", self)  # or threads of middleware would keep the process
+            raise
         self.broker.emit_after("worker_boot", self)
 
     def before_shutdown(self) -> None:

@@ -1,0 +1,118 @@
+"""Applications that cannot be adopted, or not in all they say: each is named at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+from celery_example import forget_adopted
+from kombu.serialization import dumps
+
+from penstock.config.errors import ConfigError, KindError, UndecodableMessage
+from penstock.config.settings import Settings
+from penstock.schemas import Job, registry
+from penstock.schemas.jobs.adopted import AdoptedJob
+from penstock.schemas.wire.codec import Envelope, decode
+from penstock.workers.engines.celery.adopted import declare
+from penstock.workers.engines.celery.adopted.application import load_application
+from penstock.workers.engines.celery.adopted.doubts import doubts_about, pool_of
+from penstock.workers.engines.celery.adopted.request import request_of
+from penstock.workers.engines.celery.adopted.tasks import adopt_tasks
+from penstock.workers.handlers.discovery import ImportFailed
+
+SHOWN = """
+import celery
+
+app = celery.Celery("shown", set_as_current=False)
+
+@app.task(name="shown.add", shared=False)
+def add(a, b):
+    return a + b
+"""
+SETTINGS = Settings(broker_url="redis://localhost:6379/3")
+
+
+@pytest.fixture
+def app(adopted_for_a_test: None) -> celery.Celery:
+    """An application with one task."""
+    app = celery.Celery("small", broker="redis://127.0.0.1/3", set_as_current=False, fixups=set())
+
+    @app.task(name="small.add", shared=False)
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    return app
+
+
+def stock(body: bytes, **properties: Any) -> Envelope:
+    headers = {"task": "small.add", "id": "t1", "retries": 1, "properties": properties}
+    return Envelope("celery", "normal", headers, body)
+
+
+def test_an_application_that_does_not_import_is_named_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_shop.py").write_text("app = 1 / 0\n")
+    (tmp_path / "no_shop.py").write_text("app = 7\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportFailed, match="cannot import the Celery application broken_shop:app") as failure:
+        load_application("broken_shop:app")
+    assert "ZeroDivisionError" in failure.value.trace
+    with pytest.raises(ConfigError, match="7, not a Celery application"):
+        load_application("no_shop:app")
+
+
+def test_declared_tasks_are_shown_with_their_arguments(
+    app: celery.Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower and commands hide the values of kinds that they do not know."""
+    (tmp_path / "shown_shop.py").write_text(SHOWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    payload = {"args": [[1, 2]], "kwargs": {}, "request": {}}
+    assert registry.redact("shown.add", payload)["args"] == "***"
+    declare("shown_shop:app")
+    assert registry.redact("shown.add", payload) == payload
+
+
+def test_a_task_and_a_job_of_one_kind_are_both_named(app: celery.Celery) -> None:
+    job = type(Job)("Add", (Job,), {}, kind="small.add")
+    try:
+        with pytest.raises(KindError, match=r"small\.add.*already taken by"):
+            adopt_tasks(app, SETTINGS)
+    finally:
+        registry.discard(job.kind())
+
+
+def test_settings_that_have_no_effect_are_named(app: celery.Celery) -> None:
+    assert list(doubts_about(app, SETTINGS)) == []
+    assert pool_of(app) == "processes"
+    app.conf.update(worker_pool="gevent", task_always_eager=True)
+    app.tasks["small.add"].rate_limit = "10/m"
+    other = Settings(broker_url="redis://127.0.0.1:6379/4")
+    lines = "\n".join(doubts_about(app, other))
+    for name in ("worker_pool = 'gevent'", "task_always_eager", "small.add", "6379/4"):
+        assert name in lines
+    assert pool_of(app) == "threads"
+
+
+def test_arguments_are_json_and_other_content_only_what_the_application_accepts(app: celery.Celery) -> None:
+    adopt_tasks(app, SETTINGS)
+    message = decode(stock(b'[[1], {"b": 2}, {"callbacks": [{"task": "x"}], "chord": null}]', reply_to="me"))
+    assert isinstance(message.job, AdoptedJob)
+    assert (message.job.args, message.job.kwargs, message.embed) == ([1], {"b": 2}, None)
+    assert message.job.request["reply_to"] == "me"
+    assert message.job.request["callbacks"] == [{"task": "x"}]
+    args, kwargs, request = request_of(app, "small.add", message.job, "t1", "w1")
+    assert (args, kwargs, request["retries"], request["id"]) == ([1], {"b": 2}, 1, "t1")
+
+    content_type, encoding, body = dumps(([{1, 2}], {}, {}), "pickle")
+    pickled = stock(body, content_type=content_type, content_encoding=encoding)
+    with pytest.raises(UndecodableMessage, match=r"python-serialize.*accept_content"):
+        decode(pickled)
+    app.conf.accept_content = ["json", "pickle"]
+    forget_adopted()
+    adopt_tasks(app, SETTINGS)
+    job = decode(pickled).job
+    assert request_of(app, "small.add", job, "t1", "w1")[0] == [{1, 2}]

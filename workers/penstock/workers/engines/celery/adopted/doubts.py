@@ -1,0 +1,45 @@
+"""Settings of an application that do not mean here what they mean under Celery's worker: each is named at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import celery
+
+from penstock.config.settings import Settings, redact_url
+
+_POOLS = {"prefork": "processes", "processes": "processes", "threads": "threads"}
+
+
+def pool_of(app: celery.Celery) -> str:
+    """The pool of ours that is nearest to the application's `worker_pool`: `processes` or `threads`."""
+    return _POOLS.get(str(app.conf.worker_pool), "threads")
+
+
+def doubts_about(app: celery.Celery, settings: Settings) -> Iterator[str]:
+    """A line for each such setting, with what happens instead."""
+    conf = app.conf
+    if str(conf.worker_pool) not in _POOLS:
+        yield f"worker_pool = {conf.worker_pool!r}: Penstock has no such pool; its tasks run in threads, or give --pool"
+    if conf.task_always_eager:
+        yield "task_always_eager: tasks run where they are called, and never come to this worker; remove it"
+    if limited := sorted(name for name, task in app.tasks.items() if task.rate_limit):
+        yield f"rate_limit of {', '.join(limited)}: has no effect; give their queues limits in penstock.toml"
+    if conf.task_acks_late is False and conf.task_acks_on_failure_or_timeout is False:
+        yield "task_acks_on_failure_or_timeout = False: has no effect; a failed task is a dead letter, to be replayed"
+    theirs = conf.broker_write_url or conf.broker_url
+    if isinstance(theirs, str) and _address(theirs) != _address(settings.broker_url):
+        yield (
+            f"its broker is {redact_url(theirs)}, and Penstock's is {redact_url(settings.broker_url)}: what web "
+            "processes send there is not taken in; set PENSTOCK_BROKER_URL to the same broker"
+        )
+
+
+def _address(url: str) -> tuple[Any, ...]:
+    parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname in (None, "localhost") else parts.hostname
+    port = parts.port or (6379 if parts.scheme.startswith("redis") else 5672)
+    path = parts.path.strip("/") or ("0" if parts.scheme.startswith("redis") else "/")
+    return parts.scheme.replace("pyamqp", "amqp"), host, port, path.replace("%2F", "/").replace("%2f", "/") or "/"

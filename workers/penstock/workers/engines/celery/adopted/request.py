@@ -1,0 +1,56 @@
+"""The request of a task, as Celery's worker makes it of a message."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, cast
+
+import celery
+from kombu.serialization import loads, prepare_accept_content
+from kombu.utils.json import loads as loads_typed
+
+from penstock.schemas.jobs.adopted import AdoptedJob
+from penstock.schemas.jobs.job import Job
+from penstock.schemas.wire.codec import HEADER
+
+
+def accepted(app: celery.Celery) -> frozenset[str]:
+    """The content types that an application accepts."""
+    return frozenset(prepare_accept_content(app.conf.accept_content))  # type: ignore[no-untyped-call]
+
+
+def request_of(
+    app: celery.Celery, name: str, job: Job, job_id: str, hostname: str | None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The arguments, the keyword arguments and the request of a task.
+
+    Raises:
+        Exception: whatever a serializer raises for the bytes that a message had.
+    """
+    adopted = cast(AdoptedJob, job)
+    request = dict(adopted.request)
+    content = request.pop(HEADER, {})
+    args, kwargs = adopted.args, dict(adopted.kwargs)
+    if "body" in content:
+        data = base64.b64decode(content["body"])
+        args, kwargs, embed = loads(  # type: ignore[no-untyped-call]
+            data, content["content_type"], content["content_encoding"], accept=accepted(app)
+        )
+        request |= embed or {}
+    elif content.get("typed"):
+        args, kwargs, request = loads_typed(json.dumps([args, kwargs, request]))  # type: ignore[no-untyped-call]
+    return (
+        args,
+        kwargs,
+        request
+        | {
+            "id": job_id,
+            "task": name,
+            "args": args,
+            "kwargs": kwargs,
+            "hostname": hostname,
+            "is_eager": False,
+            "called_directly": False,
+        },
+    )

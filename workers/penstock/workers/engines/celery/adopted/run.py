@@ -1,0 +1,153 @@
+"""A run of a task through Celery's own tracer, and what the ledger keeps of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import celery
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import states
+from celery.app.trace import build_tracer
+from celery.exceptions import Ignore, Reject
+from celery.utils.saferepr import saferepr
+from pydantic import TypeAdapter
+
+from penstock.config.settings import Settings
+from penstock.schemas.jobs.adopted import AdoptedJob
+from penstock.schemas.wire.codec import encode
+from penstock.schemas.wire.payloads import result_json
+from penstock.workers.engines.celery.adopted.control import is_revoked_by_stamp
+from penstock.workers.engines.celery.adopted.ends import store_failure, store_revoked
+from penstock.workers.engines.celery.adopted.request import request_of
+from penstock.workers.engines.celery.adopted.sending import Resent, running
+from penstock.workers.executor.attempt.outcome import JsonResult, traceback_of
+from penstock.workers.handlers.context import Context
+from penstock.workers.handlers.returns import Discard, Resend, error_line
+
+log = logging.getLogger("penstock.worker")
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_LONGEST_REPR = 1000
+
+
+class TaskRunner:
+    """Runs one task of an application. Thread-safe.
+
+    The tracer, which is made when it first runs, is Celery's: it calls the task, its hooks, callbacks and error
+    callbacks, sends the signals, and stores states and results in the application's backend.
+    """
+
+    def __init__(self, app: celery.Celery, task: celery.Task, settings: Settings) -> None:
+        self._app, self._task, self._settings = app, task, settings
+        self._tracer: Any = None
+
+    def run(self, job: AdoptedJob, context: Context) -> Any:
+        """Run an attempt. Returns what a handler may return.
+
+        Raises:
+            Exception: the task's own, if it failed for good.
+        """
+        args, kwargs, request = request_of(self._app, self._task.name, job, context.job_id, context.worker)
+        if is_revoked_by_stamp(request):
+            store_revoked(self._task, request, "revoked")
+            return Discard("revoked by a stamp")
+        if self._tracer is None:
+            self._tracer = build_tracer(self._task.name, self._task, app=self._app, hostname=context.worker)
+        resent = Resent(context.job_id)
+        token = running.set(resent)
+        try:
+            with _soft_limit(request, job.kind().soft_timeout):
+                retval, info, _, _ = self._tracer(context.job_id, args, kwargs, request)
+        except Reject as rejection:  # of a hook that ran after the task
+            return self._rejected(rejection, job, context, request)
+        finally:
+            running.reset(token)
+        state = states.SUCCESS if info is None else info.state
+        if resent.envelope is not None and state != states.FAILURE:
+            failed = state == states.RETRY
+            return _resend(resent, info.retval if failed else None, failed=failed)
+        match state:
+            case states.FAILURE:
+                raise info.retval if isinstance(info.retval, BaseException) else RuntimeError(str(info.retval))
+            case states.REJECTED:
+                return self._rejected(info.retval, job, context, request)
+            case states.IGNORED:
+                return Discard(_reason(info.retval, "ignored"))
+            case states.RETRY:
+                return Discard(f"it asked for a retry that it did not send: {_reason(info.retval, 'no reason')}")
+        return self._result(retval, request)
+
+    def _rejected(
+        self, rejection: Reject, job: AdoptedJob, context: Context, request: dict[str, Any]
+    ) -> Resend | Discard:
+        reason = f"rejected: {rejection.reason}" if rejection.reason is not None else "rejected"
+        if not rejection.requeue:
+            store_failure(self._task, request, rejection)
+            return Discard(reason)
+        delivery_info = {**(job.request.get("delivery_info") or {}), "redelivered": True}
+        again = job.model_copy(update={"request": {**job.request, "delivery_info": delivery_info}})
+        return Resend(encode(again, id=context.job_id, queue=context.queue), failed=False, reason=reason)
+
+    def _result(self, value: Any, request: dict[str, Any]) -> JsonResult | None:
+        ignored = request.get("ignore_result")
+        if value is None or (self._task.ignore_result if ignored is None else ignored):
+            return None
+        limit = self._settings.max_result_bytes_inline
+        try:
+            text = result_json(_ANY, value)
+            if len(text.encode()) <= limit:
+                return JsonResult(text)
+            note = f"over max_result_bytes_inline ({limit}); the application's backend has all of it"
+        except Exception:  # whatever pydantic or a value raises
+            note = f"JSON cannot hold {type(value).__name__}; the application's backend has it"
+        return JsonResult(json.dumps({"repr": saferepr(value, _LONGEST_REPR), "note": note}))
+
+
+@contextmanager
+def _soft_limit(request: dict[str, Any], of_kind: timedelta | None) -> Iterator[None]:
+    """Raise SoftTimeLimitExceeded in the block at the soft limit of its message, in a process that runs tasks alone.
+
+    Arguments:
+        of_kind: the task's own limit, which the pool keeps.
+    """
+    seconds = (request.get("timelimit") or (None, None))[1]
+    in_process = threading.current_thread() is threading.main_thread()
+    if not seconds or not in_process or (of_kind is not None and of_kind.total_seconds() == seconds):
+        yield
+        return
+
+    def expire(number: int, frame: object) -> None:
+        raise SoftTimeLimitExceeded(seconds)
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _resend(resent: Resent, retry: Any, *, failed: bool) -> Resend:
+    assert resent.envelope is not None
+    wait = timedelta(0) if resent.due_at is None else max(resent.due_at - datetime.now(UTC), timedelta(0))
+    error = getattr(retry, "exc", None)
+    reason = _reason(retry, "") if failed else f"replaced by {resent.envelope.kind}"
+    traceback = traceback_of(error) if isinstance(error, BaseException) else None
+    return Resend(resent.envelope, wait, failed, reason, traceback)
+
+
+def _reason(error: Any, otherwise: str) -> str:
+    if isinstance(error, Ignore):
+        return str(error) or otherwise
+    exc = getattr(error, "exc", None)
+    if isinstance(exc, BaseException):
+        return error_line(exc)
+    return str(error) or otherwise

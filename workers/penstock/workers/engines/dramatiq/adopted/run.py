@@ -1,0 +1,188 @@
+"""The run of an actor: by `process_message` of Dramatiq's own worker thread, inside an attempt of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dramatiq
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Interrupt, Middleware, TimeLimit
+from dramatiq.worker import WorkerThread
+
+from penstock.config.errors import BrokerUnavailable
+from penstock.config.settings import Settings
+from penstock.producers.contrib.dramatiq import DirectSending
+from penstock.schemas.jobs.kind import Priority
+from penstock.schemas.wire.codec import Envelope
+from penstock.workers.engines.dramatiq.adopted.job import ActorJob
+from penstock.workers.executor.attempt.outcome import traceback_of
+from penstock.workers.handlers.context import Context
+from penstock.workers.handlers.returns import Discard, Resend, error_line
+
+_ABSORB_SECONDS = 0.05
+"""How long a thread waits for an exception that the time limit may be about to raise in it."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """A message that is being processed.
+
+    Attributes:
+        succeeded: the actor has returned, and the middleware's hooks follow.
+        resent: the message under the same id, with the wait before it, if one was enqueued.
+        skipped: why a middleware skipped the message.
+        error: the exception that the message ended with.
+        unsent: the error of a message that a middleware failed to enqueue after the actor had returned.
+    """
+
+    ctx: Context
+    succeeded: bool = False
+    resent: tuple[Envelope, timedelta] | None = None
+    skipped: str | None = None
+    error: BaseException | None = None
+    unsent: Exception | None = None
+
+
+_current: ContextVar[_Run | None] = ContextVar("penstock_actor", default=None)
+"""Also in the coroutines of Dramatiq's event loop, which run in a copy of their actor's context."""
+
+
+class ActorRunner(Middleware):
+    """Runs the actors of an application's broker. It is the last of the broker's middleware, so that its own hooks are
+    the first after an actor.
+
+    Arguments:
+        broker: the application's; its `enqueue` is replaced.
+    """
+
+    def __init__(self, broker: dramatiq.Broker, settings: Settings) -> None:
+        self._broker = broker
+        self._threads = threading.local()
+        self._sending = _Sending(broker, settings)
+        self._time_limits = [item for item in broker.middleware if isinstance(item, TimeLimit)]
+        self._sending.replace_enqueue()
+        broker.add_middleware(self)
+
+    def run(self, job: ActorJob, ctx: Context) -> Any:
+        """Process the message of a job. Returns None, a `Resend` or a `Discard`.
+
+        Raises:
+            Exception: that of the actor, if its message was failed: the job is a dead letter.
+        """
+        run = _Run(ctx)
+        _current.set(run)  # the context is this call's own
+        message = MessageProxy(job.message(ctx))
+        began = time.monotonic()
+        try:
+            self._thread().process_message(message)
+        finally:
+            self._absorb_late_interrupt(message, began)
+            _current.set(None)
+        if run.resent is not None:
+            envelope, after = run.resent
+            error = run.error
+            reason, trace = ("", None) if error is None else (error_line(error), traceback_of(error))
+            return Resend(envelope, after, error is not None, reason, trace)
+        if (error := run.error or run.unsent) is not None:
+            if not isinstance(error, Exception):  # such as TimeLimitExceeded
+                raise RuntimeError(error_line(error)) from error
+            raise error
+        if message.failed:
+            raise RuntimeError("the message was failed by a middleware or by its actor, without an exception")
+        return None if run.skipped is None else Discard(run.skipped)
+
+    def close(self) -> None:
+        self._sending.close()
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None, exception: Any = None
+    ) -> None:
+        if (run := _current.get()) is not None:
+            run.succeeded = exception is None and not message.failed
+
+    def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        if (run := _current.get()) is not None:
+            run.skipped = "skipped by a middleware"
+
+    def _thread(self) -> WorkerThread:
+        """Dramatiq's thread object for this thread of ours. It is not started."""
+        thread: WorkerThread | None = getattr(self._threads, "thread", None)
+        if thread is None:
+            ends: Any = _Ends(self._broker)
+            thread = self._threads.thread = WorkerThread(
+                broker=self._broker, consumers=ends, work_queue=ends, worker_timeout=1000
+            )
+            self._broker.emit_after("worker_thread_boot", thread)
+        return thread
+
+    def _absorb_late_interrupt(self, message: MessageProxy, began: float) -> None:
+        """Wait where the time limit passed as the actor ended: its exception must not hit the thread's next job."""
+        limits = [_limit_of(self._broker, message, item) for item in self._time_limits]
+        if limits and time.monotonic() - began >= min(limits) / 1000:
+            with contextlib.suppress(Interrupt):
+                time.sleep(_ABSORB_SECONDS)
+
+
+class _Sending(DirectSending):
+    """Captures the message that runs if it is enqueued again, as `Retries` does, and sends all others at once.
+
+    What a middleware enqueues after an actor has returned, as pipelines and callbacks are, becomes part of the outcome
+    if the broker is unavailable.
+    """
+
+    def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+        run = _current.get()
+        try:
+            return super().enqueue(message, delay=delay)
+        except Exception as error:
+            if run is not None and run.succeeded:
+                run.unsent = error  # Dramatiq logs it and goes on, and the message would be lost
+            raise
+
+    def deliver(self, message: Any, priority: Priority, due_at: datetime | None) -> None:
+        run = _current.get()
+        if run is not None and message.message_id == run.ctx.job_id:
+            after = timedelta(0) if due_at is None else max(due_at - datetime.now(UTC), timedelta(0))
+            run.resent = self.envelope(message, priority, None), after
+            return
+        try:
+            super().deliver(message, priority, due_at)
+        except BrokerUnavailable:
+            if run is None or not run.succeeded:
+                raise
+            run.ctx.outgoing.append(self.envelope(message, priority, due_at))
+
+
+def _limit_of(broker: dramatiq.Broker, message: MessageProxy, middleware: TimeLimit) -> float:
+    """The time limit of a message, in milliseconds, as the middleware determines it."""
+    limit = message.options.get("time_limit") or broker.get_actor(message.actor_name).options.get("time_limit")
+    return float(middleware.time_limit if limit is None else limit)
+
+
+class _Ends:
+    """Stand-in for the consumers and the queue of Dramatiq's worker thread, which it calls at the end of a message."""
+
+    def __init__(self, broker: dramatiq.Broker) -> None:
+        self._broker = broker
+
+    def __getitem__(self, queue_name: str) -> _Ends:
+        return self
+
+    def post_process_message(self, message: MessageProxy) -> None:
+        """Run the hooks around an acknowledgement. Ours follows when the outcome is on record."""
+        if (run := _current.get()) is not None:
+            run.error = message._exception
+        event = "nack" if message.failed else "ack"
+        try:
+            self._broker.emit_before(event, message)
+            self._broker.emit_after(event, message)
+        except Exception:
+            self._broker.logger.exception("a middleware failed around the %s of %s", event, message)
+
+    def task_done(self) -> None: ...
