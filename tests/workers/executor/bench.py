@@ -13,11 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel
+from support.ledgers import upgraded
 from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job, RetryPolicy, State
@@ -126,6 +126,9 @@ async def do(job: Do, ctx: Context, ledge: Ledge) -> Any:
             raise ValueError("boom")
         case "sleep":
             await asyncio.sleep(3600)
+        case "progress":
+            ctx.progress(1, 3, "asleep")
+            await asyncio.sleep(3600)
         case "ledge":
             return type(ledge).__name__
     return None
@@ -223,8 +226,7 @@ class Bench:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.database = Database(settings.database_url)
-        upgrade(self.database)
+        self.database = Database(upgraded(settings.database_url))
         self.broker = MemoryBroker()
         self.producer = Producer("redis://unused", sender=self.broker, database_url=settings.database_url)
         self.workers: list[Worker] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+from support.ledgers import set_up
 from support.polling import WAIT_SECONDS, until
 from workers.executor.bench import (
     Add,
@@ -20,15 +23,17 @@ from workers.executor.bench import (
     Write,
     WriteAsync,
     gate,
+    open_bench,
     seen,
 )
 
+from penstock.config.settings import Settings
 from penstock.ledger.queries.status import Progress
 from penstock.ledger.rows.attempts import history
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.schemas import Job
 from penstock.schemas.wire.codec import encode
-from penstock.workers import Context, JobCancelled, override
+from penstock.workers import Context, JobCancelled, handles, override
 
 
 def test_a_job_runs_with_its_typed_message_and_leaves_result_and_progress(bench: Bench) -> None:
@@ -244,3 +249,54 @@ def test_a_handlers_transaction_is_rolled_back_when_another_worker_has_claimed_t
     until(lambda: handle.status().state == "succeeded")
     assert handle.status().crashes == 1
     assert bench.database.read(lambda connection: connection.scalar(sa.text("SELECT count(*) FROM effects"))) == 1
+
+
+AT_A_TIME = 8
+holders: list[str] = []
+
+
+class HoldInThread(Job, kind="ex.hold.thread", queue="ex"):
+    """Keeps its connection until all the others have started."""
+
+
+class HoldInCoroutine(Job, kind="ex.hold.async", queue="ex"):
+    """The same."""
+
+
+@handles(HoldInThread)
+def hold_in_thread(job: HoldInThread, ctx: Context) -> None:
+    holders.append(ctx.job_id)
+    ctx.session.execute(sa.text("SELECT 1"))
+    while len(holders) < AT_A_TIME:
+        time.sleep(0.01)
+
+
+@handles(HoldInCoroutine)
+async def hold_in_coroutine(job: HoldInCoroutine, ctx: Context) -> None:
+    holders.append(ctx.job_id)
+    await ctx.session.execute(sa.text("SELECT 1"))
+    while len(holders) < AT_A_TIME:  # noqa: ASYNC110  # by the others
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("server", "kind"),
+    [
+        ("sqlite", HoldInThread),
+        ("sqlite", HoldInCoroutine),
+        pytest.param("postgres", HoldInThread, marks=pytest.mark.postgres),
+        pytest.param("postgres", HoldInCoroutine, marks=pytest.mark.postgres),
+        pytest.param("mariadb", HoldInThread, marks=pytest.mark.mariadb),  # it has no sessions of coroutines
+    ],
+)
+def test_handlers_wait_for_one_of_few_connections_and_fail_no_attempt(
+    server: str, kind: type[Job], request: pytest.FixtureRequest
+) -> None:
+    holders.clear()
+    url = set_up(str(request.getfixturevalue(f"{server}_url")))
+    with open_bench(Settings(database_url=url, session_connections=2)) as bench:
+        sent = [bench.producer.enqueue(kind()) for _ in range(AT_A_TIME)]
+        bench.worker(concurrency=AT_A_TIME)
+        ends = [handle.wait(WAIT_SECONDS) for handle in sent]
+        assert {(end.state, end.attempt, end.failures) for end in ends} == {("succeeded", 1, 0)}
+        assert sorted(holders) == sorted(handle.id for handle in sent)

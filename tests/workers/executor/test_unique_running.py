@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from support.ledgers import upgraded
 from support.polling import WAIT_SECONDS, until
 
 from penstock.config.errors import DuplicateJob
@@ -20,7 +21,6 @@ from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.schedules.firing import fire
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, jobs, schedules
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import JobHandle, Producer
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.schemas import Job
@@ -209,8 +209,7 @@ def cancel(producer: Producer, handle: JobHandle, by_key: bool) -> None:
 
 @pytest.mark.parametrize("by_key", [False, True])
 def test_a_job_cancelled_while_no_worker_is_up_never_runs(sqlite_url: str, by_key: bool) -> None:
-    database, broker = Database(sqlite_url), MemoryBroker()
-    upgrade(database)
+    database, broker = Database(upgraded(sqlite_url)), MemoryBroker()
     with Producer("redis://unused", sender=broker, database_url=sqlite_url) as producer:
         handles_ = [producer.enqueue(Hold(), key="k"), producer.enqueue(Only(n=1), key="k")]
         if by_key:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from redis import Redis
+from support.ledgers import upgraded
 from support.polling import WAIT_SECONDS
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import JobHandle, Producer
 from penstock.schemas import Job
 from penstock.workers.local.up.redis_server import RedisServer
@@ -63,8 +63,7 @@ class Depot:
         self.server = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
         with self.server.connect() as connection:
             connection.execute(sa.text("CREATE TABLE IF NOT EXISTS depot_crate (id bigserial PRIMARY KEY, label text)"))
-        self.ledger = Database(self.settings.database_url)
-        upgrade(self.ledger)
+        self.ledger = Database(upgraded(self.settings.database_url))
         self.producer = Producer.from_settings(self.settings)
 
     @contextmanager

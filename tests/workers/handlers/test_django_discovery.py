@@ -76,6 +76,68 @@ def test_packages_of_handlers_are_imported_with_their_modules_and_without_tests(
     assert kinds == {"shop.plain", "shop.mail"}
 
 
+TASKS = "TASKS = {'default': {'BACKEND': 'penstock.producers.contrib.django.tasks.PenstockBackend'}}\n"
+WITH_TASKS = "INSTALLED_APPS += ['django_tasks', 'penstock.producers.contrib.django']\n"
+MANAGE = (
+    "import sys\nfrom django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n"
+)
+
+
+def test_tasks_of_apps_are_kinds_where_our_backend_has_them(tmp_path: Path) -> None:
+    task = "from django_tasks import task\n@task()\ndef {0}(): ...\n"
+    modules = {"tasks/__init__": "", "tasks/mails": task.format("write"), "mail": task.format("post")}
+    app(tmp_path, {"settings": WITH_TASKS + TASKS, **modules})
+    exported = penstock(
+        "schema", "export", "--import", "shop.mail", cwd=tmp_path, DJANGO_SETTINGS_MODULE="shop.settings"
+    )
+    assert exported.returncode == 0, exported.stderr
+    assert set(json.loads(exported.stdout)["kinds"]) >= {"shop.tasks.mails.write", "shop.mail.post"}
+    app(tmp_path, {"settings": "", "tasks/mails": "raise AssertionError('a module of Celery, maybe')"})
+    exported = penstock("schema", "export", cwd=tmp_path, DJANGO_SETTINGS_MODULE="shop.settings")
+    assert exported.returncode == 0, exported.stderr
+
+
+@pytest.mark.parametrize(
+    ("modules", "lines"),
+    [
+        (
+            {"settings": WITH_TASKS + TASKS.replace("PenstockBackend", "Penstock")},
+            ["penstock: TASKS['default']: its BACKEND cannot be imported: Module"],
+        ),
+        (
+            {
+                "settings": WITH_TASKS + TASKS,
+                "jobs": "from penstock.schemas import Job\nclass Write(Job, kind='shop.tasks.write'): ...\n",
+                "tasks": "from django_tasks import task\n@task()\ndef write(): ...\n",
+            },
+            ["DuplicateKind: kind 'shop.tasks.write' of shop.tasks.shop.tasks.write is already taken by shop.jobs.W"],
+        ),
+    ],
+    ids=["backend", "kind"],
+)
+def test_tasks_that_cannot_be_kinds_are_named(tmp_path: Path, modules: dict[str, str], lines: list[str]) -> None:
+    app(tmp_path, modules)
+    refused = penstock("worker", cwd=tmp_path, DJANGO_SETTINGS_MODULE="shop.settings")
+    assert refused.returncode == 2
+    assert all(line in refused.stderr for line in lines), refused.stderr
+
+
+@pytest.mark.parametrize("before", [("manage.py",), ("-m", "django")], ids=["manage.py", "django"])
+def test_the_command_line_is_a_command_of_the_project(tmp_path: Path, before: tuple[str, ...]) -> None:
+    app(
+        tmp_path,
+        {"settings": WITH_TASKS + TASKS, "tasks": "from django_tasks import task\n@task()\ndef write(): ...\n"},
+    )
+    (tmp_path / "manage.py").write_text(MANAGE)
+    first = str(tmp_path / "manage.py") if before == ("manage.py",) else None
+    command = [sys.executable, *([first] if first else before), "penstock", "schema", "export"]
+    options = ["--settings=shop.settings", *([] if first else ["--pythonpath", str(tmp_path)])]
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "shop.tasks.write" in json.loads(done.stdout)["kinds"]
+
+
 @pytest.mark.parametrize("command", [("worker", "--engine", "celery"), ("worker", "--engine", "dramatiq"), ("up",)])
 def test_missing_settings_are_one_clear_error(command: tuple[str, ...], tmp_path: Path) -> None:
     refused = penstock(*command, cwd=tmp_path, DJANGO_SETTINGS_MODULE="nowhere.settings")

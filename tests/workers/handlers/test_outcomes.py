@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from penstock.producers import Producer
 from penstock.producers.testing import testing
 from penstock.schemas import Job, RetryPolicy
-from penstock.workers import Context, Discard, NotDone, Permanent, handles
+from penstock.workers import Context, Discard, NotDone, Permanent, Retry, Snooze, handles
 from penstock.workers.executor.attempt.outcome import one_line
 from penstock.workers.handlers.returns import underlying_error, underlying_errors
 
@@ -200,6 +200,40 @@ class Notes:
 
     def progress(self, *values: Any) -> None:
         self.reported.append(values)
+
+
+YEARS = timedelta(days=36_526)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Snooze(-1), "delay must not be negative, as -1 is"),
+        (lambda: Snooze(NAN), "delay must be at most a hundred years, not nan"),
+        (lambda: Snooze(float("inf")), "delay must be at most a hundred years, not inf"),
+        (lambda: Snooze(10**400), "delay must be at most a hundred years"),
+        (lambda: Snooze(YEARS), "delay must be at most a hundred years"),
+        (lambda: Snooze("60"), "delay must be a timedelta or a number of seconds, not '60'"),  # type: ignore[arg-type]
+        (lambda: Snooze(None), "give delay or until"),  # type: ignore[arg-type]
+        (lambda: Snooze(until=datetime(2026, 1, 1)), "has no time zone"),
+        (lambda: Snooze(until=datetime.max.replace(tzinfo=UTC)), "until must lie at most a hundred years ahead"),
+        (lambda: Snooze(60, reason={"a": 1}), "reason must be text, not {'a': 1}"),  # type: ignore[arg-type]
+        (lambda: Retry(-1), "after must not be negative, as -1 is"),
+        (lambda: Retry(timedelta.max), "after must be at most a hundred years"),
+        (lambda: Retry(60, reason=None), "reason must be text, not None"),  # type: ignore[arg-type]
+        (lambda: Discard(5), "reason must be text, not 5"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_wait_or_reason_is_refused_at_the_call(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        make()
+    assert message in str(refused.value)
+
+
+def test_waits_within_a_hundred_years_are_taken() -> None:
+    assert Snooze().delay == Snooze(until=datetime.now(UTC) - YEARS).delay == timedelta(0)
+    assert Snooze(timedelta(days=36_525)).delay == timedelta(days=36_525)
+    assert (Retry().after, Retry(0.5).after) == (None, timedelta(seconds=0.5))
 
 
 def test_progress_within_its_bounds_is_reported() -> None:

@@ -23,7 +23,7 @@ class Import(Job, kind="imports.job", queue="imports", track={track}):
 @handles(Import{options})
 {function}
 
-import_sessions(handler for handler in handlers if handler.kind.queue == "imports")
+import_sessions([handler for handler in handlers if handler.kind.queue == "imports"], "threads")
 print(json.dumps([name in sys.modules for name in ("sqlalchemy.orm", "sqlalchemy.ext.asyncio")]))
 """
 
@@ -34,10 +34,11 @@ print(json.dumps([name in sys.modules for name in ("sqlalchemy.orm", "sqlalchemy
         ("async def run(job: Import, ctx: Context) -> None: ...", "", True, "[true, true]"),
         ("def run(job: Import, ctx: Context) -> None: ...", "", True, "[true, false]"),
         ("def run(job: Import, ctx: Context) -> None: ...", ", isolate=True", True, "[false, false]"),
+        ("def run(job: Import, ctx: Context) -> None: ...", ", pool='processes'", True, "[false, false]"),
         ("def run(job: Import, ctx: Context) -> None: ...", "", False, "[false, false]"),
         ("async def run(job: Import) -> None: ...", "", True, "[false, false]"),
     ],
-    ids=["coroutine", "thread", "isolated", "untracked", "without a context"],
+    ids=["coroutine", "thread", "isolated", "pool", "untracked", "without a context"],
 )
 def test_a_worker_imports_the_orm_before_it_starts_if_a_handler_may_open_a_session(
     function: str, options: str, track: bool, expected: str

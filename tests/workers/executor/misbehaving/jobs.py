@@ -14,6 +14,8 @@ from penstock.schemas import Job, RetryPolicy
 from penstock.workers import Context, handles
 
 NO_RETRY = RetryPolicy(max_attempts=1)
+begin = threading.Event()
+"""Lets `BlockLater` block."""
 release = threading.Event()
 """Lets the handlers go that ignore that they were stopped."""
 
@@ -42,6 +44,10 @@ class StubbornForever(Job, kind="mis.forever", queue="ex", retry=NO_RETRY):
 
 class Block(Job, kind="mis.block", queue="ex", retry=NO_RETRY):
     """Blocks the loop."""
+
+
+class BlockLater(Job, kind="mis.block_later", queue="ex", retry=NO_RETRY):
+    """Blocks the loop, once it is to."""
 
 
 class Ping(Job, kind="mis.ping", queue="ex", retry=NO_RETRY):
@@ -151,6 +157,13 @@ async def stubborn(job: Stubborn) -> None:
 @handles(StubbornForever)
 async def stubborn_forever(job: StubbornForever) -> None:
     await ignore_cancellation()
+
+
+@handles(BlockLater)
+async def block_later(job: BlockLater) -> str:
+    while not begin.is_set():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return await block(Block())
 
 
 @handles(Block)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from workers.executor.attempt.isolated_jobs import Echo
+from workers.executor.attempt.child.isolated_jobs import Echo
 from workers.executor.bench import Bench
 from workers.executor.misbehaving.attack_jobs import ATTACKS, HALF, Attack, Large
 

@@ -47,7 +47,7 @@ def test_an_internal_error_of_an_attempt_is_an_attempt_that_failed(
 def test_a_delivery_that_cannot_be_admitted_is_given_back_and_runs(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("penstock.workers.executor.executor._REJECT_SECONDS", 0.01)
+    monkeypatch.setattr("penstock.workers.executor.admission._REJECT_SECONDS", 0.01)
     monkeypatch.setattr(Admission, "admit", failing_once(Admission.admit))
     bench.worker()
     assert bench.run(Add(a=1, b=2)).state == State.SUCCEEDED

@@ -13,10 +13,9 @@ from support.polling import until
 from workers.executor.bench import Bench
 
 from penstock.ledger.transitions.claim import Claim
-from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas import Job, RetryPolicy
-from penstock.schemas.wire.codec import Message
 from penstock.workers import handles
+from penstock.workers.executor.runtime.observers import Observer
 
 tenant = contextvars.ContextVar("tenant", default="no one")
 trace = contextvars.ContextVar("trace", default="none")
@@ -46,12 +45,8 @@ def bind(value: str) -> list[str]:
     return before
 
 
-class Binding:
+class Binding(Observer):
     """An observer that binds a variable for the handler, as a Dramatiq middleware or a receiver of a signal may."""
-
-    def received(self, message: Message) -> None: ...
-    def refused(self, message: Message, reason: str) -> None: ...
-    def ended(self, outcome: AttemptOutcome) -> None: ...
 
     def started(self, claim: Claim) -> None:
         if claim.message.tenant is not None:

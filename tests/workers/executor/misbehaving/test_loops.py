@@ -13,6 +13,7 @@ from penstock.schemas import State
 from penstock.workers.executor.heartbeat import Heartbeat
 from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.overdue import Overdue
+from penstock.workers.executor.runtime.io_threads import IoThreads
 from penstock.workers.executor.runtime.loop_thread import LoopThread
 from penstock.workers.executor.watchdog import Watchdog
 
@@ -40,3 +41,22 @@ def test_a_loop_goes_on_after_an_exception_and_jobs_run(
     bench.worker()
     assert bench.run(Add(a=1, b=2)).state == State.SUCCEEDED
     until(lambda: len(starts) == 2)
+
+
+def test_an_error_of_the_beat_behind_a_slow_call_is_the_watchdogs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    beats = []
+
+    def beat(_watchdog: Watchdog) -> None:
+        beats.append(1)
+        if len(beats) == 1:
+            raise RuntimeError("odd")
+
+    monkeypatch.setattr(IoThreads, "waits_seconds", property(lambda _: 1e9))
+    monkeypatch.setattr(Watchdog, "_beat", beat)
+    before = supervision.failures["penstock watchdog"]
+    bench.worker()
+    until(lambda: supervision.failures["penstock watchdog"] == before + 1)
+    assert "RuntimeError: odd" in caplog.text
+    until(lambda: len(beats) > 1)

@@ -10,21 +10,26 @@ from typing import cast
 
 import pytest
 from support.polling import until
-from workers.executor.bench import Bench
+from workers.executor.bench import Bench, DoInThread, Seen, gate, seen
 from workers.executor.misbehaving import jobs as mis
 
 from penstock.config.supervision import faults
-from penstock.ledger.sql.tables import attempts, dead_letters, workers
+from penstock.ledger.sql.tables import attempts, dead_letters, jobs, workers
 from penstock.schemas import Job, State
+from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.dispatcher.due_jobs import send_due
+from penstock.workers.executor import watchdog
 from penstock.workers.executor.attempt.modes import STOPPING_SECONDS
+from penstock.workers.executor.runtime.pace import Pace
 from penstock.workers.executor.watchdog import clock_lead, report_clock_change
 
 
 @pytest.fixture(autouse=True)
 def released() -> Iterator[None]:
     mis.release.clear()
+    mis.begin.clear()
     yield
+    mis.begin.set()
     mis.release.set()
 
 
@@ -128,24 +133,69 @@ def test_tasks_that_a_handler_left_running_end_with_the_loop(bench: Bench) -> No
 
 
 def test_a_handler_that_blocks_the_loop_is_named_and_its_worker_keeps_its_lease(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is 2 s long, and the loop blocked for longer: no one takes the job for abandoned."""
+    assert watchdog._REPORTED_AFTER[:2] == (1.0, 10.0)
+    monkeypatch.setattr(watchdog, "_REPORTED_AFTER", (1.0, 2.0))
     worker = bench.worker()
     before = faults["event loop blocked"]
     handle = bench.producer.enqueue(mis.Block())
-    until(lambda: f"job {handle.id} (mis.block) has blocked the event loop" in caplog.text)
+    until(lambda: caplog.text.count(f"job {handle.id} (mis.block) has blocked the event loop") == 2, "both reports")
     assert "misbehaving/jobs.py" in caplog.text
-    assert not worker.executor.ready
+    assert worker.executor.not_ready() is not None
     assert worker.executor.wait_for_capacity(0) == 0
     assert faults["event loop blocked"] == before + 1
     first = lease_of(bench, worker.name)
     assert until(lambda: lease_of(bench, worker.name) > first)
     mis.release.set()
     until(lambda: handle.status().state == State.SUCCEEDED)
-    until(lambda: worker.executor.ready)
+    until(lambda: worker.executor.not_ready() is None)
     assert bench.run(mis.Ping()).state == State.SUCCEEDED
     assert not bench.rows(dead_letters)
+
+
+def test_a_blocked_worker_gives_back_what_it_has_not_started_unless_that_would_count(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryConsumer, "counts_releases", True)
+    monkeypatch.setattr(Pace, "ahead", lambda self, slots, full: 4)
+    slots = [mis.BlockLater(), *[DoInThread(what="gate")] * 3]
+    handles = [bench.producer.enqueue(job) for job in (*slots, Seen(name="again"), Seen(name="once more"))]
+    consumer = MemoryConsumer(bench.broker, ["ex"])
+    assert len(consumer.fetch(6, 1)) == 6
+    consumer.die()
+    handles += [bench.producer.enqueue(Seen(name=name)) for name in ("new", "also new")]
+    worker = bench.worker(concurrency=4)
+    until(lambda: len(worker.executor.running()) == 4 and len(worker.executor.waiting()) == 4)
+    mis.begin.set()
+    until(lambda: bench.broker.depths(["ex"])["ex"] == 2 and worker.executor.in_flight == 6)
+    assert {message.job.name for message in worker.executor.waiting()} == {"again", "once more"}
+    mis.release.set()
+    gate.set()
+    until(lambda: all(handle.status().state == State.SUCCEEDED for handle in handles))
+    assert sorted(seen) == sorted(["again", "once more", "new", "also new"])
+    assert [handle.status().attempt for handle in handles] == [1] * 8
+    until(bench.idle)
+    assert worker.executor.in_flight == 0
+
+
+def test_others_run_what_a_blocked_worker_had_claimed_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "ahead", lambda self, slots, full: 4)
+    blocked = bench.worker(concurrency=1)
+    first = bench.producer.enqueue(mis.BlockLater())
+    until(lambda: len(blocked.executor.running()) == 1)
+    handles = [bench.producer.enqueue(Seen(name=str(n))) for n in range(3)]
+    until(lambda: len(bench.rows(jobs, jobs.c.state == State.RUNNING)) == 4, "three claims ahead")
+    bench.worker(concurrency=1)
+    mis.begin.set()
+    until(lambda: all(handle.status().state == State.SUCCEEDED for handle in handles), "the other worker to run them")
+    assert first.status().state == State.RUNNING, "and it still blocks"
+    assert seen == ["0", "1", "2"]
+    assert [handle.status().attempt for handle in handles] == [1] * 3
+    assert not bench.rows(attempts)
+    mis.release.set()
+    until(lambda: bench.idle() and not blocked.executor.in_flight)
 
 
 def lease_of(bench: Bench, worker: str) -> datetime:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,17 @@ def write(job: Suspect, name: str) -> None:
     Path(job.folder, name).write_text(str(os.getpid()))
 
 
+def misbehave(what: str) -> None:
+    """Raise what no handler should."""
+    match what:
+        case "sys.exit":
+            sys.exit(3)
+        case "StopIteration":
+            next(iter([]))
+        case "CancelledError":
+            raise asyncio.CancelledError
+
+
 @handles(Coroutine)
 async def run_coroutine(job: Coroutine, ctx: Context, desk: Desk) -> Any:
     if is_first_run(job, ctx):
@@ -116,8 +128,19 @@ async def run_coroutine(job: Coroutine, ctx: Context, desk: Desk) -> Any:
     match job.what:
         case "large":
             return "x" * 200_000
+        case "sys.exit" | "StopIteration" | "CancelledError":
+            misbehave(job.what)
+        case "exit in a callback":
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+            await asyncio.sleep(0.05)
+        case "stop the loop":
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0.05)
         case "session":
             await ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
+        case "session and die after":
+            await ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
+            sa.event.listen(ctx.session.sync_session, "after_commit", lambda session: os._exit(9))
         case "session and fail":
             await ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
             raise ValueError("boom")
@@ -148,8 +171,13 @@ def run_function(job: Function, ctx: Context, desk: Desk) -> Any:
     match job.what:
         case "large":
             return "x" * 200_000
+        case "sys.exit" | "StopIteration" | "CancelledError":
+            misbehave(job.what)
         case "session":
             ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
+        case "session and die after":
+            ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
+            sa.event.listen(ctx.session, "after_commit", lambda session: os._exit(9))
         case "session and fail":
             ctx.session.execute(sa.insert(EFFECTS).values(job_id=ctx.job_id))
             raise ValueError("boom")
@@ -189,9 +217,14 @@ def run_isolated(job: Isolated) -> None:
 
 
 @handles(Untracked)
-async def run_untracked(job: Untracked) -> None:
+async def run_untracked(job: Untracked, ctx: Context) -> None:
+    if is_first_run(job, ctx):
+        while job.what not in KILLERS or not have_started(job):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     if job.what in KILLERS:
         KILLERS[job.what]()
+    if job.folder:
+        write(job, f"{ctx.job_id}.done")
 
 
 @handles(Next)

@@ -29,7 +29,7 @@ from workers.executor.suspects.suspect_jobs import (
 
 from penstock.ledger.effects import effect_id
 from penstock.ledger.rows.attempts import history
-from penstock.ledger.rows.suspect_runs import begin, end, spare, spared_deaths
+from penstock.ledger.rows.suspect_runs import begin_untracked, end, spare
 from penstock.ledger.sql.tables import dead_letters, jobs, suspect_runs
 from penstock.producers import JobHandle
 from penstock.schemas import Job
@@ -94,6 +94,25 @@ def test_a_suspect_that_fails_is_a_failed_attempt_under_its_policy(bench: Bench,
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("sys.exit", "SystemExit"), ("StopIteration", "StopIteration"), ("CancelledError", "CancelledError")],
+)
+def test_an_exit_out_of_the_handler_of_a_suspect_is_a_failed_attempt_and_no_crash(
+    bench: Bench, kind: type[Suspect], what: str, error: str
+) -> None:
+    status = run(bench, kind(what=what))
+    assert (status.state, status.failures, status.crashes) == ("dead", 1, 1)
+    assert error in status.error
+
+
+@pytest.mark.parametrize("what", ["exit in a callback", "stop the loop"])
+def test_the_loop_of_a_suspect_that_it_ends_goes_on(bench: Bench, what: str) -> None:
+    status = run(bench, Coroutine(what=what))
+    assert (status.state, status.failures, status.crashes) == ("succeeded", 0, 1)
+
+
+@BOTH
 def test_a_large_result_of_a_suspect_is_in_the_storage(bench: Bench, tmp_path: Path, kind: type[Suspect]) -> None:
     bench.settings = bench.settings.model_copy(update={"storage_url": f"file:{tmp_path}/storage"})
     status = run(bench, kind(what="large"))
@@ -151,10 +170,8 @@ def test_deaths_of_workers_do_not_count_against_an_untracked_suspect_that_runs_a
         consumer = MemoryConsumer(bench.broker, ["ex"])
         [delivery] = consumer.fetch(1, 1)
         assert delivery.deliveries == deliveries
-        spared = spared_deaths(bench.database, handle.id, deliveries)
-        assert spared == spared_deaths(bench.database, handle.id, deliveries) == max(deliveries - 2, 0)
         if deliveries > 1:
-            begin(bench.database, handle.id, 0)
+            assert begin_untracked(bench.database, handle.id, deliveries) == deliveries - 2
         consumer.die()
     bench.worker(engine="test")
     until(bench.idle)
@@ -164,15 +181,32 @@ def test_deaths_of_workers_do_not_count_against_an_untracked_suspect_that_runs_a
 
 def test_an_untracked_suspect_that_runs_with_the_others_is_not_spared(bench: Bench) -> None:
     [handle] = bench.producer.enqueue_many([Untracked(what="fine")])
-    for _ in range(3):  # as many as `max_crashes`
+    for deliveries in range(1, 4):  # as many as `max_crashes`
         consumer = MemoryConsumer(bench.broker, ["ex"])
         assert len(consumer.fetch(1, 1)) == 1
-        begin(bench.database, handle.id, 0)
+        begin_untracked(bench.database, handle.id, deliveries)
         end(bench.database, handle.id, 0)
         consumer.die()
     bench.worker(engine="test")
     until(lambda: bench.rows(dead_letters))
     assert (handle.status().state, handle.status().error) == ("dead", "its worker crashed 3 times while it ran")
+
+
+def test_an_untracked_job_is_no_suspect_at_its_first_delivery_that_may_be_a_release(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryConsumer, "counts_releases", True)
+    cut = cut_off_all(bench, *[Untracked(what="fine", folder=str(tmp_path))] * 2)
+    consumer = MemoryConsumer(bench.broker, ["ex"])
+    [again] = consumer.fetch(1, 1)
+    consumer.die()
+    bench.worker(engine="test")
+    until(bench.idle)
+    by_id = {handle.id: int((tmp_path / f"{handle.id}.done").read_text()) for handle in cut}
+    suspect = again.envelope.id
+    assert by_id.pop(suspect) != os.getpid(), "its third delivery"
+    assert list(by_id.values()) == [os.getpid()], "its second delivery"
+    assert bench.rows(jobs) == bench.rows(suspect_runs) == []
 
 
 def test_an_isolated_suspect_that_kills_its_child_has_failed_as_ever(bench: Bench) -> None:

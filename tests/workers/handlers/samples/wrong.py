@@ -43,6 +43,9 @@ class Versioned(Job, kind="samples.versioned", version="2"): ...  # wrong
 class Timed(Job, kind="samples.timed", timeout="30s"): ...  # wrong
 
 
+class SoftlyTimed(Job, kind="samples.softly", soft_timeout="30s"): ...  # wrong
+
+
 class Twice(Job, kind="samples.twice", delivery="twice"): ...  # wrong
 
 
@@ -74,6 +77,9 @@ class Crashing(Job, kind="samples.crashing", max_crashes="3"): ...  # wrong
 
 
 class Limited(Job, kind="samples.limited", limits=(5,)): ...  # wrong
+
+
+class Searched(Job, kind="samples.searched", search=3): ...  # wrong
 
 
 class Frozen(Job, kind="samples.frozen", frozn=True): ...  # wrong
@@ -108,6 +114,17 @@ def enqueue(producer: Producer, outbox: Outbox, django: DjangoOutbox, session: S
     producer.enqueue(job, delay="5")  # wrong
     producer.enqueue(job, priority="urgent")  # wrong
     producer.enqueue(job, key=7)  # wrong
+    producer.enqueue(job, run_at="2026-01-01")  # wrong
+    producer.enqueue(job, tenant=7)  # wrong
+    producer.enqueue(job, expires_in="1h")  # wrong
+    producer.enqueue(job, queue=5)  # wrong
+    producer.enqueue(job, id=5)  # wrong
+    producer.enqueue(job, traceparent=5)  # wrong
+    producer.enqueue(job, unique="rejct")  # wrong
+    producer.enqueue(job, unique_for="1h")  # wrong
+    producer.enqueue(job, unique_states=3)  # wrong
+    producer.enqueue(job, debounce="5s")  # wrong
+    producer.enqueue(job, tags=3)  # wrong
     producer.enqueue(Right)  # wrong
     producer.enqueue_many(job)  # wrong
     producer.enqueue_many([job, "x"])  # wrong

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 from penstock.config import log_fields
 from penstock.config.settings import Settings
 from penstock.config.supervision import faults, keep_running
+from penstock.ledger.members.controls import Controls
+from penstock.ledger.rows.rates.counting import Cell, Tally
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
@@ -36,18 +38,20 @@ from penstock.workers.executor.attempt.outcome import (
     outcome_of,
     quarantined,
     stopped,
+    unstarted,
 )
 from penstock.workers.executor.attempt.run import AttemptRunner
 from penstock.workers.executor.attempt.suspects.parent import Suspects
 from penstock.workers.executor.claiming import Claiming
 from penstock.workers.executor.followups.change_publisher import ChangePublisher
 from penstock.workers.executor.heartbeat import Heartbeat
-from penstock.workers.executor.limit_gate import LimitGate
+from penstock.workers.executor.limit_gate import LimitGate, held_back
 from penstock.workers.executor.overdue import Overdue
 from penstock.workers.executor.recorder import Recorder
 from penstock.workers.executor.runtime.capacity import InFlight
 from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer
+from penstock.workers.executor.runtime.orders import Orders
 from penstock.workers.executor.runtime.runtime import make_runtime
 from penstock.workers.executor.watchdog import Watchdog
 from penstock.workers.handlers.registry import Handlers
@@ -58,7 +62,6 @@ log = logging.getLogger("penstock.executor")
 _LAST_SECONDS = 7.0
 """How long a drain waits for the ledger beyond its grace, so that interrupted attempts are recorded."""
 
-_REJECT_SECONDS = 5.0
 STOPPING = "stopping"
 """Why a worker that drains is not ready."""
 
@@ -72,6 +75,7 @@ class Executor:
         changes: notifies subscribers of changed jobs; None: they poll.
         apart: jobs that ran when their worker crashed run in processes of their own; False: all run in this one.
         meter: measures the steps.
+        orders: what operators tell the worker; None: only pauses of kinds and of all count.
         limits: lets claimed jobs in or holds them back; None: none of its kinds has limits, or they don't hold here.
     """
 
@@ -87,6 +91,7 @@ class Executor:
         limits: LimitGate | None = None,
         apart: bool = False,
         meter: Meter | None = None,
+        orders: Orders | None = None,
         handlers: Handlers = default_handlers,
         registry: Registry = default_registry,
     ) -> None:
@@ -100,22 +105,24 @@ class Executor:
             handlers=handlers,
             registry=registry,
             meter=meter,
+            orders=orders,
         )
         self.observers = runtime.observers
         self._limits, self._tasks, self._webhooks = limits, runtime.tasks, runtime.webhooks
-        self._inbox: deque[Delivery] = deque()
         self._awake = self._hurried = False
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, Attempt] = {}
         self._left_behind: set[asyncio.Task[AttemptOutcome]] = set()
         self._admission = Admission(runtime)
-        self._claiming = Claiming(runtime, self._admission, self._running, self._run, self._fail, self._settle)
-        self._heartbeat = Heartbeat(runtime, self._running, lambda attempt: attempt.request_stop("cancelled"))
+        runtime.capacity.running = self._running
+        self._claiming = Claiming(runtime, self._admission, self._run, self._end_unstarted, self._settle, apart)
+        self._heartbeat = Heartbeat(runtime, self._running, self._cancel, self._claiming.obey)
         self._overdue = Overdue(self._running, self._leave_behind)
-        self._watchdog = Watchdog(runtime, self._running)
-        self._attempts = AttemptRunner(runtime, self._heartbeat)
-        self._suspects = Suspects(runtime, self._attempts, apart=apart)
-        self._recorder = Recorder(runtime, self._attempts.results, self._settle)
+        self._watchdog = Watchdog(runtime, self._admission, self._claiming, self._running, self._heartbeat.take_order)
+        self.attempts = AttemptRunner(runtime, self._heartbeat)
+        self._heartbeat.pool_pids = self.attempts.pool_pids
+        self._suspects = Suspects(runtime, self.attempts, apart=apart)
+        self._recorder = Recorder(runtime, self.attempts.results, self._settle)
 
     # Called from any thread.
 
@@ -125,20 +132,29 @@ class Executor:
 
     @property
     def prefetch(self) -> int:
-        """The most deliveries it holds."""
+        """The most deliveries that it holds at its present pace, without those whose outcomes are being recorded."""
         return self._runtime.capacity.limit
 
-    def start(self) -> None:
-        """Start the loop. Call `submit` only after this."""
+    def start(self, pooled: Sequence[str] = ()) -> None:
+        """Start the loop, and the pool of processes if these kinds run there. Call `submit` only after this."""
         loop = self._runtime.loop
         loop.start()
+        if pooled:
+            loop.call(lambda: self.attempts.open_pool(pooled))
         loop.call(self._start_loops)
         self._watchdog.start()
 
+    def obey(self, controls: Controls) -> None:
+        """Follow these controls from the start."""
+        self._runtime.orders.in_force = controls
+        self._runtime.orders.follow(self._runtime.capacity)
+
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Take deliveries over. Each is settled with its consumer when its outcome is recorded."""
+        if self._runtime.changes is not None and not self._runtime.capacity.in_flight:
+            self._runtime.changes.look()  # no heartbeat did while there was no job
         self._runtime.capacity.acquire(len(deliveries))
-        self._inbox.extend(deliveries)
+        self._admission.submit(deliveries)
         if not self._awake:
             self._awake = True
             self._runtime.loop.call_soon(self._receive)
@@ -147,18 +163,23 @@ class Executor:
         """How many more deliveries it wants, waiting for some."""
         return self._runtime.capacity.wait(timeout_seconds)
 
+    def on_order(self, obey: Callable[[str], None]) -> None:
+        """Set what obeys a person's orders to this worker, `heartbeats.DRAIN` or `STOP`. It must return soon."""
+        self._heartbeat.on_order = obey
+
     def cancel(self, job_id: str) -> bool:
-        """Stop a running job for good. False: the job does not run here."""
-        attempt = self._running.get(job_id)
-        if attempt is None:
+        """Stop a running job for good, or not begin one whose cancelling is on record. False: this worker has not
+        claimed it."""
+        if job_id not in self._running and all(message.id != job_id for message in self._claiming.waiting()):
             return False
-        self._runtime.loop.call_soon(attempt.request_stop, "cancelled")
+        self._runtime.loop.call_soon(self._cancel, job_id)
         return True
 
     def resize(self, concurrency: int) -> None:
         """Change how many attempts run at a time, at least 1. Over a lower number nothing is stopped."""
         self._runtime.capacity.resize(concurrency)
         if not self._runtime.capacity.closed:  # a drain ends the loop
+            self._runtime.loop.call_soon(self.attempts.adapt)
             self._runtime.loop.call_soon(self._claiming.start_more)
 
     def running(self) -> list[Attempt]:
@@ -166,23 +187,20 @@ class Executor:
         return list(self._running.values())
 
     def waiting(self) -> list[Message]:
-        """The jobs that were fetched and have not started."""
-        return self._admission.waiting()
+        """The jobs that were fetched and have not started. Safe from any thread."""
+        return [*self._claiming.waiting(), *(entry.message for entry in self._admission.entries())]
 
     @property
     def in_flight(self) -> int:
         """The deliveries that were taken over and are not settled."""
         return self._runtime.capacity.in_flight
 
-    @property
-    def ready(self) -> bool:
-        """Whether it takes jobs."""
-        return self.not_ready() is None
-
     def not_ready(self) -> str | None:
         """Why it takes no jobs now; None: it does."""
         if self._runtime.capacity.closed:
             return STOPPING
+        if self.attempts.is_opening:
+            return "the pool of processes starts"
         if self._runtime.io.ledger_unavailable:
             return "the ledger does not answer"
         if self._limits is not None and self._limits.unavailable:
@@ -198,18 +216,28 @@ class Executor:
         excused = self._runtime.io.ledger_unavailable or self._watchdog.blocked
         return None if excused else self._heartbeat.problem()
 
+    def not_settling(self) -> str | None:
+        """Why it settles nothing with a broker that answers; None: it does."""
+        return self._runtime.io.problem()
+
     def drain(self, grace_seconds: float) -> None:
         """Stop: release what has not started, let the rest finish within the grace, and interrupt what still runs."""
         self._runtime.loop.run(self._drain(grace_seconds))
         self._runtime.close()
 
+    def tallies(self) -> dict[tuple[int, Cell], Tally]:
+        """Numbers that it counted and has not written to the ledger. Call it after the drain."""
+        return self._runtime.rates.changed()
+
     def abandon(self) -> None:
         """Release what still runs, without the loop: a drain hangs, and the process is about to end."""
+        if names := self._admission.names():  # also of what has ended, if that cannot be recorded
+            log.error("%d jobs are not over after the grace; others run them: %s", len(names), ", ".join(names))
+        if ready := self._claiming.take_ready():
+            self._claiming.release(ready)
         attempts = self.running()
         if not attempts:
             return
-        names = ", ".join(f"{attempt.claim.message.id} ({attempt.claim.message.kind.name})" for attempt in attempts)
-        log.error("%d jobs still run after the grace and are given back: %s", len(attempts), names)
         outcomes = [stopped(attempt) for attempt in attempts]
         kept = record(self._runtime.database, outcomes, worker=self._runtime.name)
         for attempt, outcome, keep in zip(attempts, outcomes, kept, strict=True):
@@ -238,31 +266,23 @@ class Executor:
     def _receive(self) -> None:
         """Admit what was submitted, and begin as much as there are slots for."""
         self._awake = False
-        inbox, admit = self._inbox, self._admission.admit
-        while inbox:
-            delivery = inbox.popleft()
-            try:
-                admit(delivery)
-            except Exception:
-                log.exception("message %s cannot be admitted and is given back", delivery.envelope.id)
-                self._tasks.spawn(self._reject(delivery))
+        self._admission.receive()
         self._claiming.start_more()
-
-    async def _reject(self, delivery: Delivery) -> None:
-        """Release a delivery that met an internal error, after a while: this worker may be the next to get it."""
-        await asyncio.sleep(_REJECT_SECONDS)
-        await self._runtime.io.release([delivery])
-        self._runtime.capacity.release(1)
 
     def _run(self, entry: InFlight, claim: Claim) -> None:
         """Begin the attempt of a claimed job."""
-        message = entry.message
-        self._running[message.id] = attempt = self._attempts.prepare(claim, entry.handler)
+        message, capacity = entry.message, self._runtime.capacity
+        self._running[message.id] = attempt = self.attempts.prepare(claim, entry.handler)
+        entry.slot_at = time.monotonic()
+        if len(self._running) >= capacity.slots:
+            capacity.pace.filled()
         try:
             if claim.quarantine:
                 self._finish(entry, quarantined(claim))
             elif message.expires_at is not None and message.expires_at <= claim.started_at:
                 self._finish(entry, expired(claim))
+            elif (pause := self._runtime.orders.pause_of(message)) is not None:
+                self._finish(entry, held_back(attempt, pause.slot))
             elif self._limits is not None and (slots := self._limits.slots(attempt)):
                 self._begin(entry, attempt, self._run_within_limits(attempt, self._limits, slots), Context())
             else:
@@ -273,9 +293,16 @@ class Executor:
         except Exception as error:
             self._finish(entry, internal_error(attempt, error))
 
-    def _fail(self, entry: InFlight, claim: Claim, error: Exception) -> None:
-        """End a claimed job that was not started, for an internal error."""
-        self._recorder.add(entry, internal_error(ClaimedJob(claim, entry.handler), error))
+    def _cancel(self, job_id: str) -> None:
+        if attempt := self._running.get(job_id):
+            attempt.request_stop("cancelled")
+        else:
+            self._claiming.end_ready(job_id)
+
+    def _end_unstarted(self, entry: InFlight, claim: Claim, error: Exception | None) -> None:
+        """End a claimed job that was not started, for an internal error; None: it goes to another worker."""
+        job = ClaimedJob(claim, entry.handler)
+        self._recorder.add(entry, unstarted(job) if error is None else internal_error(job, error))
 
     def _begin(
         self, entry: InFlight, attempt: Attempt, work: Coroutine[Any, Any, AttemptOutcome], context: Context
@@ -303,6 +330,7 @@ class Executor:
         """Free the slot, and have the outcome recorded with all that follows from it."""
         message = entry.message
         del self._running[message.id]
+        self._runtime.capacity.end(entry)
         outcome.progress = self._heartbeat.latest.pop(message.id, None)
         try:
             if message.embed is not None and outcome.state == State.DEAD:
@@ -316,17 +344,18 @@ class Executor:
 
     def _settle(self, entries: list[InFlight]) -> None:
         """Forget jobs that were acknowledged, released or given up, and admit their later sendings."""
-        count = 0
+        count = ended = 0
         for entry in entries:
             if (later := self._admission.settle(entry)) is None:
                 continue
             count += 1
+            ended += entry.ended
             if later:
-                self._inbox.extend(later)
+                self._admission.submit(later)
                 self._runtime.loop.call_soon(self._receive)
         if self._limits is not None:
             self._limits.settled([entry.message.id for entry in entries])
-        self._runtime.capacity.release(count)
+        self._runtime.capacity.release(count, ended=ended)
 
     def _leave_behind(self, attempt: Attempt, outcome: AttemptOutcome) -> None:
         """End an attempt without its coroutine, which did not stop when it was asked to."""
@@ -349,29 +378,22 @@ class Executor:
     async def _drain(self, grace_seconds: float) -> None:
         self._runtime.capacity.close()
         self._receive()
-        await self._give_back()
+        await self._runtime.io.release(self._admission.take_unstarted())
         clock = asyncio.get_running_loop().time
         deadline = clock() + grace_seconds
         while (self._running or self._claiming.busy) and clock() < deadline and not self._hurried:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        for attempt in self.running():
-            attempt.request_stop("interrupted")
         deadline = clock() + _LAST_SECONDS
         while self._running or self._claiming.busy or self._recorder.busy:
+            for attempt in self.running():  # also those whose claim was under way when the grace ended
+                attempt.request_stop("interrupted")
             self._runtime.io.patient = clock() < deadline
             await asyncio.sleep(0.02)
         self._watchdog.stop()
         for task in self._loops.values():
             task.cancel()
+        await self.attempts.close_pool()
         await self._tasks.join()
         if self._limits is not None:
             await self._limits.close()
-        await self._attempts.close()
-
-    async def _give_back(self) -> None:
-        """Release what has not started to other workers."""
-        entries, later = self._admission.clear()
-        if entries or later:
-            self._runtime.capacity.release(len(later))
-            self._settle(entries)
-            await self._runtime.io.release([*(entry.delivery for entry in entries), *later])
+        await self.attempts.close()

@@ -19,8 +19,10 @@ log = logging.getLogger("penstock.intake")
 _WAIT_SECONDS = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _STALE_SECONDS = 10.0
-_LONGEST_CALL_SECONDS = 60.0
-"""A call of the broker's client has time limits of its own, far below this."""
+_LONGEST_STEP_SECONDS = 15.0
+"""A step of a call of the broker's client has time limits of its own, below this."""
+_LONGEST_OPEN_SECONDS = 60.0
+"""Likewise while it connects, which may ask a name server and several silent sentinels first."""
 _FEW, _TURN_SECONDS = 8, 0.0002
 """After so few deliveries the queue is empty: the executor's loop gets the interpreter for a moment, so that a lone job
 begins before the intake asks for the next."""
@@ -78,8 +80,12 @@ class Intake:
             return None
         if not self._thread.is_alive():
             return "the intake has ended"
-        seconds = time.monotonic() - self._last_turn
-        longest = _LONGEST_CALL_SECONDS if self._calls_broker else _STALE_SECONDS
+        if not self._calls_broker:
+            longest, moved_at = _STALE_SECONDS, self._last_turn
+        else:
+            longest = _LONGEST_STEP_SECONDS if self._connected else _LONGEST_OPEN_SECONDS
+            moved_at = max(self._last_turn, self.consumer.step_at)
+        seconds = time.monotonic() - moved_at
         return f"the intake stopped {seconds:.0f} s ago" if seconds > longest else None
 
     def _turn(self, *, calls_broker: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,16 +18,20 @@ from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.limits import open_store
 from penstock.producers.limits.rules import Rule, Rules
 from penstock.producers.limits.store import LimitStore, Slot, SlotGrant, SlotRefusal, SlotRequest
+from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.outcome import stopped
 from penstock.workers.executor.runtime.loop_thread import Tasks
+from penstock.workers.executor.runtime.orders import Orders
 from penstock.workers.handlers.registry import Handler
 
 T = TypeVar("T")
 log = logging.getLogger("penstock.executor")
 
 _BATCH = 200
+_LOOK_SECONDS = 0.25
+"""Pause between two looks at the controls that came with a heartbeat."""
 _LONGEST_WAIT = timedelta(hours=1)
 """A job that waits is tried after this at the latest. It is woken long before, unless something went wrong."""
 
@@ -37,14 +41,17 @@ class LimitGate:
 
     Arguments:
         served: the rules of the kinds that the worker runs, published for services that have no kinds.
+        orders: the numbers that operators have set, over those of the rules.
 
     Attributes:
         unavailable: whether the last call could not reach the store. No job is let in then.
     """
 
-    def __init__(self, store: LimitStore, rules: Rules, served: Sequence[Rule], lease: timedelta) -> None:
+    def __init__(
+        self, store: LimitStore, rules: Rules, served: Sequence[Rule], lease: timedelta, orders: Orders
+    ) -> None:
         self.unavailable = False
-        self._store, self._rules, self._served = store, rules, served
+        self._store, self._rules, self._served, self._orders = store, rules, served, orders
         self._pause = lease.total_seconds() / 4
         self._tasks = Tasks(log)
         self._thread = ThreadPoolExecutor(1, "penstock limits")
@@ -61,8 +68,11 @@ class LimitGate:
 
     def slots(self, attempt: Attempt) -> tuple[Slot, ...]:
         """The slots that the job needs; mostly none."""
-        message = attempt.claim.message
-        return tuple((rule, rule.slot(message)) for rule in self._rules.of(message.kind, message.queue))
+        message, changes = attempt.claim.message, self._changes
+        slots = ((rule, rule.slot(message)) for rule in self._rules.of(message.kind, message.queue))
+        if not changes:
+            return tuple(slots)
+        return tuple((rule.admitting(changes.get(slot) or changes.get(rule.name)), slot) for rule, slot in slots)
 
     async def acquire(self, attempt: Attempt, slots: tuple[Slot, ...]) -> AttemptOutcome | None:
         """Wait until the job may run, for milliseconds. Returns None, or the outcome of a job that may not run."""
@@ -71,7 +81,7 @@ class LimitGate:
             answer = await self._ask(entry)
             if isinstance(answer, SlotRefusal):
                 self._held_back[entry.job_id] = answer.slot
-                return _held_back(attempt, answer.slot)
+                return held_back(attempt, answer.slot)
             await asyncio.sleep(answer.wait_seconds)
         except asyncio.CancelledError:
             return stopped(attempt)
@@ -91,7 +101,7 @@ class LimitGate:
             self._renewing.cancel()
         await self._tasks.join()
         with contextlib.suppress(Exception):  # no job runs here any more
-            await self._in_thread(partial(self._store.renew, self._served, self._running.values()))
+            await self._in_thread(partial(self._store.renew, self._served, self._running.values(), self._changes))
         self._thread.shutdown()
         self._store.close()
 
@@ -145,12 +155,21 @@ class LimitGate:
             future.set_result(answer)
 
     async def _renew(self) -> None:
-        """Renew the slots of running jobs, until this is cancelled."""
+        """Renew the slots of running jobs, and publish changed numbers at once, until this is cancelled."""
+        loop, due_at = asyncio.get_running_loop(), 0.0
+        changes = self._changes
         while True:
-            running = list(self._running.values())
-            with contextlib.suppress(Exception):  # `_in_thread` has logged it
-                await self._in_thread(partial(self._store.renew, self._served, running))
-            await asyncio.sleep(min(self._pause, 1.0) if self.unavailable else self._pause)
+            if loop.time() >= due_at or changes != self._changes:
+                running, changes = list(self._running.values()), self._changes
+                with contextlib.suppress(Exception):  # `_in_thread` has logged it
+                    await self._in_thread(partial(self._store.renew, self._served, running, changes))
+                due_at = loop.time() + (min(self._pause, 1.0) if self.unavailable else self._pause)
+            await asyncio.sleep(min(max(due_at - loop.time(), 0.0), _LOOK_SECONDS))
+
+    @property
+    def _changes(self) -> Mapping[str, int]:
+        """Numbers that operators have set, as of the last heartbeat."""
+        return self._orders.in_force.limits
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Call the store. Raises what the call raises; an outage is logged when it begins."""
@@ -170,17 +189,31 @@ class LimitGate:
         return value
 
 
-def open_gate(settings: Settings, worker: str, handlers: Iterable[Handler], queues: Iterable[str]) -> LimitGate | None:
-    """The gate of a worker of these queues; None: no kind that it may run has limits."""
+def open_gate(
+    settings: Settings,
+    worker: str,
+    handlers: Iterable[Handler],
+    queues: Iterable[str],
+    orders: Orders,
+    connections: RedisConnections | None,
+) -> LimitGate | None:
+    """The gate of a worker of these queues; None: no kind that it may run has limits.
+
+    Arguments:
+        connections: the worker's to its broker; None: that is not a Redis.
+    """
     rules, served = Rules(settings), set(queues)
     reachable = [(handler.kind, queue) for handler in handlers for queue in served | {handler.kind.queue}]
     rules_served = {rule.name: rule for kind, queue in reachable for rule in rules.of(kind, queue)}
-    store = open_store(settings, worker) if rules_served else None
-    return None if store is None else LimitGate(store, rules, list(rules_served.values()), settings.lease)
+    store = open_store(settings, worker, connections) if rules_served else None
+    return None if store is None else LimitGate(store, rules, list(rules_served.values()), settings.lease, orders)
 
 
-def _held_back(attempt: Attempt, slot: str) -> AttemptOutcome:
-    """The outcome of a job that waits for its limit in the ledger: no attempt; the dispatcher sends it again."""
+def held_back(attempt: Attempt, slot: str) -> AttemptOutcome:
+    """The outcome of a job that waits in the ledger for its limit, or for the end of a pause.
+
+    It counts as no attempt; the dispatcher sends the job again.
+    """
     now, expires_at = datetime.now(UTC), attempt.claim.message.expires_at
     latest = now + _LONGEST_WAIT
     due_at = latest if expires_at is None else min(latest, expires_at)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.supervision import give_up
+from penstock.ledger.rows.waits.limit_waits import PAUSED
 from penstock.ledger.transitions.outcome import AttemptOutcome, record
 from penstock.schemas.states import Outcome, State
 from penstock.workers.executor.attempt.attempt import ClaimedJob
@@ -83,6 +84,7 @@ class Recorder:
             self._runtime.changes.publish([outcome.claim.message.id for outcome in changing])
         done: list[InFlight] = []
         back: list[InFlight] = []
+        ended: list[AttemptOutcome] = []
         for entry, outcome in batch:
             lost = outcome.recorded is False
             # A job that was lost goes back too: an acknowledgement could take the entry from the worker that has it.
@@ -95,9 +97,13 @@ class Recorder:
                     self._runtime.tasks.spawn(self._results.drop(outcome))
                 continue
             if outcome.waits_for is None:
-                self._notify(outcome)
+                if outcome.begun:
+                    ended.append(outcome)
+                    self._notify(outcome)
             else:
-                self._runtime.observers.refused(outcome.claim.message, "limited")
+                reason = "paused" if outcome.waits_for.startswith(PAUSED) else "limited"
+                self._runtime.observers.refused(outcome.claim.message, reason)
+        self._count(ended)
         if done:
             await self._runtime.io.ack([entry.delivery for entry in done])
             self._settled(done)
@@ -124,6 +130,7 @@ class Recorder:
             failed.exception = None
             if keep:
                 self._notify(outcome)
+        self._count([outcome for outcome, keep in zip(outcomes, kept, strict=True) if keep])
         self._settled(entries)
         await self._runtime.io.ack([entry.delivery for entry, keep in zip(entries, kept, strict=True) if keep])
         # Those that have an outcome on record already, here or by another worker: their next claim is refused.
@@ -133,6 +140,12 @@ class Recorder:
         """Tell the observers of an outcome that is on record."""
         self._runtime.observers.ended(outcome)
         outcome.exception = None  # its frames hold the job, and what the handler had in hand
+
+    def _count(self, outcomes: list[AttemptOutcome]) -> None:
+        try:
+            self._runtime.rates.add(outcomes)
+        except Exception:
+            log.exception("%d jobs are not in the rates", len(outcomes))
 
     async def _record_one_by_one(self, batch: list[tuple[InFlight, AttemptOutcome]], error: Exception) -> None:
         """Record the outcomes singly: one that the database refuses must not take the batch with it."""

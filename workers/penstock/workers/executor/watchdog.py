@@ -8,14 +8,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.logging import LINES
 from penstock.config.supervision import faults, start_thread
 from penstock.ledger.members import heartbeats
+from penstock.workers.executor.admission import Admission
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.memory import peak_memory
+from penstock.workers.executor.claiming import Claiming
 from penstock.workers.executor.runtime.runtime import Runtime
 
 log = logging.getLogger("penstock.executor")
@@ -34,22 +38,40 @@ _CLOCK_CHANGE_SECONDS = 1.0
 class Watchdog:
     """Asks the loop for a sign of life from a thread of its own.
 
-    While none comes, no job is fetched, and the watchdog renews the worker's lease: the jobs that run here still do, so
-    none of them may be taken for abandoned.
+    While none comes, no job is fetched, what was fetched and has not started goes to other workers, and the
+    watchdog renews the worker's lease: the jobs that run here still do, so none of them may be taken for abandoned.
+
+    It renews the lease as well while the heartbeat waits behind a call to the ledger that takes long, such as a claim
+    that waits for a lock.
+
+    Where the broker counts releases, each delivery goes on a few times (`Delivery.may_go_on`): a handler that blocks
+    again and again must not use up the count.
 
     Arguments:
         running: the attempts by the job's id.
+        obey: gets the orders of a person's that come with a heartbeat.
 
     Attributes:
         blocked: whether the loop has not turned for a second.
     """
 
-    def __init__(self, runtime: Runtime, running: Mapping[str, Attempt]) -> None:
-        self._runtime, self._running = runtime, running
+    def __init__(
+        self,
+        runtime: Runtime,
+        admission: Admission,
+        claiming: Claiming,
+        running: Mapping[str, Attempt],
+        obey: Callable[[str | None], None],
+    ) -> None:
+        self._runtime, self._admission, self._claiming = runtime, admission, claiming
+        self._running, self._obey = running, obey
         self.blocked = False
         self._stopping = threading.Event()
         self._turned_at = self._looked_at = time.monotonic()
         self._blocked_since: float | None = None
+        self._beat_at = 0.0
+        self._beats = ThreadPoolExecutor(1, "penstock watchdog's beat")  # the ledger may not answer this either
+        self._beating: Future[None] | None = None
 
     def problem(self) -> str | None:
         """Why the loop, or this watchdog, makes no progress; None: both do. Safe from any thread."""
@@ -82,7 +104,8 @@ class Watchdog:
             if answered:
                 asked_at = time.monotonic()
             self._runtime.loop.call_soon(self._turn)  # each time: after a late look only a new answer counts
-            self._stopping.wait(_LOOK_SECONDS)
+            if self._stopping.wait(_LOOK_SECONDS):
+                return  # the threads for the broker may have ended
             now = time.monotonic()
             if now - looked_at > _CLOCK_JUMP_SECONDS:
                 asked_at = now
@@ -95,9 +118,11 @@ class Watchdog:
                 self._set_blocked(False)
                 self._blocked_since = None
                 reports = 0
+                self._beat_for_heartbeat(now)
             elif now - asked_at >= _REPORTED_AFTER[0]:
                 self._set_blocked(True)
                 self._blocked_since = asked_at
+                self._release(now - asked_at)
                 if reports < len(_REPORTED_AFTER) and now - asked_at >= _REPORTED_AFTER[reports]:
                     reports += 1
                     self._report(now - asked_at)
@@ -112,6 +137,17 @@ class Watchdog:
                 capacity.pause("blocked")
             else:
                 capacity.resume("blocked")
+            self._runtime.io.soon(partial(self._runtime.orders.set_blocked, blocked))
+
+    def _release(self, seconds: float) -> None:
+        """Release what has not started. At each look: a fetch may have been under way."""
+        ready, deliveries = self._claiming.take_ready(seconds), self._admission.take_unstarted(seconds)
+        if ready or deliveries:
+            log.warning("%d jobs that have not started go to other workers", len(ready) + len(deliveries))
+        if ready:
+            self._runtime.io.soon(partial(self._claiming.release, ready))
+        if deliveries:
+            self._runtime.io.soon(partial(self._runtime.io.release_now, deliveries))
 
     def _report(self, seconds: float) -> None:
         frame = sys._current_frames().get(self._runtime.loop.thread_id or 0)
@@ -132,18 +168,30 @@ class Watchdog:
                 return f"job {job_id} ({attempt.claim.message.kind.name})"
         return "code" if task is None else f"task {task.get_name()} of a handler"
 
+    def _beat_for_heartbeat(self, now: float) -> None:
+        if self._beating is not None:
+            if not self._beating.done():
+                return
+            done, self._beating = self._beating, None
+            done.result()  # its error is this thread's, which is supervised
+        third = self._runtime.settings.lease_seconds / 3
+        if self._runtime.io.waits_seconds >= third and now >= self._beat_at:
+            self._beat_at = now + third
+            self._beating = self._beats.submit(self._beat)
+
     def _beat(self) -> None:
         settings = self._runtime.settings
         try:
-            heartbeats.beat(
+            answer = heartbeats.beat(
                 self._runtime.database,
                 self._runtime.name,
                 lease=settings.lease,
-                progress={},
                 peak_memory_bytes=peak_memory(),
             )
         except LedgerUnavailable as error:
             log.debug("the watchdog cannot renew the worker's lease: %s", error)
+        else:
+            self._obey(answer.order)
 
 
 def clock_lead() -> float:

@@ -81,6 +81,7 @@ class Context:
         self.fence = fence
         self._session: Any = None
         self._cancelled = False
+        self._stop_error: Exception | None = None
         self._outgoing: list[Envelope] = []
 
     @property
@@ -158,12 +159,14 @@ class Context:
         yourself. On SQLite it holds the one write lock until the handler returns, so use it last.
 
         Raises:
-            RuntimeError: the handler runs in a child process or its kind has `track=False`: this process's
-                ledger has no outcome to commit with.
+            RuntimeError: the handler runs in a process of its own or of the pool, or its kind has `track=False`: this
+                process's ledger has no outcome to commit with.
         """
         if self._session is None:
             if self._open_session is None:
-                raise RuntimeError("ctx.session is for tracked kinds whose handler does not run isolated")
+                raise RuntimeError(
+                    "ctx.session is for tracked kinds whose handler does not run in a process of its own or of the pool"
+                )
             self._session = self._open_session()
         return self._session
 
@@ -224,13 +227,17 @@ class Context:
         return self._cancelled
 
     def check_cancelled(self) -> None:
-        """Raises JobCancelled if `cancelled`; for the loops of threads."""
+        """Raises JobCancelled if `cancelled`, or SoftTimeLimitExceeded if that is why; for the loops of threads."""
         if self.cancelled:
-            raise JobCancelled(f"job {self.job_id} was asked to stop")
+            raise self._stop_error or JobCancelled(f"job {self.job_id} was asked to stop")
 
-    def cancel(self) -> None:
-        """Make `cancelled` true. The executor calls this."""
-        self._cancelled = True
+    def cancel(self, error: Exception | None = None) -> None:
+        """Make `cancelled` true. The executor calls this.
+
+        Arguments:
+            error: what `check_cancelled` raises from now on; None: JobCancelled.
+        """
+        self._cancelled, self._stop_error = True, error
 
     @property
     def tracked(self) -> bool:

@@ -11,7 +11,6 @@ from importlib.metadata import EntryPoint, entry_points
 
 from penstock.config.errors import ConfigError
 from penstock.workers.handlers import django_project
-from penstock.workers.handlers.registry import handlers
 
 GROUP = "penstock.handlers"
 """Entry points of this group name modules; installing a package is enough for a worker to run its handlers."""
@@ -39,6 +38,8 @@ def discover(modules: Iterable[str] = ()) -> list[str]:
     Raises:
         ImportFailed: one of them raises; the others are not tried. ConfigError: Django is asked for and missing.
     """
+    from penstock.workers.handlers.registry import handlers  # late: a command that imports no module needs none
+
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:
         sys.path.insert(0, folder)
@@ -71,7 +72,7 @@ def _set_up_django() -> None:
         raise ImportFailed(
             f"cannot set up Django with {variable}={os.environ[variable]}: {type(error).__name__}: {error}; correct "
             "the variable or the project, or run this in the folder of manage.py",
-            _trace(error),
+            own_trace(error),
         ) from error
 
 
@@ -84,7 +85,8 @@ def _import(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:
-        raise ImportFailed(f"cannot import {module}", _trace(error)) from error
+        raise ImportFailed(f"cannot import {module}", own_trace(error)) from error
+    django_project.add_task_handlers()
 
 
 def warn_idle(module: str) -> str:
@@ -99,7 +101,7 @@ def _announced() -> Iterable[EntryPoint]:
     return entry_points(group=GROUP)
 
 
-def _trace(error: BaseException) -> str:
+def own_trace(error: BaseException) -> str:
     """The traceback without the frames of importlib and of discovery, which hide the line that matters."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = (__file__, django_project.__file__)

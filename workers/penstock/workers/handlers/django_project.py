@@ -24,6 +24,9 @@ T = TypeVar("T")
 SETTINGS = "DJANGO_SETTINGS_MODULE"
 MODULES = ("jobs", "handlers")
 """Modules of an app that are imported, or packages with all that is in them."""
+TASKS_MODULE = "tasks"
+"""Another one, if `TASKS` has our backend. Without it Celery's tasks are in a module of this name."""
+_TASKS = "penstock.producers.contrib.django.tasks"
 _NOT_IMPORTED = {"__main__", "conftest", "tests"}
 
 
@@ -55,19 +58,51 @@ def is_set_up() -> bool:
 
 
 def modules() -> Iterator[str]:
-    """The names of the modules `jobs` and `handlers` of each installed app, and of all modules in such packages.
+    """The names of the modules `jobs` and `handlers` of each installed app, and of all modules in such packages; also
+    of `tasks`, if `TASKS` has our backend.
 
     The caller imports each one before it asks for the next.
+
+    Raises:
+        ConfigError: a backend of `TASKS` cannot be imported.
     """
     if not os.environ.get(SETTINGS):
         return
     from django.apps import apps
     from django.utils.module_loading import module_has_submodule
 
+    names = (*MODULES, TASKS_MODULE) if _has_tasks() else MODULES
     for app in apps.get_app_configs():
-        for name in MODULES:
+        for name in names:
             if module_has_submodule(app.module, name):
                 yield from _with_submodules(f"{app.name}.{name}")
+
+
+def _has_tasks() -> bool:
+    """Whether one of the backends of `TASKS` is ours, or made of it."""
+    from django.conf import settings
+    from django.utils.module_loading import import_string
+
+    backends = []
+    for alias, backend in (settings.TASKS if settings.is_overridden("TASKS") else {}).items():
+        try:
+            backends.append(import_string(backend["BACKEND"]))
+        except (ImportError, KeyError) as error:
+            raise ConfigError(f"TASKS[{alias!r}]: its BACKEND cannot be imported: {error}") from error
+    ours = loaded(_TASKS)
+    return ours is not None and any(issubclass(backend, ours.PenstockBackend) for backend in backends)
+
+
+def add_task_handlers() -> None:
+    """Add handlers for the tasks that modules have declared for our backend. Without that nothing is imported.
+
+    Raises:
+        KindError: the kind of one has a handler of the user's.
+    """
+    if loaded(_TASKS) is not None:
+        from penstock.workers.handlers import django_tasks  # Django's, and only where it has tasks
+
+        django_tasks.add_handlers()
 
 
 def _with_submodules(name: str) -> Iterator[str]:

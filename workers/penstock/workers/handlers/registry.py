@@ -17,11 +17,13 @@ from penstock.schemas.jobs.kind import Kind, Registry, registry
 from penstock.schemas.jobs.sensitive import holds, shapes_of
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.resources import is_provided
+from penstock.workers.handlers.returns import SoftTimeLimitExceeded
 
 J = TypeVar("J", bound=Job)
 P = ParamSpec("P")
 R = TypeVar("R")
-Mode = Literal["async", "thread", "child"]
+Mode = Literal["async", "thread", "child", "process"]
+Pool = Literal["threads", "processes"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,14 @@ class Handler:
     """A function, and the parameters of its signature.
 
     Attributes:
-        mode: `async` on the worker's loop, `thread`, or `child`, a process of its own.
+        mode: `async` on the worker's loop, `thread`, `process`, one of the worker's pool, or `child`, a process of its
+            own.
         context: the name of the parameter that takes the Context, if any.
         resources: parameter names and the types to inject.
         memory_bytes: the cap of a child's address space.
         result: serialises what the function returns.
+        pool: the one that its declaration names; None: the worker's.
+        soft_error: the class of the error at the soft limit.
     """
 
     kind: Kind
@@ -43,6 +48,14 @@ class Handler:
     resources: dict[str, type]
     memory_bytes: int | None = None
     result: TypeAdapter[Any] = field(default_factory=lambda: TypeAdapter(Any), compare=False)
+    pool: Pool | None = None
+    soft_error: type[Exception] = SoftTimeLimitExceeded
+
+    def mode_in(self, pool: str) -> Mode:
+        """Its mode in a worker with this pool, the setting of that name."""
+        if self.mode == "thread" and self.pool is None and pool == "processes":
+            return "process"
+        return self.mode
 
     @property
     def source(self) -> str:
@@ -101,7 +114,7 @@ handlers = Handlers()
 
 
 def handles(
-    job: type[J], *, isolate: bool = False, memory_bytes: int | None = None
+    job: type[J], *, isolate: bool = False, memory_bytes: int | None = None, pool: Pool | None = None
 ) -> Callable[[Callable[Concatenate[J, P], R]], Callable[Concatenate[J, P], R]]:
     """Declare a function or coroutine as the handler of a kind.
 
@@ -109,12 +122,15 @@ def handles(
         async def send_invoice(job: SendInvoice, ctx: Context, mailer: Mailer) -> Sent: ...
 
     The first parameter takes the job. A parameter annotated `Context` takes the context; one annotated with a
-    resource's class takes the resource. `async def` runs on the worker's loop, `def` in a thread.
+    resource's class takes the resource. `async def` runs on the worker's loop, `def` in a thread, or in a process of a
+    worker with `--pool processes`.
 
     Arguments:
         isolate: run each attempt of a `def` in a child process, which can be killed; job and result are passed as
             JSON.
         memory_bytes: cap of the child's memory; needs `isolate`.
+        pool: `processes` runs a `def` in a process that is kept for the next job, `threads` in a thread, whatever the
+            worker's pool is.
 
     Raises:
         KindError: the class has no kind, the kind has a handler, or the signature cannot be served.
@@ -123,17 +139,21 @@ def handles(
         raise KindError(f"handles takes the class of a job, as in @handles(SendInvoice), not {job!r}")
     if not isinstance(isolate, bool):
         raise KindError(f"handles({job.__qualname__}): isolate must be True or False, not {isolate!r}")
+    if pool not in (None, "threads", "processes"):
+        raise KindError(f"handles({job.__qualname__}): pool must be 'threads' or 'processes', not {pool!r}")
     if memory_bytes is not None and (type(memory_bytes) is not int or memory_bytes < 1):
         raise KindError(f"handles({job.__qualname__}): memory_bytes must be an integer from 1, not {memory_bytes!r}")
 
     def declare(function: Callable[Concatenate[J, P], R]) -> Callable[Concatenate[J, P], R]:
-        handlers.add(_handler(job, function, isolate, memory_bytes))
+        handlers.add(_handler(job, function, isolate, memory_bytes, pool))
         return function
 
     return declare
 
 
-def _handler(job: type[Job], function: Callable[..., Any], isolate: bool, memory_bytes: int | None) -> Handler:
+def _handler(
+    job: type[Job], function: Callable[..., Any], isolate: bool, memory_bytes: int | None, pool: Pool | None
+) -> Handler:
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         raise KindError(f"the handler of {job.__qualname__} must be a function or a method, not {function!r}")
@@ -145,6 +165,10 @@ def _handler(job: type[Job], function: Callable[..., Any], isolate: bool, memory
         raise KindError(f"{label}: it has a yield, so calling it would run nothing; return the result instead")
     if isolate and is_async:
         raise KindError(f"{label}: isolate=True takes a plain function, not a coroutine")
+    if pool is not None and is_async:
+        raise KindError(f"{label}: pool={pool!r} takes a plain function; a coroutine runs on the worker's loop")
+    if pool is not None and isolate:
+        raise KindError(f"{label}: isolate=True is a process for each attempt; remove it, or pool={pool!r}")
     if memory_bytes is not None and not isolate:
         raise KindError(f"{label}: memory_bytes needs isolate=True")
     try:
@@ -181,8 +205,8 @@ def _handler(job: type[Job], function: Callable[..., Any], isolate: bool, memory
         adapter: TypeAdapter[Any] = TypeAdapter(Any if returned is type(None) else returned)
     except Exception:  # a return annotation such as `Sent | Snooze` may hold what pydantic has no schema for
         adapter = TypeAdapter(Any)
-    mode: Mode = "child" if isolate else "async" if is_async else "thread"
-    return Handler(job.kind(), function, mode, context, resources, memory_bytes, adapter)
+    mode: Mode = "child" if isolate else "async" if is_async else "process" if pool == "processes" else "thread"
+    return Handler(job.kind(), function, mode, context, resources, memory_bytes, adapter, pool)
 
 
 def _check_result(annotation: Any, label: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -69,11 +69,15 @@ def override(resource: type, value: Any) -> Iterator[None]:
 
 
 class Resources:
-    """The open resources of one worker process. Each is opened on first use and closed, in reverse, at the end."""
+    """The open resources of one worker process. Each is opened on first use and closed, in reverse, at the end.
 
-    def __init__(self, settings: Settings) -> None:
+    Arguments:
+        others: resources by type that are open before and stay so.
+    """
+
+    def __init__(self, settings: Settings, others: Mapping[type, Any]) -> None:
         self._settings = settings
-        self._opened: dict[type, Any] = {}
+        self._opened: dict[type, Any] = {Settings: settings, **others}
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()
 
@@ -93,8 +97,6 @@ class Resources:
         return self._opened[resource]
 
     async def _open(self, resource: type) -> Any:
-        if resource is Settings:
-            return self._settings
         provider = _provider(resource)
         if inspect.isasyncgenfunction(provider):
             return await self._stack.enter_async_context(asynccontextmanager(provider)(self._settings))

@@ -6,20 +6,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from penstock.schemas.jobs.durations import checked_duration, checked_time
+
 if TYPE_CHECKING:
     from penstock.schemas.jobs.retry_policy import RetryPolicy
+    from penstock.schemas.wire.codec import Envelope
 
 
-def _seconds(value: float | timedelta) -> timedelta:
-    duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
-    if duration < timedelta(0):
-        raise ValueError(f"a wait cannot be negative: {duration}")
-    return duration
+def _check_reason(reason: object) -> None:
+    if not isinstance(reason, str):
+        raise ValueError(f"reason must be text, not {reason!r}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Snooze:
-    """Run the job again later; costs no attempt. `Snooze(60)`, `Snooze(timedelta(hours=1))`, `Snooze(until=…)`."""
+    """Run the job again later; costs no attempt. `Snooze(60)`, `Snooze(timedelta(hours=1))`, `Snooze(until=…)`.
+
+    Raises:
+        ValueError: the wait is negative or over a hundred years, the time has no zone, or the reason is not a text.
+    """
 
     delay: timedelta
     reason: str | None
@@ -28,8 +33,12 @@ class Snooze:
         self, delay: float | timedelta = 0, *, until: datetime | None = None, reason: str | None = None
     ) -> None:
         if until is not None:
-            delay = max(until - datetime.now(UTC), timedelta(0))
-        object.__setattr__(self, "delay", _seconds(delay))
+            delay = max(checked_time("until", until) - datetime.now(UTC), timedelta(0))
+        if (wait := checked_duration("delay", delay)) is None:
+            raise ValueError("give delay or until")
+        if reason is not None:
+            _check_reason(reason)
+        object.__setattr__(self, "delay", wait)
         object.__setattr__(self, "reason", reason)
 
 
@@ -42,9 +51,16 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """End the job without success or alarm: there is nothing left to do."""
+    """End the job without success or alarm: there is nothing left to do.
+
+    Raises:
+        ValueError: the reason is not a text.
+    """
 
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_reason(self.reason)
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -54,6 +70,9 @@ class Retry:
     Attributes:
         after: the wait before the next one; None: as the kind's policy says.
         reason: shown where an error would be.
+
+    Raises:
+        ValueError: the wait is negative or over a hundred years, or the reason is not a text.
     """
 
     after: timedelta | None
@@ -62,8 +81,29 @@ class Retry:
     def __init__(
         self, after: float | timedelta | None = None, *, reason: str = "the handler asked for a retry"
     ) -> None:
-        object.__setattr__(self, "after", None if after is None else _seconds(after))
+        _check_reason(reason)
+        object.__setattr__(self, "after", checked_duration("after", after))
         object.__setattr__(self, "reason", reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """The job goes on as another message under its id: the handler of an adopted task whose framework sends a message
+    again, such as Celery's `self.retry` and `self.replace`.
+
+    Attributes:
+        envelope: the message, of the job's id. Its kind and fields may be others.
+        after: the wait before it is sent.
+        failed: this was a failed attempt, which the framework tries again. False: it costs no attempt.
+        reason: shown where an error would be.
+        traceback: of the error behind it.
+    """
+
+    envelope: Envelope
+    after: timedelta = timedelta(0)
+    failed: bool = True
+    reason: str = ""
+    traceback: str | None = None
 
 
 class Permanent(Exception):
@@ -72,6 +112,14 @@ class Permanent(Exception):
 
 class JobCancelled(Exception):
     """Raised in a thread or child process that asks `ctx.check_cancelled()` after the job was cancelled."""
+
+
+class SoftTimeLimitExceeded(Exception):
+    """Raised in a handler that has run for its kind's `soft_timeout`: it may still end in good order, until `timeout`.
+
+    In a process it is raised where the handler is; in a thread by `ctx.check_cancelled()`; to a coroutine it comes as
+    `CancelledError`, and its attempt fails with this error.
+    """
 
 
 class NotDone(Exception):

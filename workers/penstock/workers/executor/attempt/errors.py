@@ -31,9 +31,21 @@ class ChildFailed(Exception):
         self.remote_traceback, self.raised, self.wait = remote_traceback, raised, wait
 
 
+class ChildDied(ChildFailed):
+    """The child was killed, or ended by itself without an answer. Names the signal and its peak of memory."""
+
+
+class ChildCrashed(ChildDied):
+    """A child of the pool died: a crash of the one job that it ran."""
+
+
 class NoChildProcess(ChildFailed):
     """The machine had no process or file descriptor left for a child."""
 
 
 class ChildTerminated(ChildFailed, JobCancelled):
     """The child got a SIGTERM that its worker did not send: a shutdown's, if the worker drains, too."""
+
+
+class Terminated(SystemExit):
+    """Raised in the handler that a process of the pool runs when that gets a SIGTERM: it is to end, and clean up."""

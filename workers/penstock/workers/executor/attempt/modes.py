@@ -1,4 +1,5 @@
-"""Handler modes: coroutines on the worker's loop, plain functions in threads, isolated functions in child processes."""
+"""Handler modes: coroutines on the worker's loop, plain functions in threads, or in processes: one that is kept, or one
+for each attempt."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from penstock.workers.executor.attempt.once import Effects
 from penstock.workers.executor.attempt.session import Sessions
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.django_project import CoroutineThreads, is_set_up
-from penstock.workers.handlers.registry import Mode
+from penstock.workers.handlers.registry import Handler, Mode
 
 STOPPING_SECONDS = 5.0
 """How long a thread that was asked to stop may take before the attempt ends without it."""
@@ -27,11 +28,11 @@ STOPPING_SECONDS = 5.0
 def make_modes(
     sessions: Sessions, effects: Effects, threads: ThreadPool, children: Children
 ) -> dict[Mode, HandlerMode]:
-    """The modes by the names that handlers have for them."""
+    """The modes by the names that handlers have for them, without that of the pool."""
     return {
         "async": AsyncMode(sessions, effects),
         "thread": ThreadMode(sessions, effects, threads),
-        "child": ChildMode(effects, children),
+        "child": ProcessMode(effects, children.run),
     }
 
 
@@ -47,11 +48,13 @@ class AsyncMode:
         self._orm_threads = CoroutineThreads() if is_set_up() else None
 
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
-        handler, timeout = attempt.handler, attempt.handler.kind.timeout
+        handler, kind = attempt.handler, attempt.handler.kind
         work = handler.function(attempt.claim.message.job, **arguments)
         if self._orm_threads is not None:
             work = self._orm_threads.run(work)
-        return await (work if timeout is None else _in_time(work, timeout))
+        if kind.soft_timeout is not None:
+            work = _in_time(work, kind.soft_timeout, _soft_limit_error(handler))
+        return await (work if kind.timeout is None else _in_time(work, kind.timeout, _timeout_error(kind.timeout)))
 
     async def commit(self, session: Any, outcome: AttemptOutcome) -> None:
         await self._sessions.commit_async(session, outcome)
@@ -73,8 +76,15 @@ class ThreadMode:
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
         handler, job = attempt.handler, attempt.claim.message.job
         work = partial(handler.function, job, **arguments)
-        running = asyncio.get_running_loop().run_in_executor
-        return await _watch(attempt, running(self._threads, work), handler.kind.timeout)
+        loop, soft = asyncio.get_running_loop(), handler.kind.soft_timeout
+        running = _watch(attempt, loop.run_in_executor(self._threads, work), handler.kind.timeout)
+        if soft is None:
+            return await running
+        notice = loop.call_later(soft.total_seconds(), attempt.context.cancel, _soft_limit_error(handler))
+        try:
+            return await running
+        finally:
+            notice.cancel()
 
     async def commit(self, session: Any, outcome: AttemptOutcome) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, self._sessions.commit, session, outcome)
@@ -83,49 +93,59 @@ class ThreadMode:
         await asyncio.get_running_loop().run_in_executor(self._threads, session.close)
 
 
-class ChildMode:
-    """Runs isolated functions in child processes, which keep their own time and can be killed.
+class ProcessMode:
+    """Runs plain functions in child processes, which can be interrupted and killed.
 
     A child opens its resources itself and has no session. `ctx.once` is answered at this end of its pipe.
+
+    Arguments:
+        run: runs the handler of an attempt, in a process of its own or in one of the pool.
     """
 
     in_process = False
     open_session: Callable[[], Any] | None = None
 
-    def __init__(self, effects: Effects, children: Children) -> None:
+    def __init__(self, effects: Effects, run: Callable[[Attempt], Awaitable[Any]]) -> None:
         self.open_once: Callable[[Context, str], Any] = effects.open_async
-        self._children = children
+        self._run = run
 
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
-        return await self._children.run(attempt)
+        return await self._run(attempt)
 
     async def commit(self, session: Any, outcome: AttemptOutcome) -> None:
-        raise RuntimeError("an isolated handler has no session to commit")
+        raise RuntimeError("a handler in a process has no session to commit")
 
     async def close(self, session: Any) -> None: ...
 
 
-async def _in_time(work: Awaitable[Any], timeout: timedelta) -> Any:
+def _timeout_error(limit: timedelta) -> Exception:
+    return TimedOut(f"took longer than its timeout of {limit.total_seconds():g} s")
+
+
+def _soft_limit_error(handler: Handler) -> Exception:
+    return handler.soft_error(f"reached its soft_timeout of {handler.kind.soft_timeout}")
+
+
+async def _in_time(work: Awaitable[Any], timeout: timedelta, late: Exception) -> Any:
     limit = asyncio.timeout(timeout.total_seconds())
     try:
         async with limit:
             return await work
     except TimeoutError as error:
         if limit.expired():
-            raise TimedOut(f"took longer than its timeout of {timeout.total_seconds():g} s") from error
+            raise late from error
         raise
 
 
 async def _watch(attempt: Attempt, future: asyncio.Future[Any], timeout: timedelta | None) -> Any:
     """Wait for work that cannot be interrupted from here; its context says when it should stop."""
     try:
-        seconds = None if timeout is None else timeout.total_seconds()
-        await asyncio.wait({future}, timeout=seconds)
-        if future.done():
+        await asyncio.wait({future}, timeout=None if timeout is None else timeout.total_seconds())
+        if timeout is None or future.done():
             return future.result()
         attempt.context.cancel()
         await asyncio.wait({future}, timeout=STOPPING_SECONDS)
-        raise TimedOut(f"took longer than its timeout of {seconds:g} s")
+        raise _timeout_error(timeout)
     except asyncio.CancelledError:
         attempt.context.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -26,6 +26,7 @@ from penstock.workers.handlers.returns import (
     InDoubt,
     Park,
     Permanent,
+    Resend,
     Retry,
     Snooze,
     error_line,
@@ -79,6 +80,8 @@ def returned(attempt: Attempt, value: Any) -> AttemptOutcome:
             return _outcome(attempt, Outcome.DISCARDED, State.DISCARDED, error=value.reason or None)
         case Retry():
             return failed(attempt, None, reason=value.reason, after=value.after)
+        case Resend():
+            return _resent(attempt, value)
         case None:
             return _succeeded(attempt, None)
         case JsonResult():
@@ -90,6 +93,14 @@ def returned(attempt: Attempt, value: Any) -> AttemptOutcome:
                 return failed(attempt, error)
 
 
+def _resent(attempt: Attempt, value: Resend) -> AttemptOutcome:
+    name, state = (Outcome.RETRY, State.RETRYING) if value.failed else (Outcome.SNOOZED, State.SCHEDULED)
+    outcome = _outcome(attempt, name, state, error=value.reason or None, delay=value.after)
+    outcome.traceback, outcome.resent = value.traceback, value.envelope
+    outcome.outgoing = attempt.context.outgoing
+    return outcome
+
+
 @dataclass(frozen=True, slots=True)
 class JsonResult:
     """A result that is JSON already."""
@@ -99,6 +110,8 @@ class JsonResult:
 
 def result_as_json(handler: Handler, value: Any) -> str:
     """A handler's result, as the ledger keeps it. Raises TypeError where JSON cannot hold it."""
+    if isinstance(value, JsonResult):
+        return value.text
     try:
         return result_json(handler.result, value)
     except Exception as error:
@@ -139,6 +152,13 @@ def outcome_of(attempt: Attempt, task: asyncio.Task[AttemptOutcome]) -> AttemptO
 def interrupted(attempt: ClaimedJob, error: str | None = None) -> AttemptOutcome:
     """The outcome of an attempt that was cut short through no fault of the job, which runs again."""
     return _outcome(attempt, Outcome.INTERRUPTED, State.QUEUED, error=error)
+
+
+def unstarted(job: ClaimedJob) -> AttemptOutcome:
+    """The outcome of a job that was claimed ahead, and goes to another worker. It does not count as an attempt."""
+    outcome = interrupted(job)
+    outcome.begun = False
+    return outcome
 
 
 def postponed(attempt: Attempt, error: str) -> AttemptOutcome:

@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 import functools
 import logging
-from typing import Any
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome, FenceLost
 from penstock.schemas.jobs.scrubbing import Scrub
 from penstock.schemas.states import Outcome
-from penstock.workers.executor.attempt.attempt import Attempt
+from penstock.workers.executor.attempt.attempt import Attempt, HandlerMode
 from penstock.workers.executor.attempt.child.parent import Children
+from penstock.workers.executor.attempt.errors import ChildCrashed
 from penstock.workers.executor.attempt.large_results import LargeResults
-from penstock.workers.executor.attempt.modes import make_modes
+from penstock.workers.executor.attempt.modes import ProcessMode, make_modes
 from penstock.workers.executor.attempt.once import Effects
 from penstock.workers.executor.attempt.outcome import (
+    crashed,
     failed,
     interrupted,
     one_line,
@@ -25,6 +29,7 @@ from penstock.workers.executor.attempt.outcome import (
     returned,
     scrub_of,
     stopped,
+    traceback_of,
 )
 from penstock.workers.executor.attempt.session import Sessions
 from penstock.workers.executor.runtime.runtime import Runtime
@@ -32,7 +37,13 @@ from penstock.workers.handlers.context import Context, ProgressSink
 from penstock.workers.handlers.registry import Handler
 from penstock.workers.handlers.returns import JobCancelled
 
+if TYPE_CHECKING:
+    from penstock.workers.executor.attempt.child.pool import Pool
+
 log = logging.getLogger("penstock.executor")
+
+_POOL = "pool"
+"""Reason of the capacity's pause."""
 
 
 class AttemptRunner:
@@ -44,22 +55,25 @@ class AttemptRunner:
     Attributes:
         results: keeps the results that are too large for the ledger.
         children: runs attempts in processes of their own.
+        pool: runs attempts in processes that are kept; None: no handler has needed it.
     """
 
     def __init__(self, runtime: Runtime, sink: ProgressSink) -> None:
         self.results = LargeResults(runtime)
         self.children = Children()
-        self._sink, self._worker = sink, runtime.name
+        self.pool: Pool | None = None
+        self._sink, self._worker, self._settings = sink, runtime.name, runtime.settings
         self._canvas, self._webhooks = runtime.canvas, runtime.webhooks
         self._resources, self._capacity = runtime.resources, runtime.capacity
         self._sessions = Sessions(
             runtime.database, runtime.name, min(runtime.capacity.slots, runtime.settings.session_connections)
         )
-        self._modes = make_modes(self._sessions, Effects(runtime), runtime.threads, self.children)
+        self._effects = Effects(runtime)
+        self._modes = make_modes(self._sessions, self._effects, runtime.threads, self.children)
 
     def prepare(self, claim: Claim, handler: Handler) -> Attempt:
         """The attempt of a claim, with the context that its handler gets."""
-        message, timeout, mode = claim.message, claim.message.kind.timeout, self._modes[handler.mode]
+        message, timeout, mode = claim.message, claim.message.kind.timeout, self._mode_of(handler)
         context = Context(
             job_id=message.id,
             attempt=claim.attempt,
@@ -79,6 +93,40 @@ class AttemptRunner:
         )
         canvas = None if message.embed is None else self._canvas
         return Attempt(claim, handler, context, mode, canvas=canvas, webhooks=self._webhooks)
+
+    def make_pool(self, kinds: Sequence[str] = ()) -> Pool:
+        """Make the pool of processes, unless there is one.
+
+        Arguments:
+            kinds: see `Pool`.
+        """
+        if self.pool is None:
+            from penstock.workers.executor.attempt.child.pool import Pool  # not at the top: few workers have one
+
+            eager, capacity = self._settings.pool == "processes", self._capacity
+            processors = os.cpu_count() or 1
+            self.pool = Pool(
+                self.children,
+                self._settings,
+                size=lambda: capacity.slots if eager else min(capacity.slots, processors),
+                kinds=kinds,
+                eager=eager,
+            )
+            self._modes["process"] = ProcessMode(self._effects, self.pool.run)
+        return self.pool
+
+    def open_pool(self, kinds: Sequence[str]) -> None:
+        """Make the pool. The worker takes no jobs before the processes are ready that it always has."""
+        pool = self.make_pool(kinds)
+        if pool.eager:
+            self._capacity.pause(_POOL)
+            pool.open(lambda: self._capacity.resume(_POOL))
+
+    def _mode_of(self, handler: Handler) -> HandlerMode:
+        name = handler.mode_in(self._settings.pool)
+        if name == "process":
+            self.make_pool()
+        return self._modes[name]
 
     async def run(self, attempt: Attempt) -> AttemptOutcome:
         """Run one attempt to its end. Never raises, whatever the handler does."""
@@ -109,6 +157,10 @@ class AttemptRunner:
         except JobCancelled as error:
             # A thread raises this also because its worker drains.
             return stopped(attempt) if attempt.stop is not None or self._capacity.closed else failed(attempt, error)
+        except ChildCrashed as error:
+            if attempt.stop is not None:
+                return stopped(attempt)
+            return crashed(attempt, str(error), handler.kind.max_crashes or self._settings.max_crashes)
         except FenceLost:
             outcome = interrupted(attempt)
             outcome.recorded = False
@@ -118,11 +170,32 @@ class AttemptRunner:
                 return postponed(attempt, one_line(error))
             return failed(attempt, error)
         except BaseException as error:  # SystemExit of a handler must end the job, not the worker
-            return failed(attempt, RuntimeError(f"the handler raised {one_line(error)}"))
+            outcome = failed(attempt, RuntimeError(f"the handler raised {one_line(error)}"))
+            outcome.traceback = traceback_of(error, scrub_of(attempt.claim))
+            return outcome
         finally:
             if context.opened_session is not None:
                 with contextlib.suppress(Exception):  # a connection that is gone has rolled back by itself
                     await mode.close(context.opened_session)
+
+    def pool_pids(self) -> tuple[int, ...] | None:
+        """Pids of the processes of the pool that are ready; None: the worker has none."""
+        return None if self.pool is None else tuple(self.pool.pids)
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether the first processes of the pool are not ready yet."""
+        return self.pool is not None and self.pool.is_opening
+
+    def adapt(self) -> None:
+        """Follow a change of the number of slots."""
+        if self.pool is not None:
+            self.pool.adapt()
+
+    async def close_pool(self) -> None:
+        """End the processes of the pool."""
+        if self.pool is not None:
+            await self.pool.close()
 
     async def close(self) -> None:
         """Close the resources, and the sessions' connections."""

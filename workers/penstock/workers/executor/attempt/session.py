@@ -32,14 +32,17 @@ _MARK = "penstock_fault"
 _MOST_RUNS = 20
 
 
-def import_sessions(handlers: Iterable[Handler]) -> None:
+def import_sessions(handlers: Iterable[Handler], pool: str) -> None:
     """Import what the sessions of these handlers need; call it before any thread runs.
 
     Imported by the first handler that opens a session, SQLAlchemy's ORM blocks the event loop, and statements of other
     threads fail meanwhile: it registers itself with SQLAlchemy before it is whole.
+
+    Arguments:
+        pool: the worker's, the setting of that name.
     """
-    users = {handler.mode for handler in handlers if handler.context is not None and handler.kind.track}
-    if users - {"child"}:
+    users = {handler.mode_in(pool) for handler in handlers if handler.context is not None and handler.kind.track}
+    if users - {"child", "process"}:
         importlib.import_module("sqlalchemy.orm")
     if "async" in users:
         importlib.import_module("sqlalchemy.ext.asyncio")

@@ -18,17 +18,19 @@ from typing import Any
 from penstock.config.errors import UndecodableMessage
 from penstock.config.settings import Settings
 from penstock.ledger.rows import steps
+from penstock.ledger.rows.jobs import RESENT
 from penstock.producers.senders import scheme
 from penstock.schemas.jobs.kind import NAME, Kind, Priority, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
 from penstock.schemas.wire.codec import Envelope, Message, is_id, parse_time, seal
 from penstock.schemas.wire.ids import new_id
+from penstock.workers.brokers.stock.messages import DRAMATIQ
 from penstock.workers.handlers.returns import Permanent
 
 log = logging.getLogger("penstock.executor")
 
 _FOLLOWED = ("callbacks", "errbacks", "chain")
-_OURS = (steps.MARK,)
+_OURS = (steps.MARK, RESENT, DRAMATIQ)
 _SEVERAL = {"celery.chain": "chain", "celery.group": "group"}
 _REFUSED = {
     "celery.chord": "a chord",

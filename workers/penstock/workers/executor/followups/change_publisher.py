@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ log = logging.getLogger("penstock.worker")
 _REST_SECONDS = 0.005
 """The pause after a look that found no subscriber. Jobs that change in the meantime share the next look, so that a busy
 worker seldom looks."""
+_LOOK_SECONDS = 0.5
+"""A look counts for so long."""
 _OUTAGE_SECONDS = 1.0
 """The pause while Redis is unavailable. Nothing is published then, and subscribers poll."""
 _AT_ONCE = 1000
@@ -42,14 +45,20 @@ class ChangePublisher:
         has_subscribers: whether any job had a subscriber at the last look.
     """
 
-    def __init__(self, url: str, *, prefix: str, timeout_seconds: float) -> None:
-        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
+    def __init__(self, connections: RedisConnections, *, prefix: str) -> None:
+        self._connections = connections
         self._key, self._channels = watched_key(prefix), channel_start(prefix)
         self.has_subscribers = False
+        self._looked_at = 0.0
         self._batches: deque[Sequence[str]] = deque()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def may_have_subscribers(self) -> bool:
+        """Whether a change is worth publishing: the last look found subscribers, or was not a moment ago."""
+        return self.has_subscribers or time.monotonic() - self._looked_at > _LOOK_SECONDS
 
     def start(self) -> None:
         self._thread = start_thread("penstock changes", self._run, self._stopping, vital=False)
@@ -67,10 +76,16 @@ class ChangePublisher:
         self._batches.append(job_ids)
         self._wake.set()
 
+    def look(self) -> None:
+        """Look whether there are subscribers, unless that was done a moment ago."""
+        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self.publish(())
+
     def _run(self) -> None:
         while self._batches or not self._stopping.is_set():
             self._wake.wait()
             self._wake.clear()
+            self._looked_at = time.monotonic()
             job_ids: list[str] = []
             while self._batches:
                 job_ids += self._batches.popleft()

@@ -74,7 +74,14 @@ class LoopThread:
         return self.run(call_on_loop())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop and return its result. Not from the loop's own thread."""
+        """Run a coroutine on the loop and return its result. Not from the loop's own thread.
+
+        Raises:
+            RuntimeError: the loop has been stopped, and would never run it.
+        """
+        if self._stopping.is_set():
+            work.close()
+            raise RuntimeError(f"the {self._name} has stopped")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:

@@ -19,6 +19,8 @@ from penstock.workers.executor.runtime.io_threads import IoThreads
 from penstock.workers.executor.runtime.loop_thread import LoopThread, Tasks
 from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer, Observers
+from penstock.workers.executor.runtime.orders import Orders
+from penstock.workers.executor.runtime.rates import RateCounter
 from penstock.workers.handlers.django_project import is_set_up, old_connections_closed
 from penstock.workers.handlers.registry import Handlers
 from penstock.workers.handlers.resources import Resources
@@ -42,6 +44,8 @@ class Runtime:
         webhooks: makes outgoing webhooks; None: no hook has an address.
         changes: notifies subscribers of changed jobs; None: they poll.
         meter: measures the steps.
+        rates: counts attempts for the ledger and the meter.
+        orders: what operators tell the worker.
     """
 
     settings: Settings
@@ -60,6 +64,8 @@ class Runtime:
     webhooks: OutgoingWebhooks | None
     changes: ChangePublisher | None
     meter: Meter
+    rates: RateCounter
+    orders: Orders
 
     def close(self) -> None:
         """End the threads, when the loop has nothing more to do."""
@@ -79,6 +85,7 @@ def make_runtime(
     handlers: Handlers,
     registry: Registry,
     meter: Meter | None = None,
+    orders: Orders | None = None,
 ) -> Runtime:
     """The runtime of a worker; its loop is not started yet."""
     capacity = Capacity(concurrency)
@@ -98,9 +105,11 @@ def make_runtime(
         # As many as there are attempts, which `concurrency` bounds. One that ignored its timeout keeps its thread, not
         # its slot.
         threads=HandlerThreads(f"{name} handler", around=around),
-        resources=Resources(settings),
+        resources=Resources(settings, {Database: database}),
         canvas=CeleryCanvas(settings, registry),
         webhooks=OutgoingWebhooks(settings) or None,
         changes=changes,
         meter=meter,
+        rates=RateCounter(meter),
+        orders=orders or Orders(),
     )

@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict
 
 from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.schemas.wire.codec import Envelope
-from penstock.workers.handlers.returns import Discard, Retry, Snooze
+from penstock.workers.handlers.returns import Discard, Resend, Retry, Snooze
 
 A = TypeVar("A")
 
 _Snooze = tuple[Literal["snooze"], timedelta, str | None]
 _Discard = tuple[Literal["discard"], str]
 _Retry = tuple[Literal["retry"], timedelta | None, str]
+_Resend = tuple[Literal["resend"], Envelope, timedelta, bool, str, str | None]
 _Once = (
     tuple[Literal["begin"], str, bool, datetime]
     | tuple[Literal["confirm"], str, str | None]
@@ -38,10 +39,10 @@ class Returned(Checked):
         outgoing: the jobs that it enqueued.
     """
 
-    value: _Snooze | _Discard | _Retry | None
+    value: _Snooze | _Discard | _Retry | _Resend | None
     outgoing: list[Envelope]
 
-    def control_flow(self) -> Snooze | Discard | Retry | None:
+    def control_flow(self) -> Snooze | Discard | Retry | Resend | None:
         match self.value:
             case ("snooze", delay, reason):
                 return Snooze(delay, reason=reason)
@@ -49,6 +50,8 @@ class Returned(Checked):
                 return Discard(reason)
             case ("retry", after, reason):
                 return Retry(after, reason=reason)
+            case ("resend", envelope, after, failed, reason, traceback):
+                return Resend(envelope, after, failed, reason, traceback)
         return None
 
 
@@ -84,7 +87,7 @@ class FromChild(Checked, Generic[A]):
     answer: A | None = None
 
 
-def as_value(value: Snooze | Discard | Retry) -> Sequence[Any]:
+def as_value(value: Snooze | Discard | Retry | Resend) -> Sequence[Any]:
     """The `value` of `Returned`."""
     match value:
         case Snooze():
@@ -93,3 +96,5 @@ def as_value(value: Snooze | Discard | Retry) -> Sequence[Any]:
             return "discard", storable(str(value.reason), LONGEST_ERROR)
         case Retry():
             return "retry", value.after, storable(str(value.reason), LONGEST_ERROR)
+        case Resend():
+            return "resend", value.envelope, value.after, value.failed, value.reason, value.traceback

@@ -20,9 +20,10 @@ from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.wire.codec import Message as JobMessage
-from penstock.workers.executor.attempt.child.main import find_handler, join_trace
+from penstock.workers.executor.attempt.child.calls import find_handler, join_trace, load_handlers
 from penstock.workers.executor.attempt.child.messages import Checked
 from penstock.workers.executor.attempt.child.pipe import ChildEnd, Message
+from penstock.workers.executor.attempt.child.server import SOFT_LIMIT
 from penstock.workers.executor.attempt.outcome import one_line, outcome_of
 from penstock.workers.executor.attempt.run import AttemptRunner
 from penstock.workers.executor.runtime.runtime import make_runtime
@@ -60,7 +61,8 @@ class Ended(Checked):
 def run_attempt(pipe: ChildEnd, request: Message) -> Message:
     """Run the attempt of the request. Returns the fields of its outcome, or why it cannot be run here."""
     try:
-        handler = _announcing(find_handler(pipe, request), pipe)
+        load_handlers(pipe, request)
+        handler = _announcing(find_handler(request["kind"], request), pipe)
         for resource in handler.resources.values():
             if resource is not Settings and not is_provided(resource):
                 raise LookupError(f"nothing that it imports provides {resource.__qualname__}")
@@ -134,6 +136,7 @@ def _announcing(handler: Handler, pipe: ChildEnd) -> Handler:
 def _ignore_termination() -> None:
     """Ignore SIGTERM, as a shutdown sends it to all processes of a service: the worker says when to stop."""
     signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(SOFT_LIMIT, signal.SIG_DFL)  # its fork server ignores it
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 

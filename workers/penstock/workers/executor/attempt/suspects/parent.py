@@ -7,17 +7,17 @@ import contextlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.ledger.rows import suspect_runs
-from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.traces import current_traceparent
 from penstock.workers.executor.attempt.attempt import Attempt
 from penstock.workers.executor.attempt.child.messages import FromChild
-from penstock.workers.executor.attempt.child.parent import Child, request_for
+from penstock.workers.executor.attempt.child.parent import load_request, request_for
+from penstock.workers.executor.attempt.child.process import Child
 from penstock.workers.executor.attempt.errors import ChildTerminated, NoChildProcess, TimedOut
 from penstock.workers.executor.attempt.modes import STOPPING_SECONDS
 from penstock.workers.executor.attempt.outcome import crashed, failed, interrupted, postponed, stopped
@@ -54,20 +54,22 @@ class Suspects:
         return self._run_suspect(attempt) if attempt.claim.crashes else self._runner.run(attempt)
 
     async def _run_suspect(self, attempt: Attempt) -> AttemptOutcome:
-        isolated = not attempt.mode.in_process
-        if isolated or self._can_run_apart(attempt):
+        """Run an attempt that its claim has put on record as apart, so that no other's crash counts against it."""
+        outcome = None
+        if not attempt.mode.in_process:
+            outcome = await self._runner.run(attempt)
+        elif self._can_run_apart(attempt):
+            outcome = await self._run_in_child(attempt)
+        if outcome is None:
             try:
-                await self._record_run(attempt, suspect_runs.begin)  # it causes nothing while it waits, either
-                outcome = await (self._runner.run(attempt) if isolated else self._run_in_child(attempt))
-                if outcome is not None:
-                    if not attempt.claim.tracked:
-                        with contextlib.suppress(LedgerUnavailable):  # it only stays on record
-                            await self._record_run(attempt, suspect_runs.end)
-                    return outcome
-                await self._record_run(attempt, suspect_runs.end)
+                await self._end_run(attempt)
             except LedgerUnavailable as error:  # only while the worker drains
                 return postponed(attempt, str(error))
-        return await self._runner.run(attempt)
+            return await self._runner.run(attempt)
+        if not attempt.claim.tracked:
+            with contextlib.suppress(LedgerUnavailable):  # it only stays on record
+                await self._end_run(attempt)
+        return outcome
 
     async def _run_in_child(self, attempt: Attempt) -> AttemptOutcome | None:
         """The outcome of an attempt in a child. None: a child cannot run it."""
@@ -82,7 +84,7 @@ class Suspects:
                 attempt.claim.crashes,
             )
             try:
-                child = await self._children.start(attempt, run_attempt, FromChild[Unfit | Ended])
+                child = await self._children.start(f"job {message.id}", run_attempt, FromChild[Unfit | Ended])
             except NoChildProcess as error:
                 return postponed(attempt, str(error))
             try:
@@ -93,10 +95,10 @@ class Suspects:
                 await child.end()
         return self._outcome(attempt, child, in_time)
 
-    async def _record_run(self, attempt: Attempt, record: Callable[[Database, str, int], None]) -> None:
-        """Record that a job runs apart, or no longer: should the worker die meanwhile, the job has not caused it."""
+    async def _end_run(self, attempt: Attempt) -> None:
+        """Record that a job runs with the others after all, or, of an untracked one, that it has ended."""
         claim = attempt.claim
-        await self._io.ledger(lambda: record(self._database, claim.message.id, claim.fence))
+        await self._io.ledger(lambda: suspect_runs.end(self._database, claim.message.id, claim.fence))
 
     async def _follow(self, attempt: Attempt, child: Child) -> bool:
         """Wait until the child has answered or died. False: it did neither in time."""
@@ -106,7 +108,9 @@ class Suspects:
             "settings": self._settings,
             "traceparent": current_traceparent() or attempt.claim.message.traceparent,
         }
-        child.pipe.send(request_for(attempt) | pack(attempt.claim) | own)
+        child.begin(attempt.context)
+        load = load_request(attempt.handler.function.__module__)
+        child.pipe.send(load | request_for(attempt) | pack(attempt.claim) | own)
 
         def latest() -> float | None:
             if timeout is None or not child.begun_at:

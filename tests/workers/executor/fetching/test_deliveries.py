@@ -5,18 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.polling import WAIT_SECONDS, until
 from workers.executor.bench import Add, AtMostOnce, Bench, Do, DoInThread, Once, Seen, Untracked, gate, seen
 
+from penstock.config.supervision import faults
 from penstock.ledger.rows.attempts import history
 from penstock.ledger.sql.tables import dead_letters, held_jobs, jobs
 from penstock.ledger.transitions import due
+from penstock.ledger.transitions.claim import Claim, claim
+from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas import Job
-from penstock.schemas.wire.codec import Envelope, encode
+from penstock.schemas.wire.codec import Envelope, Message, encode
 from penstock.workers.brokers.memory import MemoryConsumer
+from penstock.workers.executor.runtime.observers import Observer, Observers
 
 
 class NoHandler(Job, kind="ex.nohandler", queue="ex"): ...
@@ -82,15 +86,40 @@ def test_a_duplicate_of_a_running_job_is_dropped_and_a_redelivery_of_it_is_settl
     assert len(bench.rows(history)) == 1
 
 
-def test_an_observer_that_fails_harms_no_job(bench: Bench) -> None:
-    class Failing:
-        def __getattr__(self, name: str) -> Any:
-            raise RuntimeError(name)
+def test_an_observer_that_fails_harms_no_job(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Observer):
+        def received(self, message: Message) -> None:
+            raise RuntimeError("received")
+
+        def started(self, claim: Claim) -> None:
+            raise RuntimeError("started")
+
+        def ended(self, outcome: AttemptOutcome) -> None:
+            raise RuntimeError("ended")
 
     worker = bench.worker(start=False)
-    worker.executor.observers.append(Failing())  # type: ignore[arg-type]
+    worker.executor.observers.append(Failing())
+    before = faults["observer failed"]
     worker.start()
     assert bench.run(Add(a=1, b=2)).result == {"sum": 3}
+    until(lambda: faults["observer failed"] == before + 3)
+    assert [record.message for record in caplog.records if "Failing" in record.message] == [
+        f"Failing.{event} failed" for event in ("received", "started", "ended")
+    ]
+
+
+def test_observers_are_notified_of_the_events_that_they_override_alone() -> None:
+    notified: list[object] = []
+
+    class Half(Observer):
+        def started(self, claim: Claim) -> None:
+            notified.append(claim)
+
+    observers = Observers([Half()])
+    observers.append(Observer())
+    observers.received(cast("Message", None))
+    observers.started(cast("Claim", 1))
+    assert notified == [1]
 
 
 def test_an_at_most_once_job_is_acknowledged_before_it_runs(bench: Bench) -> None:
@@ -133,10 +162,36 @@ def test_a_job_that_outlasts_the_grace_goes_back_without_a_lost_attempt(bench: B
     handle.wait(WAIT_SECONDS)
 
 
+def test_a_job_whose_claim_was_under_way_when_the_grace_ended_goes_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_claim, go_on = threading.Event(), threading.Event()
+
+    def slow_claim(*arguments: Any, **options: Any) -> Any:
+        at_claim.set()
+        assert go_on.wait(WAIT_SECONDS)
+        return claim(*arguments, **options)
+
+    monkeypatch.setattr("penstock.workers.executor.claiming.claim", slow_claim)
+    worker = bench.worker()
+    handle = bench.producer.enqueue(Do(what="sleep"))
+    assert at_claim.wait(WAIT_SECONDS)
+    stopper = threading.Thread(target=worker.stop, args=(0,))
+    stopper.start()
+    bench.workers.clear()
+    until(lambda: worker.executor._runtime.capacity.closed, "the drain to begin")
+    worker.executor._runtime.loop.call(lambda: None)  # the drain had its turn, and waits for the claim
+    go_on.set()
+    stopper.join(WAIT_SECONDS)
+    assert not stopper.is_alive(), "the drain waits for a job that began after its grace"
+    status = handle.status()
+    assert (status.state, status.attempt, bench.broker.depths(["ex"])["ex"]) == ("queued", 0, 1)
+
+
 def test_a_job_that_crashes_its_worker_too_often_is_quarantined(bench: Bench) -> None:
     """Three workers die under it: each claims it and is never heard of again."""
     handle = bench.producer.enqueue(Seen(name="poison"))
-    from penstock.ledger.transitions.claim import ClaimRequest, claim
+    from penstock.ledger.transitions.claim import ClaimRequest
     from penstock.schemas.wire.codec import decode
 
     consumer = MemoryConsumer(bench.broker, ["ex"])
@@ -160,7 +215,7 @@ def test_a_broker_outage_loses_nothing(bench: Bench) -> None:
     bench.broker.down = True
     time_of_outage = time.monotonic()
     until(lambda: time.monotonic() > time_of_outage + 0.2)
-    assert bench.workers[0].executor.ready
+    assert bench.workers[0].executor.not_ready() is None
     bench.broker.down = False
     assert bench.run(Add(a=1, b=2)).result == {"sum": 3}
 

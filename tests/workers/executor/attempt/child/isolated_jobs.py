@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from workers.executor.attempt.isolated_cases import CASES
+from workers.executor.attempt.child.isolated_cases import CASES
 
 from penstock.config.settings import Settings
 from penstock.schemas import Job, RetryPolicy

@@ -9,15 +9,16 @@ from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.config.supervision import faults
-from penstock.workers.brokers import Delivery
+from penstock.workers.brokers import Consumer, Delivery
 from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.runtime.meter import Meter
 
 
-class HalfOpen:
+class HalfOpen(Consumer):
     """A broker that takes connections; whether it also hands out anything can be set."""
 
     def __init__(self) -> None:
+        self.queues = set()
         self.opened, self.hands_out = 0, False
 
     def open(self) -> None:
@@ -43,7 +44,7 @@ class Sink:
 
 def test_a_broker_that_opens_and_hands_out_nothing_is_not_consumed() -> None:
     broker = HalfOpen()
-    intake = Intake(broker, Sink(), Meter())  # type: ignore[arg-type]
+    intake = Intake(broker, Sink(), Meter())
     before = faults["broker unavailable"]
     intake.start()
     seen = set()

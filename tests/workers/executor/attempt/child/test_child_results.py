@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from workers.executor.attempt.isolated_jobs import Echo, Run
+from workers.executor.attempt.child.isolated_jobs import Echo, Run
 from workers.executor.bench import Bench
 
 from penstock.ledger.queries.status import Progress

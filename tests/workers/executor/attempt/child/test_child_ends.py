@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from workers.executor.attempt.isolated_jobs import Run
+from workers.executor.attempt.child.isolated_jobs import Run
 from workers.executor.bench import Add, Bench
 
 from penstock.ledger.rows.attempts import history

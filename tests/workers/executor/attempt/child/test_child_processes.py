@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.polling import WAIT_SECONDS, until
 from support.servers.processes import runs
-from workers.executor.attempt.isolated_jobs import Hurried, Patient, Run
+from workers.executor.attempt.child.isolated_jobs import Hurried, Patient, Run
 from workers.executor.bench import Bench
 
 
@@ -109,8 +109,8 @@ def test_a_killed_fork_server_costs_no_attempt_and_the_next_job_starts_another(b
 
 
 def test_a_killed_worker_takes_its_children_and_theirs_along(tmp_path: Path, file: Path) -> None:
-    command = [sys.executable, "-m", "workers.executor.attempt.killed_worker", str(tmp_path), str(file)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-m", "workers.executor.attempt.child.killed_worker", str(tmp_path), str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
     worker = subprocess.Popen(command, env=environment, cwd=tmp_path)
     try:
         until(lambda: file.exists() or worker.poll() is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from workers.executor.attempt.isolated_jobs import Open, Run
+from workers.executor.attempt.child.isolated_jobs import Open, Run
 from workers.executor.bench import Bench
 
 
