@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ from typing import Any, TypeVar
 
 import celery
 from engine_jobs import Add
+from support.ledgers import upgraded
 from support.polling import WAIT_SECONDS, until
+from support.servers.forked import Forked, importer
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 
 HERE = Path(__file__).parent
@@ -29,8 +29,11 @@ PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("d
 class Running:
     """A worker process of an engine, with its producer, ledger and remote control.
 
+    It is forked from a process that has imported the engine.
+
     Arguments:
         environment: more variables for the process.
+        database_url: of its ledger; None: an SQLite of its own.
 
     Attributes:
         name: of its node.
@@ -46,14 +49,17 @@ class Running:
         *,
         modules: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
+        database_url: str | None = None,
     ) -> None:
         self.engine, self.folder, self.modules, self.environment = engine, folder, modules, environment or {}
         self.name = f"{engine}@{prefix}-{uuid.uuid4().hex[:4]}"
         self.settings = Settings(
-            broker_url=broker_url, database_url=f"sqlite:///{folder}/ledger.db", prefix=prefix, grace_seconds=20
+            broker_url=broker_url,
+            database_url=database_url or f"sqlite:///{folder}/ledger.db",
+            prefix=prefix,
+            grace_seconds=20,
         )
-        self.database = Database(self.settings.database_url)
-        upgrade(self.database)
+        self.database = Database(upgraded(self.settings.database_url))
         self.producer = Producer.from_settings(self.settings)
         self.client = celery.Celery("stock", broker=broker_url, set_as_current=False)
         self.client.conf.event_queue_exclusive = True
@@ -61,22 +67,28 @@ class Running:
 
     def start(self) -> Running:
         """Start the process and wait until it runs jobs."""
-        environment = {
-            **os.environ,
+        with self.log.open("wb") as log:
+            self.process = self.launch({**os.environ, **self.variables()}, log)
+        assert self.producer.enqueue(Add(a=1)).wait(timeout=WAIT_SECONDS)
+        return self
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables of the process in addition to ours."""
+        return {
             "PENSTOCK_BROKER_URL": self.settings.broker_url,
             "PENSTOCK_DATABASE_URL": self.settings.database_url,
             "PENSTOCK_PREFIX": self.settings.prefix,
             "PENSTOCK_GRACE_SECONDS": str(self.settings.grace_seconds),
-            "PYTHONPATH": str(HERE / "apps"),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE / "apps")]),
             **self.environment,
         }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(self.command(), env=environment, stdout=log, stderr=log, cwd=self.folder)
-        assert self.producer.enqueue(Add(a=1)).wait(timeout=WAIT_SECONDS)
-        return self
 
-    def command(self) -> list[str]:
-        return [sys.executable, str(HERE / "worker_process.py"), self.engine, self.name, "engine_jobs", *self.modules]
+    def launch(self, environment: dict[str, str], log: Any) -> subprocess.Popen[bytes] | Forked:
+        modules = ["engine_jobs", *self.modules]
+        arguments = {"engine": self.engine, "name": self.name, "modules": modules}
+        return importer(f"penstock.workers.engines.{self.engine}.worker").start(
+            "worker_process:run", environment=environment, folder=self.folder, log=log, **arguments
+        )
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from running import Running
 from support.polling import until
 
 from penstock.schemas.wire.codec import decode, encode
+from penstock.workers.engines.monitoring import events
 from penstock.workers.engines.monitoring.event_messages import format_fields
+from penstock.workers.engines.monitoring.events import ASKED_SECONDS, Events, Sample
 
 Event = dict[str, Any]
 
@@ -52,7 +56,9 @@ class Heard:
 @pytest.fixture
 def listener(worker: Running) -> Iterator[Heard]:
     listener = Heard(worker)
+    worker.ask("enable_events")
     yield listener
+    worker.ask("disable_events")
     listener.stop()
 
 
@@ -115,11 +121,40 @@ def test_the_heartbeat_contains_the_number_of_running_jobs(worker: Running, list
 
 def test_task_events_can_be_turned_off_and_on(worker: Running, listener: Heard) -> None:
     assert worker.ask("disable_events") == {"ok": "task events disabled"}
+    assert worker.ask("disable_events") == {"ok": "task events already disabled"}
     silent = worker.producer.enqueue(Add(a=1))
     silent.wait(timeout=60)
     assert worker.ask("enable_events") == {"ok": "task events enabled"}
     listener.of(worker.producer.enqueue(Add(a=1)).id, "task-succeeded")
     assert not [event for event in listener.events if event.get("uuid") == silent.id]
+
+
+def test_task_events_are_sent_for_a_minute_after_a_monitor_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    publisher = Events(hostname="a", active=int, clock=None)
+    assert not publisher.enabled, "no monitor has asked yet"
+    publisher.enable()
+    now += ASKED_SECONDS - 1
+    assert publisher.enabled
+    now += 2
+    assert not publisher.enabled
+
+
+def test_of_many_jobs_a_sample_is_heard_of_each_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: now))
+    sample = Sample(50)
+    ids = [f"job-{number}" for number in range(1000)]
+    assert all(sample.includes(job_id, is_new=True) for job_id in ids[:50]), "few are all heard"
+    for second in range(5):
+        now = 1001.0 + second
+        first = [job_id for job_id in ids if sample.includes(job_id, is_new=True)]
+        rest = [job_id for job_id in ids if sample.includes(job_id, is_new=False)]
+        assert set(rest) <= set(first)
+    assert 25 <= len(first) <= 100, "about 50 of 1,000"
+    now += 10
+    assert all(sample.includes(job_id, is_new=True) for job_id in ids[:50]), "after the flood all are heard again"
 
 
 def test_fields_are_cut_to_what_is_shown() -> None:

@@ -13,9 +13,8 @@ from running import Running, running
 from support.polling import until
 
 from penstock.schemas.states import State
-from penstock.schemas.wire.codec import decode, encode
 from penstock.workers.engines.monitoring.events import BUFFER, Events
-from penstock.workers.local.up.redis_server import RedisServer, free_port
+from penstock.workers.local.up.redis_server import RedisServer
 
 ENGINES = pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 
@@ -47,13 +46,14 @@ def test_a_worker_stops_while_the_broker_is_unavailable(worker: Running, own_red
 
 
 def test_events_without_a_broker_are_kept_to_a_limit_the_oldest_dropped_first() -> None:
-    events = Events(f"redis://127.0.0.1:{free_port()}/0", hostname="w", active=lambda: 0, clock=LamportClock())
-    messages = [decode(encode(Add(a=number))) for number in range(3)]
-    for number in range(BUFFER + 2):
-        events.received(messages[min(number, 2)])
+    events = Events(hostname="w", active=lambda: 0, clock=LamportClock())
+    events.enable()
+    ids = [str(number) for number in range(BUFFER + 2)]
+    for id in ids:
+        events.revoked(id)
     assert events.dropped == 2
-    events.start()
+    events.turn()
     events.stop()
-    kept = [*(event["uuid"] for event in events._unsent), *(subject.id for _, subject, _ in events._buffer)]
+    kept = [*(event["uuid"] for event in events._unsent), *(subject for _, subject, _ in events._buffer)]
     assert len(kept) == BUFFER
-    assert kept[0] == messages[2].id
+    assert kept[0] == ids[2]

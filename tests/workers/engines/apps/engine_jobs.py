@@ -28,6 +28,7 @@ class Add(Job, kind="engines.add", queue=QUEUE):
 
 class Sleep(Job, kind="engines.sleep", queue=QUEUE):
     seconds: float
+    note: str = ""
 
 
 class Break(Job, kind="engines.break", queue=QUEUE, retry=RetryPolicy(max_attempts=1)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from penstock.schemas import Job
@@ -14,7 +15,7 @@ SECONDS = 600.0
 
 
 class Hold(Job, kind="engines.hold", queue="engines"):
-    """A coroutine that swallows its cancellation, or blocks the loop."""
+    """A coroutine that swallows its cancellation, blocks the loop, or leaves a thread of its own pool behind."""
 
     how: str
     file: str
@@ -31,6 +32,8 @@ async def hold(job: Hold) -> None:
     Path(job.file).touch()  # noqa: ASYNC240
     if job.how == "block":
         time.sleep(SECONDS)  # noqa: ASYNC251
+    if job.how == "pool":
+        await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), time.sleep, SECONDS)
     while True:
         try:
             await asyncio.sleep(1)

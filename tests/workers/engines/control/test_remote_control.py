@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from engine_jobs import OTHER_QUEUE, QUEUE, Add, Aside, Sleep
 from running import Running
+from support.ledgers import Note, claimed, message, row_of
 from support.polling import until
 
 from penstock.config.errors import JobFailed
+from penstock.ledger.sql.database import Database
 from penstock.schemas.states import State
+from penstock.workers.engines.monitoring.remote_control import Remote
+
+
+@pytest.fixture(autouse=True)
+def idle(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed leaves nothing running for the next one, which has the same worker."""
+    worker = request.getfixturevalue("worker") if "worker" in request.fixturenames else None
+    yield
+    if worker and (left := worker.active()):
+        worker.ask("terminate", signal="TERM", task_id=left)
 
 
 def test_inspect_finds_the_worker_and_lists_its_kinds(worker: Running) -> None:
@@ -47,7 +63,7 @@ def test_active_shows_what_runs_and_terminate_ends_it(worker: Running) -> None:
     handle = worker.producer.enqueue(Sleep(seconds=300))
     output = until(lambda: [job for job in worker.ask("active") if job["id"] == handle.id], "the running job")[0]
     assert output["name"] == "engines.sleep"
-    assert output["kwargs"] == {"seconds": 300.0}
+    assert output["kwargs"] == {"seconds": 300.0, "note": ""}
     assert output["hostname"] == worker.name
     assert output["worker_pid"] == worker.process.pid
     assert worker.ask("query_task", ids=[handle.id])[handle.id][0] == "active"
@@ -59,14 +75,15 @@ def test_active_shows_what_runs_and_terminate_ends_it(worker: Running) -> None:
 
 
 def test_a_job_that_waits_is_revoked_and_never_runs(worker: Running) -> None:
-    first = [worker.producer.enqueue(Sleep(seconds=300)) for _ in range(5)]
-    until(lambda: len(worker.active()) == 5, "five running jobs")
-    waiting = worker.producer.enqueue(Sleep(seconds=300))
-    until(lambda: [job for job in worker.ask("reserved") if job["id"] == waiting.id], "the waiting job")
+    short = [Add(a=1)] * 300  # by their pace the worker claims ahead
+    handles = worker.producer.enqueue_many([*short, *[Sleep(seconds=300)] * 6])
+    sleepers = {handle.id: handle for handle in handles[300:]}
+    first = until(lambda: len(active := sleepers.keys() & worker.active()) == 5 and active, "five running jobs")
+    [waiting] = [handle for job_id, handle in sleepers.items() if job_id not in first]
 
     worker.ask("revoke", task_id=[waiting.id])
-    assert waiting.status().state is State.CANCELLED
-    worker.ask("terminate", signal="TERM", task_id=[handle.id for handle in first])
+    until(lambda: waiting.status().state is State.CANCELLED, "its end, also where it was claimed")
+    worker.ask("terminate", signal="TERM", task_id=sorted(first))
     until(lambda: not worker.active() and not worker.ask("reserved"), "an idle worker")
     assert waiting.status().attempt == 0
 
@@ -101,3 +118,15 @@ def test_unsupported_commands_answer_with_an_error(worker: Running) -> None:
         "pool_restart": {},
     }.items():
         assert "error" in worker.ask(command, **arguments)
+
+
+@pytest.mark.parametrize("name", ["w1", "w2"])
+def test_a_job_that_is_revoked_while_it_begins_is_cancelled_by_its_own_worker(ledger: Database, name: str) -> None:
+    """Its claim is on record, and the executor does not list it yet."""
+    sent = message(Note())
+    claimed(ledger, sent, worker="w1")
+    executor = SimpleNamespace(running=list, waiting=list, cancel=lambda job_id: False)
+    events = SimpleNamespace(revoked=lambda job_id: None)
+    remote: Any = Remote(SimpleNamespace(name=name, database=ledger, executor=executor), events, lambda: None)  # type: ignore[arg-type]
+    assert remote.revoke(sent.id, terminate=True) == {"ok": f"terminate: {sent.id}"}
+    assert row_of(ledger, sent.id).cancel_requested == (name == "w1")

@@ -48,7 +48,7 @@ def test_a_worker_for_inspection_only_answers_and_takes_no_orders(restricted: An
         assert worker.ask("ping") == {"ok": "pong"}
         assert "engines.add" in worker.ask("registered")
         assert worker.ask("active_queues")[0]["name"] == QUEUE
-        assert worker.ask("enable_events") == {"ok": "task events already enabled"}
+        assert worker.ask("enable_events") == {"ok": "task events enabled"}
         assert "broker_url" in worker.ask("conf")
 
         handle = worker.producer.enqueue(Sleep(seconds=300))

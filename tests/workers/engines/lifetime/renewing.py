@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ import sqlalchemy as sa
 from engine_jobs import Add
 from running import Running
 from support.polling import until
+from support.servers.shared import broker_url, delete_queues
 
 from penstock.ledger.sql.tables import workers
 from penstock.producers.handles.handles import JobHandle
+from penstock.workers.local.up.redis_server import RedisServer
 
 
 class Renewing(Running):
@@ -23,10 +28,11 @@ class Renewing(Running):
         super().__init__(*arguments, modules=("renewal_jobs",), **more)
         self.options = options
 
-    def command(self) -> list[str]:
+    def launch(self, environment: dict[str, str], log: Any) -> subprocess.Popen[bytes]:
         words = ["worker", "--engine", self.engine, "--queues", "engines", "--concurrency", "5", "--name", self.name]
         words += ["--import", "engine_jobs", "--import", "renewal_jobs", *self.options]
-        return [sys.executable, "-m", "penstock", *words]
+        command = [sys.executable, "-m", "penstock", *words]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
 
     def text(self) -> str:
         return self.log.read_text()
@@ -57,6 +63,36 @@ class Renewing(Running):
         before = self.renewals()
         while self.renewals() == before:
             self.work(5)
+
+
+PAIRS = [("celery", "rabbitmq"), ("dramatiq", "redis")]
+"""Each engine and each broker once: the parent knows neither, and the tests of stopping have all pairs."""
+Start = Callable[..., Renewing]
+"""`start(*options, **environment)`: starts such a worker."""
+
+
+def starting(pair: tuple[str, str], redis_server: RedisServer, folder: Path, *always: str) -> Iterator[Start]:
+    """Workers of this engine on this broker, stopped afterwards, with what they logged.
+
+    Arguments:
+        always: options of each.
+    """
+    engine, broker = pair
+    prefix = f"t{uuid.uuid4().hex[:10]}"
+    started: list[Renewing] = []
+
+    def start(*options: str, **environment: str) -> Renewing:
+        url = broker_url(broker, redis_server)
+        worker = Renewing(engine, url, prefix, folder, options=(*always, *options), environment=environment)
+        started.append(worker)
+        worker.start()
+        return worker
+
+    yield start
+    for worker in started:
+        print(worker.text())
+        worker.stop()
+    delete_queues(broker, prefix)
 
 
 def exists(path: Path) -> bool:

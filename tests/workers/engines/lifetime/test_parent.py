@@ -15,7 +15,9 @@ from penstock.workers.engines.renewal import parent as module
 from penstock.workers.engines.renewal import wear
 from penstock.workers.engines.renewal.link import VARIABLE
 from penstock.workers.engines.renewal.parent import Parent
+from penstock.workers.engines.renewal.starts import program
 from penstock.workers.engines.renewal.wear import Wear
+from penstock.workers.executor.attempt import memory
 
 PROLOGUE = f"""
 import os, socket, sys
@@ -31,11 +33,11 @@ def work_until_retired():
 """
 
 
-def run(tmp_path: Path, script: str) -> int:
+def run(tmp_path: Path, script: str, processes: int = 1) -> int:
     """Run a parent over processes of this script. The parent is in a process of its own: it handles signals."""
     file = tmp_path / "process.py"
     file.write_text(PROLOGUE + textwrap.dedent(script))
-    return Parent([sys.executable, str(file)]).run()
+    return Parent(program([sys.executable, str(file)]), processes=processes).run()
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +124,54 @@ def test_the_end_of_a_process_ends_those_that_still_retire(tmp_path: Path) -> No
     assert code == 6
 
 
+def test_of_several_one_that_dies_is_started_again_and_again_until_all_end_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = run(
+        tmp_path,
+        """
+        say(b"ready")
+        if number < 6:
+            os.kill(os.getpid(), 9) if number % 2 else sys.exit(3)
+        sys.exit(0)
+        """,
+        processes=2,
+    )
+    assert code == 0
+    assert caplog.text.count("has ended with SIGKILL; the next try") == 3
+    assert caplog.text.count("has ended with exit code 3; the next try") == 2
+
+
+def test_of_several_none_of_which_was_ever_ready_the_first_end_ends_the_worker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(tmp_path, "import time; sys.exit(2) if number == 2 else time.sleep(3600)", processes=2) == 2
+    assert "the next try" not in caplog.text
+
+
+def test_of_several_only_one_is_renewed_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    code = run(
+        tmp_path,
+        """
+        import time
+        if number < 3:
+            say(b"ready"); say(b"renew")
+            assert parent.recv(100) == b"retire\\n"
+            open(f"{__file__}.{number}", "w").close()
+            sys.exit(0)
+        say(b"ready")
+        while not all(os.path.exists(f"{__file__}.{retired}") for retired in (1, 2)):
+            time.sleep(0.01)
+        sys.exit(0)
+        """,
+        processes=2,
+    )
+    assert code == 0
+    steps = [record.getMessage() for record in caplog.records if "to follow" in record.msg or "is ready" in record.msg]
+    assert ["starts" in step for step in steps] == [True, False, True, False]
+
+
 def test_exits_that_are_not_in_order_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "process.py"
     file.write_text("import sys; sys.exit(9)")
@@ -132,7 +182,7 @@ def test_exits_that_are_not_in_order_are_reported(tmp_path: Path) -> None:
         reports.append((pid, how))
         reported.set()
 
-    assert Parent([sys.executable, str(file)], died=died).run() == 9
+    assert Parent(program([sys.executable, str(file)]), died=died).run() == 9
     assert reported.wait(60)
     assert [how for _, how in reports] == ["exit code 9"]
 
@@ -144,7 +194,7 @@ def test_a_report_that_fails_is_logged(tmp_path: Path, caplog: pytest.LogCapture
     def died(pid: int, how: str) -> None:
         raise LedgerUnavailable("the ledger is away")
 
-    assert Parent([sys.executable, str(file)], died=died).run() == 9
+    assert Parent(program([sys.executable, str(file)]), died=died).run() == 9
     [record] = [record for record in caplog.records if "is not on record" in record.getMessage()]
     assert "ended with exit code 9" in record.getMessage()
     assert record.exc_info is not None
@@ -165,16 +215,23 @@ def test_a_process_asks_once_and_within_a_tenth_of_its_limit() -> None:
 
 
 def test_a_process_asks_once_its_memory_is_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = 100
-    monkeypatch.setattr(wear, "resident_memory", lambda: memory)
+    size = 100
+    for user in (memory, wear):
+        monkeypatch.setattr(user, "resident_memory", lambda pid=None: size)
     requests: list[int] = []
     process = Wear(Settings(max_memory=150), lambda: requests.append(process.jobs))
     process.check_start()
     process.ended(None)  # type: ignore[arg-type]
-    memory = 200
+    size = 200
     process.ended(None)  # type: ignore[arg-type]
     process.ended(None)  # type: ignore[arg-type]
     assert requests == [2]
+
+
+def test_with_a_pool_of_processes_the_limits_are_those_of_its_processes() -> None:
+    assert Wear.applies(Settings(max_jobs=50))
+    assert not Wear.applies(Settings(max_jobs=50, max_memory=2**30, pool="processes"))
+    assert not Wear.applies(Settings())
 
 
 def test_a_limit_below_what_a_process_needs_is_refused() -> None:

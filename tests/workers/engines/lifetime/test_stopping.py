@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from engine_jobs import Isolated, Sleep
 from running import Running
 from stubborn_jobs import Hold, HoldThread
 from support.polling import WAIT_SECONDS, until
+from support.servers.databases import MariadbServer, PostgresServer
 from support.servers.processes import runs
 
 from penstock.schemas.states import State
 from penstock.workers.engines.host import EXIT_UNFINISHED
+from penstock.workers.local.up.redis_server import RedisServer
 
 
 def test_a_worker_whose_process_stood_still_fetches_again(own_worker: Running) -> None:
@@ -63,7 +66,7 @@ def test_a_job_given_back_runs_on_the_next_worker(own_worker: Running) -> None:
 
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
-@pytest.mark.parametrize(("how", "exit_code"), [("thread", 0), ("swallow", 0), ("block", EXIT_UNFINISHED)])
+@pytest.mark.parametrize(("how", "exit_code"), [("thread", 0), ("pool", 0), ("swallow", 0), ("block", EXIT_UNFINISHED)])
 def test_a_worker_ends_without_a_handler_that_does_not_stop_and_gives_its_job_back(
     start_worker: Callable[..., Running], engine: str, how: str, exit_code: int
 ) -> None:
@@ -79,8 +82,34 @@ def test_a_worker_ends_without_a_handler_that_does_not_stop_and_gives_its_job_ba
     status = handle.status()
     assert status.state is State.QUEUED
     assert status.attempt == 0, "an interruption costs no attempt"
-    if how != "thread":
+    if how in ("swallow", "block"):
         assert handle.id in worker.log.read_text()
+
+
+@pytest.mark.parametrize(("engine", "database"), [("celery", "postgres"), ("dramatiq", "mariadb")])
+def test_a_worker_whose_ledger_answers_nothing_ends_and_names_its_jobs_which_run_elsewhere(
+    engine: str, database: str, redis_server: RedisServer, prefix: str, tmp_path: Path
+) -> None:
+    server = PostgresServer() if database == "postgres" else MariadbServer(tmp_path / "mariadb")
+    with ExitStack() as stack:
+        stack.callback(server.close)
+        server.start()
+        stack.callback(server.resume)
+        lease = {"PENSTOCK_LEASE_SECONDS": "3"}
+        worker = Running(engine, redis_server.url, prefix, tmp_path, database_url=server.url, environment=lease)
+        stack.callback(worker.stop)
+        worker.start()
+        handle = worker.producer.enqueue(Sleep(seconds=300))
+        until(lambda: handle.id in worker.active(), "the running job")
+        server.stall()
+        for _ in range(2):
+            worker.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)  # the second signal ends the grace
+        assert worker.process.wait(WAIT_SECONDS) == EXIT_UNFINISHED, worker.log.read_text()
+        assert f"not over after the grace; others run them: {handle.id} (" in worker.log.read_text()
+        server.resume()
+        worker.start()
+        until(lambda: handle.id in worker.active(), "the job, once the lease of its worker is over")
 
 
 def test_a_killed_worker_takes_the_processes_of_isolated_handlers_along(own_worker: Running, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from penstock.config import supervision
 from penstock.config.settings import Settings
+from penstock.ledger.members.heartbeats import DRAIN
 from penstock.workers.engines.monitoring.events import Events
 from penstock.workers.engines.monitoring.remote_control import Remote
 from penstock.workers.engines.renewal.link import HURRY, RETIRE, ParentLink
@@ -23,6 +24,7 @@ from penstock.workers.engines.renewal.wear import Wear
 from penstock.workers.engines.worker import Worker, worker_name
 from penstock.workers.executor.executor import STOPPING
 from penstock.workers.telemetry.health.endpoints import Endpoints
+from penstock.workers.telemetry.health.siblings import Siblings
 
 log = logging.getLogger("penstock.worker")
 
@@ -64,21 +66,23 @@ class Host:
         if name is not None and parent is not None:
             name = f"{name}-{parent.number}"  # its successor has another name, and both run for a while
         self.worker = Worker(
-            settings, engine=engine, queues=queues, concurrency=concurrency, name=name or worker_name(engine)
+            settings,
+            engine=engine,
+            queues=queues,
+            concurrency=concurrency,
+            name=name or worker_name(engine),
+            lease_keeper=True if parent is None or parent.keeper is None else parent.keeper,
         )
-        self.events = Events(
-            settings.broker_url,
-            hostname=self.worker.name,
-            active=lambda: len(self.worker.executor.running()),
-            clock=clock,
-        )
+        self.events = Events(hostname=self.worker.name, active=lambda: len(self.worker.executor.running()), clock=clock)
         self.worker.executor.observers.append(self.events)
+        self.worker.executor.on_order(self._obey)
         self.remote = Remote(self.worker, self.events, self.stop)
         self._parent = parent
-        self._wear = None if parent is None else Wear(settings, parent.ask_for_successor)
-        if self._wear is not None:
+        self._wear = None
+        if parent is not None and Wear.applies(settings):
+            self._wear = Wear(settings, parent.ask_for_successor)
             self.worker.executor.observers.append(self._wear)
-        elif settings.max_jobs is not None or settings.max_memory is not None:
+        elif Wear.applies(settings):
             log.warning("max_jobs and max_memory have no effect here: only `penstock worker` replaces its processes")
         self.stopped = threading.Event()
         self.error: BaseException | None = None
@@ -97,8 +101,11 @@ class Host:
             live=self._not_live,
             ready=self._not_ready,
             started=lambda: None if self._started else "starting",
+            siblings=None if parent is None or parent.group is None else Siblings(parent.group, parent.number),
+            listener=None if parent is None else parent.listener,
         )
-        self._answering = parent is None or parent.number == 1  # a successor answers once it takes over
+        # A successor of a process with a port of its own answers once it takes over.
+        self._answering = parent is None or parent.group is not None or parent.number == 1
         if self._answering:
             self._endpoints.open()
         threading.Thread(target=self._drain, name="penstock drain", daemon=True).start()
@@ -123,7 +130,6 @@ class Host:
                 raise
             self._started = True
             supervision.on_give_up(self._fail)
-            self.events.start()
             if self._parent is not None:
                 orders = {RETIRE: self.retire, HURRY: self.hurry}
                 self._parent.start(ready=self._takes_over, orders=orders, stop=self.stop)
@@ -132,15 +138,26 @@ class Host:
         """Begin to drain. Returns at once; wait for `stopped`."""
         self._stop_requests.put(time.monotonic() + self.worker.settings.grace_seconds)
 
-    def retire(self) -> None:
-        """Begin to drain, as `stop` does, but let the running jobs take as long as they take. The successor answers."""
-        self._endpoints.close()
+    def drain(self) -> None:
+        """Begin to drain, as `stop` does, but let the running jobs take as long as they take."""
         self._stop_requests.put(math.inf)
+
+    def retire(self) -> None:
+        """Drain while a successor answers."""
+        self._endpoints.close()
+        self.drain()
 
     def hurry(self) -> None:
         """End the grace. Safe in a signal handler."""
         self._hurried = True
         self.worker.executor.hurry()
+
+    def _obey(self, order: str) -> None:
+        log.warning("worker %s was ordered to %s, by a person", self.worker.name, order)
+        if order == DRAIN:
+            self.drain()
+        else:
+            self.stop()
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -220,22 +237,14 @@ class Host:
             if late > _GIVE_BACK_AFTER_SECONDS:
                 break
         else:
-            self._leave()
+            # The engine has only to leave, and perhaps waits for its broker.
+            supervision.end_in_time(0 if self.error is None else 1, seconds=_LAST_SECONDS)
             return
         threading.Thread(target=self.worker.executor.abandon, name="penstock abandon", daemon=True).start()
         if not self.stopped.wait(_LAST_SECONDS - _GIVE_BACK_AFTER_SECONDS):
             log.critical("worker %s does not stop; its process ends now", self.worker.name)
             logging.shutdown()
             os._exit(EXIT_UNFINISHED)
-
-    def _leave(self) -> None:
-        """End the process if the interpreter, which has finished, waits for a thread that some library has left."""
-        while threading.main_thread().is_alive():
-            time.sleep(0.1)
-        time.sleep(_LAST_SECONDS - _GIVE_BACK_AFTER_SECONDS)
-        log.warning("worker %s has stopped, but a thread keeps its process, which ends now", self.worker.name)
-        logging.shutdown()
-        os._exit(0 if self.error is None else 1)
 
     def _stop_worker(self, deadline: float) -> None:
         self._on_stopping()

@@ -29,6 +29,7 @@ from penstock.schemas.states import FINAL, State
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.dispatcher.due_jobs import DueJobs
 from penstock.workers.dispatcher.inbox import Inbox
+from penstock.workers.dispatcher.limits import Pauses
 from penstock.workers.dispatcher.lost_jobs import Reaper
 from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.workflows.service import Workflows
@@ -77,11 +78,12 @@ class Inline:
             consumer=self._consumers[0],
         )
         self._services = [
-            Inbox(self.database, self._consumers[1]),
-            DueJobs(self.database, self.broker),
+            Inbox(self.database, self._consumers[1], settings.lease),
+            (due := DueJobs(self.database, self.broker)),
+            Pauses(self.database, due.wakeup),
             Schedules(self.database, settings),
             Workflows(settings, self.database),
-            Reaper(self.database, settings.lease),
+            Reaper(self.database, settings.lease, self.worker.name),
         ]
 
     def start(self) -> Self:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings, redact_url
-from penstock.ledger.members import heartbeats
+from penstock.ledger.members import controls, heartbeats
+from penstock.ledger.members.notices import CHANNEL as NOTICES
 from penstock.ledger.sql.database import Database
-from penstock.producers.senders import scheme
 from penstock.workers.brokers import Consumer, open_consumer
+from penstock.workers.dispatcher.fleet.alerts import NoDispatcherAlerts
+from penstock.workers.dispatcher.outbox.notifications import Notifications, SharedNotifications
+from penstock.workers.dispatcher.poller import Poller
 from penstock.workers.engines.boot_checks import check_settings, warn_unhandled
 from penstock.workers.executor.attempt.child import parent as children
 from penstock.workers.executor.attempt.session import import_sessions
@@ -24,6 +27,7 @@ from penstock.workers.executor.intake import Intake
 from penstock.workers.executor.limit_gate import open_gate
 from penstock.workers.executor.runtime.meter import Meter
 from penstock.workers.executor.runtime.observers import Observer
+from penstock.workers.executor.runtime.orders import Orders
 from penstock.workers.handlers.registry import handlers
 from penstock.workers.handlers.resources import provider_modules
 from penstock.workers.telemetry.metrics.registry import open_registry
@@ -33,9 +37,13 @@ from penstock.workers.workflows.definition import check_workflows
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from penstock.workers.brokers.redis.lease_keeper import KeeperProcess
     from penstock.workers.telemetry.metrics.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("penstock.worker")
+
+_STOP_SECONDS = 10.0
+"""The longest wait for a round of a poller that is under way when the worker stops."""
 
 
 def worker_name(engine: str) -> str:
@@ -48,9 +56,11 @@ class Worker:
 
     Arguments:
         queues: the queues to consume.
-        concurrency: attempts running at a time; None: the largest that the settings of its queues name.
+        concurrency: attempts running at a time; None: the largest that the settings of its queues name, or with the
+            pool of processes as many as the machine has processors.
         name: unique among all workers; None makes one.
         consumer: for an engine or test that brings its own.
+        lease_keeper: see `open_consumer`.
 
     Raises:
         KindError: handlers ask for what nothing provides, or their kinds for what the settings do not allow.
@@ -67,6 +77,7 @@ class Worker:
         name: str | None = None,
         observers: Sequence[Observer] = (),
         consumer: Consumer | None = None,
+        lease_keeper: bool | KeeperProcess = True,
     ) -> None:
         handlers.check()
         check_workflows()
@@ -76,7 +87,8 @@ class Worker:
         self.settings, self.engine = settings, engine
         self.name = name or worker_name(engine)
         self.queues = queues
-        self.database = Database(settings.database_url)
+        self.database = Database(settings.database_url, pool_size=1, name=self.name)
+        weights = {queue: of_queue.weight for queue, of_queue in settings.queues.items()}
         self.consumer = consumer or open_consumer(
             settings.broker_url,
             self.queues,
@@ -84,18 +96,13 @@ class Worker:
             prefix=settings.prefix,
             lease_seconds=settings.lease_seconds,
             max_message_bytes=settings.message_limit,
-            lease_keeper=True,
-            weights={queue: of_queue.weight for queue, of_queue in settings.queues.items()},
+            lease_keeper=lease_keeper,
+            weights=weights,
         )
-        # A caller's own consumer may have no Redis.
-        publishes = consumer is None and scheme(settings.broker_url) == "redis"
-        self._changes = (
-            ChangePublisher(
-                settings.broker_url, prefix=settings.prefix, timeout_seconds=settings.broker_timeout_seconds
-            )
-            if publishes
-            else None
-        )
+        self.orders = Orders(self.consumer, weights)
+        self._pollers: list[Poller] = [] if consumer is not None else self._open_pollers()
+        connections = self.consumer.connections if consumer is None else None
+        self._changes = None if connections is None else ChangePublisher(connections, prefix=settings.prefix)
         self.registry, self._metrics = _open_metrics(settings, engine)
         counted = [self._metrics] if self._metrics is not None else []
         self._telemetry = telemetry_observers(settings, worker=self.name, engine=engine)
@@ -103,11 +110,14 @@ class Worker:
             settings,
             self.database,
             name=self.name,
-            concurrency=concurrency or max((settings.queue(queue).concurrency for queue in self.queues), default=1),
+            concurrency=concurrency or _default_concurrency(settings, self.queues),
             observers=[*self._telemetry, *counted, *observers],
             changes=self._changes,
             meter=self._metrics,
-            limits=open_gate(settings, self.name, handlers, queues) if consumer is None else None,
+            orders=self.orders,
+            limits=None
+            if consumer is not None
+            else open_gate(settings, self.name, handlers, queues, self.orders, connections),
             apart=engine != "inline",
         )
         self.intake = Intake(self.consumer, self.executor, self._metrics or Meter())
@@ -122,7 +132,8 @@ class Worker:
         """
         modules = {handler.function.__module__ for handler in handlers} | provider_modules()
         children.prepare(sorted(modules), self.settings)
-        import_sessions(handler for handler in handlers if handler.kind.queue in self.queues)
+        consumed = [handler for handler in handlers if handler.kind.queue in self.queues]
+        import_sessions(consumed, self.settings.pool)
         heartbeats.register(
             self.database,
             self.name,
@@ -130,12 +141,16 @@ class Worker:
             queues=self.queues,
             kinds={handler.kind.name: handler.kind.queue for handler in handlers},
             lease=self.settings.lease,
+            concurrency=self.executor.concurrency,
         )
         warn_unhandled(handlers, self.queues, heartbeats.known_kinds(self.database))
         if self._changes is not None:
             self._changes.start()
-        self.executor.start()
+        self.executor.obey(controls.in_force(self.database))
+        self.executor.start(pooled=[h.kind.name for h in consumed if h.mode_in(self.settings.pool) == "process"])
         self.intake.start()
+        for poller in self._pollers:
+            poller.start()
         log.info(
             "worker %s consumes %s from %s, %d at a time",
             self.name,
@@ -149,16 +164,35 @@ class Worker:
         grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
         self.intake.stop()
         self.executor.drain(grace)
+        for poller in self._pollers:
+            poller.stop()
+        for poller in self._pollers:
+            poller.join(_STOP_SECONDS)
         close_observers(self._telemetry)
         if self._changes is not None:
             self._changes.close()
         self.consumer.close()
         try:
             heartbeats.sign_off(self.database, self.name)
+            heartbeats.report(self.database, self.name, tallies=self.executor.tallies())
         except LedgerUnavailable as error:
-            log.warning("%s; worker %s counts as gone when its lease has ended", error, self.name)
+            log.warning("%s; the end of worker %s, or its last rates, may not be on record", error, self.name)
         self.database.close()
         log.info("worker %s has stopped", self.name)
+
+    def _open_pollers(self) -> list[Poller]:
+        """Services of its own: the alerts that no dispatcher can judge, and notifications of orders and controls."""
+        pollers: list[Poller] = [*NoDispatcherAlerts.open_for_worker(self.settings, self.database)]
+        direct_url, orders = self.settings.database_direct_url, self.orders
+        if Notifications.possible(self.database):
+            orders.listens = SharedNotifications(self.database, orders.notified, NOTICES).is_quiet
+        elif Notifications.possible(self.database, direct_url):
+            notices = Notifications(
+                self.database, orders.notified, direct_url, channel=NOTICES, about="notices of orders"
+            )
+            orders.listens = lambda: notices.listens
+            pollers.append(notices)
+        return pollers
 
     @property
     def ready(self) -> bool:
@@ -182,7 +216,15 @@ class Worker:
 
     def not_live(self) -> str | None:
         """Why it makes no progress; None: it does. An outage of a broker or database is none of its own."""
-        return self.executor.not_live() or self.intake.not_live()
+        if (problem := self.executor.not_live() or self.intake.not_live()) is not None:
+            return problem
+        return self.executor.not_settling() if self.intake.alive else None
+
+
+def _default_concurrency(settings: Settings, queues: Sequence[str]) -> int:
+    if settings.pool == "processes":
+        return os.cpu_count() or 1
+    return max((settings.queue(queue).concurrency for queue in queues), default=1)
 
 
 def _open_metrics(settings: Settings, engine: str) -> tuple[CollectorRegistry | None, WorkerMetrics | None]:

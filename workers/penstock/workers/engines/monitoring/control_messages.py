@@ -6,6 +6,7 @@ its answer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -84,9 +85,27 @@ def answer(node: Any, body: Any, message: Any) -> None:
         log.info("remote control: %s failed: %s", call.method, shorten(repr(error), _SHOWN))
         reply = {"error": shorten(f"{type(error).__name__}: {error}", _SHOWN)}
     if call.routing_key is not None:
-        # To no other exchange than that of answers: the worker would publish there for the sender, or lose its channel.
-        exchange = node.mailbox.reply_exchange.name
-        node.reply({node.hostname: reply}, exchange=exchange, routing_key=call.routing_key, ticket=call.ticket)
+        _publish(node, reply, call.routing_key, call.ticket)
+
+
+def _publish(node: Any, reply: Any, routing_key: str, ticket: str | None) -> None:
+    """Publish an answer on the channel that the command came on. Kombu's own way takes another connection in Celery,
+    and connects again by itself, without the node's consumer."""
+    from kombu.exceptions import InconsistencyError
+    from kombu.messaging import Producer
+
+    # To no other exchange than that of answers: the worker would publish there for the sender, or lose its channel.
+    exchange = node.mailbox.reply_exchange
+    producer: Any = Producer(node.channel, auto_declare=False)  # type: ignore[no-untyped-call]
+    with contextlib.suppress(InconsistencyError):  # no one waits for the answer any more
+        producer.publish(
+            {node.hostname: reply},
+            exchange=exchange,
+            routing_key=routing_key,
+            declare=[exchange],
+            headers={"ticket": ticket, "clock": node.mailbox.clock.forward()},
+            serializer=node.mailbox.serializer,
+        )
 
 
 class _Call:

@@ -1,7 +1,10 @@
 """Celery's events, so that Flower and other monitors of Celery show the workers of both engines.
 
-The loop that runs jobs only appends to a buffer. A thread turns that into messages, sends them in batches, and drops
-the oldest in a long outage of the broker.
+Heartbeats are always sent. Events of jobs are sent while a monitor asks for them (`enable_events`, which monitors
+repeat), and past a rate for a sample of the jobs, so that neither the broker nor the monitor stalls.
+
+The loop that runs jobs only appends to a buffer. The thread that answers remote control turns that into messages and
+sends them in batches, over the connection that it has. In a long outage of the broker the oldest are dropped.
 """
 
 from __future__ import annotations
@@ -16,20 +19,24 @@ from collections import Counter, deque
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
+from zlib import crc32
 
 from pydantic_core import to_json
 
-from penstock.config.supervision import start_thread
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
-from penstock.producers.senders import scheme
 from penstock.schemas.wire.codec import Message
 from penstock.workers.engines.monitoring import kombu_connection
 from penstock.workers.engines.monitoring.event_messages import EventName, Fields, message_of
+from penstock.workers.executor.runtime.observers import Observer
 
 log = logging.getLogger("penstock.events")
 
 BEAT_SECONDS = 2.0
+ASKED_SECONDS = 60.0
+"""Events of jobs are sent for so long after a monitor asked for them."""
+JOBS_PER_SECOND = 50
+"""Jobs of a worker whose events are sent in a second; of more, a sample: all events of a job, or none."""
 BUFFER = 20_000
 """Events kept during an outage of the broker."""
 _BATCH = 100
@@ -37,12 +44,11 @@ _BATCH = 100
 _BATCHES = 50
 _LINGER_SECONDS = 0.5
 """The delay of an event, so that more go in one message: each takes the interpreter from the jobs for a millisecond."""
-_LONGEST_PAUSE = 10.0
-_TIMEOUT: dict[str, dict[str, Any]] = {"redis": {"socket_timeout": kombu_connection.CONNECT_SECONDS}, "rabbitmq": {}}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 
 
-class Events:
-    """An `Observer` that publishes, and the heartbeat of its worker. Start it before jobs flow.
+class Events(Observer):
+    """An `Observer` that publishes, and the heartbeat of its worker.
 
     Arguments:
         hostname: the worker's name.
@@ -50,31 +56,46 @@ class Events:
         clock: with `forward()`, shared with the worker's remote control.
 
     Attributes:
-        enabled: whether task events are sent; heartbeats always are.
         started_counts: attempts started so far, by kind.
+        wake: called from any thread when a turn is due earlier than the last one said.
     """
 
-    def __init__(self, url: str, *, hostname: str, active: Callable[[], int], clock: Any) -> None:
+    def __init__(self, *, hostname: str, active: Callable[[], int], clock: Any) -> None:
         self.hostname, self.clock = hostname, clock
-        self.enabled = True
+        self._asked_at = float("-inf")
+        self._sample = Sample()
         self.started_counts: Counter[str] = Counter()
+        self.wake: Callable[[], None] = lambda: None
         self.dropped = 0
-        self._url, self._active = url, active
+        self._active = active
         self._buffer: deque[tuple[EventName, Any, float]] = deque(maxlen=BUFFER)
         self._unsent: list[Fields] = []
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._awake = self._beat_asked = False
-        self._thread: threading.Thread | None = None
+        self._awake = self._beat_asked = self._stopping = False
+        self._send_at = self._beat_at = self._retry_at = 0.0
+        self._pause = _FIRST_PAUSE
+        self._ended = threading.Event()
         self._common: Fields = {"hostname": hostname, "pid": os.getpid()}
         self._connection: Any = None
         self._producer: Any = None
         self._failing = False
 
+    @property
+    def enabled(self) -> bool:
+        """Whether events of jobs are sent: a monitor has asked for them within the last minute."""
+        return time.monotonic() - self._asked_at < ASKED_SECONDS
+
+    def enable(self) -> None:
+        """Send events of jobs for the next minute. From any thread."""
+        self._asked_at = time.monotonic()
+
+    def disable(self) -> None:
+        """Send no events of jobs until a monitor asks again. From any thread."""
+        self._asked_at = float("-inf")
+
     # Observer: on the executor's loop.
 
     def received(self, message: Message) -> None:
-        self._append("received", message)
+        self._append("received", message.id, message)
 
     def refused(self, message: Message, reason: str) -> None:
         if reason == "cancelled":
@@ -82,112 +103,119 @@ class Events:
 
     def started(self, claim: Claim) -> None:
         self.started_counts[claim.message.kind.name] += 1
-        self._append("started", claim)
+        self._append("started", claim.message.id, claim)
 
     def ended(self, outcome: AttemptOutcome) -> None:
-        self._append("ended", outcome)
+        self._append("ended", outcome.claim.message.id, outcome)
 
     def revoked(self, job_id: str) -> None:
         """Publish that a waiting job was cancelled through this worker. From any thread."""
-        self._append("revoked", job_id)
+        self._append("revoked", job_id, job_id)
 
-    def _append(self, event: EventName, subject: Any) -> None:
-        if not self.enabled:
+    def _append(self, event: EventName, job_id: str, subject: Any) -> None:
+        if not self.enabled or not self._sample.includes(job_id, is_new=event == "received"):
             return
         buffer = self._buffer
         if len(buffer) == BUFFER:
             self.dropped += 1
         buffer.append((event, subject, time.time()))
         if not self._awake:
+            self._send_at = time.monotonic() + _LINGER_SECONDS
             self._awake = True
-            self._wake.set()
+            self.wake()
 
     # Any thread.
 
-    def start(self) -> None:
-        """Publish that the worker is online, as soon as the broker is there. Returns at once."""
-        self._thread = start_thread("penstock events", self._run, self._stopping, vital=False)
-
     def stop(self) -> None:
         """Send the rest, and that the worker is offline, if the broker takes it without delay."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(2 * kombu_connection.CONNECT_SECONDS)
+        self._stopping = True
+        if self._connection is not None:
+            self.wake()
+            self._ended.wait(2 * kombu_connection.CONNECT_SECONDS)
 
     def beat(self) -> None:
         """Send a heartbeat now."""
         self._beat_asked = True
-        self._wake.set()
+        self.wake()
 
-    # The thread.
+    # The thread of the connection.
 
-    def _run(self) -> None:
-        pause, next_beat = 0.2, 0.0
-        while not self._stopping.is_set():
-            self._wake.wait(max(next_beat - time.monotonic(), 0))
-            if self._awake and len(self._buffer) < _BATCH:
-                self._stopping.wait(_LINGER_SECONDS)  # so that more go in one message
-            self._wake.clear()
+    def attach(self, connection: Any) -> None:
+        """Publish over this connection of kombu, at each turn."""
+        self._connection, self._producer, self._retry_at = connection, None, 0.0
+
+    def detach(self) -> None:
+        """Publish no more until the next `attach`: the connection is lost, or about to be closed."""
+        self._connection = self._producer = None
+        if self._stopping:
+            self._ended.set()
+
+    def turn(self) -> float:
+        """Publish what is due. Returns the seconds until the next turn is.
+
+        Raises:
+            Exception: what the transport raises for a connection that is lost.
+        """
+        now = time.monotonic()
+        if self._connection is None or now < self._retry_at:
+            return max(self._retry_at - now, _FIRST_PAUSE)
+        try:
+            self._publish_due(now)
+        except Exception as error:  # whatever a transport raises: events must never harm the jobs
+            connection = self._connection
+            self._fail(error, of_transport=isinstance(error, connection.connection_errors + connection.channel_errors))
+            if isinstance(error, connection.connection_errors):
+                raise
+            return self._pause
+        self._pause = _FIRST_PAUSE
+        due_at = min(self._beat_at, self._send_at) if self._awake else self._beat_at
+        return max(due_at - time.monotonic(), 0.0)
+
+    def _publish_due(self, now: float) -> None:
+        if self._producer is None:
+            self._open()
+            self._publish("worker-online", self._beat())
+            self._beat_at = now + BEAT_SECONDS
+        elif self._beat_asked or now >= self._beat_at:
+            self._beat_asked = False
+            self._publish("worker-heartbeat", self._beat())
+            self._beat_at = now + BEAT_SECONDS
+        if self._stopping or now >= self._send_at or len(self._buffer) >= _BATCH:
             self._awake = False
-            try:
-                if self._producer is None:
-                    self._connect()
-                    self._publish("worker-online", self._beat())
-                    next_beat = time.monotonic() + BEAT_SECONDS
-                elif self._beat_asked or time.monotonic() >= next_beat:
-                    self._beat_asked = False
-                    self._publish("worker-heartbeat", self._beat())
-                    next_beat = time.monotonic() + BEAT_SECONDS
-                self._send()
-                pause = 0.2
-                self._log_dropped()
-            except Exception as error:  # whatever a transport raises: events must never harm the jobs
-                self._disconnect(error)
-                self._stopping.wait(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-        self._publish_offline()
+            self._send()
+            self._log_dropped()
+        if self._stopping:
+            self._publish("worker-offline", self._beat())
+            self.detach()
 
-    def _connect(self) -> None:
+    def _open(self) -> None:
         from kombu.entity import Exchange
         from kombu.messaging import Producer
 
-        self._connection = kombu_connection.connection(self._url, **_TIMEOUT[scheme(self._url)])
-        self._connection.connect()
         # Celery's own choice: its Redis transport has no topics (celery/kombu#436).
         kind = "fanout" if self._connection.transport.driver_type == "redis" else "topic"
         exchange = Exchange("celeryev", type=kind)  # type: ignore[no-untyped-call]
-        channel = self._connection.default_channel
+        channel = kombu_connection.open_channel(self._connection)
         self._producer = Producer(channel, exchange)  # type: ignore[no-untyped-call]
         if self._failing:
             log.warning("events are sent again")
             self._failing = False
 
-    def _disconnect(self, error: Exception) -> None:
+    def _fail(self, error: Exception, *, of_transport: bool) -> None:
+        """Begin with another channel after a pause."""
         if not self._failing:
-            log.warning("events cannot be sent: %s: %s; the latest %d are kept", type(error).__name__, error, BUFFER)
+            text = "events cannot be sent: %s: %s; the latest %d are kept"
+            log.warning(text, type(error).__name__, error, BUFFER, exc_info=None if of_transport else error)
             self._failing = True
-        connection, self._connection, self._producer = self._connection, None, None
-        if connection is not None:
-            try:
-                connection.collect(socket_timeout=1)
-            except Exception:
-                log.debug("closing the connection for events failed", exc_info=True)
+        self._producer, self._retry_at = None, time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        if self._stopping:
+            self._ended.set()
 
     def _log_dropped(self) -> None:
         if self.dropped:
             log.warning("%d events were dropped", self.dropped)
             self.dropped = 0
-
-    def _publish_offline(self) -> None:
-        if self._producer is None:
-            return
-        try:
-            self._send()
-            self._publish("worker-offline", self._beat())
-            self._connection.close()
-        except Exception:
-            log.debug("the last events were not sent", exc_info=True)
 
     def _send(self) -> None:
         """Publish the buffer. What fails stays in `_unsent` for the next connection."""
@@ -198,7 +226,7 @@ class Events:
                 return
             self._publish_raw("task.multi", self._unsent)
             self._unsent = []
-        self._wake.set()  # for the rest, after the next heartbeat
+        self._awake = True  # for the rest, at the next turn
 
     def _make(self, event: EventName, subject: Any, at: float) -> None:
         try:
@@ -240,6 +268,32 @@ class Events:
             "loadavg": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
             **SOFTWARE,
         }
+
+
+class Sample:
+    """Which jobs are in the sample: all while few come, else a fraction by their ids, so that all events of a job are
+    sent or none."""
+
+    def __init__(self, jobs_per_second: int = JOBS_PER_SECOND) -> None:
+        self._most = jobs_per_second
+        self._second, self._count = 0, 0
+        self._share = 1.0
+
+    def includes(self, job_id: str, *, is_new: bool) -> bool:
+        if is_new:
+            self._note()
+        return self._share >= 1 or crc32(job_id.encode("utf-8", "replace")) < self._share * 2**32
+
+    def _note(self) -> None:
+        """Count a job. The share is that of the last second that had jobs, or less within a flood that begins."""
+        second = int(time.monotonic())
+        if second != self._second:
+            quiet = second - self._second > 1
+            self._share = 1.0 if quiet or self._count <= self._most else self._most / self._count
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count > self._most:
+            self._share = min(self._share, self._most / self._count)
 
 
 SOFTWARE: Fields = {"sw_ident": "penstock", "sw_ver": version("penstock"), "sw_sys": platform.system()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from penstock.config.process.imports import without
 from penstock.producers.senders import scheme
 from penstock.producers.senders.rabbitmq.names import tls_options
 from penstock.producers.senders.redis.sentinel import Sentinels, is_sentinel
@@ -33,13 +34,46 @@ def kombu_options(url: str) -> dict[str, Any]:
     """Transport options that keep a broker that hangs from hanging the thread that speaks to it."""
     if scheme(url) == "redis":
         sentinels = Sentinels(url).kombu_options() if is_sentinel(url) else {}
-        return {"socket_connect_timeout": CONNECT_SECONDS, "socket_keepalive": True, **sentinels}
+        timeouts = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": CONNECT_SECONDS}
+        return {**timeouts, "socket_keepalive": True, **sentinels}
     return {"write_timeout": CONNECT_SECONDS}
+
+
+def named(url: str, name: str) -> dict[str, Any]:
+    """Transport options that give a connection a name, in the broker's list of connections."""
+    if scheme(url) == "redis":
+        return {"client_name": name.replace(" ", "_")}
+    return {"client_properties": {"connection_name": name}}
 
 
 def kombu_tls(url: str) -> dict[str, Any] | None:
     """TLS options for kombu and Celery in addition to the URL; None for Redis, whose URL has them."""
     return tls_options(url)[1] or None if urlsplit(url).scheme == "amqps" else None  # type: ignore[return-value]
+
+
+def celery_settings(url: str) -> dict[str, Any]:
+    """The settings of a Celery application that connect it to this broker."""
+    return {
+        "broker_url": kombu_url(url),
+        "broker_transport_options": kombu_options(url),
+        "broker_use_ssl": kombu_tls(url),
+        "broker_connection_timeout": CONNECT_SECONDS,
+    }
+
+
+def import_client(url: str) -> None:
+    """Import kombu's client of this broker ahead of the first connection, without packages that it only may use.
+
+    For a process with one thread. A package that handlers have imported before stays.
+    """
+    with without("billiard", "yaml", "opentelemetry.metrics", "opentelemetry.sdk", "django"):
+        import kombu.pidbox
+        import kombu.serialization
+
+        if scheme(url) == "redis":
+            import kombu.transport.redis
+        else:
+            import kombu.transport.pyamqp  # noqa: F401
 
 
 def connection(url: str, *, heartbeat_seconds: int = 0, **options: Any) -> Any:
@@ -58,3 +92,16 @@ def connection(url: str, *, heartbeat_seconds: int = 0, **options: Any) -> Any:
         heartbeat=heartbeat_seconds,
         transport_options={**kombu_options(url), **options},
     )
+
+
+def open_channel(connection: Any) -> Any:
+    """A channel of a connected kombu connection; on Redis always the same, since each has connections of its own."""
+    return connection.default_channel if connection.transport.driver_type == "redis" else connection.channel()
+
+
+def sockets(connection: Any) -> list[Any]:
+    """The sockets that a kombu connection reads from; none until it is subscribed, on Redis."""
+    if connection.transport.driver_type != "redis":
+        return [connection.connection.sock]
+    subscription = connection.default_channel.subclient.connection
+    return [] if subscription is None or subscription._sock is None else [subscription._sock]

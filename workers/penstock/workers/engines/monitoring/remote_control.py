@@ -38,7 +38,7 @@ _UNSEEN_KIND = "unknown"
 _INSPECTIONS = (
     *("ping", "clock", "hello", "report", "conf", "stats", "registered", "query_task"),
     *("active", "reserved", "scheduled", "revoked", "active_queues"),
-    "enable_events",  # Flower sends it every few seconds; where it cannot be undone, it changes nothing
+    "enable_events",  # a monitor repeats it while it wants events of jobs
 )
 _ORDERS = (
     *("revoke", "terminate", "shutdown", "pool_grow", "pool_shrink", "add_consumer", "cancel_consumer"),
@@ -102,7 +102,7 @@ class Remote:
                 mode="json",
                 include={
                     *("prefix", "lease_seconds", "grace_seconds", "max_crashes", "max_payload_bytes"),
-                    *("max_jobs", "max_memory"),
+                    *("pool", "max_jobs", "max_memory"),
                 },
             ),
         }
@@ -123,7 +123,8 @@ class Remote:
             "pool": {
                 "implementation": "penstock.workers.executor.executor:Executor",
                 "max-concurrency": executor.concurrency,
-                "processes": [os.getpid()],
+                "kind": self.worker.settings.pool,
+                "processes": self._processes(),
                 "running": len(executor.running()),
                 "waiting": len(executor.waiting()),
             },
@@ -131,6 +132,13 @@ class Remote:
             "prefetch_count": executor.prefetch,
             "rusage": _rusage(),
         }
+
+    def _processes(self) -> list[int]:
+        """The processes that run jobs: with the pool of processes those of it, else this one and those that kinds of
+        it have chosen."""
+        pool = self.worker.executor.attempts.pool
+        pids = [] if pool is None else pool.pids
+        return pids if self.worker.settings.pool == "processes" else [os.getpid(), *pids]
 
     def registered(self, taskinfoitems: Sequence[str] | None = None, builtins: bool = False, **_: Any) -> list[str]:
         by_name = sorted(handlers, key=lambda handler: handler.kind.name)
@@ -190,11 +198,13 @@ class Remote:
                 executor.cancel(job_id)
             return
         status = read_status(database, job_id)
-        if status is not None and status.state is State.RUNNING:
-            return  # on another worker, which hears this command too
-        waiting = (message.kind.name for message in executor.waiting() if message.id == job_id)
+        kind = next((message.kind.name for message in executor.waiting() if message.id == job_id), None)
+        if kind is None and status is not None and status.state is State.RUNNING and status.worker != self.worker.name:
+            return  # that worker hears this command too
         try:
-            request_cancel(database, job_id, kind=next(waiting, _UNSEEN_KIND))
+            request_cancel(database, job_id, kind=kind or _UNSEEN_KIND)
+            # It may be claimed for the next slot. If it begins just now, the next beat stops it.
+            executor.cancel(job_id)
         except (InvalidState, JobNotFound) as error:
             log.info("%s", error)
         else:
@@ -218,21 +228,22 @@ class Remote:
     def add_consumer(self, queue: str, **_: Any) -> Answer:
         if len(self.worker.consumer.queues) >= _MOST_QUEUES:
             return _error(f"a worker consumes at most {_MOST_QUEUES} queues")
-        self.worker.consumer.add_queue(_queue(queue))
+        self.worker.orders.consume(_queue(queue))
         return _ok(f"add consumer {queue}")
 
     def cancel_consumer(self, queue: str, **_: Any) -> Answer:
-        self.worker.consumer.cancel_queue(_queue(queue))
+        self.worker.orders.leave(_queue(queue))
         return _ok(f"no longer consuming from {queue}")
 
     def enable_events(self, **_: Any) -> Answer:
+        """Send events of jobs for a minute; a monitor asks again before it is over."""
         state = "already enabled" if self.events.enabled else "enabled"
-        self.events.enabled = True
+        self.events.enable()
         return _ok(f"task events {state}")
 
     def disable_events(self, **_: Any) -> Answer:
         state = "disabled" if self.events.enabled else "already disabled"
-        self.events.enabled = False
+        self.events.disable()
         return _ok(f"task events {state}")
 
     def heartbeat(self, **_: Any) -> None:
@@ -245,7 +256,7 @@ class Remote:
         return _error("a kind's timeout is declared with its message, not set on a worker")
 
     def pool_restart(self, **_: Any) -> Answer:
-        return _error("there is no pool of processes to restart; stop the worker and start it again")
+        return _error("a pool is not restarted; stop the worker and start it again")
 
     def autoscale(self, **_: Any) -> Answer:
         return _error("a worker does not scale itself; use pool_grow, pool_shrink, or more workers")

@@ -11,8 +11,12 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from penstock.config.supervision import start_thread
+
+if TYPE_CHECKING:
+    from penstock.workers.brokers.redis.lease_keeper import KeeperProcess
 
 VARIABLE = "PENSTOCK_WORKER_PARENT"
 """Environment variable with the descriptor of the socket and the number of the process, set by the parent."""
@@ -27,10 +31,21 @@ class ParentLink:
 
     Arguments:
         number: counts the processes of the parent, from 1.
+        group: the process id of a parent that has several processes; None: it has one.
+        listener: of the port that these share; None: they have none.
+        keeper: of the leases of all of them; None: each has one of its own.
     """
 
-    def __init__(self, connection: socket.socket, number: int) -> None:
-        self.number = number
+    def __init__(
+        self,
+        connection: socket.socket,
+        number: int,
+        *,
+        group: int | None = None,
+        listener: socket.socket | None = None,
+        keeper: KeeperProcess | None = None,
+    ) -> None:
+        self.number, self.group, self.listener, self.keeper = number, group, listener, keeper
         self._socket, self._received = connection, b""
         self._stopping = threading.Event()
 

@@ -1,4 +1,8 @@
-"""`Parent`: the process that stays while the worker processes below it come and go."""
+"""`Parent`: the process that stays while the worker processes below it come and go.
+
+With one process it starts the program a second time, and itself stays small. With several it forks them, so that they
+share the memory of what it has imported: it must then have no threads and no connections.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,16 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from penstock.config.settings import Settings
 from penstock.config.supervision import describe_exit
-from penstock.workers.engines.renewal.link import HURRY, READY, RENEW, RETIRE, VARIABLE
+from penstock.producers.senders import scheme
+from penstock.workers.engines.renewal.link import HURRY, READY, RENEW, RETIRE
+from penstock.workers.engines.renewal.starts import ForkedChild, Start, forked, in_fork, in_thread, program
+from penstock.workers.telemetry.health.listener import listen
 
 log = logging.getLogger("penstock.worker")
 
@@ -28,6 +33,8 @@ LOOK_SECONDS = 1.0
 """Between looks at processes that keep their socket open after their end, in a process that they forked."""
 REPORT_SECONDS = 10.0
 """Time limit for the report of an exit when the parent itself ends: it imports SQLAlchemy and connects for that."""
+STEADY_SECONDS = 60.0
+"""After working for so long, a process that ends is followed after the first pause again."""
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _PASSED_ON = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -35,20 +42,22 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 class Process:
     """A worker process, and our end of the socket to it.
 
+    Arguments:
+        start: starts the process, with the other end of the socket; see `Start`.
+
     Attributes:
         ready: whether it has reported that it fetches jobs.
         worn: whether it has asked for a successor.
     """
 
-    def __init__(self, command: Sequence[str], number: int) -> None:
+    def __init__(self, start: Start, number: int) -> None:
         self.number = number
         self.ready = self.worn = False
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         with theirs:
-            environment = {**os.environ, VARIABLE: f"{theirs.fileno()} {number}"}
             try:
-                self._process = subprocess.Popen(command, env=environment, pass_fds=(theirs.fileno(),))  # noqa: S603
+                self._process = start(theirs, number)
             except BaseException:
                 self.socket.close()
                 raise
@@ -85,59 +94,104 @@ class Process:
         self._process.send_signal(number)
 
 
-class Parent:
-    """Keeps a worker process running, and lets a successor follow it whenever it asks for one.
+class Slot:
+    """A place for a process that works, one after the other.
 
-    SIGTERM and SIGINT let all processes drain, a second one ends their grace, a third kills them; other signals are
-    passed on. A process that ends unasked ends the whole worker: restarts are the business of what runs this.
-
-    Arguments:
-        command: of a worker process, the same for each.
-        died: called with a process id and how the process ended, where that was not in order. It runs in a thread, so
-            it may block; its errors are logged.
+    Attributes:
+        retry_at: when the next process may be started, on the monotonic clock.
     """
 
-    def __init__(self, command: Sequence[str], *, died: Callable[[int, str], None] = lambda pid, how: None) -> None:
-        self._command, self._died = command, died
-        self._working: Process | None = None
-        self._successor: Process | None = None
+    def __init__(self) -> None:
+        self.working: Process | None = None
+        self.successor: Process | None = None
+        self.retry_at, self._pause = 0.0, FIRST_PAUSE_SECONDS
+
+    def postpone(self, problem: str) -> None:
+        """Wait before the next try, twice as long as the last time."""
+        goes_on = f"{self.working} goes on, and " if self.working is not None else ""
+        log.error("%s; %sthe next try is in %.0f s", problem, goes_on, self._pause)
+        self.retry_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+
+    def succeeded(self) -> None:
+        """Begin with a short pause again: a process works."""
+        self._pause = FIRST_PAUSE_SECONDS
+
+
+class Parent:
+    """Keeps worker processes running, and lets a successor follow each that asks for one, one at a time.
+
+    SIGTERM and SIGINT let all processes drain, a second one ends their grace, a third kills them; other signals are
+    passed on. If there is one process and it ends unasked, the whole worker ends: restarts are the business of what
+    runs this. Of several, one that ends with an error is started again after a pause, and one that ends in order, as
+    by a person's order, is not; if none has ever been ready, the whole worker ends.
+
+    Arguments:
+        start: starts a worker process.
+        processes: how many work at a time.
+        died: called with a process id and how the process ended, where that was not in order; its errors are logged.
+        report: runs such a call, which may block, and does not wait for it. Returns a function that waits for its end
+            for a number of seconds, and says whether it came.
+        look: called before the first process starts, and then every second or more often.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        processes: int = 1,
+        died: Callable[[int, str], None] = lambda pid, how: None,
+        report: Callable[[Callable[[], None]], Callable[[float], bool]] = in_thread,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._start_process, self._died, self._run_report, self._look = start, died, report, look
+        self._several = processes > 1
+        self._slots = [Slot() for _ in range(processes)]
         self._retiring: list[Process] = []
         self._started = 0
-        self._retry_at, self._pause = 0.0, FIRST_PAUSE_SECONDS
+        self._ever_ready = False
         self._signals: list[int] = []
         self._stops = 0
         self._code = 0
-        self._reports: list[threading.Thread] = []
+        self._reports: list[tuple[int, Callable[[float], bool]]] = []
 
     def run(self) -> int:
         """Run until the worker has ended. Returns its exit code; of a process that was killed, 128 + the signal.
 
         Raises:
-            OSError: the first process cannot be started.
+            OSError: a first process cannot be started.
         """
         with self._handling_signals() as wakeup:
-            self._working = self._start()
-            while self._processes:
-                self._wait(wakeup)
-                self._handle_signals()
+            try:
+                self._look()
+                for slot in self._slots:
+                    slot.working = self._start()
+                while self._processes or (self._slots and not self._stops):
+                    self._wait(wakeup)
+                    self._handle_signals()
+                    for process in self._processes:
+                        process.read()
+                        if (code := process.ended()) is not None:
+                            self._remove(process, code)
+                    self._renew()
+                    self._look()
+            except ForkedChild:
                 for process in self._processes:
-                    process.read()
-                    if (code := process.ended()) is not None:
-                        self._remove(process, code)
-                self._renew()
-        for thread in self._reports:
-            thread.join(REPORT_SECONDS)
-            if thread.is_alive():
-                log.warning("%s took longer than %.0f s and is not waited for", thread.name, REPORT_SECONDS)
+                    process.socket.close()  # the process there must notice the parent's end, not this one's
+                raise
+        for pid, ended in self._reports:
+            if not ended(REPORT_SECONDS):
+                log.warning("the report of process %d's end took longer than %.0f s", pid, REPORT_SECONDS)
         return self._code
 
     @property
     def _processes(self) -> list[Process]:
-        return [process for process in (self._working, self._successor, *self._retiring) if process is not None]
+        own = [process for slot in self._slots for process in (slot.working, slot.successor)]
+        return [process for process in (*own, *self._retiring) if process is not None]
 
     def _start(self) -> Process:
         self._started += 1
-        return Process(self._command, self._started)
+        return Process(self._start_process, self._started)
 
     def _wait(self, wakeup: socket.socket) -> None:
         """Wait until a signal came, a process reported or ended, or a while has passed."""
@@ -152,33 +206,42 @@ class Parent:
     # Renewal.
 
     def _renew(self) -> None:
-        """Take the next step of a renewal, if one is due."""
-        if self._stops or self._working is None:
+        """Take the next step of each renewal and each restart that is due."""
+        for slot in () if self._stops else self._slots:
+            working, successor = slot.working, slot.successor
+            if working is None:
+                self._start_again(slot)
+            elif successor is None:
+                self._ever_ready = self._ever_ready or working.ready
+                others_renew = any(other.successor is not None for other in self._slots)
+                if working.worn and not others_renew and time.monotonic() >= slot.retry_at:
+                    self._start_successor(slot, working)
+            elif successor.ready:
+                log.info("%s is ready; %s finishes its jobs", successor, working)
+                working.order(RETIRE)
+                self._retiring.append(working)
+                slot.working, slot.successor = successor, None
+                slot.succeeded()
+            elif (late := time.monotonic() - successor.started_at - START_SECONDS) > 0:
+                successor.signal(signal.SIGTERM if late < START_SECONDS else signal.SIGKILL)
+
+    def _start_again(self, slot: Slot) -> None:
+        if time.monotonic() < slot.retry_at:
             return
-        if self._successor is None:
-            if self._working.worn and time.monotonic() >= self._retry_at:
-                self._start_successor()
-        elif self._successor.ready:
-            log.info("%s is ready; %s finishes its jobs", self._successor, self._working)
-            self._working.order(RETIRE)
-            self._retiring.append(self._working)
-            self._working, self._successor = self._successor, None
-            self._pause = FIRST_PAUSE_SECONDS
-        elif (late := time.monotonic() - self._successor.started_at - START_SECONDS) > 0:
-            self._successor.signal(signal.SIGTERM if late < START_SECONDS else signal.SIGKILL)
-
-    def _start_successor(self) -> None:
         try:
-            self._successor = self._start()
+            slot.working = self._start()
         except OSError as error:
-            self._postpone(f"the successor of {self._working} cannot be started: {error}")
+            slot.postpone(f"a worker process cannot be started: {error}")
         else:
-            log.info("%s starts, to follow %s", self._successor, self._working)
+            log.info("%s starts, in place of the one that ended", slot.working)
 
-    def _postpone(self, problem: str) -> None:
-        log.error("%s; %s goes on, and the next try is in %.0f s", problem, self._working, self._pause)
-        self._retry_at = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+    def _start_successor(self, slot: Slot, working: Process) -> None:
+        try:
+            slot.successor = self._start()
+        except OSError as error:
+            slot.postpone(f"the successor of {working} cannot be started: {error}")
+        else:
+            log.info("%s starts, to follow %s", slot.successor, working)
 
     # Ends.
 
@@ -188,22 +251,39 @@ class Parent:
         how = describe_exit(code)
         if code != 0:
             self._report(process.pid, how)
-        if process is self._successor:
-            self._successor = None
-            if not self._stops:
-                self._postpone(f"{process} ended with {how} before it was ready")
-            return
-        if process in self._retiring:
+        level = logging.ERROR if code else logging.INFO
+        slot = next((slot for slot in self._slots if process in (slot.working, slot.successor)), None)
+        if slot is None:
             self._retiring.remove(process)
-            log.log(logging.ERROR if code else logging.INFO, "%s has ended with %s", process, how)
-        else:
-            self._working = None
+            log.log(level, "%s has ended with %s", process, how)
+        elif process is slot.successor:
+            slot.successor = None
             if not self._stops:
-                log.log(logging.ERROR if code else logging.INFO, "%s has ended with %s; this worker ends", process, how)
-                self._code = _shell_code(code)
-                self._stop()
+                slot.postpone(f"{process} ended with {how} before it was ready")
+            return
+        else:
+            slot.working, slot.successor = (slot.successor, None) if self._several else (None, slot.successor)
+            if not self._stops:
+                self._replace(slot, process, code)
         if self._stops:
             self._code = self._code or _shell_code(code)
+
+    def _replace(self, slot: Slot, process: Process, code: int) -> None:
+        """Decide what follows a working process that has ended unasked."""
+        how = describe_exit(code)
+        self._ever_ready = self._ever_ready or process.ready
+        if self._several and code == 0:
+            log.info("%s has ended in order, and no other takes its place", process)
+            if slot.working is None:
+                self._slots.remove(slot)
+        elif self._several and self._ever_ready:
+            if time.monotonic() - process.started_at > STEADY_SECONDS:
+                slot.succeeded()
+            slot.postpone(f"{process} has ended with {how}")
+        else:
+            log.log(logging.ERROR if code else logging.INFO, "%s has ended with %s; this worker ends", process, how)
+            self._code = _shell_code(code)
+            self._stop()
 
     def _stop(self) -> None:
         """Let all processes drain; the second time, end their grace; then kill them."""
@@ -223,10 +303,8 @@ class Parent:
             except Exception:
                 log.warning("that process %d ended with %s is not on record", pid, how, exc_info=True)
 
-        self._reports.append(
-            threading.Thread(target=report_exit, name=f"the report of process {pid}'s end", daemon=True)
-        )
-        self._reports[-1].start()
+        self._reports = [(pid, ended) for pid, ended in self._reports if not ended(0)]
+        self._reports.append((pid, self._run_report(report_exit)))
 
     # Signals.
 
@@ -265,7 +343,33 @@ def run_parent(settings: Settings) -> int:
 
     Exits of worker processes that were not in order go to the ledger, where their jobs' crashes are described.
     """
+    return Parent(program([sys.executable, *sys.orig_argv[1:]]), died=_recorder(settings)).run()
 
+
+def run_forking(settings: Settings, processes: int) -> int:
+    """Run so many processes below this one, forked off it. Returns the exit code, in the parent.
+
+    Raises:
+        ForkedChild: in each of the processes, which is to work now.
+        ConfigError: the port of `http_port` is in use.
+    """
+    listener = None
+    if settings.http_port is not None:
+        listener = listen(settings.http_host, settings.http_port)
+    keeper = None
+    if scheme(settings.broker_url) == "redis":
+        from penstock.workers.brokers.redis.lease_keeper import KeeperProcess, is_possible
+
+        keeper = KeeperProcess() if is_possible() else None
+    start = forked(group=os.getpid(), listener=listener, keeper=keeper)
+    look = keeper.ensure if keeper is not None else lambda: None
+    code = Parent(start, processes=processes, died=_recorder(settings), report=in_fork, look=look).run()
+    if keeper is not None:
+        keeper.close()
+    return code
+
+
+def _recorder(settings: Settings) -> Callable[[int, str], None]:
     def died(pid: int, how: str) -> None:
         from penstock.ledger.members.heartbeats import record_worker_exit
         from penstock.ledger.sql.database import Database
@@ -273,7 +377,7 @@ def run_parent(settings: Settings) -> int:
         with contextlib.closing(Database(settings.database_url)) as database:
             record_worker_exit(database, pid, how, None)
 
-    return Parent([sys.executable, *sys.orig_argv[1:]], died=died).run()
+    return died
 
 
 def _shell_code(code: int) -> int:
