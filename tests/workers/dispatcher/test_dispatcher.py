@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 from support.brokers import Arrivals
 from support.ledgers import Note, empty, row_of
-from support.polling import until
+from support.polling import WAIT_SECONDS, until
+from support.servers.databases import MariadbServer, PostgresServer
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
@@ -140,3 +142,76 @@ def test_a_dispatcher_outlives_an_unavailable_broker_and_ledger(
         dispatcher.stop()
         ledger.close()
         server.stop()
+
+
+IMPATIENT = """
+import threading
+import time
+from pathlib import Path
+from penstock.workers.cli import main
+from penstock.workers.dispatcher import dispatcher
+from penstock.workers.dispatcher.poller import Poller
+
+join, start, services = Poller.join, Poller.start, []
+
+def recorded_start(service):
+    services.append(service)
+    start(service)
+
+def printing_join(service, seconds):
+    ended = join(service, seconds)
+    if not ended:
+        print(seconds)
+    return ended
+
+def report_hanging_rounds():
+    while not Path("stalled").exists() or sum(service._round_began is not None for service in services) < 4:
+        time.sleep(0.1)
+    Path("hangs").touch()
+
+dispatcher.STOP_SECONDS, Poller.join, Poller.start = 2.0, printing_join, recorded_start
+threading.Thread(target=report_hanging_rounds, daemon=True).start()
+main()
+"""
+"""`penstock` with a dispatcher that prints how long it waited for each service that it left behind."""
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+def test_a_dispatcher_whose_ledger_answers_nothing_stops_in_time_and_names_what_it_leaves(
+    kind: str, redis_url: str, prefix: str, tmp_path: Path
+) -> None:
+    """Its services wait for the ledger at the same time; when each got the whole time, a stop took a minute."""
+    server = PostgresServer() if kind == "postgres" else MariadbServer(tmp_path / "mariadb")
+    log = tmp_path / "log"
+    try:
+        server.start()
+        with contextlib.closing(Database(server.url)) as database:
+            upgrade(database)
+        environment = os.environ | {
+            "PENSTOCK_BROKER_URL": redis_url,
+            "PENSTOCK_DATABASE_URL": server.url,
+            "PENSTOCK_PREFIX": prefix,
+        }
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-c", IMPATIENT, "dispatcher"],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        until(lambda: "dispatcher runs" in log.read_text(), unless=process.poll)
+        server.stall()
+        (tmp_path / "stalled").touch()
+        until((tmp_path / "hangs").exists)
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 0, log.read_text()
+        waits = [float(line) for line in printed.split()]
+        assert len(waits) > 1
+        assert sum(waits) <= 2.0
+        assert log.read_text().count("still busy, left behind") == len(waits)
+    finally:
+        server.resume()
+        server.close()

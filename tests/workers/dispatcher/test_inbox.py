@@ -65,7 +65,7 @@ def test_delayed_jobs_are_kept_and_unreadable_ones_buried_before_they_are_acknow
     bad = Envelope("dispatcher", "normal", {"id": "bad", "task": "ledger.note"}, b"no json")
     junk = Envelope("dispatcher", "normal", {}, b"\xff\xfe")
     consumer = Consumer(good, bad, junk)
-    Inbox(ledger, consumer).run_once()
+    Inbox(ledger, consumer, timedelta(seconds=15)).run_once()
     assert row_of(ledger, good.id).state == State.SCHEDULED
     assert {(letter.kind, letter.raw) for letter in letters(ledger)} == {
         ("ledger.note", b"no json"),
@@ -77,7 +77,7 @@ def test_delayed_jobs_are_kept_and_unreadable_ones_buried_before_they_are_acknow
 def test_a_message_that_comes_again_is_kept_once(ledger: Database) -> None:
     good = encode(Note(), due_at=datetime.now(UTC) + HOUR)
     consumer = Consumer(good, good)
-    Inbox(ledger, consumer).run_once()
+    Inbox(ledger, consumer, timedelta(seconds=15)).run_once()
     assert row_of(ledger, good.id) is not None
     assert consumer.acked == [good.id, good.id]
 
@@ -85,7 +85,7 @@ def test_a_message_that_comes_again_is_kept_once(ledger: Database) -> None:
 def test_a_delivery_that_the_broker_gave_up_on_is_buried(ledger: Database) -> None:
     dropped = encode(Note())
     consumer = Consumer(dead=(dropped,))
-    Inbox(ledger, consumer).run_once()
+    Inbox(ledger, consumer, timedelta(seconds=15)).run_once()
     assert [letter.reason for letter in letters(ledger)] == ["delivery_limit"]
     assert consumer.acked == [dropped.id]
 
@@ -100,7 +100,7 @@ def test_fetched_deliveries_are_held_while_the_ledger_is_unavailable(
 
     envelope = encode(Note(), due_at=datetime.now(UTC) + HOUR)
     consumer = Consumer(envelope)
-    intake = Inbox(ledger, consumer)
+    intake = Inbox(ledger, consumer, timedelta(seconds=15))
     with monkeypatch.context() as outage:
         outage.setattr(intake_module, "keep", unavailable)
         for _ in range(3):
@@ -125,7 +125,7 @@ def test_a_message_that_the_database_refuses_does_not_stop_the_others(
     monkeypatch.setattr(intake_module, "keep", keep)
     consumer = Consumer(*sent)
     with pytest.raises(ValueError, match="too large"):
-        Inbox(ledger, consumer).run_once()
+        Inbox(ledger, consumer, timedelta(seconds=15)).run_once()
     assert consumer.released == [sent[4].id]
     assert sorted(consumer.acked) == sorted(job.id for job in sent if job is not sent[4])
     assert row_of(ledger, sent[8].id).state == State.SCHEDULED

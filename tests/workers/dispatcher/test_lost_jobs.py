@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import redis
 from support.brokers import Arrivals
-from support.ledgers import Note, Ring, claimed, message, row_of, set_up, start_worker
+from support.ledgers import Note, Ring, claimed, let_leases_run, message, row_of, set_up, start_worker
 from support.polling import until
 
 from penstock.config.errors import LedgerUnavailable
@@ -31,6 +31,9 @@ from penstock.workers.dispatcher.lost_jobs import LostJobs, Reaper
 from penstock.workers.local.up.redis_server import RedisServer
 
 LEASE = timedelta(seconds=0.5)
+LONG = timedelta(hours=1)
+"""So that no real time counts: a test lets it pass."""
+WRITE = Database.write
 
 
 @pytest.fixture
@@ -142,27 +145,90 @@ def test_a_lane_that_is_missed_again_is_given_longer(ledger: Database) -> None:
     assert [look(200), look(250)] == [State.QUEUED, State.SCHEDULED]
 
 
-def test_an_outage_of_the_ledger_leaves_live_workers_a_lease_to_renew_theirs(
-    ledger: Database, monkeypatch: pytest.MonkeyPatch
+class Clock:
+    """The lease of the reaper, and of all others."""
+
+    def __init__(self, ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ledger, self.seconds = ledger, 0.0
+        monkeypatch.setattr(lost_jobs, "time", SimpleNamespace(monotonic=lambda: self.seconds))
+
+    def pass_by(self, seconds: float) -> None:
+        let_leases_run(self.ledger, seconds)
+        self.seconds += seconds
+
+
+def refuse(*args: object, **options: object) -> None:
+    raise LedgerUnavailable("read-only")
+
+
+def beat(ledger: Database, *names: str) -> None:
+    for name in names:
+        heartbeats.beat(ledger, name, lease=LONG)
+
+
+@pytest.mark.parametrize("outage", ["writes", "newcomers", "the judge is frozen", "the judge starts in it"])
+def test_an_outage_of_the_ledger_leaves_live_workers_time_to_renew_their_leases(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch, outage: str
 ) -> None:
-    """The outage ended every lease; the worker that died is the one which does not renew its own."""
-    for name in ("alive", "dead"):
-        start_worker(ledger, name, lease=timedelta(hours=-1))
+    """Whatever the judge sees of it. The worker that died is the one which does not renew its lease afterwards."""
+    clock, second = Clock(ledger, monkeypatch), LONG.total_seconds() / 4
+    for name in ("alive", "dead", "d1"):
+        start_worker(ledger, name, lease=LONG)
     kept, left = message(Ring(number="1")), message(Ring(number="2"))
     claimed(ledger, kept, worker="alive")
     claimed(ledger, left, worker="dead")
+    reaper = Reaper(ledger, LONG, "d1")
 
-    def fail(*args: object, **options: object) -> list[str]:
-        raise LedgerUnavailable("read-only")
+    def look(renewing: tuple[str, ...]) -> bool:
+        clock.pass_by(second)
+        beat(ledger, *renewing)
+        return reaper.run_once()
 
-    reaper = Reaper(ledger, LEASE)
-    assert not reaper.run_once()
-    time.sleep(LEASE.total_seconds())
-    with monkeypatch.context() as outage:
-        outage.setattr(lost_jobs, "bury_abandoned", fail)
-        with pytest.raises(LedgerUnavailable):
-            reaper.run_once()
-    assert not reaper.run_once()  # as soon as it is back: the first look since the outage
-    heartbeats.beat(ledger, "alive", lease=timedelta(hours=1), progress={})
-    until(reaper.run_once)
+    for _ in range(40):
+        assert not look(("alive", "dead"))
+    with monkeypatch.context() as broken:
+        if outage == "newcomers":  # one session is left, and it is the judge's
+            broken.setattr(reaper, "_renew_as_newcomer", refuse)
+        else:
+            broken.setattr(Database, "write", refuse)
+        for _ in range(40):
+            if outage == "newcomers":
+                clock.pass_by(second)
+                beat(ledger, "d1")
+            else:
+                with monkeypatch.context() as mended:
+                    mended.setattr(Database, "write", WRITE)
+                    clock.pass_by(second)
+            if outage in ("writes", "newcomers"):
+                with pytest.raises(LedgerUnavailable):
+                    reaper.run_once()
+    if outage == "the judge starts in it":
+        reaper = Reaper(ledger, LONG, "d2")
+    assert not look(())  # before any other has noticed that the ledger is back
+    for _ in range(3):
+        assert not look(())
+    rounds = 0
+    while not look(("alive",)):
+        rounds += 1
+        assert rounds < 40
     assert (row_of(ledger, kept.id).state, row_of(ledger, left.id).state) == (State.RUNNING, State.DEAD)
+
+
+def test_a_worker_that_dies_is_found_five_leases_later(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, second = Clock(ledger, monkeypatch), LONG.total_seconds() / 4
+    for name in ("w1", "d1"):
+        start_worker(ledger, name, lease=LONG)
+    left = message(Ring(number="1"))
+    claimed(ledger, left, worker="w1")
+    reaper = Reaper(ledger, LONG, "d1")
+    for _ in range(20):
+        clock.pass_by(second)
+        beat(ledger, "w1")
+        assert not reaper.run_once()
+    rounds = 1
+    clock.pass_by(second)
+    while not reaper.run_once():
+        rounds += 1
+        clock.pass_by(second)
+    assert rounds == 20
+    assert row_of(ledger, left.id).state == State.DEAD

@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from penstock.config import supervision
@@ -19,13 +21,14 @@ from penstock.schemas.wire.ids import new_id
 from penstock.workers.brokers import open_consumer
 from penstock.workers.brokers.loss_detection import open_loss_detector
 from penstock.workers.dispatcher.due_jobs import DueJobs
-from penstock.workers.dispatcher.heartbeat import Heartbeat
+from penstock.workers.dispatcher.fleet.alerts import Alerts
+from penstock.workers.dispatcher.fleet.heartbeat import Heartbeat
 from penstock.workers.dispatcher.inbox import Inbox
-from penstock.workers.dispatcher.limits import Limits
+from penstock.workers.dispatcher.limits import Limits, Pauses
 from penstock.workers.dispatcher.lost_jobs import LostJobs, Reaper
 from penstock.workers.dispatcher.outbox.relay import open_outboxes
-from penstock.workers.dispatcher.poller import Poller, log
-from penstock.workers.dispatcher.pruning import Retention
+from penstock.workers.dispatcher.poller import Lookout, Poller, log
+from penstock.workers.dispatcher.pruning import Rates, Retention
 from penstock.workers.dispatcher.schedules.monitors import CronMonitors
 from penstock.workers.dispatcher.schedules.service import Schedules
 from penstock.workers.dispatcher.stock_clients import StockClients
@@ -36,19 +39,27 @@ from penstock.workers.telemetry.health.endpoints import Endpoints
 from penstock.workers.telemetry.metrics.dispatcher_metrics import dispatcher_collectors
 from penstock.workers.telemetry.metrics.registry import open_registry
 
+OpenService = Callable[[Settings, Database], Poller]
+"""Makes a service for the queues of another framework."""
 STOP_SECONDS = 10.0
-"""The longest wait for a running round, such as a send to a broker that does not answer."""
+"""The longest wait for all running rounds, such as sends to a broker that does not answer."""
 
 
 class Dispatcher:
     """All services of one dispatcher, each in a thread. It needs neither broker nor database to start.
+
+    Arguments:
+        stop: called when a person has ordered it to stop; it is to call `stop` soon.
+        others: services for the queues of other frameworks.
 
     Attributes:
         database: the ledger's.
         registry: of its metrics; None: no one asks for them.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, stop: Callable[[], None] = lambda: None, others: Sequence[OpenService] = ()
+    ) -> None:
         self.settings = settings
         self.database = Database(settings.database_url)
         self.registry = open_registry(settings, role="dispatcher")
@@ -71,18 +82,23 @@ class Dispatcher:
         self._retention = Retention(settings, self.database)
         monitors = CronMonitors(self.database, settings)
         self.services: list[Poller] = [
-            Inbox(self.database, consumer),
+            Inbox(self.database, consumer, settings.lease),
             due,
             *Limits.open(settings, self.database),
+            Pauses(self.database, due.wakeup),
             *open_outboxes(settings, self.database, ready=lost.first_pass_done),
             Schedules(self.database, settings, due.wakeup, fired=monitors.follow),
             monitors,
             Workflows(settings, self.database, pushed=True, step_jobs=step_jobs),
-            Reaper(self.database, settings.lease),
+            Reaper(self.database, settings.lease, name),
             lost,
             self._retention,
-            Heartbeat(self.database, name, settings.lease),
+            Rates(self.database, settings.lease),
+            Heartbeat(self.database, name, settings.lease, stop),
+            *Alerts.open(settings, self.database, due.wakeup),
+            *(open_service(settings, self.database) for open_service in others),
         ]
+        self.services.append(Lookout(self.database, self.services))
         self._reports = FailureReports(settings)
         if settings.stock_queues:
             # An empty setting turns this off: on a broker that another Celery application uses too, queues named like
@@ -121,20 +137,24 @@ class Dispatcher:
                 self.registry.register(collector)
 
     def stop(self) -> None:
-        """Stop after the running rounds. Another dispatcher goes on with what a round leaves unfinished."""
-        for collector in self._readings:
-            collector.close()
+        """Stop after the running rounds, or in `STOP_SECONDS`. Another dispatcher goes on with what they leave."""
+        give_up_at = time.monotonic() + STOP_SECONDS
         for service in self.services:
             service.stop()
+        for collector in self._readings:
+            collector.close(max(give_up_at - time.monotonic(), 0.0))
         for service in self.services:
-            if not service.join(STOP_SECONDS):
+            if not service.join(max(give_up_at - time.monotonic(), 0.0)):
                 log.warning("%s: still busy, left behind", service.name)
         self._reports.close()
         self.database.close()
 
 
-def run_dispatcher(settings: Settings) -> int:
+def run_dispatcher(settings: Settings, others: Sequence[OpenService] = ()) -> int:
     """Run until SIGTERM or SIGINT. Returns the process's exit code.
+
+    Arguments:
+        others: services for the queues of other frameworks.
 
     Raises:
         ProcessFailed: a service failed again and again.
@@ -151,7 +171,7 @@ def run_dispatcher(settings: Settings) -> int:
         stopping.set()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    dispatcher = Dispatcher(settings)
+    dispatcher = Dispatcher(settings, stopping.set, others)
     endpoints = Endpoints(
         settings,
         name=dispatcher.name,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import sqlalchemy as sa
 
 from penstock.config.errors import PenstockError, QueueFull
 from penstock.ledger.sql.database import Database
@@ -17,17 +19,24 @@ BATCH = 500
 _FULL_FOR_SECONDS = 1.0
 
 
-def send_due(database: Database, sender: Sender, limit: int = 500, exclude: Iterable[str] = ()) -> int:
+def send_due(
+    database: Database,
+    sender: Sender,
+    limit: int = 500,
+    exclude: Iterable[str] = (),
+    only: Sequence[str] | None = None,
+) -> int:
     """Send due jobs. Returns how many; 0: nothing is due.
 
     Arguments:
         exclude: queues to leave out.
+        only: ids of jobs; None: all.
 
     Raises:
         BrokerUnavailable, QueueFull: none of them is marked as sent, and all are due again. LedgerUnavailable.
     """
     began = time.monotonic()
-    rows, until = due.reserve(database, limit, exclude)
+    rows, until = due.reserve(database, limit, exclude, only)
     if not rows:
         return 0
     envelopes, at = [due.envelope_of(row) for row in rows], time.time_ns()
@@ -55,6 +64,9 @@ class DueJobs(Poller):
         super().__init__()
         self._database, self._sender, self._ready = database, sender, ready
         self._full: dict[str, float] = {}
+
+    def work(self) -> sa.ColumnElement[bool]:
+        return due.any_due()
 
     def run_once(self) -> bool:
         if self._ready is not None and not self._ready.is_set():

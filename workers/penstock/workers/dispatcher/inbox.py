@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 from penstock.config.errors import LedgerUnavailable, UndecodableMessage
 from penstock.ledger.rows.jobs import Row
@@ -28,9 +29,9 @@ class Inbox(Poller):
     name = "inbox"
     interval_seconds = 0.0  # the fetch waits
 
-    def __init__(self, database: Database, consumer: Consumer) -> None:
+    def __init__(self, database: Database, consumer: Consumer, lease: timedelta) -> None:
         super().__init__()
-        self._database, self._consumer = database, consumer
+        self._database, self._consumer, self._lease = database, consumer, lease
         self._is_open = False
         self._pending: list[Delivery] = []
         """Messages that were fetched, but neither recorded nor released, because the ledger is unavailable."""
@@ -106,7 +107,7 @@ class Inbox(Poller):
             check_size(envelope)
         except UndecodableMessage as error:
             return True, bury_message(self._database, envelope, delivery.raw, error.reason, error.detail)
-        dropped = bury_dropped(self._database, envelope, delivery.raw, _DROPPED)
+        dropped = bury_dropped(self._database, envelope, delivery.raw, _DROPPED, lease=self._lease)
         return dropped.settled, dropped.dead_letter
 
     def _bury(self, dropped: list[Delivery]) -> None:

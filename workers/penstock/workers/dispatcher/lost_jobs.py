@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from penstock.config.errors import LedgerUnavailable
+from penstock.ledger.members import heartbeats
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import lost
-from penstock.ledger.transitions.abandoned import bury_abandoned, find_abandoned
+from penstock.ledger.transitions.abandoned import bury_abandoned
 from penstock.workers.brokers.loss_detection import Lane, LossDetector
 from penstock.workers.dispatcher.poller import Poller, log
+from penstock.workers.executor.attempt.memory import peak_memory
 
 _LONGEST_PATIENCE = timedelta(hours=1)
+_UNDER_WAY_SECONDS, _SELDOM_SECONDS = 60.0, 10.0
+"""So long after a wipe, its jobs are looked for each second, since a sending that was under way may be marked late;
+then at this pause."""
 _SHARE = 50
 """A check takes at most this part (one in so many) of the time, however many jobs are queued."""
 
@@ -31,11 +36,13 @@ class LostJobs(Poller):
 
     def __init__(self, database: Database, lanes: LossDetector, lease: timedelta) -> None:
         super().__init__()
-        self._database, self._lanes = database, lanes
+        self._database, self._lanes, self._lease = database, lanes, lease
         self._patience, self._silence = lost.PATIENT_LEASES * lease, lost.SILENT_LEASES * lease
         self._patiences: dict[Lane, tuple[timedelta, float]] = {}
         """Lane → patience, and when it was last needed."""
         self._check_at = time.monotonic() + self._patience.total_seconds()
+        self._born: datetime | None = None
+        self._put_back_at = self._settled_at = 0.0
         self.first_pass_done = threading.Event()
         """Set after the first round. Jobs that are sent before it count as sent before the wipe, and go out twice."""
 
@@ -59,7 +66,14 @@ class LostJobs(Poller):
 
     def _put_back_wiped(self) -> int:
         born = self._lanes.data_since(lambda: lost.clock(self._database))
-        count = 0 if born is None else lost.put_back(self._database, born)
+        now = time.monotonic()
+        if born is None or (born == self._born and now < self._put_back_at):
+            return 0
+        if born != self._born:
+            self._born, self._settled_at, self._put_back_at = born, now + _UNDER_WAY_SECONDS, now
+        count = lost.put_back(self._database, born)
+        if not count and now > self._settled_at:
+            self._put_back_at = now + _SELDOM_SECONDS
         if count:
             log.warning("Redis has lost all it had before %s: %d jobs are sent again", born, count)
         return count
@@ -83,7 +97,7 @@ class LostJobs(Poller):
         batch = lost.BATCH
         while batch >= lost.BATCH and not self.stopping.is_set():
             silence = max(age + patience, self._silence)
-            count += (batch := lost.put_back_running(self._database, silence, lane))
+            count += (batch := lost.put_back_running(self._database, silence, lane, lease=self._lease))
         if count:
             self._patiences[lane] = (min(2 * patience, _LONGEST_PATIENCE), time.monotonic())
             log.warning("queue %s, priority %s: the broker has lost jobs; %d are sent again", *lane, count)
@@ -92,29 +106,44 @@ class LostJobs(Poller):
 class Reaper(Poller):
     """Makes dead letters of jobs whose worker died, and which must not run twice.
 
-    A job is looked at twice, a lease apart: after an outage of the ledger every lease has ended, and workers that live
-    renew theirs within that time.
+    It judges a silence only if it has seen the ledger open to all for as long. Each round does, as a newcomer, all that
+    a silent worker has to do: connect, and renew a lease. While that fails, or this process is frozen, a worker may be
+    silent for the same reason.
+
+    Arguments:
+        member: a name among all workers: that of its dispatcher.
     """
 
     name = "reaper"
-    interval_seconds = 1.0
 
-    def __init__(self, database: Database, lease: timedelta) -> None:
+    def __init__(self, database: Database, lease: timedelta, member: str) -> None:
         super().__init__()
-        self._database, self._patience = database, lost.SILENT_LEASES * lease
-        self._lease_seconds = lease.total_seconds()
-        self._found_at: dict[str, float] = {}
-        """Id of an abandoned job → when it was found, with no outage since."""
+        self.interval_seconds = lease.total_seconds() / 3
+        self._database, self._lease, self._member = database, lease, member
+        self._newcomer = Database(database.url, pool_size=1)
+        self._patience = lost.SILENT_LEASES * lease
+        self._longest_gap_seconds = 2 * lease.total_seconds()
+        self._open_since: float | None = None
+        self._looked_at = 0.0
 
     def run_once(self) -> bool:
         try:
+            self._renew_as_newcomer()
             now = time.monotonic()
-            abandoned = find_abandoned(self._database, patience=self._patience)
-            self._found_at = {job_id: self._found_at.get(job_id, now) for job_id in abandoned}
-            due = [job_id for job_id, at in self._found_at.items() if now - at >= self._lease_seconds]
-            job_ids = bury_abandoned(self._database, due, patience=self._patience)
+            if self._open_since is None or now - self._looked_at > self._longest_gap_seconds:
+                self._open_since = now
+            self._looked_at = now
+            if now - self._open_since < (self._lease + self._patience).total_seconds():
+                return False
+            job_ids = bury_abandoned(self._database, patience=self._patience, lease=self._lease)
         except LedgerUnavailable:
-            self._found_at.clear()
+            self._open_since = None
             raise
         self.report_deaths(self._database, job_ids)
         return bool(job_ids)
+
+    def _renew_as_newcomer(self) -> None:
+        try:
+            heartbeats.beat(self._newcomer, self._member, lease=self._lease, peak_memory_bytes=peak_memory())
+        finally:
+            self._newcomer.close()  # the next round connects again

@@ -1,4 +1,5 @@
-"""The base of a dispatcher's services: a thread, a pause between rounds, a back-off during an outage."""
+"""The base of a dispatcher's services: a thread, a pause between rounds, a back-off during an outage. And the service
+that looks for work for the others."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+
+import sqlalchemy as sa
 
 from penstock.config.errors import BrokerRefused, BrokerUnavailable, LedgerUnavailable, PenstockError
 from penstock.config.supervision import faults, start_thread, without_url
@@ -20,6 +23,10 @@ from penstock.workers.telemetry.failures.reports import FailureReports
 log = logging.getLogger("penstock.dispatcher")
 
 LONGEST_BACK_OFF_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
+"""Pause between two looks of a lookout, unless a service wants shorter ones."""
+_WATCHED_SECONDS = 5.0
+"""Pause between two rounds without work of a service that a lookout wakes."""
 
 
 class Poller(ABC):
@@ -32,6 +39,8 @@ class Poller(ABC):
     name: str
     interval_seconds: float = 0.1
     """The pause after a round without work."""
+    look_seconds: float = 1.0
+    """The pause of a lookout that it can do with."""
     longest_round_seconds: float = 60.0
     """A round that takes longer makes no progress. Calls of broker and database have time limits far below this."""
     essential: bool = True
@@ -46,12 +55,22 @@ class Poller(ABC):
         self.stopping = threading.Event()
         self.wakeup = threading.Event()
         """Set where there is something to do: it ends the pause."""
+        self.woken = False
+        """Whether it ended the last pause."""
         self.sent = 0
         """Jobs that it has sent."""
         self._thread: threading.Thread | None = None
         self._failing: str | None = None
         self._missing: str | None = None
         self._round_began: float | None = None
+
+    def work(self) -> sa.ColumnElement[bool] | None:
+        """Whether a round has something to do, as an expression over the ledger; None: only a round can tell."""
+        return None
+
+    def be_watched(self, interval_seconds: float) -> None:
+        """Pause longer between rounds without work: a lookout sets `wakeup` when there is some."""
+        self.interval_seconds = interval_seconds
 
     @abstractmethod
     def run_once(self) -> bool:
@@ -123,7 +142,7 @@ class Poller(ABC):
                 log.warning("%s: works again", self.name)
             self._failing, self._missing, self._round_began, back_off = None, None, None, 0.0
             if not busy:
-                self.wakeup.wait(self.interval_seconds)
+                self.woken = self.wakeup.wait(self.interval_seconds)
                 self.wakeup.clear()
         try:
             self.close()
@@ -141,6 +160,38 @@ class Poller(ABC):
             log.error("%s: %s; it goes on when that is back", self.name, error)
         else:
             log.error("%s: %s: %s; trying again", self.name, kind, error, exc_info=error)
+
+
+class Lookout(Poller):
+    """Asks the ledger in one statement which of its services have something to do, and wakes those.
+
+    Arguments:
+        services: of which some say when they have work, all in this ledger.
+    """
+
+    name = "lookout"
+
+    def __init__(self, database: Database, services: Sequence[Poller]) -> None:
+        super().__init__()
+        watched = [(service, work) for service in services if (work := service.work()) is not None]
+        self._services = [service for service, _ in watched]
+        self._pauses = [service.interval_seconds for service in self._services]
+        self._next = [0.0 for _ in watched]
+        self.interval_seconds = min(_LOOK_SECONDS, *(service.look_seconds for service in self._services))
+        self._look = database.repeated(sa.select(*(work.label(f"n{n}") for n, (_, work) in enumerate(watched))))
+        for service in self._services:
+            service.be_watched(_WATCHED_SECONDS)
+
+    def run_once(self) -> bool:
+        now = time.monotonic()
+        for number, has_work in enumerate(self._look.values()):
+            if has_work and now >= self._next[number]:
+                self._next[number] = now + self._pauses[number]  # it may be work that only another dispatcher can do
+                self._services[number].wakeup.set()
+        return False
+
+    def close(self) -> None:
+        self._look.close()
 
 
 def _fault(error: BrokerUnavailable | LedgerUnavailable) -> str:

@@ -1,4 +1,4 @@
-"""Prunes old rows, in small batches with pauses, so that workers do not notice."""
+"""Prunes old rows, in small batches with pauses, so that workers do not notice; and adds up the rates."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from penstock.config.settings import Settings
+from penstock.ledger.retention.folding import BATCH as FOLDED
+from penstock.ledger.retention.folding import drop_short_spans, fold
 from penstock.ledger.retention.pruning import BATCH, Counts, Pruning
 from penstock.ledger.sql.database import Database
 from penstock.producers.storage import Storage, make_storage
 from penstock.workers.dispatcher.poller import Poller, log
 
 PASS_EVERY_SECONDS = 300.0
-_REST, _SHORT_REST = 4.0, 0.5
+_REST, SHORT_REST = 4.0, 0.5
 """The pause after a batch is this many times as long as the batch; in a pass that takes longer than usual, it is
 short."""
 _SHARE = 50
 """Reading rows that are kept takes at most this part (one in so many) of the time. Deleting takes what it needs."""
+_DROP_SECONDS = 600.0
+"""Pause between two times of dropping rates of short spans."""
 REPORT_SECONDS = 900.0
 """In a pass that takes longer, deleting is compared with what had arrived, each time so much of it is over."""
 
@@ -86,7 +90,7 @@ class Retention(Poller):
         self.pruned += counts
         self._reading += (now - began) * max(1 - counts.total() / BATCH, 0.0)
         self._compare(now, self._pass.reached)
-        self.stopping.wait((_REST if now - self._began < PASS_EVERY_SECONDS else _SHORT_REST) * (now - began))
+        self.stopping.wait((_REST if now - self._began < PASS_EVERY_SECONDS else SHORT_REST) * (now - began))
         return True
 
     def close(self) -> None:
@@ -130,3 +134,23 @@ class Retention(Poller):
         if self._storage is None:
             self._storage = make_storage(self._settings.storage_url)
         return self._storage
+
+
+class Rates(Poller):
+    """Adds up what workers have counted, some minutes after they wrote it."""
+
+    name = "rates"
+    interval_seconds = 10.0
+    essential = False
+
+    def __init__(self, database: Database, lease: timedelta) -> None:
+        super().__init__()
+        self._database, self._lease = database, lease
+        self._drop_at = time.monotonic() + _DROP_SECONDS
+
+    def run_once(self) -> bool:
+        folded = fold(self._database, lease=self._lease)
+        if time.monotonic() >= self._drop_at:
+            drop_short_spans(self._database)
+            self._drop_at = time.monotonic() + _DROP_SECONDS
+        return folded == FOLDED

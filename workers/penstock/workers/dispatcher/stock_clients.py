@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from penstock.config.errors import UndecodableMessage
+from penstock.config.errors import InvalidJob, UndecodableMessage
 from penstock.config.settings import Settings
 from penstock.ledger.members import heartbeats
 from penstock.ledger.sql.database import Database
@@ -13,9 +13,11 @@ from penstock.ledger.transitions.bury import bury_message
 from penstock.ledger.transitions.due import keep, waiting
 from penstock.producers.senders import scheme
 from penstock.producers.traces.sending import relayed
+from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, registry
-from penstock.schemas.wire.codec import Envelope, check_size, is_due, parse_time
+from penstock.schemas.wire.codec import Envelope, check_size, decode, encode, is_due, parse_time
 from penstock.workers.brokers.stock.intake import StockIntake, open_stock_intake
+from penstock.workers.brokers.stock.messages import DRAMATIQ, pass_on_options
 from penstock.workers.dispatcher.poller import Poller
 
 BATCH = 500
@@ -68,8 +70,16 @@ class StockClients(Poller):
         if not envelope.headers:
             raise UndecodableMessage("undecodable", "neither Celery's protocol 2 nor a Dramatiq message, in JSON")
         routed = Envelope(self._queue_of(envelope), envelope.priority, envelope.headers, envelope.body)
-        if registry.find(envelope.kind) is None:
+        kind = registry.find(envelope.kind)
+        is_actor = kind is not None and DRAMATIQ in routed.headers and issubclass(kind.job, AdoptedJob)
+        pass_on_options(routed, needed=kind is None or is_actor)
+        if kind is None:
             return routed  # a worker that knows the kind reads the rest, its time included
+        if is_actor:
+            routed.headers.pop("expires", None)  # AgeLimit decides
+            routed.priority = kind.priority if routed.priority == "normal" else routed.priority
+        elif issubclass(kind.job, AdoptedJob):
+            routed = _sent_now(routed)
         try:
             due_at = parse_time(envelope.headers.get("eta"))
         except (ValueError, OverflowError) as error:
@@ -81,7 +91,9 @@ class StockClients(Poller):
 
     def _queue_of(self, envelope: Envelope) -> str:
         if (kind := registry.find(envelope.kind)) is not None:
-            return kind.queue
+            # A task runs where it was sent to, as in Celery. Other queues of clients are only emptied.
+            own = issubclass(kind.job, AdoptedJob) and envelope.queue in self._own
+            return envelope.queue if own else kind.queue
         if envelope.kind in self._workers_kinds:
             return self._workers_kinds[envelope.kind]
         if envelope.queue in self._own:
@@ -107,3 +119,22 @@ class StockClients(Poller):
             )
             self._opened = queues
         self._refresh_at = time.monotonic() + _REFRESH_SECONDS
+
+
+def _sent_now(envelope: Envelope) -> Envelope:
+    """The message of an adopted task in our form, which says when it was sent: Celery's own does not."""
+    message = decode(envelope)
+    try:
+        ours = encode(
+            message.job,
+            id=message.id,
+            queue=envelope.queue,
+            priority=envelope.priority,
+            expires_at=message.expires_at,
+            traceparent=message.traceparent,
+        )
+    except InvalidJob as error:
+        raise UndecodableMessage("invalid_payload", str(error)) from error
+    if message.due_at is not None:
+        ours.headers["eta"] = message.due_at.isoformat()
+    return ours

@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Sequence
 
+import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from penstock.config.errors import PenstockError, QueueFull
 from penstock.config.settings import Settings, redact_url
 from penstock.ledger.outbox.batch import OutboxBatch, OutboxEntry, raw_envelope
+from penstock.ledger.outbox.rows import any_free
 from penstock.ledger.outbox.store import OutboxStore
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.faults import ABOUT_DATA
@@ -75,6 +77,12 @@ class OutboxRelay(Poller):
         self._full: dict[str, float] = {}
         self._more = True
         self._limit = BATCH
+
+    def work(self) -> sa.ColumnElement[bool] | None:
+        return any_free() if self._database is self._ledger else None
+
+    def be_watched(self, interval_seconds: float) -> None:
+        self._pause = interval_seconds
 
     def wake(self) -> None:
         self.wakeup.set()

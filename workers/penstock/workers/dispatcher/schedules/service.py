@@ -14,11 +14,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings, load_settings
 from penstock.ledger.schedules.declare import declare_schedules
-from penstock.ledger.schedules.due import due_rows, upcoming_rows
-from penstock.ledger.schedules.firing import BATCH, Fired, fire, release_waiting, waiting_schedules
+from penstock.ledger.schedules.due import any_due, due_rows, upcoming_rows
+from penstock.ledger.schedules.firing import BATCH, Fired, any_waiting, fire, release_waiting, waiting_schedules
 from penstock.ledger.schedules.rules import Schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
 from penstock.producers.traces.sending import Firings
@@ -59,6 +61,7 @@ class Schedules(Poller):
         self._database, self._wakeup = database, wakeup or threading.Event()
         self._file = _SettingsFile(settings)
         self._is_declared = False
+        self._idle_seconds, self._is_watched, self._look_at = _PAUSE_SECONDS, False, 0.0
         self._checked = 0.0
         self._cache: dict[tuple[str, str], Schedule] = {}
         self._broken = 0
@@ -66,12 +69,19 @@ class Schedules(Poller):
         self._prepared = (EPOCH, "")
         """The last due time, and name, up to which schedules have been read."""
 
+    def work(self) -> sa.ColumnElement[bool]:
+        return sa.or_(any_due(), any_waiting())
+
+    def be_watched(self, interval_seconds: float) -> None:
+        self._idle_seconds, self._is_watched = interval_seconds, True
+
     def run_once(self) -> bool:
+        looks = self.woken or time.monotonic() >= self._look_at
         if time.monotonic() - self._checked >= _CHECK_SECONDS:
             self._checked = time.monotonic()
             if self._file.has_changed():
                 self._is_declared = False
-            if names := waiting_schedules(self._database):
+            if looks and (names := waiting_schedules(self._database)):
                 firings = Firings()
                 release_waiting(self._database, names, self._read, stamp=firings.stamp, fired=self._fired)
                 firings.end()
@@ -79,9 +89,12 @@ class Schedules(Poller):
         if not self._is_declared:
             declare_schedules(self._database, read_schedules(self._file.settings))
             self._is_declared = True
+        elif not looks:
+            self.interval_seconds = min(max(self._look_at - time.monotonic(), 0.0), _CHECK_SECONDS)
+            return False
         began = time.monotonic()
         # Schedules of kinds that are not imported here stay due, for other dispatchers.
-        now, rows = due_rows(self._database, timedelta(seconds=_PAUSE_SECONDS), BATCH + self._broken)
+        now, rows = due_rows(self._database, timedelta(seconds=self._idle_seconds), BATCH + self._broken)
         due = [self._read(row) for row in rows if row.due_at <= now]
         good = [schedule for schedule in due if schedule.job is not None]
         more = False
@@ -90,19 +103,25 @@ class Schedules(Poller):
             more = fire(self._database, *good, stamp=firings.stamp, fired=self._fired)
             firings.end()
             self._wakeup.set()
-        if not due:
-            self._prepare(now)
-        self.interval_seconds = max(_pause(now, rows) - (time.monotonic() - began), 0.0)
+        longest = self._idle_seconds
+        if not due and self._prepare(now):
+            longest = _PAUSE_SECONDS
+        pause = _pause(now, rows, longest)
+        self.interval_seconds = max(min(pause, _CHECK_SECONDS) - (time.monotonic() - began), 0.0)
+        self._look_at = began + pause if self._is_watched else 0.0
         return more or len(good) >= BATCH
 
-    def _prepare(self, now: datetime) -> None:
-        """Read some of what is due soon, so that it need not be read when its time has come."""
+    def _prepare(self, now: datetime) -> bool:
+        """Read some of what is due soon, so that it need not be read when its time has come. Returns whether there is
+        more."""
         after = max(self._prepared, (now, ""))
-        for row in upcoming_rows(self._database, after, now + _AHEAD, _READ_AT_ONCE):
+        rows = upcoming_rows(self._database, after, now + _AHEAD, _READ_AT_ONCE)
+        for row in rows:
             schedule = self._read(row)
             if schedule.times is not None and row.next_at is not None:
                 schedule.times.next(row.next_at)
             self._prepared = (row.due_at, row.name)
+        return len(rows) == _READ_AT_ONCE
 
     def _read(self, row: Any) -> Schedule:
         key = (row.name, row.rule)
@@ -117,10 +136,10 @@ class Schedules(Poller):
         return self._cache[key]
 
 
-def _pause(now: datetime, rows: Sequence[Any]) -> float:
-    """Seconds until the first row that is due soon."""
+def _pause(now: datetime, rows: Sequence[Any], longest: float) -> float:
+    """Seconds until the first row that is due soon, at most the longest pause."""
     upcoming = [row.due_at for row in rows if row.due_at > now]
-    return float((min(upcoming) - now).total_seconds()) if upcoming else _PAUSE_SECONDS
+    return min(float((min(upcoming) - now).total_seconds()), longest) if upcoming else longest
 
 
 class _SettingsFile:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 
+import sqlalchemy as sa
+
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
-from penstock.ledger.workflows.read import due_workflows
+from penstock.ledger.workflows.read import any_due, due_workflows
 from penstock.producers.senders import scheme
+from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.producers.storage import Storage, make_storage
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.workflows.send_jobs import StepJobs
@@ -22,6 +25,8 @@ from penstock.workers.workflows.definition import definitions
 _IDLE_SECONDS = 0.03
 _BUSY_SECONDS = 0.01
 """After a round that advanced some: more jobs end soon."""
+_POLL_ON_SECONDS = 1.0
+"""Where a lookout watches, it goes on by itself for so long after a round that advanced some."""
 _AFTER_FAILURE_SECONDS = 30.0
 
 
@@ -34,7 +39,7 @@ class Workflows(Poller):
     """
 
     name, source = "workflows", "workflow"
-    interval_seconds = _IDLE_SECONDS
+    interval_seconds = look_seconds = _IDLE_SECONDS
 
     def __init__(
         self, settings: Settings, database: Database, *, pushed: bool = False, step_jobs: StepJobs | None = None
@@ -43,13 +48,20 @@ class Workflows(Poller):
         self._settings, self._database, self._step_jobs = settings, database, step_jobs
         self._changes: ChangePublisher | None = None
         if pushed and scheme(settings.broker_url) == "redis":
-            timeout = settings.broker_timeout_seconds
-            self._changes = ChangePublisher(settings.broker_url, prefix=settings.prefix, timeout_seconds=timeout)
+            connections = RedisConnections(settings.broker_url, timeout_seconds=settings.broker_timeout_seconds)
+            self._changes = ChangePublisher(connections, prefix=settings.prefix)
+        self._idle_seconds, self._poll_until = _IDLE_SECONDS, 0.0
         self._postponed: dict[str, float] = {}
 
     @cached_property
     def _storage(self) -> Storage:
         return make_storage(self._settings.storage_url)
+
+    def work(self) -> sa.ColumnElement[bool] | None:
+        return any_due() if definitions else None
+
+    def be_watched(self, interval_seconds: float) -> None:
+        self.interval_seconds = self._idle_seconds = interval_seconds
 
     def run_once(self) -> bool:
         if not definitions:
@@ -62,7 +74,11 @@ class Workflows(Poller):
         if ids:
             with old_connections_closed():  # a step's method may use Django's ORM
                 self._advance(ids)
-        self.interval_seconds = _BUSY_SECONDS if ids else _IDLE_SECONDS
+        if ids:
+            self._poll_until = now + _POLL_ON_SECONDS
+        self.interval_seconds = (
+            _BUSY_SECONDS if ids else _IDLE_SECONDS if now < self._poll_until else self._idle_seconds
+        )
         return more and bool(ids)
 
     def _advance(self, ids: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from functools import partial
 
 from support.polling import until
 
@@ -12,11 +13,13 @@ from penstock.ledger.members.roster import Roster, last_consumer, last_dispatche
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.workers.dispatcher.dispatcher import Dispatcher
-from penstock.workers.dispatcher.heartbeat import Heartbeat
+from penstock.workers.dispatcher.fleet.heartbeat import Heartbeat
+
+LEASE = timedelta(seconds=0.3)
 
 
 def living(database: Database) -> list[str]:
-    return [dispatcher.name for dispatcher in database.read(Roster.read).dispatchers]
+    return [dispatcher.name for dispatcher in database.read(partial(Roster.read, lease=LEASE)).dispatchers]
 
 
 def test_a_dispatcher_registers_renews_its_lease_and_signs_off(ledger: Database) -> None:

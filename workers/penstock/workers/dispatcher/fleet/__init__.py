@@ -1,0 +1,1 @@
+"""The dispatcher among all: its heartbeat, and the alerts about the installation."""
