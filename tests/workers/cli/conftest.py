@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ledgers import upgraded
 from typer.testing import CliRunner
 
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.workers.cli import app
 
 
@@ -54,7 +54,6 @@ def penstock(workplace: Path) -> Callable[..., Result]:
 
 @pytest.fixture
 def ledger(workplace: Path) -> Iterator[Database]:
-    database = Database("sqlite:///ledger.db")
-    upgrade(database)
+    database = Database(upgraded("sqlite:///ledger.db"))
     yield database
     database.close()

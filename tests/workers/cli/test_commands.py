@@ -5,22 +5,27 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import typer
 from support.ledgers import row_of
+from typer.main import get_command
 
 from penstock.config.errors import ConfigError
 from penstock.config.logging import setup_logging
 from penstock.config.settings import load_settings
 from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import VERSION_TABLE
 from penstock.ledger.transitions import due
 from penstock.schemas import State
 from penstock.schemas.wire.codec import decode
 from penstock.workers.brokers import open_consumer
+from penstock.workers.cli import HOMES, app
 from penstock.workers.cli.common.options import duration, moment
 
 Run = Callable[..., Any]
@@ -35,6 +40,34 @@ def test_the_ledger_is_set_up_and_says_where_it_is(penstock: Run) -> None:
     current = penstock("db", "current", "--json").json
     assert current["current"] == current["head"] is not None
     assert penstock("jobs", "list").code == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgres://ada:hidden@db/shop", "write postgresql+psycopg:// in place of postgres://"),
+        ("mysql://ada:hidden@db/shop", "write mysql+pymysql:// in place of mysql://"),
+        ("shop.db", "is not a URL"),
+        ("postgresql+psycopg://ada:hidden@db:port/shop", "the port is not a number"),
+        ("sqlite:///newer.db", "is at revision '9999'"),
+    ],
+)
+def test_an_upgrade_that_cannot_be_is_one_line(
+    penstock: Run, url: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)  # a Django project of other tests puts PyMySQL there
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", "sqlite:///newer.db")
+    assert penstock("db", "upgrade").code == 0
+    with closing(Database("sqlite:///newer.db")) as database:
+        change = sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+        database.write(lambda connection: connection.execute(change))
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", url)
+    refused = penstock("db", "upgrade")
+    assert refused.code == 2
+    assert says in refused.err
+    assert refused.err.startswith("penstock: ")
+    assert refused.err.count("\n") == 1
+    assert "hidden" not in refused.err
 
 
 def test_the_doctor_names_what_is_wrong(penstock: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +185,7 @@ def test_ctrl_c_ends_a_command_with_130(penstock: Run, ledger: Database, monkeyp
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("penstock.ledger.queries.jobs.find", interrupt)
+    monkeypatch.setattr("penstock.ledger.queries.jobs.each", interrupt)
     result = penstock("jobs", "list")
     assert (result.code, result.out) == (130, "")
 
@@ -186,6 +219,13 @@ def test_moments_are_in_utc() -> None:
     assert moment("2026-03-01T09:00+01:00") == datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 
+def errors_of(code: str) -> str:
+    """Run the code in a process of its own, which must succeed, and return what it said on standard error."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
 def test_listing_jobs_loads_no_engine(workplace: Path, ledger: Database) -> None:
     code = (
         "import sys\nfrom penstock.workers.cli import main\nsys.argv = ['penstock', 'jobs', 'list']\n"
@@ -193,8 +233,28 @@ def test_listing_jobs_loads_no_engine(workplace: Path, ledger: Database) -> None
         "heavy = {'celery', 'dramatiq', 'kombu', 'boto3', 'PIL', 'jinja2', 'httpx', 'redis', 'structlog'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 0, result.stderr
+    errors_of(code)
+
+
+def test_the_version_and_a_wrong_command_load_no_command(workplace: Path) -> None:
+    code = (
+        "import sys\nfrom penstock.workers.cli import HOMES, main\n"
+        "for words in (['--version'], ['jbos']):\n"
+        "    sys.argv = ['penstock', *words]\n"
+        "    try:\n        main()\n    except SystemExit:\n        pass\n"
+        "late = {'penstock.schemas.jobs.job', 'sqlalchemy'}\n"
+        "late |= {f'penstock.workers.cli.{home}' for home in HOMES.values()}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)\n"
+    )
+    assert "Did you mean 'jobs'" in errors_of(code)
+
+
+def test_each_command_is_defined_where_the_command_line_looks_for_it() -> None:
+    root = get_command(app)
+    names = root.list_commands(None)
+    assert names == list(HOMES)
+    assert [root.get_command(None, name).name for name in names] == names
+    assert root.get_command(None, "nonsense") is None
 
 
 @pytest.mark.parametrize("fmt", ["text", "json"])

@@ -14,7 +14,7 @@ import pytest
 from penstock.schemas import registry
 
 Run = Callable[..., Any]
-MODULE = "shop_jobs"
+MODULE = "pay_jobs"
 JOBS = """
 from penstock.schemas import Job
 

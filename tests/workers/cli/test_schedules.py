@@ -201,9 +201,9 @@ def test_schedules_are_listed_without_their_state_while_the_ledger_is_unavailabl
 
 def test_last_runs_are_the_newest_first(penstock: Run, ledger: Database) -> None:
     penstock("schedules", "add", "often", "--kind", "ledger.note", "--every", "1m")
-    now = datetime.now(UTC)
-    begin = (now - timedelta(minutes=5)).isoformat()
-    backfilled = penstock("schedules", "backfill", "often", "--from", begin, "--json").json
+    until = datetime.now(UTC)
+    period = ("--from", (until - timedelta(minutes=5)).isoformat(), "--until", until.isoformat())
+    backfilled = penstock("schedules", "backfill", "often", *period, "--json").json
     assert len(backfilled) == 5
     runs = penstock("schedules", "show", "often", "--limit", "2", "--json").json["runs"]
     assert [run["job_id"] for run in runs] == [time["job_id"] for time in backfilled[:-3:-1]]

@@ -16,15 +16,16 @@ import pytest
 import sqlalchemy as sa
 from support.certificates import Authority
 
+from penstock.config.sections.console import ConsoleSettings, ConsoleUser
+from penstock.config.sections.passwords import hash_password
 from penstock.config.settings import Settings, load_settings
-from penstock.ledger import api_keys
-from penstock.ledger.members import heartbeats
+from penstock.ledger.members import api_keys, heartbeats
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import workers
 from penstock.workers.cli.doctor.production import review
-from penstock.workers.cli.doctor.production.finding import Finding
 from penstock.workers.cli.doctor.production.gateway import review_public_address
 from penstock.workers.cli.doctor.production.machine import Machine
+from penstock.workers.telemetry.findings import Finding
 
 PASSWORD = "b1946ac92492d2347c62"
 HARDENED = f"""
@@ -163,7 +164,8 @@ def test_origins_cannot_be_all() -> None:
         ({}, "Flower: login", "WARN"),
         ({"PENSTOCK_FLOWER_BASIC_AUTH": "admin:admin"}, "Flower: login", "FAIL"),
         ({"PENSTOCK_FLOWER_BASIC_AUTH": PASSWORD}, "Flower: login", "FAIL"),
-        ({**ENVIRONMENT, "FLOWER_UNAUTHENTICATED_API": "true"}, "Flower: API", "FAIL"),
+        ({**ENVIRONMENT, "FLOWER_AUTH": "ada@example.com"}, "Flower: sessions", "WARN"),
+        ({**ENVIRONMENT, "FLOWER_AUTH": "a@b.c", "FLOWER_COOKIE_SECRET": "short"}, "Flower: sessions", "FAIL"),
         ({**ENVIRONMENT, "PYTHONDEVMODE": "1"}, "debugging", "FAIL"),
     ],
 )
@@ -220,9 +222,30 @@ def notable_of_file(workplace: Path, mode: int) -> Finding:
     return finding
 
 
-def test_acts_of_everyone_in_flower_are_named(hardened: Settings) -> None:
-    changes = {"remote_control": "all", "flower_admins": None}
-    assert notable(hardened.model_copy(update=changes)).keys() == {"remote control", "Flower: acts"}
+def test_logins_that_are_all_admins_are_named(hardened: Settings) -> None:
+    unnamed = hardened.model_copy(update={"flower_admins": None})
+    assert notable(unnamed) == {}, "the one login of the environment is the admin"
+    several = replace(MACHINE, environment={**ENVIRONMENT, "FLOWER_BASIC_AUTH": f"bob:{PASSWORD}"})
+    assert notable(unnamed, several).keys() == {"Flower: acts"}
+    oauth = {"FLOWER_AUTH": ".*@example.com", "FLOWER_COOKIE_SECRET": f"{PASSWORD}{PASSWORD}"}
+    assert notable(unnamed, replace(MACHINE, environment=oauth)).keys() == {"Flower: acts"}
+    roles = ConsoleSettings(roles={"*@example.com": "viewer"})
+    named = unnamed.model_copy(update={"console": roles})
+    assert notable(named, replace(MACHINE, environment=oauth)) == {}
+
+
+def test_users_with_hashes_and_a_proxy_are_logins(hardened: Settings) -> None:
+    no_login = replace(MACHINE, environment={})
+    user = ConsoleUser(name="ada", password_hash=hash_password(PASSWORD))
+    assert notable(hardened.model_copy(update={"console": ConsoleSettings(users=(user,))}), no_login) == {}
+    proxy = {"proxy_header": "X-Forwarded-User", "roles": {"*": "viewer"}}
+    assert notable(hardened.model_copy(update={"console": ConsoleSettings(**proxy)}), no_login) == {}
+    wide = ConsoleSettings(**proxy, proxies=("0.0.0.0/0",), metrics_login=False)
+    matching = notable(hardened.model_copy(update={"console": wide}), no_login)
+    assert {name: finding.level for name, finding in matching.items()} == {
+        "Flower: proxy": "FAIL",
+        "Flower: metrics": "WARN",
+    }
 
 
 def test_keys_without_kinds_verbs_or_an_end_are_named(hardened: Settings, ledger: Database) -> None:

@@ -21,7 +21,7 @@ from support.polling import until
 from workers.cli.sensitive.sensitive_jobs import MARKER, WAYS, Isolated, Marked, Patient
 
 from penstock.config.settings import Settings, load_settings
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs, metadata
 from penstock.ledger.transitions.claim import Claim

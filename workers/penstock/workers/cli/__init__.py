@@ -5,7 +5,8 @@ A command imports its libraries when it runs: `penstock jobs list` must not wait
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 try:
     import typer
@@ -13,10 +14,53 @@ except ModuleNotFoundError as missing:
     # A backend that only enqueues installs none of these libraries, but still gets the console script.
     raise SystemExit(f"penstock: {missing}; the command line needs pip install 'penstock[workers]'") from None
 
-from penstock.workers.cli import db, doctor, enqueue, gateway, queues, run, schema, workflows
+from typer.main import get_group
+
+from penstock.config import supervision
 from penstock.workers.cli.common.errors import Commands
-from penstock.workers.cli.jobs import audit, commands, deadletters
-from penstock.workers.cli.schedules import commands as schedules
+
+HOMES = {
+    **dict.fromkeys(("up", "demo", "worker", "dispatcher", "flower", "probe"), "run"),
+    "enqueue": "enqueue",
+    "doctor": "doctor",
+    **dict.fromkeys(("pause", "resume"), "fleet.pauses"),
+    "stats": "fleet.stats",
+    "settings": "fleet.settings",
+    "jobs": "jobs.commands",
+    "deadletters": "jobs.deadletters",
+    "audit": "jobs.audit",
+    "schedules": "schedules.commands",
+    "workflows": "workflows",
+    "queues": "fleet.queues",
+    "limits": "fleet.limits",
+    "kinds": "fleet.kinds",
+    "workers": "fleet.workers",
+    "alerts": "fleet.alerts",
+    "schema": "schema",
+    "gateway": "gateway",
+    "console": "fleet.console",
+    "db": "db",
+}
+"""Command → the module below this package that defines it: with `add_to` a command, or with `app` a group of them."""
+
+
+class Root(Commands):
+    """Loads a command when it is used: one does not wait for the modules of the others."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: dict[str, Any] = dict.fromkeys(HOMES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if self.commands.get(cmd_name) is None and (home := HOMES.get(cmd_name)) is not None:
+            module = import_module(f"{__name__}.{home}")
+            part = typer.Typer(pretty_exceptions_enable=False)
+            if hasattr(module, "add_to"):
+                module.add_to(part)
+            else:
+                part.add_typer(module.app, name=cmd_name)
+            self.commands |= get_group(part).commands
+        return super().get_command(ctx, cmd_name)
 
 
 def _print_version(requested: bool) -> None:
@@ -28,29 +72,12 @@ def _print_version(requested: bool) -> None:
 
 
 app = typer.Typer(
-    cls=Commands,
+    cls=Root,
     help="Penstock: background jobs on Celery and Dramatiq, over Redis and RabbitMQ.",
     no_args_is_help=True,
     # Pretty tracebacks show local variables, and with them sensitive values.
     pretty_exceptions_enable=False,
 )
-for register in (run, enqueue, doctor, queues):
-    register.add_to(app)
-app.add_typer(commands.app, name="jobs", help="See, explain, retry, cancel and erase jobs.")
-app.add_typer(
-    deadletters.app,
-    name="deadletters",
-    help="See, replay and discard dead letters: jobs that are not retried by themselves.",
-)
-app.add_typer(
-    audit.app, name="audit", help="See the decisions of operators: who did what to jobs, dead letters, schedules, keys."
-)
-app.add_typer(schedules.app, name="schedules", help="See, preview, make, pause, run and backfill schedules.")
-app.add_typer(workflows.app, name="workflows", help="See, start, signal, retry and cancel workflows.")
-app.add_typer(queues.app, name="queues", help="See how many jobs wait.")
-app.add_typer(schema.app, name="schema", help="Export, compare and describe all kinds.")
-app.add_typer(gateway.app, name="gateway")
-app.add_typer(db.app, name="db", help="Set up and upgrade the ledger's tables.")
 
 
 @app.callback()
@@ -64,4 +91,5 @@ def root(
 
 def main() -> None:
     """The console script."""
-    app(prog_name="penstock")
+    with supervision.ends_in_time():
+        app(prog_name="penstock")

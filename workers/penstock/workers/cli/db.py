@@ -12,7 +12,7 @@ from penstock.workers.cli.common.options import AsJson
 from penstock.workers.cli.common.output import echo, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger, open_settings
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Set up and upgrade the ledger's tables.")
 
 
 @app.command()

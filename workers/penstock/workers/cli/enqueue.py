@@ -49,6 +49,7 @@ def enqueue(
         timedelta | None,
         typer.Option(parser=duration, metavar="DURATION", help="The quiet period of --unique debounce."),
     ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be given repeatedly.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until it ends; the exit code is 1 unless it succeeds.")
     ] = False,
@@ -81,6 +82,7 @@ def enqueue(
         "unique": unique,
         "unique_for": unique_for,
         "debounce": debounce,
+        "tags": tag,
     }
     with Producer.from_settings(open_settings()) as producer:
         handle = producer.enqueue(_read(definition, fields), **options)

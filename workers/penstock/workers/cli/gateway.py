@@ -91,7 +91,7 @@ def add_key(
     actor: Actor = None,  # type: ignore[assignment]  # its callback gives it a value
 ) -> None:
     """Make a key and print it. It is stored as a hash and cannot be shown again."""
-    from penstock.ledger import api_keys
+    from penstock.ledger.members import api_keys
 
     if not name.strip() or len(name) > 200:
         raise typer.BadParameter("the name must have 1 to 200 characters")
@@ -118,7 +118,7 @@ def add_key(
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """List the keys, the newest first."""
-    from penstock.ledger import api_keys
+    from penstock.ledger.members import api_keys
 
     with open_ledger() as database:
         api_key_list = api_keys.every(database)
@@ -137,7 +137,7 @@ def revoke_key(
     actor: Actor = None,  # type: ignore[assignment]
 ) -> None:
     """Revoke a key. Gateways notice within seconds."""
-    from penstock.ledger import api_keys
+    from penstock.ledger.members import api_keys
 
     with open_ledger() as database:
         revoked = api_keys.revoke(database, key_id, actor=actor)

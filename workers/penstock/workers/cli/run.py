@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from penstock.workers.cli.common.options import Imports, LogLevel, size
+from penstock.config.settings import WorkerPool
+from penstock.workers.cli.common.options import Actors, CeleryApp, Imports, LogLevel, size
 from penstock.workers.cli.common.session import open_settings
-from penstock.workers.handlers.discovery import discover, warn_idle
+from penstock.workers.handlers.discovery import discover
+
+Rq = Annotated[
+    str | None,
+    typer.Option(metavar="QUEUES", help="RQ's queues to take over, as high,default; this reads RQ's pickles."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,7 +24,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def worker(
-    engine: Annotated[str, typer.Option(help="celery or dramatiq.")] = "celery",
+    engine: Annotated[
+        str | None, typer.Option(help="celery or dramatiq; if not given, celery, or that of the application.")
+    ] = None,
+    celery: CeleryApp = None,
     queues: Annotated[
         str | None,
         typer.Option(help="Queues to consume, as a,b; if not given, all that penstock.toml gives to this engine."),
@@ -30,10 +38,26 @@ def worker(
             min=1, max=10_000, help="Jobs at a time; if not given, the setting of its queues in penstock.toml."
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=256, help="Processes, each with that many jobs at a time; if not given, the setting processes."
+        ),
+    ] = None,
+    pool: Annotated[
+        WorkerPool | None,
+        typer.Option(
+            help="Where plain functions run: in threads (async is the same), or in as many processes as jobs run at a "
+            "time; if not given, the setting pool.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The worker's name; it must be unique.")] = None,
     max_jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Jobs after which the process is replaced; if not given, the setting max_jobs."),
+        typer.Option(
+            min=1,
+            help="Jobs after which the process, or one of the pool, is replaced; if not given, the setting max_jobs.",
+        ),
     ] = None,
     max_memory: Annotated[
         int | None,
@@ -47,50 +71,41 @@ def worker(
         bool | None,
         typer.Option("--log-jobs", help="Log each job's start and end, too; if not given, the setting log_jobs."),
     ] = None,
+    rq: Rq = None,
     imports: Imports = None,
+    dramatiq: Actors = None,
     log_level: LogLevel = "INFO",
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C, then let its jobs finish."""
-    from penstock.config.errors import ConfigError
-    from penstock.config.logging import setup_logging
-    from penstock.schemas.jobs.kind import registry
-    from penstock.workers.engines import prepare, run_worker
-    from penstock.workers.engines.renewal.link import ParentLink
-    from penstock.workers.engines.renewal.parent import run_parent
-    from penstock.workers.telemetry.failures.sentry import init_sentry
-    from penstock.workers.telemetry.traces.otel_setup import spans_exported
+    # The console script runs `worker` without this module, if all is well with its options.
+    from penstock.workers.engines.command import run
 
-    options = {"max_jobs": max_jobs, "max_memory": max_memory, "log_jobs": log_jobs}
-    settings = open_settings().model_copy(update={name: value for name, value in options.items() if value is not None})
-    setup_logging(log_level, settings.log_format)
-    parent = ParentLink.from_environment()
-    if parent is None and (settings.max_jobs is not None or settings.max_memory is not None):
-        raise typer.Exit(run_parent(settings))
-    init_sentry(settings)
-    prepare(engine)
-    for module in discover(imports or ()):
-        logging.getLogger("penstock.worker").warning("%s", warn_idle(module))
-    if queues is not None:
-        chosen = [queue.strip() for queue in queues.split(",") if queue.strip()]
-    else:
-        named = registry.queues() | set(settings.queues)
-        chosen = sorted(queue for queue in named if settings.queue(queue).engine == engine)
-    if not chosen:
-        raise ConfigError(f"no queue for engine {engine!r}: name some with --queues, or in penstock.toml")
-    with spans_exported("worker"):
-        code = run_worker(
-            engine,
-            settings,
-            queues=chosen,
-            concurrency=concurrency,
-            name=name,
-            log_level=log_level.upper(),
-            parent=parent,
-        )
+    code = run(
+        engine=engine,
+        celery=celery,
+        queues=queues,
+        concurrency=concurrency,
+        processes=processes,
+        pool=pool,
+        name=name,
+        max_jobs=max_jobs,
+        max_memory=max_memory,
+        log_jobs=log_jobs,
+        rq=rq,
+        imports=imports or (),
+        dramatiq=dramatiq or (),
+        log_level=log_level,
+    )
     raise typer.Exit(code)
 
 
-def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
+def dispatcher(
+    celery: CeleryApp = None,
+    rq: Rq = None,
+    imports: Imports = None,
+    dramatiq: Actors = None,
+    log_level: LogLevel = "INFO",
+) -> None:
     """Run the dispatcher: delayed jobs, retries, schedules, jobs of unmodified clients. Several may run."""
     from penstock.config.logging import setup_logging
     from penstock.workers.dispatcher.dispatcher import run_dispatcher
@@ -100,9 +115,23 @@ def dispatcher(imports: Imports = None, log_level: LogLevel = "INFO") -> None:
     settings = open_settings()
     setup_logging(log_level, settings.log_format)
     init_sentry(settings)
+    if dramatiq:
+        from penstock.workers.engines.dramatiq.adopted.application import load_application
+
+        load_application(dramatiq).declare_kinds()
     discover(imports or ())
+    others = []
+    if rq is not None:
+        from penstock.workers.engines.rq import open_intake
+
+        others.append(open_intake(rq))
+    if celery is not None:
+        from penstock.workers.engines.celery.adopted.application import adopt_application
+
+        queues = adopt_application(celery, settings, sends=False).queues
+        settings = settings.model_copy(update={"stock_queues": (*settings.stock_queues, *queues)})
     with spans_exported("dispatcher"):
-        code = run_dispatcher(settings)
+        code = run_dispatcher(settings, others)
     raise typer.Exit(code)
 
 
@@ -133,11 +162,12 @@ def flower(
         str | None,
         typer.Option(metavar="PATH", help="The path of its pages behind a proxy, as flower; if not given, the root."),
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Run Flower for the workers of both engines."""
-    from penstock.workers.engines.celery.flower_server import run_flower
+    from penstock.workers.engines.celery.flower.server import run_flower
 
-    raise typer.Exit(run_flower(address, port, basic_auth, url_prefix=url_prefix))
+    raise typer.Exit(run_flower(address, port, basic_auth, url_prefix=url_prefix, imports=imports or ()))
 
 
 def probe(

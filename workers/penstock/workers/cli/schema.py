@@ -14,7 +14,7 @@ from penstock.workers.cli.common.options import AsJson, Imports
 from penstock.workers.cli.common.output import echo, print_rows
 from penstock.workers.handlers.discovery import discover
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Export, compare and describe all kinds.")
 
 EXPORT = "kinds.json"
 """The committed export that a git ref without a file means."""

@@ -15,7 +15,7 @@ from penstock.workers.cli.common.output import echo, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger
 from penstock.workers.handlers.discovery import discover
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="See, start, signal, retry and cancel workflows.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The workflow: the id of its job.")]
 _LATE = timedelta(seconds=15)

@@ -9,7 +9,6 @@ from typer.core import TyperGroup
 
 from penstock.config.errors import ConfigError, InvalidJob, PenstockError
 from penstock.workers.cli.common.output import echo
-from penstock.workers.handlers.discovery import ImportFailed
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -23,8 +22,14 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except PenstockError as error:
-            if isinstance(error, ImportFailed):
-                echo(error.trace.removesuffix("\n"), err=True, lines=True)
-            echo(f"penstock: {error}", err=True, lines=isinstance(error, ConfigError))
-            wrong_use = isinstance(error, ConfigError | InvalidJob)
-            raise typer.Exit(WRONG_USE if wrong_use else FAILED) from None
+            raise typer.Exit(report(error)) from None
+
+
+def report(error: PenstockError) -> int:
+    """Print an error. Returns the exit code."""
+    from penstock.workers.handlers.discovery import ImportFailed
+
+    if isinstance(error, ImportFailed):
+        echo(error.trace.removesuffix("\n"), err=True, lines=True)
+    echo(f"penstock: {error}", err=True, lines=isinstance(error, ConfigError))
+    return WRONG_USE if isinstance(error, ConfigError | InvalidJob) else FAILED

@@ -78,10 +78,20 @@ def parse_json(text: str, option: str | None = None, *, or_stdin: bool = False) 
         raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
 
 
+Actors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dramatiq", metavar="MODULE", help="Run the actors that a module declares; may be given repeatedly."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE", help="Import a module with kinds or handlers; may be given repeatedly."),
+]
+CeleryApp = Annotated[
+    str | None,
+    typer.Option("--celery", metavar="MODULE:APP", help="A Celery application whose tasks run here unchanged."),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")]
 LogLevel = Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")]

@@ -14,7 +14,7 @@ from penstock.workers.cli.common.options import AsJson, Imports
 from penstock.workers.cli.common.output import echo, print_json
 from penstock.workers.cli.common.session import open_settings
 from penstock.workers.cli.doctor import answers
-from penstock.workers.cli.doctor.production.finding import Finding
+from penstock.workers.telemetry.findings import Finding
 
 _WIDTH, _SHORT_WIDTH = 30, 12
 _WORDS = {"OK": "ok", "WARN": "warn", "FAIL": "WRONG"}

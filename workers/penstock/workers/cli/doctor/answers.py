@@ -7,8 +7,8 @@ from typing import Any
 
 from penstock.config.errors import LedgerUnavailable
 from penstock.workers.cli.common.session import open_ledger
-from penstock.workers.cli.doctor.production.finding import Finding
 from penstock.workers.handlers.discovery import discover
+from penstock.workers.telemetry.findings import Finding
 
 _PROBE = "penstock-doctor"
 
@@ -63,7 +63,7 @@ def check_ledger(settings: Any) -> str:
 
 def check_operation(settings: Any) -> list[Finding]:
     """Findings about what runs."""
-    from penstock.workers.cli.doctor.operation import review_operation
+    from penstock.workers.telemetry.operation import review_operation
 
     with open_ledger(settings) as database:
         return list(review_operation(settings, database))

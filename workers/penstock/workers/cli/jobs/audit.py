@@ -12,7 +12,9 @@ from penstock.workers.cli.common.options import AsJson, Limit, past
 from penstock.workers.cli.common.output import print_rows
 from penstock.workers.cli.common.session import open_ledger
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(
+    no_args_is_help=True, help="See the decisions of operators: who did what to jobs, dead letters, schedules, keys."
+)
 
 
 @app.command("list")

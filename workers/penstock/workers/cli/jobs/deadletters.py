@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,6 +12,7 @@ import typer
 
 from penstock.workers.cli.common.actor import Actor
 from penstock.workers.cli.common.errors import FAILED
+from penstock.workers.cli.common.filters import gathered
 from penstock.workers.cli.common.options import AsJson, Imports, Limit, parse_json, past, rate
 from penstock.workers.cli.common.output import echo, print_fields, print_json, print_rows
 from penstock.workers.cli.common.session import open_ledger
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
     from penstock.ledger.queries.dead_letters import Selection
     from penstock.ledger.transitions.replay import ReplayResult
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(
+    no_args_is_help=True, help="See, replay and discard dead letters: jobs that are not retried by themselves."
+)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Dead letters.")]
 Everything = Annotated[
@@ -57,24 +58,13 @@ def _with_filters(**changed: Any) -> Callable[[Callable[..., None]], Callable[..
     Arguments:
         changed: options in place of those of `_FILTERS`; None leaves one out.
     """
-    options = {name: option for name, option in (_FILTERS | changed).items() if option is not None}
-    kind = inspect.Parameter.KEYWORD_ONLY
-    filters = [inspect.Parameter(name, kind, default=None, annotation=option) for name, option in options.items()]
 
-    def declare(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command, assigned=("__name__", "__doc__"))
-        def run(**values: Any) -> None:
-            from penstock.ledger.queries.dead_letters import Selection
+    def make(values: dict[str, Any]) -> Selection:
+        from penstock.ledger.queries.dead_letters import Selection
 
-            command(selection=Selection(**{name: values.pop(name) for name in options}), **values)
+        return Selection(**values)
 
-        parameters: list[inspect.Parameter] = []
-        for parameter in inspect.signature(command, eval_str=True, locals={"Selection": Any}).parameters.values():
-            parameters += filters if parameter.name == "selection" else [parameter]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return run
-
-    return declare
+    return gathered("selection", _FILTERS | changed, make)
 
 
 @app.command("list")
@@ -125,11 +115,12 @@ def show(
     The fields' values are hidden if no imported module defines the kind.
     """
     from penstock.ledger.queries import dead_letters
+    from penstock.ledger.queries.jobs import full_id
 
     if not raw:
         discover(imports or ())
     with open_ledger() as database:
-        details = dead_letters.show(database, dead_letter_id)
+        details = dead_letters.show(database, full_id(database, dead_letter_id))
     dead_letter, job = details.row, details.job
     if raw:
         sys.stdout.buffer.write(dead_letter.raw or b"")

@@ -34,6 +34,7 @@ def effects(
 ) -> None:
     """Show the effects that a job started with ctx.once(key), or decide about one that is in doubt."""
     from penstock.ledger import effects as records
+    from penstock.ledger.queries.jobs import full_id
 
     if (confirm is not None and forget is not None) or (result is not None and confirm is None):
         raise typer.BadParameter("give --confirm KEY with or without --result, or --forget KEY")
@@ -43,6 +44,7 @@ def effects(
         except ValueError as error:
             raise typer.BadParameter(f"--result is not JSON: {error}") from error
     with open_ledger() as database:
+        job_id = full_id(database, job_id, strict=False)  # effects outlive a job that is not on record
         if (key := confirm if confirm is not None else forget) is not None:
             records.decide(database, job_id, key, happened=confirm is not None, result=result, actor=actor)
             echo(f"effect {key} of job {job_id} {'happened' if confirm is not None else 'did not happen'}", err=True)

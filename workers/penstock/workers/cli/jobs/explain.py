@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.producers.senders.known_queues import KnownQueues
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson, Imports
 from penstock.workers.cli.common.output import echo, print_fields, print_json
-from penstock.workers.cli.common.queues import KnownQueues
 from penstock.workers.cli.common.session import open_ledger, open_settings
 from penstock.workers.handlers.discovery import discover
 
@@ -34,6 +34,7 @@ def explain(
 
     The exit code is 1 if neither ledger nor broker knows the job, or no job has taken the key.
     """
+    from penstock.ledger.queries.jobs import full_id
     from penstock.producers import explain as explaining
     from penstock.producers.explain.queue_position import open_positions
     from penstock.producers.limits import open_store
@@ -52,6 +53,8 @@ def explain(
         with open_ledger(settings) as database:
             queues = KnownQueues(settings, database)  # asked only for a job that the ledger does not know
             if job_id is not None:
+                # The broker may know one that is not on record, by its whole id.
+                job_id = full_id(database, job_id, strict=False)
                 explanations = [
                     explaining.explain(database, job_id, positions, lease=settings.lease, queues=queues, limits=limits)
                 ]

@@ -37,7 +37,7 @@ from penstock.workers.handlers.discovery import discover
 if TYPE_CHECKING:
     from penstock.ledger.sql.database import Database
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="See, preview, make, pause, run and backfill schedules.")
 views.add_to(app)
 
 

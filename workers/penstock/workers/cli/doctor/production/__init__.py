@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from penstock.config.settings import Settings
 from penstock.workers.cli.doctor.production import gateway, keeping, machine, operators, servers, webhooks
-from penstock.workers.cli.doctor.production.finding import Finding
+from penstock.workers.telemetry.findings import Finding
 
 
 def review(settings: Settings, here: machine.Machine, gateway_url: str | None = None) -> Iterator[Finding]:

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from penstock.config.errors import PenstockError
 from penstock.config.settings import Settings
-from penstock.ledger.api_keys import ApiKey
-from penstock.workers.cli.doctor.production.finding import Finding, fail, ok, warn, weakness
+from penstock.ledger.members.api_keys import ApiKey
 from penstock.workers.cli.doctor.production.servers import is_loopback
+from penstock.workers.telemetry.findings import Finding, fail, ok, warn, weakness
 
 LEAST_SECRET = 32
 _YEAR_SECONDS = 365 * 24 * 3600
@@ -45,7 +45,7 @@ def review(settings: Settings, url: str | None) -> Iterator[Finding]:
 
 
 def _valid_keys(settings: Settings) -> list[ApiKey]:
-    from penstock.ledger import api_keys
+    from penstock.ledger.members import api_keys
     from penstock.workers.cli.common.session import open_ledger
 
     now = datetime.now(UTC)

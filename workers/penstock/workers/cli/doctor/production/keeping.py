@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 from penstock.config.errors import PenstockError
 from penstock.config.settings import Settings
-from penstock.workers.cli.doctor.production.finding import Finding, fail, ok, warn
+from penstock.workers.telemetry.findings import Finding, fail, ok, warn
 
 LARGE_MESSAGE = 16 * 1024 * 1024
 """Bytes; a worker holds a batch of messages, and each takes several times its size once it is parsed."""
@@ -48,11 +49,13 @@ def _hosts(settings: Settings) -> Iterator[Finding]:
 
 def _live_hosts(settings: Settings) -> list[str]:
     """Machines of live workers and dispatchers. Raises LedgerUnavailable."""
+    from penstock.ledger.members.leases import await_renewal
     from penstock.ledger.members.roster import Roster
     from penstock.workers.cli.common.session import open_ledger
 
     with open_ledger(settings) as database:
-        roster = database.read(Roster.read)
+        await_renewal(database, settings.lease)
+        roster = database.read(partial(Roster.read, lease=settings.lease))
     return sorted({member.host for member in (*roster.workers, *roster.dispatchers)})
 
 

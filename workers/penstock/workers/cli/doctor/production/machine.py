@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from penstock.config.settings import Settings
-from penstock.workers.cli.doctor.production.finding import Finding, fail, ok, warn
 from penstock.workers.cli.doctor.production.servers import servers
+from penstock.workers.telemetry.findings import Finding, fail, ok, warn
 
 
 @dataclass(frozen=True, slots=True)

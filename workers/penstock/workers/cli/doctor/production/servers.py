@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from penstock.config.settings import Settings
-from penstock.workers.cli.doctor.production.finding import Finding, fail, ok, warn, weakness
+from penstock.workers.telemetry.findings import Finding, fail, ok, warn, weakness
 
 _FILES = {"sqlite", "file", "maildir"}
 _ADMINISTRATORS = {"postgres", "root"}

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from penstock.config.errors import ConfigError
 from penstock.config.sections.events import OutgoingWebhookSettings, signing_key
 from penstock.config.settings import Settings
-from penstock.workers.cli.doctor.production.finding import Finding, fail, ok, weakness
+from penstock.workers.telemetry.findings import Finding, fail, ok, weakness
 
 LEAST_KEY_BYTES = 24
 """The least of Standard Webhooks."""

@@ -24,9 +24,23 @@ def test_jobs_are_listed_as_a_table_and_as_json(penstock: Run, ledger: Database)
     assert [(row["id"], row["state"], row["kind"]) for row in rows] == [(sent[1].id, "running", "ledger.note")]
     assert datetime.fromisoformat(rows[0]["started_at"]).tzinfo is not None
     assert penstock("jobs", "list", "--json", "--state", "dead").json == []
-    assert penstock("jobs", "list", "--json", "--since", "1h", "--limit", "1").json[0]["id"] == max(o.id for o in sent)
+    newest = max(sent, key=lambda job: (job.sent_at, job.id))
+    assert penstock("jobs", "list", "--json", "--since", "1h", "--limit", "1").json[0]["id"] == newest.id
     assert penstock("jobs", "list", "--json", "--since", "2099-01-01T00:00Z").json == []
     assert penstock("jobs", "list", "--since", "2099-01-01T00:00").code == 2
+
+
+def test_jobs_in_the_broker_that_are_not_on_record_are_listed(penstock: Run, ledger: Database) -> None:
+    sent = [penstock("enqueue", "ledger.note", "{}", "--tenant", name, "--json").json["id"] for name in ("a", "b")]
+    assert penstock("jobs", "list", "--json").json == []
+    listed = penstock("jobs", "list", "--in-broker", "--json")
+    assert {row["id"] for row in listed.json} == set(sent)
+    assert "2 wait in the broker" in listed.err
+    [row] = penstock("jobs", "list", "--in-broker", "--oldest", "--tenant", "b", "--json").json
+    assert (row["id"], row["kind"], row["queue"], row["tenant"]) == (sent[1], "ledger.note", "notes", "b")
+    assert sent[0] in penstock("jobs", "list", "--in-broker").out
+    assert penstock("jobs", "list", "--in-broker", "--state", "dead", "--json").json == []
+    assert penstock("jobs", "list", "--oldest").code == 2
 
 
 def test_a_job_is_shown_with_its_attempts_and_without_what_is_sensitive(penstock: Run, ledger: Database) -> None:

@@ -1,0 +1,1 @@
+"""Commands about the whole installation: queues, kinds, limits, workers, alerts, settings, and what is paused."""
