@@ -80,6 +80,25 @@ def test_a_consumer_that_stopped_consuming_keeps_nothing_from_others(
     assert other.fetch(1, 0.3) == []
 
 
+def test_a_consumer_whose_worker_is_blocked_keeps_nothing_from_others(
+    broker_url: str, sender: Sender, consumer: Consumer, make_consumer: MakeConsumer
+) -> None:
+    sender.send([envelope("a"), envelope("b")])
+    [running] = fetch(consumer, 1, limit=1)
+    consumer.set_blocked(True)
+    sender.send([envelope(name) for name in "cde"])
+    other = make_consumer(broker_url, name="worker@test-2")
+    deliveries = fetch(other, 4)
+    assert sorted(ids(deliveries)) == ["b", "c", "d", "e"]
+    other.ack(deliveries)
+    other.close()
+    sender.send([envelope("f")])
+    assert consumer.fetch(1, 0.3) == []
+    consumer.set_blocked(False)
+    assert ids(fetch(consumer, 1)) == ["f"]
+    consumer.ack([running])
+
+
 def test_a_fetch_of_none_takes_none(sender: Sender, consumer: Consumer) -> None:
     sender.send([envelope("a"), envelope("b")])
     assert consumer.fetch(0, 0.1) == []

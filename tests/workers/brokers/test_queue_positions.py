@@ -8,13 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 from support.brokers import envelope, fetch
-from support.ledgers import Note, claimed, message
+from support.ledgers import Note, claimed, message, upgraded
 from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable
 from penstock.ledger.members import heartbeats
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.ledger.transitions import due
 from penstock.producers.explain import explain, queue_position
 from penstock.producers.explain.queue_position import MemoryPositions, QueuePosition, QueuePositions, open_positions
@@ -153,8 +152,7 @@ def test_a_position_in_an_unavailable_broker_is_an_error(url: str) -> None:
 
 @pytest.fixture
 def ledger(sqlite_url: str) -> Iterator[Database]:
-    database = Database(sqlite_url)
-    upgrade(database)
+    database = Database(upgraded(sqlite_url))
     queues, kinds = ["notes"], {"ledger.note": "notes"}
     hour = timedelta(hours=1)
     heartbeats.register(database, "w1", engine="celery", queues=queues, kinds=kinds, lease=hour)

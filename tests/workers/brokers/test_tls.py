@@ -162,4 +162,4 @@ def test_celerys_remote_control_goes_through_tls_and_believes_no_server_it_canno
 @pytest.mark.parametrize("site", ["redis"], indirect=True)
 def test_the_process_that_keeps_leases_speaks_tls(site: Site, prefix: str) -> None:
     options = {**_address(site.url(site.authority.file)), "timeout_seconds": 5.0, "group": "workers", "name": "w"}
-    lease_keeper_process.renew(options, [f"{prefix}:none".encode()])
+    lease_keeper_process.renew(options | {"lanes": [f"{prefix}:none".encode()]})

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import ssl
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from support.builtin.receiver import SECRETS, Receiver
 from support.certificates import Authority
 from support.ledgers import set_up
 from support.polling import WAIT_SECONDS, until
@@ -26,14 +23,12 @@ from penstock.producers.enqueue.producer import Producer
 from penstock.producers.testing import testing
 from penstock.schemas import Job, RetryPolicy
 from penstock.schemas.builtin.webhooks import DeliverWebhook
-from penstock.schemas.events.signatures import verify_standard
 from penstock.workers import Context, Discard, Permanent, handles
 from penstock.workers.builtin.webhooks import handler as deliveries
 from penstock.workers.builtin.webhooks.http_client import is_public, post, resolve
 from penstock.workers.engines.inline import Inline
 
 assert deliveries  # imported for its handler
-SECRETS = ("whsec_c2VjcmV0", "YW4gb2xkZXIgb25l")
 LOOPBACK = ("127.0.0.0/8",)
 
 
@@ -59,46 +54,6 @@ class Quiet(Job, kind="hooked.quiet", queue="hooked", track=False): ...
 
 @handles(Quiet)
 async def quiet(job: Quiet) -> None: ...
-
-
-class Receiver:
-    """Answers with these statuses, one after the other and then 204, and keeps the requests."""
-
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.statuses: list[int] = []
-        self.got: list[tuple[str, dict[str, str], bytes]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-                self.send_response(receiver.statuses.pop(0) if receiver.statuses else 204)
-                self.send_header("Retry-After", "0")
-                self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context is not None:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"http://localhost:{self._server.server_port}/hook"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def events(self) -> list[dict[str, Any]]:
-        """The bodies, each signed with every secret and under its own id."""
-        for _, headers, body in self.got:
-            for secret in SECRETS:
-                verify_standard(headers, body, [secret], now=time.time(), tolerance=300)
-        return [json.loads(body) for _, _, body in self.got]
 
 
 @pytest.fixture

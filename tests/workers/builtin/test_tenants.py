@@ -19,7 +19,7 @@ from support.ledgers import set_up
 from support.polling import WAIT_SECONDS, until
 
 from penstock.config.settings import Settings
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.queries.status import JobStatus
 from penstock.ledger.sql.database import Database
 from penstock.producers import Producer

@@ -10,6 +10,7 @@ from penstock.producers.limits.store import (
     Slot,
     SlotRequest,
 )
+from penstock.producers.senders.redis.connections import RedisConnections
 from penstock.producers.senders.redis.protocol import pack
 from penstock.schemas import Concurrency, Rate
 
@@ -23,7 +24,8 @@ class Clocked(LimitStore):
     """A store whose Redis goes by the clock of the test, in seconds."""
 
     def __init__(self, url: str, prefix: str) -> None:
-        super().__init__(url, prefix=prefix, lease=timedelta(seconds=LEASE), timeout_seconds=10, worker="w1")
+        connections = RedisConnections(url, timeout_seconds=10)
+        super().__init__(connections, prefix=prefix, lease=timedelta(seconds=LEASE), worker="w1")
         self.now = 0.0
         self.at(1_000_000.0)
 

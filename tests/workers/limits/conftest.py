@@ -10,6 +10,15 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from limit_site import Site
+from workers.limits.clocked_store import Clocked
+
+
+@pytest.fixture
+def store(redis_url: str, prefix: str) -> Iterator[Clocked]:
+    store = Clocked(redis_url, prefix)
+    store.open()
+    yield store
+    store.close()
 
 
 @pytest.fixture

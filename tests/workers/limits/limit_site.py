@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from support.ledgers import upgraded
 from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import JobHandle, Producer
 from penstock.producers.limits import open_store
 from penstock.producers.limits.store import LimitStore
@@ -128,8 +128,7 @@ class Site:
             "stock_queues": (),
         }
         self.settings = Settings(**(options | settings))
-        self.database = Database(self.settings.database_url)
-        upgrade(self.database)
+        self.database = Database(upgraded(self.settings.database_url))
         self.producer = Producer.from_settings(self.settings)
         self.store: LimitStore = open_store(self.settings)  # type: ignore[assignment]
         # As if a worker had been here long ago: the first job need not wait as on a Redis that is new.

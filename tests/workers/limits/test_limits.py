@@ -12,12 +12,14 @@ import pytest
 from limit_site import Both, Call, Free, One, Paced, Rare, Site
 from support.polling import until
 from typer.testing import CliRunner
+from workers.telemetry.loops import Throwing
 
 from penstock.config.settings import LimitSettings
-from penstock.ledger.rows import limit_waits
+from penstock.ledger.rows.waits import limit_waits
 from penstock.producers.explain import explain
 from penstock.schemas import State
 from penstock.workers.cli import app
+from penstock.workers.executor.limit_gate import LimitGate
 from penstock.workers.local.up.redis_server import RedisServer
 
 ONE = "limits.one/concurrency:"
@@ -47,6 +49,24 @@ def test_a_concurrency_limit_runs_the_oldest_first_and_does_not_delay_other_jobs
     until(lambda: site.states() == {"succeeded": 60}, "the last outcome")
     until(lambda: site.store.uses([ONE])[0].running == (), "the last slot released")
     assert limit_waits.counts(site.database) == {}
+
+
+def test_jobs_that_a_limit_holds_back_are_counted_as_refused_claims(open_site: Callable[..., Site]) -> None:
+    site = open_site(http_port=1).start()  # the port of an engine's process; none is opened here
+    begin(site)
+    site.enqueue([One(n=n) for n in range(1, 6)])
+    until_waiting(site, 5)
+
+    def limited() -> float:
+        registries = [worker.registry for worker in site.workers if worker.registry is not None]
+        values = [
+            registry.get_sample_value("penstock_claims_refused_total", {"reason": "limited"}) for registry in registries
+        ]
+        return sum(value for value in values if value is not None)
+
+    until(lambda: limited() >= 5, "five refused claims")
+    site.book.go = True
+    site.until_ended(6)
 
 
 def test_a_job_is_held_back_about_once_however_many_wait(site: Site) -> None:
@@ -204,8 +224,18 @@ def test_the_command_line_lists_limits_with_their_use(
     monkeypatch.setenv("PENSTOCK_PREFIX", site.settings.prefix)
     result = CliRunner().invoke(app, ["limits", "--json"])
     rows = {row["limit"]: row for row in json.loads(result.stdout)}
-    limit = {"limit": "limits.one/concurrency", "rule": "1 at a time", "share": None}
+    limit = {"limit": "limits.one/concurrency", "rule": "1 at a time", "set_to": None, "change": None, "share": None}
     assert rows["limits.one/concurrency"] == limit | {"running": 1, "about_to_run": 0, "waiting": 3}
     assert rows["limits.both/rate-1s-by-host"]["rule"] == "20 per 1 s by host"
     explained = CliRunner().invoke(app, ["jobs", "explain", site.handles[-1].id])
     assert "held by limit limits.one/concurrency: 1 of 1 running" in explained.stdout
+
+
+def test_slots_are_renewed_after_an_exception(open_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    throwing = Throwing(monkeypatch, LimitGate, "_renew")
+    site = open_site()
+    site.start()
+    begin(site)
+    until(lambda: throwing.starts == 1 + len(site.workers))
+    site.book.go = True
+    site.until_ended(1)

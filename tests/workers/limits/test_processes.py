@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from limit_jobs import Noted
+from support.ledgers import upgraded
 from support.polling import until
 
 from penstock.config.settings import Settings
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, workers
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.producers.limits import open_store
 
@@ -49,9 +49,7 @@ def settings(pair: tuple[str, str], redis_url: str, prefix: str, tmp_path: Path)
 def processes(pair: tuple[str, str], settings: Settings, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A dispatcher and two workers, in this order."""
     engine, broker_url = pair
-    database = Database(settings.database_url)
-    upgrade(database)
-    database.close()
+    upgraded(settings.database_url)
     env = os.environ | {
         "PENSTOCK_BROKER_URL": broker_url,
         "PENSTOCK_LIMITS_URL": str(settings.limits_url),

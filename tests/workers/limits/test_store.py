@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -19,14 +18,6 @@ from penstock.producers.limits.store import (
     SlotRefusal,
 )
 from penstock.producers.senders.redis.protocol import pack
-
-
-@pytest.fixture
-def store(redis_url: str, prefix: str) -> Iterator[Clocked]:
-    store = Clocked(redis_url, prefix)
-    store.open()
-    yield store
-    store.close()
 
 
 def enter(store: LimitStore, *slots: Slot, job: str = "") -> SlotGrant | SlotRefusal:

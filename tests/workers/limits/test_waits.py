@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from support.ledgers import Note, attempts_of, change, claimed, message, row_of
 
 from penstock.ledger.retention.pruning import delete_jobs
-from penstock.ledger.rows import limit_waits as waits
+from penstock.ledger.rows.waits import limit_waits as waits
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs, limit_waits
 from penstock.ledger.transitions.cancel import request_cancel

@@ -20,9 +20,13 @@ VERBS = (
     "check-wheel",
     "fix",
     "states",
+    "pictures",
     "bench",
     "chaos",
     "fuzz",
+    "django-tasks-suite",
+    "dramatiq-suite",
+    "celery-suite",
     "sbom",
     "release",
     "clean",
@@ -30,11 +34,19 @@ VERBS = (
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def make(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def make(*words: str, folder: Path = ROOT, **changes: str) -> subprocess.CompletedProcess[str]:
     # Under `make test` this would be a make within a make, which says so.
     outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment = {name: value for name, value in os.environ.items() if name not in outer} | changes
     return subprocess.run(["make", *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A folder with the Makefile and the pins, and no virtual environment."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
 
 
 def test_make_without_a_verb_lists_each_with_a_line_of_help() -> None:
@@ -43,17 +55,28 @@ def test_make_without_a_verb_lists_each_with_a_line_of_help() -> None:
     assert all(listed.values())
 
 
-def test_a_python_that_is_too_old_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    old = tmp_path / "python3.9"
+def test_a_python_that_is_too_old_is_refused_with_what_to_do(copied: Path) -> None:
+    old = copied / "python3.9"
     old.write_text('#!/bin/sh\ncase "$1" in -V) echo Python 3.9.2;; *) exit 1;; esac\n')
     old.chmod(0o755)
-    refused = make(f"PYTHON={old}", "test", folder=tmp_path)
+    refused = make(f"PYTHON={old}", "test", folder=copied)
     assert refused.returncode != 0
     assert "needs Python 3.11 or later" in refused.stderr
     assert "Python 3.9.2; name another: make PYTHON=" in refused.stderr
-    assert not (tmp_path / ".venv").exists()
+    assert not (copied / ".venv").exists()
+
+
+def test_tests_keep_compiled_modules_where_the_environment_says_otherwise(copied: Path) -> None:
+    programs = copied / ".venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "pytest"):
+        (programs / name).write_text("#!/bin/sh\nenv\n")
+        (programs / name).chmod(0o755)
+    (copied / ".venv/.dev").touch()
+    tests = make("test", folder=copied, PYTHONDONTWRITEBYTECODE="1", KEPT="1")
+    lines = tests.stdout.splitlines()
+    assert "KEPT=1" in lines, tests.stderr
+    assert "PYTHONDONTWRITEBYTECODE=1" not in lines
 
 
 def test_constraints_are_bare_pins() -> None:

@@ -111,7 +111,7 @@ def sourced(up: Up) -> dict[str, str]:
 
 
 def flower_status(up: Up, login: str | None) -> int:
-    url = f"http://127.0.0.1:{up.environment['PENSTOCK_FLOWER_PORT']}/workers?json=1"
+    url = f"http://127.0.0.1:{up.environment['PENSTOCK_FLOWER_PORT']}/api/penstock/workers"
     request = urllib.request.Request(url)
     if login is not None:
         request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
@@ -249,10 +249,13 @@ def test_a_redis_that_is_killed_comes_back_with_its_jobs_and_the_workers_go_on(s
     assert up.end(signal.SIGTERM) == 0
 
 
-def test_an_unreachable_broker_is_reported_in_a_line_and_nothing_stays(start: Start) -> None:
-    up = start(PENSTOCK_BROKER_URL=f"redis://127.0.0.1:{free_port()}/0", PENSTOCK_BROKER_TIMEOUT_SECONDS="0.5")
+def test_an_unreachable_broker_is_reported_in_a_line_and_nothing_stays(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "only_kinds.py").touch()
+    broker = {"PENSTOCK_BROKER_URL": f"redis://127.0.0.1:{free_port()}/0", "PENSTOCK_BROKER_TIMEOUT_SECONDS": "0.5"}
+    up = start("--import", "only_kinds", **broker)
     assert up.process.wait() == 1
     until(lambda: "penstock: " in up.text)
+    assert "--import only_kinds adds no handler" in up.text
     assert "Traceback" not in up.text
     assert not up.pids
 

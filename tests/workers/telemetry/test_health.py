@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from support.ledgers import set_up
-from support.polling import until
+from support.polling import WAIT_SECONDS, until
 from support.servers.proxy import Proxy
-from workers.executor.bench import Bench, DoInThread, gate
+from workers.executor.bench import Add, Bench, DoInThread, gate
 
 from penstock.config import supervision
 from penstock.config.settings import Settings
+from penstock.workers.brokers import Delivery
 from penstock.workers.dispatcher.dispatcher import Dispatcher
 from penstock.workers.engines.worker import Worker
 from penstock.workers.executor import heartbeat, intake, watchdog
 from penstock.workers.executor.heartbeat import Heartbeat
 from penstock.workers.executor.intake import Intake
+from penstock.workers.executor.runtime import io_threads
 from penstock.workers.executor.watchdog import Watchdog
 from penstock.workers.local.up.redis_server import RedisServer
 
@@ -30,6 +33,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (heartbeat, "_LATE_SECONDS"),
         (intake, "_STALE_SECONDS"),
+        (intake, "_LONGEST_STEP_SECONDS"),
+        (io_threads, "_LONGEST_SETTLE_SECONDS"),
         (watchdog, "_STUCK_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 2.0)
@@ -40,6 +45,8 @@ def test_no_zombie_is_live_after_fifteen_seconds() -> None:
     slowest_look = 3.0  # of the watchdog, before it counts a loop as blocked
     assert heartbeat._LATE_SECONDS < 15
     assert intake._STALE_SECONDS < 15
+    assert intake._LONGEST_STEP_SECONDS <= 15
+    assert io_threads._LONGEST_SETTLE_SECONDS <= 15
     assert watchdog._STUCK_SECONDS + slowest_look < 15
 
 
@@ -65,13 +72,53 @@ def test_a_worker_with_a_loop_that_hangs_is_not_live(
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(owner, body, hang_on_loop if owner is Heartbeat else hang)
-    monkeypatch.setattr(intake, "_LONGEST_CALL_SECONDS", 2.0)
+    monkeypatch.setattr(intake, "_LONGEST_OPEN_SECONDS", 2.0)
     worker = bench.worker()
     assert worker.not_live() is None
     try:
         assert until(worker.not_live).startswith(reason)
     finally:
         released.set()
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("method", ["fetch", "ack"])
+def test_a_worker_stuck_in_a_call_of_a_broker_that_answered_is_not_live(
+    bench: Bench, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = bench.worker()
+    until(lambda: worker.not_ready() is None)
+    released = threading.Event()
+    monkeypatch.setattr(worker.consumer, method, lambda *arguments: released.wait(300) and [])
+    handle = bench.producer.enqueue(Add(a=1, b=2))
+    try:
+        reason = {"fetch": "the intake stopped", "ack": "one acknowledgement takes"}[method]
+        assert until(worker.not_live).startswith(reason)
+    finally:
+        released.set()
+    until(lambda: worker.not_live() is None)
+    assert handle.wait(WAIT_SECONDS).state == "succeeded"
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_fetch_of_many_slow_steps_is_live(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetch that finds many queues without a leader, one after the other."""
+    worker = bench.worker()
+    until(lambda: worker.not_ready() is None)
+    looks: list[str | None] = []
+    done = threading.Event()
+
+    def fetch(limit: int, timeout_seconds: float) -> list[Delivery]:
+        while not done.wait(0.1):
+            worker.consumer.step_at = time.monotonic()
+        return []
+
+    monkeypatch.setattr(worker.consumer, "fetch", fetch)
+    try:
+        until(lambda: looks.append(worker.not_live()) or len(looks) > 40, pause=0.1)  # type: ignore[func-returns-value]
+    finally:
+        done.set()
+    assert set(looks) == {None}
 
 
 @pytest.mark.usefixtures("soon")

@@ -5,75 +5,20 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
-import socket
 import threading
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kombu.clocks import LamportClock
 from support.polling import until, until_async
+from workers.telemetry.loops import BODIES
 from workers.telemetry.unsupervised import POOLS, TASKS, THREADS
 
 from penstock.config import supervision
-from penstock.config.process.readings import Readings
-from penstock.config.settings import Settings
-from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
-from penstock.producers.handles.redis_listener import RedisListener
-from penstock.producers.handles.subscriptions import Subscriptions
-from penstock.producers.senders.redis.connections import RedisConnections
-from penstock.workers.brokers import open_consumer
-from penstock.workers.brokers.rabbitmq.consumer import RabbitmqConsumer
-from penstock.workers.brokers.redis.leases import Leases
-from penstock.workers.dispatcher.dispatcher import Dispatcher
-from penstock.workers.dispatcher.poller import Poller
-from penstock.workers.engines.dramatiq.control import Control
-from penstock.workers.engines.monitoring.events import Events
-from penstock.workers.engines.renewal.link import ParentLink
-from penstock.workers.executor.followups.change_publisher import ChangePublisher
-from penstock.workers.executor.heartbeat import Heartbeat
-from penstock.workers.executor.intake import Intake
-from penstock.workers.executor.limit_gate import LimitGate
-from penstock.workers.executor.runtime.loop_thread import LoopThread
-from penstock.workers.executor.watchdog import Watchdog
-from penstock.workers.telemetry.failures.hooks import FailureHooks
-from penstock.workers.telemetry.failures.reports import FailureReports
-from penstock.workers.telemetry.health.http_server import HttpServer
-from penstock.workers.telemetry.health.probe_socket import ProbeSocket
-from penstock.workers.telemetry.metrics.otlp_metrics import Push
 
 ROOTS = {
     name: Path(importlib.import_module(f"penstock.{name}").__path__[0]) for name in ("config", "producers", "workers")
 }
-
-BODIES: dict[str, tuple[type[Any], str]] = {
-    "config/process/readings.py": (Readings, "_run"),
-    "producers/handles/redis_listener.py": (RedisListener, "_run"),
-    "producers/handles/subscriptions.py": (Subscriptions, "_run_loop"),
-    "workers/brokers/rabbitmq/consumer.py": (RabbitmqConsumer, "_beat"),
-    "workers/brokers/redis/leases.py": (Leases, "_renew_regularly"),
-    "workers/dispatcher/poller.py": (Poller, "_run"),
-    "workers/engines/dramatiq/control.py": (Control, "_run"),
-    "workers/engines/monitoring/events.py": (Events, "_run"),
-    "workers/engines/renewal/link.py": (ParentLink, "_run"),
-    "workers/executor/executor.py": (Heartbeat, "run"),
-    "workers/executor/followups/change_publisher.py": (ChangePublisher, "_run"),
-    "workers/executor/intake.py": (Intake, "_run"),
-    "workers/executor/limit_gate.py": (LimitGate, "_renew"),
-    "workers/executor/runtime/loop_thread.py": (LoopThread, "_run"),
-    "workers/executor/watchdog.py": (Watchdog, "_run"),
-    "workers/telemetry/metrics/otlp_metrics.py": (Push, "_run"),
-    "workers/telemetry/health/http_server.py": (HttpServer, "_run"),
-    "workers/telemetry/health/probe_socket.py": (ProbeSocket, "_run"),
-    "workers/telemetry/failures/hooks.py": (FailureHooks, "_run"),
-    "workers/telemetry/failures/reports.py": (FailureReports, "_run"),
-}
-"""File that starts a supervised loop → the body of the loop; of `executor.py` there is `Overdue.run`, too."""
 
 
 def callers(*names: str) -> set[str]:
@@ -239,123 +184,3 @@ def test_a_task_goes_on_after_any_exception_and_ends_when_it_is_cancelled(error:
             await task
 
     asyncio.run(scenario())
-
-
-class Throwing:
-    """Replaces the body of a loop by one that raises once, and counts its starts."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type[Any], name: str) -> None:
-        self.starts = 0
-        original = getattr(owner, name)
-
-        def body(*arguments: Any) -> Any:
-            self.starts += 1
-            if self.starts == 1:
-                raise SystemExit("thrown into the loop")
-            return original(*arguments)
-
-        monkeypatch.setattr(owner, name, body)
-
-
-def start_leases(url: str) -> Callable[[], None]:
-    leases = Leases(RedisConnections(url, timeout_seconds=5), "a worker", 1.0)
-    leases.start()
-    return leases.stop
-
-
-def start_readings(_url: str) -> Callable[[], None]:
-    readings = Readings("readings", {}, {"nothing": lambda: ()})
-    readings.start()
-    return readings.close
-
-
-def start_changes(url: str) -> Callable[[], None]:
-    changes = ChangePublisher(url, prefix="p", timeout_seconds=5)
-    changes.start()
-    return changes.close
-
-
-def start_events(url: str) -> Callable[[], None]:
-    events = Events(url, hostname="a worker", active=lambda: 0, clock=LamportClock())
-    events.start()
-    return events.stop
-
-
-def start_control(url: str) -> Callable[[], None]:
-    control = Control(url, "a worker", {}, LamportClock())
-    control.start()
-    return control.stop
-
-
-@pytest.mark.parametrize(
-    ("file", "start"),
-    [
-        ("config/process/readings.py", start_readings),
-        ("workers/brokers/redis/leases.py", start_leases),
-        ("workers/executor/followups/change_publisher.py", start_changes),
-        ("workers/engines/monitoring/events.py", start_events),
-        ("workers/engines/dramatiq/control.py", start_control),
-    ],
-)
-def test_threads_on_redis_go_on_after_an_exception(
-    file: str, start: Callable[[str], Callable[[], None]], redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    throwing = Throwing(monkeypatch, *BODIES[file])
-    stop = start(redis_url)
-    until(lambda: throwing.starts == 2)
-    stop()
-
-
-def test_a_worker_process_follows_its_parent_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    throwing = Throwing(monkeypatch, *BODIES["workers/engines/renewal/link.py"])
-    ours, theirs = socket.socketpair()
-    stopped = threading.Event()
-    with theirs:
-        ParentLink(theirs, 1).start(ready=lambda: True, orders={}, stop=stopped.set)
-        assert ours.recv(100) == b"ready\n"
-        ours.close()
-        assert stopped.wait(60)
-    assert throwing.starts == 2
-
-
-@pytest.mark.rabbitmq
-def test_the_heartbeat_of_a_rabbitmq_consumer_goes_on_after_an_exception(
-    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    throwing = Throwing(monkeypatch, *BODIES["workers/brokers/rabbitmq/consumer.py"])
-    consumer = open_consumer(amqp_url, ["supervised"], name="a worker", prefix=prefix, lease_seconds=30)
-    consumer.open()
-    until(lambda: throwing.starts == 2)
-    consumer.close()
-
-
-def test_each_service_of_a_dispatcher_goes_on_after_an_exception(redis_url: str, tmp_path: Path) -> None:
-    settings = Settings(
-        broker_url=redis_url, database_url=f"sqlite:///{tmp_path}/ledger.db", prefix=f"t{uuid.uuid4().hex[:8]}"
-    )
-    with closing(Database(settings.database_url)) as database:
-        upgrade(database)
-    dispatcher = Dispatcher(settings)
-    rounds: Counter[str] = Counter()
-    for service in dispatcher.services:
-        throw_once(service, rounds)
-    before = supervision.failures.copy()
-    dispatcher.start()
-    names = {service.name for service in dispatcher.services}
-    until(lambda: all(rounds[name] > 1 for name in names))
-    dispatcher.stop()
-    assert supervision.failures - before == Counter(names)
-
-
-def throw_once(service: Poller, rounds: Counter[str]) -> None:
-    """Let the first round of a service raise."""
-    run_once = service.run_once
-
-    def throwing() -> bool:
-        rounds[service.name] += 1
-        if rounds[service.name] == 1:
-            raise SystemExit("thrown into the service")
-        return run_once()
-
-    service.run_once = throwing  # type: ignore[method-assign]
-    service.interval_seconds = 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,10 +17,12 @@ from workers.executor.suspects.suspect_jobs import Coroutine
 from penstock.config.settings import Settings
 from penstock.ledger.sql.tables import jobs
 from penstock.ledger.transitions.claim import Claim, ClaimRequest, claim
-from penstock.schemas.states import Outcome
+from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.schemas.states import Outcome, State
 from penstock.schemas.wire.codec import Message, decode, encode
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.engines.worker import Worker
+from penstock.workers.executor.runtime.rates import RateCounter
 from penstock.workers.telemetry.metrics import worker_metrics
 from penstock.workers.telemetry.metrics.worker_metrics import JOB_BUCKETS, OTHER, Histogram, WorkerMetrics
 
@@ -144,13 +147,47 @@ def test_metrics_off_count_nothing(bench: Bench) -> None:
 def test_a_wait_begins_when_the_job_was_due() -> None:
     now = datetime.now(UTC)
     metrics = WorkerMetrics(engine="celery")
+    counter = RateCounter(metrics)
     message = decode(encode(Seen(name="x"), sent_at=now - timedelta(hours=1)))
     for since, waited in ((None, 3600.0), (now - timedelta(seconds=2), 2.0), (now + timedelta(seconds=9), 0.0)):
         message.ready_at = since
         before = metrics._series["ex.seen", "ex"].wait.sum
-        metrics.started(Claim(message, 1, 1, 0, 0, now))
+        counter.add([AttemptOutcome(Claim(message, 1, 1, 0, 0, now), Outcome.SUCCEEDED, State.SUCCEEDED, now)])
         list(metrics.collect())
         assert metrics._series["ex.seen", "ex"].wait.sum - before == pytest.approx(waited)
+
+
+def test_a_reader_in_another_thread_misses_no_attempt_and_counts_none_twice() -> None:
+    """While the executor's loop counts, others read: `/metrics` may be scraped at any time."""
+    metrics = WorkerMetrics(engine="celery")
+    counter = RateCounter(metrics)
+    now = datetime.now(UTC)
+    claims = [Claim(decode(encode(Seen(name="x"), queue=queue)), 1, 1, 0, 0, now) for queue in ("ex", "other")]
+    outcomes = [AttemptOutcome(claim, Outcome.SUCCEEDED, State.SUCCEEDED, now) for claim in claims for _ in range(5)]
+    ended = threading.Event()
+    counts: list[float] = []
+
+    def scrape() -> None:
+        while not ended.is_set():
+            counts.append(sum(sample.value for sample in next(iter(metrics.collect())).samples))
+
+    readers = [threading.Thread(target=scrape) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for number in range(3000):
+        counter.add(outcomes)
+        if number % 500 == 0:
+            counter.wrote(counter.changed())
+    ended.set()
+    for reader in readers:
+        reader.join()
+    list(metrics.collect())
+    for queue in ("ex", "other"):
+        series = metrics._series["ex.seen", queue]
+        assert series.ended["succeeded"] == 15_000
+        assert sum(series.run.counts) == sum(series.wait.counts) == 15_000
+    assert counts
+    assert max(counts) <= 30_000
 
 
 def test_series_are_limited_and_the_rest_is_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.ledgers import upgraded
 from support.workflows import jobs as acme
 from support.workflows.drive import move, result, run, start, waiting
 from typer.testing import CliRunner
 
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.ledger.workflows import commands
 from penstock.workers.cli import app
 from penstock.workers.workflows import render
@@ -27,8 +27,7 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str, pref
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", "sqlite:///ledger.db")
     monkeypatch.setenv("PENSTOCK_PREFIX", prefix)
     monkeypatch.setenv("PENSTOCK_ACTOR", "ada")
-    database = Database("sqlite:///ledger.db")
-    upgrade(database)
+    database = Database(upgraded("sqlite:///ledger.db"))
     yield database
     database.close()
 

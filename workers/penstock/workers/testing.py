@@ -22,7 +22,6 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.testing import hand_over, mark_due_as_sent
 from penstock.ledger.transitions.cancel import cancel_in
-from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
 from penstock.ledger.transitions.outcome import AttemptOutcome
@@ -36,7 +35,9 @@ from penstock.schemas.wire.codec import Message, decode
 from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.executor.executor import Executor
+from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.handlers.discovery import discover_apps
+from penstock.workers.handlers.django_project import add_task_handlers
 from penstock.workers.handlers.registry import Handler, Handlers, handlers
 from penstock.workers.handlers.resources import override
 from penstock.workers.workflows.advance import Advanced, advance
@@ -79,6 +80,7 @@ class Runner:
             travelled_at: when the test travelled last. The wait for a retry is drawn by lot, and may be of no time at
                 all; so that a test goes the same way each time, what failed since then waits for the next travel.
         """
+        add_task_handlers()  # a test may import tasks at any time
         for schedule in self._schedules:
             self._database.write(functools.partial(schedule.fire, self._database, reached))
         run: _Run | None = None
@@ -170,7 +172,7 @@ class _Firing:
             mark_due_as_sent(connection, [answer.job_id])
 
 
-class _Run:
+class _Run(Observer):
     """An executor, and its observer, from the first job of a drain to its last."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -231,8 +233,8 @@ class _Run:
         raise error
 
     def _watched(self, handler: Handler) -> Handler:
-        """The handler, with a note of its exception, since the ledger keeps only text. An isolated handler runs in a
-        thread: a child would not see what a test has patched or replaced."""
+        """The handler, with a note of its exception, since the ledger keeps only text. One for a process runs
+        in a thread: a child would not see what a test has patched or replaced."""
         function = handler.function
 
         @functools.wraps(function)
@@ -252,16 +254,12 @@ class _Run:
                 raise
 
         watched: Callable[..., Any] = call_async if handler.mode == "async" else call
-        return replace(handler, function=watched, mode="thread" if handler.mode == "child" else handler.mode)
+        return replace(handler, function=watched, mode="async" if handler.mode == "async" else "thread")
 
     # As an observer.
 
-    def received(self, message: Message) -> None: ...
-
     def refused(self, message: Message, reason: str) -> None:
         self._refused = True
-
-    def started(self, claim: Claim) -> None: ...
 
     def ended(self, outcome: AttemptOutcome) -> None:
         self._outcome = outcome

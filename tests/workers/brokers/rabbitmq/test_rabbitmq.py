@@ -12,15 +12,25 @@ from typing import Any
 
 import pytest
 from support.brokers import envelope, fetch, ids
+from support.ledgers import set_up
 from support.polling import until
 
 from penstock.config.errors import BrokerUnavailable, ConfigError
+from penstock.config.settings import Settings
+from penstock.ledger.sql.database import Database
 from penstock.producers.senders import Sender
+from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.senders.rabbitmq.names import lane_name, lane_of
-from penstock.producers.senders.rabbitmq.publisher import connect
+from penstock.producers.senders.rabbitmq.publisher import DELIVERY_LIMIT, connect
 from penstock.schemas.wire.codec import Envelope
-from penstock.workers.brokers import Consumer
+from penstock.workers.brokers import Consumer, Delivery
+from penstock.workers.brokers.memory import MemoryConsumer
 from penstock.workers.brokers.rabbitmq import consumer as rabbitmq
+from penstock.workers.dispatcher.inbox import Inbox
+from penstock.workers.telemetry.failures import hooks
+from penstock.workers.telemetry.failures.failure import Failure
+from penstock.workers.telemetry.failures.hooks import on_failure
+from penstock.workers.telemetry.failures.reports import FailureReports
 
 MakeSender = Callable[..., Sender]
 MakeConsumer = Callable[..., Consumer]
@@ -132,6 +142,40 @@ def test_a_delivery_that_rabbitmq_gives_up_on_can_be_drained(
     assert make_consumer(amqp_url).drain_dead(10) == []
 
 
+def test_the_death_of_a_job_that_rabbitmq_gives_up_on_is_a_line_in_the_log_and_reaches_hooks(
+    amqp_url: str,
+    sqlite_url: str,
+    make_sender: MakeSender,
+    make_consumer: MakeConsumer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures: list[Failure] = []
+    monkeypatch.setattr(hooks, "_hooks", [])
+    on_failure(failures.append)
+    make_sender(amqp_url).send([envelope("poison")])
+    consumer = make_consumer(amqp_url)
+    ledger = Database(set_up(sqlite_url))
+    inbox = Inbox(ledger, make_consumer(amqp_url, "dispatcher", name="dispatcher"), Settings().lease)
+    inbox.reports = FailureReports(Settings())
+
+    def is_reported() -> list[Failure]:
+        consumer.release(consumer.fetch(1, 0.1))
+        inbox.run_once()
+        return failures
+
+    try:
+        [failure] = until(is_reported)
+    finally:
+        inbox.reports.close()
+        inbox.close()
+        ledger.close()
+    assert (failure.job_id, failure.kind, failure.reason) == ("poison", "email.send", "delivery_limit")
+    [line] = [record for record in caplog.records if "is a dead letter" in record.message]
+    assert (line.levelname, line.job_id) == ("ERROR", "poison")  # type: ignore[attr-defined]
+    assert "(email.send) is a dead letter: delivery_limit" in line.message
+
+
 def test_a_queue_deleted_under_a_sender_is_made_again(amqp_url: str, prefix: str, make_sender: MakeSender) -> None:
     sender = make_sender(amqp_url)
     sender.send([envelope("a")])
@@ -167,6 +211,29 @@ def test_a_worker_that_fetches_what_it_has_room_for_keeps_one_more_at_hand_and_n
     assert len(fetch(second, 5, limit=6)) == 5
     first.close()
     assert len(fetch(second, 5, limit=6)) == 5
+
+
+@pytest.mark.parametrize("end", ["fetch", "stop consuming"])
+def test_a_worker_that_is_blocked_again_and_again_does_not_use_up_the_delivery_limit(
+    amqp_url: str, make_sender: MakeSender, make_consumer: MakeConsumer, end: str
+) -> None:
+    make_sender(amqp_url).send([envelope(str(i)) for i in range(6)])
+    blocked = make_consumer(amqp_url, name="w1")
+    [running] = fetch(blocked, 1, limit=1)
+    for _ in range(DELIVERY_LIMIT + 5):
+        blocked.set_blocked(True)
+        assert blocked.fetch(1, 0.05) == []
+        blocked.set_blocked(False)
+    blocked.ack([running])
+    rest = blocked
+    if end == "stop consuming":
+        blocked.set_blocked(True)
+        blocked.stop_consuming()
+        blocked.set_blocked(False)
+        rest = make_consumer(amqp_url, name="w2")
+    deliveries = fetch(rest, 5, limit=5)
+    assert sorted(ids(deliveries)) == [str(i) for i in range(1, 6)]
+    assert max(delivery.deliveries for delivery in deliveries) == (2 if rest is blocked else 3)
 
 
 def test_heartbeats_keep_a_connection_whose_worker_is_busy(
@@ -220,3 +287,32 @@ def test_kombu_is_loaded_only_when_a_connection_is_made() -> None:
         "print({'kombu', 'amqp'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize(("deliveries", "seconds"), [(1, 1.0), (2, 4.0), (3, 16.0), (4, 64.0), (5, 256.0), (6, None)])
+def test_a_delivery_goes_on_to_others_the_later_the_more_often_it_came(
+    amqp_url: str, make_consumer: MakeConsumer, deliveries: int, seconds: float | None
+) -> None:
+    counted = Delivery(envelope("a"), b"", deliveries, None, make_consumer(amqp_url))
+    uncounted = Delivery(envelope("a"), b"", deliveries, None, MemoryConsumer(MemoryBroker(), {"q"}))
+    assert uncounted.may_go_on(0.5)
+    if seconds is None:
+        assert not counted.may_go_on(1e9)
+    else:
+        assert counted.may_go_on(seconds)
+        assert not counted.may_go_on(seconds / 2)
+
+
+def test_a_consumer_that_rests_lets_others_have_what_came_once_they_have_waited_for_it(
+    amqp_url: str, make_sender: MakeSender, make_consumer: MakeConsumer
+) -> None:
+    make_sender(amqp_url).send([envelope(str(i)) for i in range(3)])
+    full, idle = make_consumer(amqp_url, name="w1"), make_consumer(amqp_url, name="w2")
+    assert ids(fetch(full, 1, limit=1)) == ["0"]  # and "1" is at hand
+    full.rest(0.0)
+    assert ids(fetch(idle, 1, limit=3)) == ["2"]
+    full.rest(0.5)
+    assert idle.fetch(3, 0.3) == []
+    full.rest(1.0)
+    [delivery] = fetch(idle, 1, limit=3)
+    assert (delivery.envelope.id, delivery.deliveries) == ("1", 2)

@@ -46,6 +46,30 @@ sys.stdin.read()
 consumer.close()
 """
 
+GROUP = """
+import ctypes, os, sys, time
+from penstock.workers.brokers import open_consumer
+from penstock.workers.brokers.redis.lease_keeper import KeeperProcess
+url, prefix, lease = sys.argv[1:]
+keeper = KeeperProcess()
+keeper.ensure()
+options = {"prefix": prefix, "lease_seconds": float(lease), "lease_keeper": keeper}
+print(keeper.pid, flush=True)
+for number in range(2):
+    if os.fork() == 0:
+        consumer = open_consumer(url, ["emails"], name=f"greedy@test-{number}", **options)
+        consumer.open()
+        found = []
+        while not found:
+            found = consumer.fetch(1, 1)
+        sys.stdout.write(f"{os.getpid()} {found[0].envelope.id}\\n")
+        sys.stdout.flush()
+        ctypes.PyDLL(None).sleep(600)
+while True:
+    keeper.ensure()
+    time.sleep(0.1)
+"""
+
 
 class Greedy:
     """A process that fetches what there is and then holds its interpreter."""
@@ -147,7 +171,30 @@ def test_a_keeper_that_dies_is_replaced(redis_url: str) -> None:
     first = keeper.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    until(lambda: (keeper.renewed(), keeper.pid != first)[1])
-    assert keeper.pid is not None
+    until(lambda: (keeper.renewed(), keeper.pid not in (None, first))[1])
     keeper.close()
     assert keeper.pid is None
+
+
+def test_processes_that_share_a_keeper_lose_the_entries_of_the_one_that_dies(
+    redis_url: str, prefix: str, make_sender: MakeSender, make_consumer: MakeConsumer, closing: ExitStack
+) -> None:
+    make_sender(redis_url).send([envelope("a"), envelope("b")])
+    command = [sys.executable, "-c", GROUP, redis_url, prefix, str(LEASE)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    closing.callback(parent.communicate)
+    closing.callback(os.killpg, parent.pid, signal.SIGKILL)
+    assert parent.stdout is not None
+    keeper = int(parent.stdout.readline())
+    holders = {job: int(pid) for pid, job in (parent.stdout.readline().split() for _ in range(2))}
+    other = make_consumer(redis_url, name="other@test-2", lease_seconds=LEASE)
+    assert other.fetch(10, 3 * LEASE) == []
+    os.kill(holders["a"], signal.SIGKILL)
+    deliveries = fetch(other, 1)
+    assert ids(deliveries) == ["a"]
+    other.ack(deliveries)
+    assert other.fetch(10, 3 * LEASE) == []
+    parent.kill()
+    os.kill(holders["b"], signal.SIGKILL)
+    assert ids(fetch(other, 1)) == ["b"]
+    until(lambda: not runs(keeper), "the end of the keeper, with the last of them")

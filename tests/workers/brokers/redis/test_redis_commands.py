@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[4]
 SINCE = {
     **dict.fromkeys(["EVAL", "PUBLISH", "TIME"], "2.6"),
     **dict.fromkeys(["DEL", "EXEC", "EXISTS", "EXPIRE", "GET", "INFO", "MULTI", "PING", "SET", "SUBSCRIBE"], "1.0"),
-    **dict.fromkeys(["AUTH", "LLEN", "LRANGE", "LREM", "SADD", "SELECT"], "1.0"),
+    **dict.fromkeys(["AUTH", "LLEN", "LPOP", "LRANGE", "LREM", "SADD", "SELECT"], "1.0"),
+    "RPUSH": "2.4",  # of several values; of one, 1.0
     **dict.fromkeys(["ZCARD", "ZRANGE"], "1.2"),
     **dict.fromkeys(
         ["HDEL", "HGET", "HGETALL", "HMGET", "UNSUBSCRIBE", "ZADD", "ZREM", "ZREMRANGEBYSCORE", "ZSCORE"], "2.0"
@@ -22,7 +23,10 @@ SINCE = {
     "HSET": "4.0",  # of several fields; of one, 2.0
     "LPOS": "6.0",
     **dict.fromkeys(["XACK", "XADD", "XCLAIM", "XDEL", "XGROUP CREATE", "XGROUP DELCONSUMER"], "5.0"),
-    **dict.fromkeys(["XINFO CONSUMERS", "XINFO GROUPS", "XLEN", "XRANGE", "XREADGROUP"], "5.0"),
+    **dict.fromkeys(
+        ["XINFO CONSUMERS", "XINFO GROUPS", "XINFO STREAM", "XLEN", "XRANGE", "XREAD", "XREADGROUP"], "5.0"
+    ),
+    "XREVRANGE": "5.0",
     "XPENDING": "6.2",  # its option IDLE; without, 5.0
 }
 SUBCOMMANDS = {"CLIENT", "SENTINEL", "XGROUP", "XINFO"}

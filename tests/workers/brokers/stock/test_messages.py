@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from penstock.config.errors import UndecodableMessage
 from penstock.schemas import Job
 from penstock.schemas.wire.codec import decode
-from penstock.workers.brokers.stock.messages import read_dramatiq
+from penstock.workers.brokers.stock.messages import pass_on_options, read_dramatiq
 
 
 class Sum(Job, kind="dramatiq.sum", queue="sums"):
@@ -93,3 +93,16 @@ def test_bytes_that_are_not_a_dramatiq_message_are_refused(raw: bytes) -> None:
     with pytest.raises(UndecodableMessage, match="not a Dramatiq message") as caught:
         read_dramatiq("sums", raw)
     assert caught.value.reason == "undecodable"
+
+
+def test_options_of_a_dramatiq_message_travel_in_the_embed_for_workers_that_need_them() -> None:
+    """A header of this size would end the connection to RabbitMQ."""
+    large = "x" * 200_000
+    sent = message(1, 2, options={"trace": large})
+    for needed in (True, False):
+        envelope = read_dramatiq("sums", sent.encode())
+        pass_on_options(envelope, needed=needed)
+        assert len(json.dumps(envelope.headers)) < 1000
+        embed = json.loads(envelope.body)[2]
+        request = {"options": {"trace": large}, "message_timestamp": sent.message_timestamp}
+        assert embed.get("dramatiq") == (request if needed else None)

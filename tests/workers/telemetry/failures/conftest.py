@@ -43,7 +43,7 @@ class Reported(Stack):
 
     def log(self, **fields: Any) -> list[dict[str, Any]]:
         """Lines of all processes' logs that have these fields."""
-        texts = [line for file in sorted(self.folder.glob("*.log")) for line in file.read_text().splitlines()]
+        texts = [line for file in sorted(self.folder.glob("*.log")) for line in lines(file)]
         records = [json.loads(text) for text in texts if text.startswith("{") and text.endswith("}")]
         return [record for record in records if fields.items() <= record.items()]
 

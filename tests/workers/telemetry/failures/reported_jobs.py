@@ -26,8 +26,8 @@ _writing = threading.Lock()
 
 
 def append(file: Path, value: object) -> None:
-    with _writing, file.open("a") as stream:
-        stream.write(json.dumps(value, default=str) + "\n")
+    with _writing, file.open("ab", buffering=0) as stream:  # one write, for other processes do so too
+        stream.write(json.dumps(value, default=str).encode() + b"\n")
 
 
 class FileTransport(Transport):

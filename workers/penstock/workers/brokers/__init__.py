@@ -7,10 +7,14 @@ itself, until it is acknowledged or released; a consumer that dies leaves its de
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from penstock.producers.senders import scheme
 from penstock.schemas.wire.codec import MESSAGE_BYTES
 from penstock.workers.brokers.consumer import Consumer, Delivery
+
+if TYPE_CHECKING:
+    from penstock.workers.brokers.redis.lease_keeper import KeeperProcess
 
 __all__ = ["Consumer", "Delivery", "open_consumer"]
 
@@ -22,7 +26,7 @@ def open_consumer(
     name: str,
     prefix: str = "penstock",
     lease_seconds: float = 15.0,
-    lease_keeper: bool = False,
+    lease_keeper: bool | KeeperProcess = False,
     weights: Mapping[str, int] | None = None,
     max_message_bytes: int = MESSAGE_BYTES,
 ) -> Consumer:
@@ -33,7 +37,7 @@ def open_consumer(
         lease_seconds: how long its deliveries stay with it when it falls silent (Redis only; RabbitMQ sees the
             connection go).
         lease_keeper: start a small process that renews the leases while a handler holds the interpreter; for a
-            consumer whose process runs handlers (Redis only).
+            consumer whose process runs handlers (Redis only). One that was started serves other consumers, too.
         weights: of the queues, 1 for those it leaves out: of two that always have jobs, each gets its share.
         max_message_bytes: of a larger message only the beginning is kept, and `Envelope.full_size` says so.
     """

@@ -23,7 +23,7 @@ class MemoryConsumer(Consumer):
         self.queues = set(queues)
         self.unsettled: dict[Delivery, None] = {}
         self._broker = broker
-        self._turns = Turns(weights)
+        self.turns = Turns(weights)
         self._woken = False
 
     def open(self) -> None:
@@ -41,7 +41,7 @@ class MemoryConsumer(Consumer):
                     return []
 
     def _take(self, limit: int) -> list[Delivery]:
-        entries = self._turns.take(self.queues, self._broker.lanes, limit)
+        entries = self.turns.take(self.served, self._broker.lanes, limit)
         deliveries = [Delivery(envelope, envelope.body, count, count, self) for envelope, count in entries]
         self.unsettled.update(dict.fromkeys(deliveries))
         return deliveries

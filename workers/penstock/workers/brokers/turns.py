@@ -23,20 +23,20 @@ _LOW = PRIORITIES[-1]
 
 
 class Turns:
-    """Turns of a worker's lanes. Not thread-safe.
+    """Turns of a worker's lanes. Not thread-safe, but for `weights`, which any thread may replace.
 
-    Arguments:
+    Attributes:
         weights: of the queues; 1 for those it leaves out.
     """
 
     def __init__(self, weights: Mapping[str, int] | None = None) -> None:
-        self._weights = weights or {}
+        self.weights = weights or {}
         self._served: dict[Lane, float] = {}  # in virtual time: jobs that the lane gave, by its weight
         self._now: dict[Priority, float] = dict.fromkeys(PRIORITIES, 0.0)
         self._above = 0  # jobs of higher priorities since the low ones had their share
 
     def weight(self, lane: Lane) -> int:
-        return self._weights.get(lane[0], 1)
+        return self.weights.get(lane[0], 1)
 
     def order(self, queues: Collection[str]) -> dict[Priority, list[Lane]]:
         """The lanes by priority, the highest first, and of one priority first the lane whose turn it is."""

@@ -25,7 +25,7 @@ from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.transitions import workflow_end
 from penstock.ledger.transitions.enqueue import enter as insert_jobs
-from penstock.ledger.transitions.revive import revive_all
+from penstock.ledger.transitions.replay.revive import revive_all
 from penstock.ledger.workflows import cancel, read, record
 from penstock.schemas.jobs.kind import registry
 from penstock.schemas.states import FINAL, WAITING, State

@@ -62,7 +62,7 @@ class Workflow(Job):
 
 @provides
 def open_ledger(settings: Settings) -> Iterator[Database]:
-    """The ledger, on a connection of its own."""
+    """The ledger, in a child process; a worker has it open."""
     database = Database(settings.database_url, pool_size=1)
     try:
         yield database

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -33,14 +33,18 @@ from penstock.workers.brokers.wakeup import Wakeup, readable
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 20
+_BLOCKED_SECONDS = 1.0
+"""A worker counts as blocked after so long."""
+_SHRINK_SECONDS = 2.0
+"""For so long much less was wanted than is prefetched, before the prefetch shrinks."""
 
 
 class RabbitmqConsumer(Consumer):
     """`Consumer` over RabbitMQ.
 
-    Each lane delivers as many unsettled messages as the worker ever wanted to hold: those in its hands and the `limit`
-    of its fetch, and one more of the higher lanes. So a busy worker may keep the next job of each lane from an idle one
-    until its own are done.
+    Each lane delivers as many unsettled messages as the worker wanted to hold within the last seconds: those in its
+    hands and the `limit` of its fetch, and one more of the higher lanes. A worker that fetches no more releases what it
+    was sent beyond that (`rest`); until then it may keep the next job of each lane from an idle one.
 
     RabbitMQ closes the channel of a delivery that is not settled within its consumer timeout (30 minutes unless
     configured); that shows as a lost connection.
@@ -76,8 +80,10 @@ class RabbitmqConsumer(Consumer):
         self._tags: dict[str, str] = {}  # consumer tags by the name of their lane
         self._lanes: dict[str, Lane] = {}  # by consumer tag
         self._numbers = itertools.count(1)
-        self._prefetch = 0
-        self._turns = Turns(weights)
+        self._prefetch = self._most_wanted = 0
+        self._shrink_at = 0.0
+        self._stopped = self._rests = False
+        self.turns = Turns(weights)
         self._ready: defaultdict[Lane, deque[Delivery]] = defaultdict(deque)
         self._closing = threading.Event()
         self._heart: threading.Thread | None = None
@@ -90,11 +96,14 @@ class RabbitmqConsumer(Consumer):
 
     def fetch(self, limit: int, timeout_seconds: float) -> list[Delivery]:
         deadline = time.monotonic() + timeout_seconds
-        woken = False
+        woken = self._rests = False
         while True:
+            self.step_at = time.monotonic()
             with self._lock:
                 self._check()
                 try:
+                    if self._rests:
+                        return []
                     if limit > 0:  # a prefetch of 0 would be none
                         self._consume(limit)
                     self._drain()
@@ -105,7 +114,7 @@ class RabbitmqConsumer(Consumer):
                     continue
                 except Exception as error:  # frames that py-amqp cannot read too: the rest is out of step then
                     self._fail(error)
-                deliveries = self._turns.take(self.queues, self._ready, limit)
+                deliveries = self.turns.take(self.served, self._ready, limit)
                 socket = self._connection.transport.sock
             left = deadline - time.monotonic()
             if deliveries or woken or left <= 0:
@@ -134,12 +143,49 @@ class RabbitmqConsumer(Consumer):
     def stop_consuming(self) -> None:
         """Release what RabbitMQ has pushed and no one has fetched: a drain may last, and others are free."""
         with self._lock:
-            self.queues = set()
-            if self._connection is not None and self._lost is None:
-                try:
+            self._stopped = True
+            self._consume_served()
+
+    def rest(self, seconds: float) -> None:
+        with self._lock:
+            if self._connection is None or self._lost is not None:
+                return
+            try:
+                self._rests = True  # also for a fetch that waits
+                for name in list(self._tags):
+                    self._cancel(name)
+                self._prefetch = 0
+                self._drain()
+                for lane, ready in self._ready.items() if seconds else ():
+                    self.release([delivery for delivery in ready if delivery.may_go_on(seconds)])
+                    self._ready[lane] = deque(delivery for delivery in ready if not delivery.may_go_on(seconds))
+            except Exception as error:  # then it gives everything to others by itself
+                self._lose(error)
+
+    def obey(self, paused: Container[str], weights: Mapping[str, int]) -> None:
+        with self._lock:
+            super().obey(paused, weights)
+            self._consume_served()
+
+    def set_blocked(self, blocked: bool) -> None:
+        with self._lock:
+            super().set_blocked(blocked)
+            self._consume_served()
+
+    @property
+    def served(self) -> frozenset[str]:
+        return frozenset() if self._stopped else super().served
+
+    def _consume_served(self) -> None:
+        """Consume what is served, and nothing else: the next fetch may be far, as long as all slots are taken."""
+        if self._connection is not None and self._lost is None:
+            try:
+                if self._prefetch > 0:
                     self._consume(0)
-                except Exception as error:  # then it gives everything to others by itself
-                    self._lose(error)
+                else:
+                    self._release_unserved()
+            except Exception as error:  # then it gives everything to others by itself
+                self._lose(error)
 
     def wake(self) -> None:
         self._wakeup.set()
@@ -164,9 +210,13 @@ class RabbitmqConsumer(Consumer):
         if self._suspended and not self._lanes_wanted():
             self._suspended.clear()  # the broker itself may be the reason
         while self._connection is None:
+            self.step_at = time.monotonic()
             try:
                 self._connection = connect(
-                    self.url, timeout_seconds=self.timeout_seconds, heartbeat_seconds=HEARTBEAT_SECONDS
+                    self.url,
+                    timeout_seconds=self.timeout_seconds,
+                    heartbeat_seconds=HEARTBEAT_SECONDS,
+                    name=self.name,
                 )
                 read_in_blocks(self._connection)
                 read_leniently(self._connection, self._max_message_bytes)
@@ -200,12 +250,13 @@ class RabbitmqConsumer(Consumer):
 
     def _lanes_wanted(self) -> dict[str, Lane]:
         """Queue and priority by the name of the lane, without the suspended lanes."""
-        lanes = {lane_name(self.prefix, queue, p): (queue, p) for queue in sorted(self.queues) for p in PRIORITIES}
+        lanes = {lane_name(self.prefix, queue, p): (queue, p) for queue in sorted(self.served) for p in PRIORITIES}
         return {name: lane for name, lane in lanes.items() if name not in self._suspended}
 
     @contextmanager
     def _suspending(self, name: str) -> Iterator[None]:
         """Suspend the lane if RabbitMQ refuses a request for it here, or does not answer."""
+        self.step_at = time.monotonic()
         try:
             yield
         except (InternalError, TimeoutError) as error:
@@ -216,26 +267,54 @@ class RabbitmqConsumer(Consumer):
             raise NoLeader from error
 
     def _consume(self, limit: int) -> None:
-        """Consume the lanes of `queues` and no others, with a prefetch of `limit` more."""
+        """Consume the lanes that are served and no others, with a prefetch of `limit` more."""
         assert self._channel is not None
         lanes = self._lanes_wanted()
-        in_hand = len(self._channel.unsettled) - sum(map(len, self._ready.values()))
-        grows = in_hand + limit > self._prefetch
-        if not grows and lanes.keys() == self._tags.keys():
-            return
-        channel = self._channel.amqp
-        for name in [name for name in self._tags if grows or name not in lanes]:
-            tag = self._tags.pop(name)
-            with self._suspending(name):
-                channel.basic_cancel(tag)
-            lane = self._lanes.pop(tag)
-            if name not in lanes:  # release what was prefetched and not fetched
-                self.release(self._ready.pop(lane, ()))
-        self._prefetch = max(in_hand + limit, self._prefetch)
-        for name, (queue, priority) in lanes.items():
-            if name not in self._tags:
-                with self._suspending(name):
-                    self._consume_lane(name, queue, priority)
+        for name in lanes.keys() - self._tags.keys():
+            if self._ready.get(lanes[name]):  # what stayed while nothing was sent is fetched first
+                del lanes[name]
+        prefetch = self._prefetch_for(self._in_hand() + limit)
+        if prefetch != self._prefetch or lanes.keys() != self._tags.keys():
+            for name in [name for name in self._tags if prefetch != self._prefetch or name not in lanes]:
+                self._cancel(name)
+            self._prefetch = prefetch
+            for name, (queue, priority) in lanes.items():
+                if name not in self._tags:
+                    with self._suspending(name):
+                        self._consume_lane(name, queue, priority)
+        self._release_unserved()
+
+    def _release_unserved(self) -> None:
+        """Release what was prefetched and is not to be fetched; while blocked, as far as it may go on."""
+        served = self.served
+        for lane in [lane for lane in self._ready if lane[0] not in served]:
+            ready = self._ready.pop(lane)
+            if stays := [delivery for delivery in ready if self.blocked and not delivery.may_go_on(_BLOCKED_SECONDS)]:
+                self._ready[lane].extend(stays)
+            self.release([delivery for delivery in ready if delivery.may_go_on(_BLOCKED_SECONDS) or not self.blocked])
+
+    def _in_hand(self) -> int:
+        assert self._channel is not None
+        return len(self._channel.unsettled) - sum(map(len, self._ready.values()))
+
+    def _prefetch_for(self, count: int) -> int:
+        """The prefetch for a worker that wants to hold so many. A change costs a round trip for each lane, so it grows
+        in steps, and shrinks when much less was wanted for a while."""
+        self._most_wanted = max(self._most_wanted, count)
+        if count > self._prefetch:
+            return max(count, self._prefetch * 5 // 4)
+        if (now := time.monotonic()) < self._shrink_at:
+            return self._prefetch
+        most, self._most_wanted, self._shrink_at = self._most_wanted, count, now + _SHRINK_SECONDS
+        return most if 2 * most < self._prefetch else self._prefetch
+
+    def _cancel(self, name: str) -> None:
+        """Have no more pushed of this lane."""
+        assert self._channel is not None
+        tag = self._tags.pop(name)
+        with self._suspending(name):
+            self._channel.amqp.basic_cancel(tag)
+        del self._lanes[tag]
 
     def _consume_lane(self, name: str, queue: str, priority: Priority) -> None:
         assert self._channel is not None

@@ -23,7 +23,7 @@ from penstock.producers.senders.redis.sender import GROUP, lane_key
 from penstock.schemas.jobs.kind import PRIORITIES, Priority
 from penstock.schemas.wire.codec import KEPT_BYTES, MESSAGE_BYTES, Envelope
 from penstock.workers.brokers.consumer import Consumer, Delivery
-from penstock.workers.brokers.redis.lease_keeper import LeaseKeeper, is_possible
+from penstock.workers.brokers.redis.lease_keeper import KeeperProcess, LeaseKeeper, is_possible
 from penstock.workers.brokers.redis.leases import Leases
 from penstock.workers.brokers.turns import Lane, Turns
 from penstock.workers.brokers.wakeup import Wakeup
@@ -118,6 +118,18 @@ return found
 )
 
 
+# The lanes that have entries, waiting or in someone's hands, by their numbers; mostly none, and then no other command
+# is needed to see that nothing is pending.
+_FILLED = """
+local numbers, filled = {}, {}
+for i, key in ipairs(KEYS) do numbers[key] = i end
+for _, stream in ipairs(redis.call('XREAD', 'COUNT', 1, 'STREAMS', unpack(ARGV)) or {}) do
+  filled[#filled + 1] = numbers[stream[1]]
+end
+return filled
+"""
+
+
 class RedisConsumer(Consumer):
     """`Consumer` over Redis Streams.
 
@@ -136,32 +148,38 @@ class RedisConsumer(Consumer):
         prefix: str = "penstock",
         lease_seconds: float = 15.0,
         timeout_seconds: float = 5.0,
-        lease_keeper: bool = False,
+        lease_keeper: bool | KeeperProcess = False,
         weights: Mapping[str, int] | None = None,
         max_message_bytes: int = MESSAGE_BYTES,
     ) -> None:
         self.queues = set(queues)
         self.name, self.prefix, self.lease_seconds = name, prefix, lease_seconds
-        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
+        self._connections = RedisConnections(url, timeout_seconds=timeout_seconds, shared=True, name=name)
+        self.connections = self._connections
         keeper: LeaseKeeper | None = None
         if lease_keeper and is_possible():
-            keeper = LeaseKeeper(url, name, lease_seconds=lease_seconds, timeout_seconds=timeout_seconds)
+            shared = lease_keeper if isinstance(lease_keeper, KeeperProcess) else None
+            keeper = LeaseKeeper(
+                url, name, lease_seconds=lease_seconds, timeout_seconds=timeout_seconds, process=shared
+            )
         self._leases = Leases(self._connections, name, lease_seconds, keeper)
         self._max_message_bytes = max_message_bytes
         self._fetching = threading.Lock()
         self._wakeup = Wakeup()
         self._connection: Any = None
         self._client_id = 0
-        self._turns = Turns(weights)
+        self.turns = Turns(weights)
         self._lanes: dict[bytes, Lane] = {}
         self._keys: dict[Lane, bytes] = {}
         self._lanes_of: frozenset[str] = frozenset()
         self._take_over_at = 0.0
+        self._is_empty = False
+        """Whether a wait for entries was in vain just now, so that the next begins without a look."""
 
     def open(self) -> None:
         with self._fetching:
             self._disconnect()
-            self._connection = self._connections.connect(client_name=self.name.replace(" ", "_"))
+            self._connection = self._connections.connect()
             self._leases.follow(self._connections.server_url)
             self._client_id = self._connections.call_on(self._connection, pack("CLIENT", "ID"))[0]
             self._declare()
@@ -174,7 +192,7 @@ class RedisConsumer(Consumer):
             if self._connection is None:
                 raise BrokerUnavailable(f"Redis at {self._connections.address}: not connected; open the consumer")
             while True:
-                if self._lanes_of != self.queues:
+                if self._lanes_of != self.served:
                     self._declare()
                 now = time.monotonic()
                 if limit < 1:  # for Redis a COUNT of 0 is none
@@ -219,7 +237,8 @@ class RedisConsumer(Consumer):
             self._connection = None
 
     def _declare(self) -> None:
-        queues = frozenset(self.queues)
+        self.step_at = time.monotonic()
+        queues = self.served
         # The higher lanes of all queues first: XREADGROUP answers in the order of the keys.
         keys: dict[Lane, bytes] = {
             (queue, priority): lane_key(self.prefix, queue, priority).encode()
@@ -231,7 +250,7 @@ class RedisConsumer(Consumer):
         for reply in replies:
             if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
                 self._connections.fail(reply)
-        self._keys, self._lanes_of = keys, queues
+        self._keys, self._lanes_of, self._is_empty = keys, queues, False
         self._lanes = {key: lane for lane, key in keys.items()}
 
     def _delete_consumers(self, name: str = "", idle_ms: int = 2**52) -> None:
@@ -243,12 +262,8 @@ class RedisConsumer(Consumer):
         """New entries, and whether `wake` ended the wait for them."""
         if not self._lanes:
             return [], self._wakeup.wait([], wait_seconds)[1]
-        order, kept = self._turns.order(self._lanes_of), min(self._turns.kept(limit), limit)
-        lanes = [lane for of_priority in order.values() for lane in of_priority]
-        keys, weights = map(self._keys.__getitem__, lanes), map(self._turns.weight, lanes)
-        most = self._max_message_bytes
-        arguments: tuple[str | int, ...] = (GROUP, self.name, limit, len(self._lanes_of), kept, most, *weights)
-        if deliveries := self._entries(pack("EVAL", _READ_IN_TURN, len(lanes), *keys, *arguments), kept):
+        block = ("BLOCK", int(wait_seconds * 1000)) if wait_seconds >= 0.001 else ()
+        if not (self._is_empty and block) and (deliveries := self._read_in_turn(limit)):
             return deliveries, False
         woken = False
 
@@ -264,12 +279,21 @@ class RedisConsumer(Consumer):
                 )  # not allowed to unblock: wait for the end
                 answered = self._wakeup.wait([self._connection._sock], longest)[0] or isinstance(ended, Exception)
 
-        block = ("BLOCK", int(wait_seconds * 1000)) if wait_seconds >= 0.001 else ()
         streams = (*self._lanes, *(b">" for _ in self._lanes))
         # During the wait entries may come from several lanes at once. One from each, since they come whole, however
         # large: the next read gets the others.
         command = pack("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", 1, *block, "STREAMS", *streams)
-        return self._entries(command, before_reading=wait_for_answer), woken
+        deliveries = self._entries(command, before_reading=wait_for_answer)
+        self._is_empty = not deliveries and not woken
+        return deliveries, woken
+
+    def _read_in_turn(self, limit: int) -> list[Delivery]:
+        order, kept = self.turns.order(self._lanes_of), min(self.turns.kept(limit), limit)
+        lanes = [lane for of_priority in order.values() for lane in of_priority]
+        keys, weights = map(self._keys.__getitem__, lanes), map(self.turns.weight, lanes)
+        most = self._max_message_bytes
+        arguments: tuple[str | int, ...] = (GROUP, self.name, limit, len(self._lanes_of), kept, most, *weights)
+        return self._entries(pack("EVAL", _READ_IN_TURN, len(lanes), *keys, *arguments), kept)
 
     def _entries(
         self, command: bytes, kept: int = 0, before_reading: Callable[[], None] | None = None
@@ -288,15 +312,16 @@ class RedisConsumer(Consumer):
             lane = self._lanes[key]
             counts[lane] += len(entries)
             by_priority[lane[1]] += self._deliveries(key, entries, {})
-        self._turns.took(counts, kept)
+        self.turns.took(counts, kept)
         return [delivery for deliveries in by_priority.values() for delivery in deliveries]
 
     def _take_over(self, limit: int) -> list[Delivery]:
         """Entries of silent consumers, up to the limit; another look is due at once when it was reached."""
         idle = int(self.lease_seconds * 1000)
-        commands = b"".join(pack("XPENDING", key, GROUP, "IDLE", idle, "-", "+", limit) for key in self._lanes)
+        lanes = self._filled_lanes()
+        commands = b"".join(pack("XPENDING", key, GROUP, "IDLE", idle, "-", "+", limit) for key in lanes)
         deliveries: list[Delivery] = []
-        for key, pending in zip(self._lanes, self._ask(commands, len(self._lanes)), strict=True):
+        for key, pending in zip(lanes, self._ask(commands, len(lanes)) if lanes else (), strict=True):
             if isinstance(pending, Exception):  # the group is gone; the next read makes it again
                 continue
             unacknowledged = self._leases.unacknowledged(key)  # idle after an outage, until the next renewal
@@ -320,6 +345,13 @@ class RedisConsumer(Consumer):
             self._take_over_at = time.monotonic() + self.lease_seconds / 3
         return deliveries
 
+    def _filled_lanes(self) -> list[bytes]:
+        """The lanes with entries; all of them where Redis cannot tell."""
+        if not (lanes := list(self._lanes)):
+            return []
+        [filled] = self._ask(pack("EVAL", _FILLED, len(lanes), *lanes, *lanes, *("0" for _ in lanes)), 1)
+        return lanes if isinstance(filled, Exception) else [lanes[number - 1] for number in filled]
+
     def _deliveries(self, key: bytes, entries: Sequence[Any], counts: Mapping[bytes, int]) -> list[Delivery]:
         """Deliveries of `[id, fields]`, renewed from now on; `counts` has the deliveries of those that are not new."""
         self._leases.hold(key, [entry[0] for entry in entries])
@@ -333,6 +365,7 @@ class RedisConsumer(Consumer):
 
     def _ask(self, packed: bytes, replies: int, before_reading: Callable[[], None] | None = None) -> list[Reply]:
         """Ask on the connection for fetching."""
+        self.step_at = time.monotonic()
         try:
             return self._connections.call_on(self._connection, packed, replies, before_reading=before_reading)
         except BrokerUnavailable:

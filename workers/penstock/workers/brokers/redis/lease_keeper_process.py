@@ -1,24 +1,32 @@
-"""The process that renews a worker's leases on Redis while a handler blocks the worker's own threads.
+"""The process that renews leases on Redis while a handler blocks the threads of its worker.
 
-Run as a script by `lease_keeper.LeaseKeeper`, with the standard library alone, to stay small. It reads its standard
-input: its options as a line of JSON, then a line for each lane, and an empty line whenever the worker has renewed its
-leases itself. It renews only while those fail to come, and ends when the worker has closed the pipe or died.
+Run as a script by `lease_keeper.KeeperProcess`, with few modules of the standard library, to stay small. Its standard
+input is a socket of messages: the state of a worker, which sends it whenever it has renewed its leases itself. It
+renews only while those fail to come, for any number of workers, and ends when all have closed the socket or died.
 """
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import select
-import signal
 import time
+
+# Not the module `signal`, which would be half a megabyte.
+from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # neither is loaded while it only waits: a megabyte
     import socket
     from typing import Any
 
-_STOPPED = "TtZX"  # suspended, traced, dead: others may take over the jobs of such a worker
+MESSAGE_BYTES = 1 << 18
+STARTED = 19
+"""Index of the time of the start among the fields of `/proc/…/stat` after the name."""
+_SUSPENDED, _DEAD = "Tt", "ZX"
+"""States of processes: others may take over the jobs of such a worker. A suspended one may continue."""
+_LOOK_SECONDS = 30.0
+"""Between looks for an owner that has died while another process keeps the socket open."""
 
 # Renews all that is pending under the worker's name, so nothing that another has taken over.
 RENEW = """
@@ -36,64 +44,57 @@ end
 
 
 def main() -> None:
-    # The signals that end the worker let it drain first; this ends after it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    pipe = _Lines(0)
-    lanes: list[bytes] = []
-    while not lanes:
-        if (lines := pipe.read(None)) is None:
-            return
-        lanes += lines
-    options = json.loads(lanes.pop(0))
-    pause = options["lease_seconds"] / 3
-    quiet_until = time.monotonic() + 1.5 * pause
-    while (lines := pipe.read(quiet_until - time.monotonic())) is not None and os.getppid() == options["pid"]:
-        lanes += [line for line in lines if line]
-        if lines:
-            quiet_until = time.monotonic() + 1.5 * pause
-        elif time.monotonic() >= quiet_until:
-            quiet_until = time.monotonic() + pause
-            if _runs(options["pid"]):
+    # The signals that end a worker let it drain first; this ends after it.
+    for number in (SIGINT, SIGTERM, SIGHUP):
+        signal(number, SIG_IGN)
+    owner = os.getppid()
+    workers: dict[str, dict[str, Any]] = {}
+    due: dict[str, float] = {}
+    """When to look at a worker, if it stays silent."""
+    while workers or os.getppid() == owner:
+        wait = min([_LOOK_SECONDS, *(at - time.monotonic() for at in due.values())])
+        if select.select([0], [], [], max(wait, 0.0))[0]:
+            if not (message := os.read(0, MESSAGE_BYTES)):
+                return
+            options = marshal.loads(message)  # noqa: S302  # a worker of ours wrote it
+            name = options["name"]
+            workers[name], due[name] = options, time.monotonic() + options["lease_seconds"] / 2
+            if not options["lanes"]:
+                del workers[name], due[name]
+            continue  # all messages come first: who has sent one is not silent
+        for name in [name for name, at in due.items() if at <= time.monotonic()]:
+            state, pause = _state(workers[name]), workers[name]["lease_seconds"] / 3
+            if state in _DEAD:
+                del workers[name], due[name]
+                continue
+            if state not in _SUSPENDED:
                 try:
-                    renew(options, lanes)
+                    renew(workers[name])
                 except OSError:
-                    quiet_until = time.monotonic() + pause / 3  # Redis is unavailable: try again sooner
+                    pause /= 3  # Redis is unavailable: try again sooner
+            due[name] = time.monotonic() + pause
 
 
-class _Lines:
-    """Reads a pipe line by line."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._rest = descriptor, b""
-
-    def read(self, timeout_seconds: float | None) -> list[bytes] | None:
-        """The lines that are there, waiting for the first; none after the timeout. None: the pipe is closed."""
-        wait = None if timeout_seconds is None else max(timeout_seconds, 0.0)
-        if not select.select([self._descriptor], [], [], wait)[0]:
-            return []
-        if not (data := os.read(self._descriptor, 65536)):
-            return None
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return lines
-
-
-def _runs(pid: int) -> bool:
+def _state(worker: dict[str, Any]) -> str:
+    """State of a worker's process, as `/proc` has it; of one that is gone, also where another has its id now, `X`."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0].decode() not in _STOPPED
-    except OSError:
-        return False
+        with open(f"/proc/{worker['pid']}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].decode().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+    except OSError:  # the system is short of descriptors
+        return "T"
+    return fields[0] if fields[STARTED] == worker["started"] else "X"
 
 
-def renew(options: dict[str, Any], lanes: list[bytes]) -> None:
+def renew(options: dict[str, Any]) -> None:
     """Renew on a connection of its own, which is closed again: it is seldom needed. Raises OSError."""
     commands: list[tuple[bytes | str | int, ...]] = []
     if options["password"] is not None:
         commands.append(("AUTH", *filter(None, (options["username"],)), options["password"]))
     if options["db"]:
         commands.append(("SELECT", options["db"]))
-    commands += [("EVAL", RENEW, 1, lane, options["group"], options["name"]) for lane in lanes]
+    commands += [("EVAL", RENEW, 1, lane, options["group"], options["name"]) for lane in options["lanes"]]
     with _connect(options) as connection:
         connection.sendall(b"".join(map(_pack, commands)))
         answers = connection.makefile("rb")

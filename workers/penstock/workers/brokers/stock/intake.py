@@ -26,7 +26,7 @@ from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.codec import KEPT_BYTES, MESSAGE_BYTES, Envelope
 from penstock.workers.brokers.rabbitmq.lenient_frames import plain, read_leniently
-from penstock.workers.brokers.stock.messages import read_dramatiq, read_kombu
+from penstock.workers.brokers.stock.messages import read_dramatiq, read_kombu, with_properties
 
 Route = Callable[[Envelope, bytes], Envelope | None]
 """Gets a message (its queue is the client's; no headers where it cannot be read) and its raw bytes. Returns the
@@ -133,10 +133,14 @@ class RedisStockIntake:
         self._max_message_bytes = max_message_bytes
         self.prefix = prefix
         self._lists = [source for queue in queues for source in _lists(queue)]
+        self._count_filled = pack("EXISTS", *(source.key for source in self._lists))
         self._connections = RedisConnections(url, timeout_seconds=timeout_seconds)
 
     def take(self, limit: int, route: Route) -> int:
         moved = 0
+        [filled] = self._connections.execute(self._count_filled) if self._lists else [0]
+        if not filled:  # mostly: an empty list is none
+            return 0
         lengths = self._connections.execute(*(pack("LLEN", source.key) for source in self._lists))
         for source, length in zip(self._lists, lengths, strict=True):
             if length:
@@ -257,7 +261,7 @@ class RabbitmqStockIntake:
                 last = message.delivery_info["delivery_tag"]
                 priority: Priority = "high" if message.properties.get("priority") else "normal"
                 body = bytes(message.body)
-                headers = plain(message.headers or {})
+                headers = with_properties(plain(message.headers or {}), plain(message.properties))
                 envelope = Envelope(queue, priority, headers, body, getattr(message, "full_size", None))
                 if envelope.full_size is None and "task" not in headers:
                     with suppress(UndecodableMessage):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,11 +12,18 @@ from pydantic_core import from_json
 
 from penstock.config.errors import UndecodableMessage
 from penstock.schemas.jobs.kind import Priority
-from penstock.schemas.wire.codec import Envelope, is_id
+from penstock.schemas.wire.celery_tasks import JSON, PROPERTIES
+from penstock.schemas.wire.codec import Envelope, is_id, open_body
 
+DRAMATIQ = "dramatiq"
+"""Options and timestamp of a Dramatiq message, for a worker that has adopted its actor: a header while it is read,
+and then a part of the embed, since brokers limit the size of headers."""
 _FOLLOW_UPS = ("pipe_target", "on_success", "on_failure", "on_retry_exhausted", "group_completion_callbacks")
 """Dramatiq's options that ask for something after the job. They travel in the body, where a worker sees and refuses
 them: dropped here, they would be lost in silence."""
+
+_CONTENT = ("content-type", "content-encoding")
+_PROPERTIES = ("content_type", "content_encoding", "reply_to", "correlation_id", "priority", "delivery_info", "app_id")
 
 
 def read_kombu(queue: str, raw: bytes) -> Envelope:
@@ -27,9 +35,26 @@ def read_kombu(queue: str, raw: bytes) -> Envelope:
             raise TypeError("headers are not an object")
         encoded = properties.get("body_encoding") == "base64"
         content = base64.b64decode(body, validate=True) if encoded else str(body).encode()
+        headers = with_properties(headers, properties | {name: message.get(name) for name in _CONTENT})
         return Envelope(queue, "low" if properties.get("priority") else "normal", headers, content)
     except (ValueError, LookupError, TypeError, AttributeError):
         return Envelope(queue, "normal", {}, raw)
+
+
+def with_properties(headers: dict[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers of a message of Celery's, and in one of them the properties that an adopted task needs.
+
+    Arguments:
+        properties: by AMQP's names, and `content-type` and `content-encoding` with a hyphen or an underscore.
+    """
+    if "task" not in headers:
+        return headers
+    values = {name.replace("-", "_"): value for name, value in properties.items() if value}
+    kept = {name: values[name] for name in _PROPERTIES if name in values}
+    if kept.get("content_type") == JSON:
+        del kept["content_type"]
+        kept.pop("content_encoding", None)
+    return {**headers, PROPERTIES: kept} if kept else headers
 
 
 def read_dramatiq(queue: str, raw: bytes, priority: Priority = "normal") -> Envelope:
@@ -47,7 +72,8 @@ def read_dramatiq(queue: str, raw: bytes, priority: Priority = "normal") -> Enve
         options = message.get("options") or {}
         if not isinstance(name, str) or not is_id(job_id) or not isinstance(args, list) or not isinstance(kwargs, dict):
             raise TypeError("actor_name, message_id, args or kwargs are of the wrong type")
-        headers = {"lang": "py", "task": name, "id": job_id, "root_id": job_id}
+        request = {"options": options, "message_timestamp": message.get("message_timestamp")}
+        headers = {"lang": "py", "task": name, "id": job_id, "root_id": job_id, DRAMATIQ: request}
         if (eta := options.get("eta")) is not None:
             headers["eta"] = _time(eta)
         if max_age := options.get("max_age"):
@@ -57,6 +83,13 @@ def read_dramatiq(queue: str, raw: bytes, priority: Priority = "normal") -> Enve
         return Envelope(queue, priority, headers, json.dumps([args, kwargs, embed]).encode())
     except Exception as error:  # a client's bytes can be wrong in more ways than can be listed
         raise UndecodableMessage("undecodable", f"not a Dramatiq message: {type(error).__name__}: {error}") from error
+
+
+def pass_on_options(envelope: Envelope, *, needed: bool) -> None:
+    """Move the options of a Dramatiq message from the header into the embed, or drop them."""
+    if (request := envelope.headers.pop(DRAMATIQ, None)) is not None and needed:
+        args, kwargs, embed = open_body(envelope.body)
+        envelope.body = json.dumps([args, kwargs, {**(embed or {}), DRAMATIQ: request}]).encode()
 
 
 def _time(milliseconds: float) -> str:

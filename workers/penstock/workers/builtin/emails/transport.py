@@ -19,7 +19,6 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from email import policy
 from email.message import EmailMessage
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -236,6 +235,8 @@ class MaildirMailer(Mailer):
         new, read, temporary = (self.folder / name for name in ("new", "cur", "tmp"))
         name = f"{safe_name(str(message['Message-ID']))}.penstock"
         part = temporary / f"{uuid.uuid4().hex}.penstock"
+        from email import policy  # late, as in `[emails]`
+
         content = message.as_bytes(policy=policy.SMTP.clone(linesep="\n", utf8=True))
         envelope = f"Return-Path: <{sender}>\n" + "".join(f"Delivered-To: {who}\n" for who in recipients)
         try:

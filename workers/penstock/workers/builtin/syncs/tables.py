@@ -15,7 +15,6 @@ from sqlalchemy import (
     Column,
     Connection,
     Date,
-    DateTime,
     Double,
     Engine,
     Integer,
@@ -29,7 +28,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
@@ -37,22 +35,22 @@ from sqlalchemy.types import TypeEngine
 from penstock.config.sections.builtin import SyncSettings
 from penstock.ledger.sql.database import insert_into
 from penstock.ledger.sql.faults import LASTING, fault_of
+from penstock.ledger.sql.types import INSTANT, ExceptOnMysql
 from penstock.workers.handlers.returns import Permanent
 
 MAX_ID = 191
 """Letters of a text id: 191 × 4 bytes is the longest key that older MySQL indexes."""
 _MYSQL = ("mysql", "mariadb")
-# MySQL: exact comparison, room for more than 64 KB, and microseconds, none of which are its defaults.
-_KEY = String(MAX_ID).with_variant(mysql.VARCHAR(MAX_ID, charset="utf8mb4", collation="utf8mb4_bin"), *_MYSQL)
-_TEXT = Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4"), *_MYSQL)
-_INSTANT = DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), *_MYSQL)
+# MySQL: exact comparison, and room for more than 64 KB, neither of which is its default.
+_KEY = ExceptOnMysql(String(MAX_ID), lambda mysql: mysql.VARCHAR(MAX_ID, charset="utf8mb4", collation="utf8mb4_bin"))
+_TEXT = ExceptOnMysql(Text(), lambda mysql: mysql.MEDIUMTEXT(charset="utf8mb4"))
 _TYPES: dict[str, TypeEngine[Any]] = {
     "str": _TEXT,
     "int": BigInteger(),
     "float": Double(),
     "decimal": Numeric(38, 10),
     "date": Date(),
-    "datetime": _INSTANT,
+    "datetime": INSTANT,
     "bool": Boolean(),
     "json": JSON(),
 }
@@ -62,7 +60,7 @@ _cursors = Table(
     Column("name", _KEY, primary_key=True),
     Column("cursor", _TEXT, nullable=False),
     Column("revision", Integer, nullable=False),
-    Column("updated_at", _INSTANT, nullable=False),
+    Column("updated_at", INSTANT, nullable=False),
 )
 
 
@@ -105,7 +103,7 @@ class SyncTable:
 
     def __init__(self, engine: Engine, name: str, sync: SyncSettings) -> None:
         self._engine, self._name = engine, name
-        self._table = _table(sync)
+        self._table = _table(sync, engine.dialect.name)
 
     def prepare(self) -> SyncPosition:
         """Make the tables that are missing, and read how far the sync is.
@@ -200,7 +198,7 @@ class SyncTable:
             raise Permanent(f"sync {self._name!r}: table {table} needs a primary key or unique index on 'id'")
 
 
-def _table(sync: SyncSettings) -> Table:
+def _table(sync: SyncSettings, dialect: str) -> Table:
     schema, _, name = sync.table.rpartition(".")
     key = sync.columns.get("id")
     columns: list[Column[Any]] = [
@@ -210,7 +208,8 @@ def _table(sync: SyncSettings) -> Table:
         columns += [Column(name, _TYPES[each.type]) for name, each in sync.columns.items() if name != "id"]
     else:
         columns += [Column("updated_at", _TEXT), Column("record", JSON(), nullable=False)]
-    return Table(name, MetaData(), *columns, schema=schema or None, mysql_charset="utf8mb4", mariadb_charset="utf8mb4")
+    options: dict[str, Any] = {f"{dialect}_charset": "utf8mb4"} if dialect in _MYSQL else {}
+    return Table(name, MetaData(), *columns, schema=schema or None, **options)
 
 
 def _create(engine: Engine, table: Table) -> None:

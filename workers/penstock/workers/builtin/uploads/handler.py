@@ -8,6 +8,7 @@ import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -17,11 +18,13 @@ from penstock.config.settings import Settings
 from penstock.producers.storage import CHUNK
 from penstock.schemas.builtin.uploads import ProcessUpload, Thumbnail, UploadProcessed
 from penstock.workers.builtin.uploads import media_types
-from penstock.workers.builtin.uploads.images import FORMATS, Picture, UploadedImage
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.returns import Permanent
 from penstock.workers.handlers.storage import Storage, storage_of
+
+if TYPE_CHECKING:
+    from penstock.workers.builtin.uploads.images import Picture, UploadedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ def process_upload(job: ProcessUpload, ctx: Context, storage: Storage, settings:
             found.
         StorageError: worth another try.
     """
+    from penstock.workers.builtin.uploads.images import FORMATS, UploadedImage  # late: Pillow takes a megabyte
+
     policy, storage = settings.uploads, storage_of(ctx.tenant, storage, settings)
     with tempfile.TemporaryDirectory(prefix="penstock-upload-") as folder:
         received = _receive(job, ctx, storage, policy, Path(folder))

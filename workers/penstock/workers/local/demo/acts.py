@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.config.errors import PenstockError
+from penstock.ledger.members.heartbeats import DISPATCHER
 from penstock.ledger.queries import dead_letters
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings
@@ -226,8 +227,9 @@ def _attempts(metrics: str) -> int:
 
 def _flower_workers(url: str, auth: str) -> list[str]:
     """The names of the workers that Flower shows as online."""
-    request = urllib.request.Request(f"{url}/workers?json=1&refresh=1")  # noqa: S310  # our own Flower
+    request = urllib.request.Request(f"{url}/api/penstock/workers")  # noqa: S310  # our own Flower
     request.add_header("Authorization", "Basic " + base64.b64encode(auth.encode()).decode())
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
         document = json.load(answer)
-    return [worker["hostname"] for worker in document["data"] if worker.get("status", True)]
+    online = [worker for worker in document["workers"] if worker["state"] == "running"]
+    return [worker["name"] for worker in online if worker["engine"] != DISPATCHER]

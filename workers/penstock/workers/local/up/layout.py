@@ -20,14 +20,14 @@ import sqlalchemy as sa
 from penstock.config.errors import LedgerUnavailable
 from penstock.config.private_files import write_private
 from penstock.config.settings import Settings
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import workers as workers_table
 from penstock.schemas.jobs.kind import registry
 from penstock.workers.engines import ENGINES
-from penstock.workers.engines.celery.flower_server import BASIC_AUTH
-from penstock.workers.engines.celery.flower_server import USER as FLOWER_USER
+from penstock.workers.engines.celery.flower.server import BASIC_AUTH
+from penstock.workers.engines.celery.flower.server import USER as FLOWER_USER
 from penstock.workers.local.up.ports import (
     FLOWER_PORT,
     FLOWER_VARIABLE,
@@ -51,8 +51,8 @@ _PENSTOCK = (sys.executable, "-c", "from penstock.workers.cli import main; main(
 _FLOWER = (
     sys.executable,
     "-c",
-    "import sys, pathlib; from penstock.workers.engines.celery.flower_server import run_flower; "
-    "sys.exit(run_flower(port=int(sys.argv[1]), folder=pathlib.Path(sys.argv[2])))",
+    "import sys, pathlib; from penstock.workers.engines.celery.flower.server import run_flower; "
+    "sys.exit(run_flower(port=int(sys.argv[1]), folder=pathlib.Path(sys.argv[2]), imports=sys.argv[3:]))",
 )
 
 DISPATCHER_SERVICE = "dispatcher"
@@ -231,7 +231,7 @@ def services(layout: Layout, database: Database) -> list[Service]:
         )
         for engine, queues in queues_by_engine(layout.settings).items()
     ]
-    flower = [*_FLOWER, str(layout.flower_port), str(layout.folder / "flower")]
+    flower = [*_FLOWER, str(layout.flower_port), str(layout.folder / "flower"), *layout.imports]
     return [
         service("gateway", GATEWAY, opens, "gateway", "--port", str(layout.gateway_port), *imports),
         *workers,

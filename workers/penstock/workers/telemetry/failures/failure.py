@@ -11,6 +11,8 @@ from penstock.ledger.queries.deaths import Death
 from penstock.ledger.rows.dead_letters import group_of
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.schemas.jobs.adopted import AdoptedJob
+from penstock.schemas.jobs.kind import Kind
 from penstock.schemas.states import State
 
 
@@ -22,7 +24,8 @@ class Failure:
         job_id: for a message that could not be read, the id of its dead letter, if it has none itself.
         kind: None: not even that could be read.
         attempt: number of the attempt, from 1; 0: the job never ran.
-        max_attempts: failed attempts after which it is dead; None where its kind is not known.
+        max_attempts: failed attempts after which it is dead; None where its kind is not known, or another framework
+            decides.
         outcome: `retry`, `crashed` (its process died; it runs again) or `dead`.
         reason: why it is dead, as its dead letter has it: `failed`, `crashed`, `undecodable` and so on; else None.
         error: `Type: message`, and for a death also why it is the end.
@@ -80,7 +83,7 @@ def failure_of(
     kind = claim.message.kind
     return Failure(
         **_job(claim),
-        max_attempts=kind.retry.max_attempts,
+        max_attempts=_max_attempts(kind),
         outcome="dead" if is_dead else "crashed" if outcome.crashed else "retry",
         reason=reason if is_dead else None,
         error=(outcome.detail or error) if is_dead else error,
@@ -98,7 +101,7 @@ def crash_of(claim: Claim, *, worker: str | None, engine: str | None) -> Failure
     assert claim.crash is not None
     return Failure(
         **_job(claim),
-        max_attempts=claim.message.kind.retry.max_attempts,
+        max_attempts=_max_attempts(claim.message.kind),
         outcome="crashed",
         reason=None,
         error=claim.crash,
@@ -131,6 +134,10 @@ def failure_of_death(death: Death) -> Failure:
         engine=None,
         traceparent=death.traceparent,
     )
+
+
+def _max_attempts(kind: Kind) -> int | None:
+    return None if issubclass(kind.job, AdoptedJob) else kind.retry.max_attempts
 
 
 def _job(claim: Claim) -> dict[str, Any]:

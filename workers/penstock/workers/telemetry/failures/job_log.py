@@ -13,7 +13,7 @@ from penstock.config.printable import printable
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome
-from penstock.schemas.wire.codec import Message
+from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.telemetry.failures.failure import Failure
 
 log = logging.getLogger("penstock.jobs")
@@ -118,15 +118,11 @@ def _level(failure: Failure) -> int:
     return logging.ERROR if failure.is_dead else logging.WARNING
 
 
-class JobLog:
+class JobLog(Observer):
     """An `Observer` that writes a line at INFO when a job starts, and when an attempt has ended without a failure."""
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
-
-    def received(self, message: Message) -> None: ...
-
-    def refused(self, message: Message, reason: str) -> None: ...
 
     def started(self, claim: Claim) -> None:
         message = claim.message

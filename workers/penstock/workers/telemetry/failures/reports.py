@@ -18,7 +18,7 @@ from penstock.config.supervision import faults, start_thread
 from penstock.ledger.queries.deaths import Death
 from penstock.ledger.transitions.claim import Claim
 from penstock.ledger.transitions.outcome import AttemptOutcome
-from penstock.schemas.wire.codec import Message
+from penstock.workers.executor.runtime.observers import Observer
 from penstock.workers.telemetry.failures.failure import Failure, crash_of, failure_of, failure_of_death
 from penstock.workers.telemetry.failures.hooks import FailureHooks
 from penstock.workers.telemetry.failures.job_log import FailureLog, is_failure
@@ -34,7 +34,7 @@ _LOOK_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 
 
-class FailureReports:
+class FailureReports(Observer):
     """An `Observer` that reports failures. Its thread is started with the first one.
 
     Arguments:
@@ -51,10 +51,6 @@ class FailureReports:
         self._thread: threading.Thread | None = None
 
     # As an observer, on the loop of the jobs.
-
-    def received(self, message: Message) -> None: ...
-
-    def refused(self, message: Message, reason: str) -> None: ...
 
     def started(self, claim: Claim) -> None:
         if "sentry_sdk" in sys.modules:

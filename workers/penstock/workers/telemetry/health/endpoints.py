@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import socket
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.settings import Settings
 from penstock.workers.telemetry.health.probe_socket import ProbeSocket
+from penstock.workers.telemetry.health.siblings import Check, Siblings
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from penstock.workers.telemetry.health.http_server import HttpServer
-
-Check = Callable[[], str | None]
 
 
 class Endpoints:
@@ -24,6 +23,8 @@ class Endpoints:
         name, role: of this process.
         registry: of its metrics; None: no port is set.
         live, ready, started: whether it makes progress, takes jobs, and has started; None, or the reason why not.
+        siblings, listener: of several processes of one worker, which share the port; None: this is the only one. All
+            must be live for `/live`, and one ready for `/ready`.
     """
 
     def __init__(
@@ -36,19 +37,37 @@ class Endpoints:
         live: Check,
         ready: Check,
         started: Check,
+        siblings: Siblings | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
-        who = {"pid": os.getpid(), "name": name, "role": role, "prefix": settings.prefix}
+        group = None if siblings is None else siblings.group
+        who = {"pid": os.getpid(), "name": name, "role": role, "prefix": settings.prefix, "group": group}
 
         def answer() -> dict[str, Any]:
             return {**who, "live": live(), "ready": ready(), "started": started()}
 
-        self._socket = ProbeSocket(answer)
         self._http: HttpServer | None = None
-        if settings.http_port is not None and registry is not None:
-            from penstock.workers.telemetry.health.http_server import HttpServer
+        if settings.http_port is None or registry is None:
+            self._socket = ProbeSocket(answer)
+            return
+        from prometheus_client import generate_latest
 
+        from penstock.workers.telemetry.health.http_server import HttpServer
+
+        where = (settings.http_host, settings.http_port)
+        if siblings is None:
+            self._socket = ProbeSocket(answer)
+            self._http = HttpServer(*where, registry=registry, live=live, ready=ready, started=started)
+        else:
+            self._socket = ProbeSocket(answer, lambda: siblings.label(generate_latest(registry)))
             self._http = HttpServer(
-                settings.http_host, settings.http_port, registry=registry, live=live, ready=ready, started=started
+                *where,
+                registry=registry,
+                live=siblings.all("live", live),
+                ready=siblings.any("ready", ready),
+                started=siblings.any("started", started),
+                listener=listener,
+                complete=siblings.merge,
             )
 
     def open(self, *, patient: bool = False) -> None:

@@ -17,8 +17,9 @@ from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from penstock.config.errors import ConfigError
 from penstock.config.supervision import start_thread
+from penstock.workers.telemetry.health.listener import listen, open_listener
+from penstock.workers.telemetry.health.siblings import Check
 
 log = logging.getLogger("penstock.http")
 
@@ -30,9 +31,6 @@ _HEAD_BYTES = 8192
 _RETRY_SECONDS = 0.2
 _TEXT = "text/plain; charset=utf-8"
 
-Check = Callable[[], str | None]
-"""A question about the process: None means yes, and a text is the reason why not. Quick, and safe from any thread."""
-
 
 class HttpServer:
     """Serves `/live`, `/ready`, `/startup` and `/metrics`.
@@ -40,14 +38,26 @@ class HttpServer:
     Arguments:
         registry: of the metrics. Its collectors may block: they run in another thread, one scrape at a time.
         live, ready, started: answer the path of their name.
+        listener: a socket that listens on the port already, such as one that several processes share.
+        complete: makes the page of metrics from those of this process, in the same thread.
     """
 
     def __init__(
-        self, host: str, port: int, *, registry: CollectorRegistry, live: Check, ready: Check, started: Check
+        self,
+        host: str,
+        port: int,
+        *,
+        registry: CollectorRegistry,
+        live: Check,
+        ready: Check,
+        started: Check,
+        listener: socket.socket | None = None,
+        complete: Callable[[bytes], bytes] = lambda own: own,
     ) -> None:
-        self._host, self._port, self._registry = host, port, registry
+        self._host, self._port = host, port
+        self._metrics = lambda: complete(generate_latest(registry))
         self._checks = {"/live": live, "/ready": ready, "/startup": started}
-        self._listener: socket.socket | None = None
+        self._listener = listener
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._wake: Callable[[], object] | None = None
@@ -67,14 +77,8 @@ class HttpServer:
         Raises:
             ConfigError: the port is in use, or the address is not one of this machine's. Never if `patient`.
         """
-        if not patient:
-            try:
-                self._listener = self._listen()
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot listen on {self._host}:{self._port} for metrics and health: {error.strerror or error}; "
-                    f"choose another port or address: http_port, http_host (PENSTOCK_HTTP_PORT, PENSTOCK_HTTP_HOST)"
-                ) from error
+        if not patient and self._listener is None:
+            self._listener = listen(self._host, self._port)
         self._thread = start_thread("penstock http", self._run, self._stopping, vital=False)
 
     def close(self) -> None:
@@ -88,16 +92,10 @@ class HttpServer:
         if self._listener is not None:
             self._listener.close()
 
-    def _listen(self) -> socket.socket:
-        family, _, _, _, address = socket.getaddrinfo(
-            self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server((address[0], self._port), family=family, backlog=128)
-
     def _run(self) -> None:
         while self._listener is None and not self._stopping.is_set():
             try:
-                self._listener = self._listen()
+                self._listener = open_listener(self._host, self._port)
             except OSError as error:
                 log.debug("port %d is still in use: %s", self._port, error)
                 self._stopping.wait(_RETRY_SECONDS)
@@ -165,11 +163,11 @@ class HttpServer:
     async def _page(self, path: str) -> tuple[HTTPStatus, str, bytes]:
         if path == "/metrics":
             if self._scrape is None or self._scrape.done():  # requests that come meanwhile share its answer
-                self._scrape = asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
+                self._scrape = asyncio.get_running_loop().run_in_executor(None, self._metrics)
             return HTTPStatus.OK, CONTENT_TYPE_LATEST, await asyncio.shield(self._scrape)
         check = self._checks.get(path)
         if check is None:
             return HTTPStatus.NOT_FOUND, _TEXT, b"/live, /ready, /startup or /metrics\n"
-        reason = check()
+        reason = await asyncio.get_running_loop().run_in_executor(None, check)
         status = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
         return status, _TEXT, f"{reason or 'ok'}\n".encode()

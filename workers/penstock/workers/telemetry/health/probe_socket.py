@@ -24,11 +24,12 @@ class ProbeSocket:
     """A socket in a folder of this user's alone.
 
     Arguments:
-        answer: what to say, as of now. Called in a thread of its own.
+        answer: what to say, as of now. Called in a thread of its own, as the next is.
+        metrics: the process's metrics as text, for the question `metrics`; None: it has none.
     """
 
-    def __init__(self, answer: Callable[[], dict[str, Any]]) -> None:
-        self._answer = answer
+    def __init__(self, answer: Callable[[], dict[str, Any]], metrics: Callable[[], bytes] | None = None) -> None:
+        self._answer, self._metrics = answer, metrics
         self._path = ""
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
@@ -92,5 +93,18 @@ class ProbeSocket:
             connection, _ = self._listener.accept()
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_SEND_SECONDS)
-                connection.sendall(json.dumps(self._answer()).encode() + b"\n")
+                connection.sendall(self._reply(_question(connection)))
         self._listener.close()
+
+    def _reply(self, question: bytes) -> bytes:
+        if question == b"metrics":
+            return b"" if self._metrics is None else self._metrics()
+        return json.dumps(self._answer()).encode() + b"\n"
+
+
+def _question(connection: socket.socket) -> bytes:
+    """The line that was asked; empty where none came in time, as from a probe of an older version."""
+    try:
+        return connection.recv(64).strip()
+    except TimeoutError:
+        return b""

@@ -12,7 +12,7 @@ from penstock.config.process.readings import Readings, Sample
 from penstock.config.settings import Settings
 from penstock.ledger.queries import fleet
 from penstock.ledger.queries.fleet_metrics import FleetMetrics
-from penstock.ledger.rows import limit_waits
+from penstock.ledger.rows.waits import limit_waits
 from penstock.ledger.sql.database import Database
 from penstock.producers.limits.rules import Rule
 from penstock.producers.senders import open_backlogs

@@ -1,15 +1,14 @@
 """`WorkerMetrics`: what a worker counts of its jobs and steps, for `/metrics`.
 
-The executor's loop puts jobs that start and end on a list, and counts those of a batch together, in plain numbers:
-prometheus_client's own counters take a lock and look their labels up each time, which costs as much as a tenth of a
-short job. They become its metrics when they are read.
+Attempts are counted once, for the ledger's rates, and come here many at a time. All are plain numbers, which become
+metrics when they are read. prometheus_client's own counters take a lock and look their labels up each time, which costs
+as much as a tenth of a short job.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -18,22 +17,22 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.rows.rates.counting import Cell
 from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.schemas.states import Outcome
 from penstock.schemas.wire.codec import Message
 from penstock.workers.executor.runtime.meter import Meter
-
-log = logging.getLogger("penstock.metrics")
+from penstock.workers.executor.runtime.observers import Observer
 
 JOB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
 STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 STEPS = ("fetch", "claim", "record", "acknowledge")
 MOST_SERIES = 500
 """Kinds times queues that are counted singly; more are counted together."""
-_SUCCEEDED = Outcome.SUCCEEDED
 OTHER = "other"
 """Label of those."""
+_AT_ONCE = 1000
+"""Values of a histogram that are counted together."""
 
 
 class Status(Protocol):
@@ -53,35 +52,63 @@ class Status(Protocol):
 
 
 class Histogram:
-    """Counts of values by the bucket they are in."""
+    """Counts of values by the bucket they are in. Single values wait on a list and are counted many at a time, which
+    takes a fraction of the time."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("_bounds", "_counting", "_waiting", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
+        self._waiting: list[float] = []
+        self._counting = threading.Lock()
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def add(self, value: float) -> None:
-        """Count a value; one below 0, of a clock that is behind another, as 0."""
-        self.counts[bisect_left(self._bounds, value)] += 1
-        if value > 0.0:
-            self.sum += value
+        """Count a value. One thread adds."""
+        self._waiting.append(value)
+        if len(self._waiting) >= _AT_ONCE:
+            self._count()
+
+    def add_sorted(self, values: Sequence[float]) -> None:
+        """Count values, ascending; one below 0, of a clock that is behind another, as 0. One thread at a time, and not
+        in addition to `add`."""
+        below = 0
+        for bucket, bound in enumerate(self._bounds):
+            before, below = below, bisect_right(values, bound, below)
+            self.counts[bucket] += below - before
+            if below == len(values):
+                break
+        self.counts[-1] += len(values) - below
+        negative = bisect_left(values, 0.0)
+        self.sum += sum(values[negative:] if negative else values)
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Upper bounds, and how many values are not above them."""
+        """Upper bounds, and how many values are not above them. Safe from any thread."""
+        self._count()
         bounds = [*map(str, self._bounds), "+Inf"]
         return list(zip(bounds, accumulate(self.counts.copy()), strict=True))
+
+    def _count(self) -> None:
+        """Count the values that wait, unless another thread does so now."""
+        if not self._waiting or not self._counting.acquire(blocking=False):
+            return
+        try:
+            values = self._waiting[:]
+            del self._waiting[: len(values)]  # more may have come
+            values.sort()
+            self.add_sorted(values)
+        finally:
+            self._counting.release()
 
 
 class _Series:
     """The counts of the jobs of one kind on one queue."""
 
-    __slots__ = ("crashes", "others", "quarantines", "run", "succeeded", "wait")
+    __slots__ = ("crashes", "ended", "quarantines", "run", "wait")
 
     def __init__(self) -> None:
-        self.succeeded = 0
-        self.others = {outcome: 0 for outcome in Outcome if outcome is not _SUCCEEDED}
+        self.ended = {outcome.value: 0 for outcome in Outcome}
         self.wait, self.run = Histogram(JOB_BUCKETS), Histogram(JOB_BUCKETS)
         self.crashes = self.quarantines = 0
 
@@ -95,7 +122,7 @@ class _AllSeries(dict[tuple[str, str], _Series]):
         return self.setdefault(key, _Series())
 
 
-class WorkerMetrics(Meter, Collector):
+class WorkerMetrics(Observer, Meter, Collector):
     """An observer of a worker's jobs, and the meter of its steps.
 
     Arguments:
@@ -105,28 +132,36 @@ class WorkerMetrics(Meter, Collector):
     def __init__(self, *, engine: str) -> None:
         self._engine = engine
         self._series = _AllSeries()
+        self._refresh: Callable[[], None] = lambda: None
         self._refused: Counter[str] = Counter()
         self._steps = {step: Histogram(STEP_BUCKETS) for step in STEPS}
         self._leases_lost = 0
         self._worker: Status | None = None
-        self._claims: list[Claim] = []
-        self._outcomes: list[AttemptOutcome] = []
-        self._counting = threading.Lock()
-        # As an observer. Not methods: to call one takes as long as the rest of it.
-        self.started: Callable[[Claim], None] = self._claims.append
-        self.ended: Callable[[AttemptOutcome], None] = self._outcomes.append
 
     def watch(self, worker: Status) -> None:
         """Report the slots and the readiness of this worker, too."""
         self._worker = worker
 
-    # Observer and meter: on the executor's loop.
+    def read_from(self, refresh: Callable[[], None]) -> None:
+        self._refresh = refresh
 
-    def received(self, message: Message) -> None:
-        pass
+    # Observer and meter.
 
     def refused(self, message: Message, reason: str) -> None:
         self._refused[reason] += 1
+
+    def failed(self, outcome: AttemptOutcome) -> None:
+        message = outcome.claim.message
+        series = self._series[message.kind.name, message.queue]
+        series.crashes += outcome.crashed
+        series.quarantines += outcome.reason == "crashed"
+
+    def attempts(self, cell: Cell, count: int, runs: Sequence[float], waits: Sequence[float]) -> None:
+        kind, queue, outcome = cell
+        series = self._series[kind, queue]
+        series.ended[outcome] += count
+        series.run.add_sorted(runs)
+        series.wait.add_sorted(waits)
 
     def crashed(self, message: Message) -> None:
         self._series[message.kind.name, message.queue].crashes += 1
@@ -136,53 +171,6 @@ class WorkerMetrics(Meter, Collector):
 
     def step(self, name: str, seconds: float) -> None:
         self._steps[name].add(seconds)  # each step is of one thread
-        if name == "acknowledge":
-            self._count()
-
-    # On the loop, or in the thread of a scrape.
-
-    def _count(self) -> None:
-        """Count the jobs that have started and ended since the last call; never raises."""
-        if not self._counting.acquire(blocking=False):  # the other thread is at it
-            return
-        try:
-            claims, outcomes = self._claims[:], self._outcomes[:]
-            del self._claims[: len(claims)], self._outcomes[: len(outcomes)]  # more may have come
-            self._count_starts(claims)
-            self._count_ends(outcomes)
-        except Exception:
-            log.exception("some jobs are not in the metrics")
-        finally:
-            self._counting.release()
-
-    def _count_starts(self, claims: Sequence[Claim]) -> None:
-        kind = queue = None
-        for claim in claims:
-            message = claim.message
-            if message.kind is not kind or message.queue != queue:  # most of a batch are alike
-                kind, queue = message.kind, message.queue
-                add = self._series[kind.name, queue].wait.add
-            if (since := message.ready_at or message.due_at or message.sent_at) is not None:
-                add((claim.started_at - since).total_seconds())
-
-    def _count_ends(self, outcomes: Sequence[AttemptOutcome]) -> None:
-        kind = queue = None
-        for outcome in outcomes:
-            claim = outcome.claim
-            message = claim.message
-            if message.kind is not kind or message.queue != queue:
-                kind, queue = message.kind, message.queue
-                series = self._series[kind.name, queue]
-            if outcome.name is _SUCCEEDED:
-                series.succeeded += 1
-            else:
-                series.others[outcome.name] += 1
-                series.crashes += outcome.crashed
-                if outcome.reason == "crashed":
-                    series.quarantines += 1
-                    if claim.quarantine:
-                        continue  # it did not run
-            series.run.add((outcome.finished_at - claim.started_at).total_seconds())
 
     # Collector: in any thread.
 
@@ -191,7 +179,6 @@ class WorkerMetrics(Meter, Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        self._count()
         yield from self._of_jobs()
         steps = HistogramMetricFamily(
             "penstock_worker_step_seconds", "Duration of the steps of a worker, each for many jobs.", labels=("step",)
@@ -211,6 +198,7 @@ class WorkerMetrics(Meter, Collector):
             yield from _of_worker(self._worker)
 
     def _of_jobs(self) -> Iterable[Metric]:
+        self._refresh()
         labels = ("kind", "queue")
         ended = CounterMetricFamily("penstock_jobs", "Attempts that ended.", labels=(*labels, "outcome", "engine"))
         wait = HistogramMetricFamily(
@@ -222,8 +210,8 @@ class WorkerMetrics(Meter, Collector):
             "penstock_quarantines", "Jobs that became dead letters for their crashes.", labels=labels
         )
         for key, series in list(self._series.items()):
-            for outcome, count in ((_SUCCEEDED, series.succeeded), *series.others.items()):
-                ended.add_metric([*key, outcome.value, self._engine], count)
+            for outcome, count in series.ended.items():
+                ended.add_metric([*key, outcome, self._engine], count)
             wait.add_metric(list(key), series.wait.buckets(), series.wait.sum)
             run.add_metric(list(key), series.run.buckets(), series.run.sum)
             crashes.add_metric(list(key), series.crashes)

@@ -17,7 +17,7 @@ from penstock.ledger.transitions.outcome import AttemptOutcome
 from penstock.producers.traces.loaded import inherit, tracing
 from penstock.producers.traces.sending import SYSTEM
 from penstock.schemas.states import Outcome
-from penstock.schemas.wire.codec import Message
+from penstock.workers.executor.runtime.observers import Observer
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -44,7 +44,7 @@ class _Open:
     started_at: int
 
 
-class ProcessSpans:
+class ProcessSpans(Observer):
     """Makes the spans of attempts, and has handlers run in the trace of their job. Without a provider of spans it does
     only the latter.
 
@@ -57,10 +57,6 @@ class ProcessSpans:
         self._tracing: Tracing | None = None
         self._look_at = 0.0
         self._open: dict[str, _Open] = {}
-
-    def received(self, message: Message) -> None: ...
-
-    def refused(self, message: Message, reason: str) -> None: ...
 
     def started(self, claim: Claim) -> None:
         traceparent = claim.message.traceparent
