@@ -23,36 +23,50 @@ from benchmarks.lines import (
     footprint,
     gateway,
     growth,
+    idle,
     latency,
     outbox,
+    pages,
+    pooler,
+    processes,
     request,
+    retention,
     schedules,
     scrape,
     steps,
+    telemetry,
     workflows,
 )
-from benchmarks.plan import Plan, say
+from benchmarks.plan import ROWS, Plan, say
 from benchmarks.session import Servers
 from benchmarks.tables import Table
 
 LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "drain-redis": drain.redis,
+    "drain-ordinary": drain.at_ordinary_settings,
     "drain-rabbitmq": drain.rabbitmq,
     "waiting": drain.waiting,
     "enqueue-redis": enqueue.redis,
     "enqueue-rabbitmq": enqueue.rabbitmq,
     "latency": latency.redis,
     "memory": footprint.memory,
+    "idle": idle.postgres,
     "imports": footprint.imports,
     "scaling": footprint.scaling,
+    "processes": processes.redis,
     "growth": growth.redis,
     "steps": steps.redis,
-    "metrics": footprint.metrics,
+    "metrics": telemetry.metrics,
+    "traces": telemetry.traces,
     "way": steps.way,
+    "rates": telemetry.rates,
     "delays": delays.postgres,
     "schedules": schedules.postgres,
     "outbox": outbox.postgres,
     "scrape": scrape.postgres,
+    "pages": pages.postgres,
+    "pooler": pooler.postgres,
+    "retention": retention.ledgers,
     "request": request.redis,
     "gateway": gateway.redis,
     "workflows": workflows.postgres,
@@ -61,16 +75,39 @@ ALONE = {
     "delays",
     "gateway",
     "growth",
+    "idle",
     "metrics",
     "outbox",
+    "pages",
+    "pooler",
+    "rates",
     "request",
+    "retention",
+    "schedules",
+    "scrape",
+    "steps",
+    "traces",
+    "way",
+    "workflows",
+}
+"""Lines without peers."""
+ON_POSTGRES = {
+    "delays",
+    "drain-ordinary",
+    "drain-redis",
+    "idle",
+    "latency",
+    "outbox",
+    "pages",
+    "pooler",
+    "rates",
+    "retention",
     "schedules",
     "scrape",
     "steps",
     "way",
     "workflows",
 }
-"""Lines without peers."""
 
 
 def main() -> int:
@@ -80,6 +117,9 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="LINE", help=f"one of {', '.join(LINES)}; may be repeated")
     parser.add_argument(
         "--peer", default="", help="only peers whose name contains one of these words, separated by commas"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, metavar="N", help=f"jobs in the ledger of the line pages (default {ROWS:,})"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results", help="folder for the JSON")
     options = parser.parse_args()
@@ -96,16 +136,17 @@ def main() -> int:
         servers = Servers(Path(folder))
         try:
             servers.start(
-                rabbitmq=any("rabbitmq" in name for name in chosen),
-                postgres=bool(
-                    {"drain-redis", "steps", "way", "delays", "outbox", "schedules", "scrape", "workflows"}
-                    & set(chosen)
-                ),
+                rabbitmq=any("rabbitmq" in name or name == "idle" for name in chosen),
+                postgres=bool(ON_POSTGRES & set(chosen)),
             )
             for missing in servers.missing:
                 say(f"not measured: {missing}")
             plan = Plan(
-                servers, 1 if options.quick else options.runs, 1 / 3 if options.quick else 1.0, match=options.peer
+                servers,
+                1 if options.quick else options.runs,
+                1 / 3 if options.quick else 1.0,
+                match=options.peer,
+                rows=options.rows,
             )
             for name in chosen:
                 result = LINES[name](plan)
@@ -123,7 +164,7 @@ def main() -> int:
         "left_out": [*unavailable, *servers.missing],
         "versions": {
             folder.parent.name: venvs.versions(folder / "python")
-            for folder in (entrants.OURS, entrants.NEWEST, entrants.REDIS5)
+            for folder in (entrants.OURS, entrants.NEWEST, entrants.REDIS5, entrants.NEWEST_PYTHON)
             if (folder / "python").exists()
         },
         "tables": [table.as_json() for table in tables],

@@ -3,16 +3,29 @@ choice, the fastest one here. `docs/benchmarks.md` explains them."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+
+from infra import pythons
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = Path(sys.executable).parent
 VENVS = ROOT / ".venv-bench"
-NEWEST, REDIS5 = VENVS / "newest" / "bin", VENVS / "redis5" / "bin"
+NEWEST, REDIS5, NEWEST_PYTHON = (VENVS / name / "bin" for name in ("newest", "redis5", "newest-python"))
+
+
+@functools.cache
+def newest_python() -> tuple[str, Path]:
+    """Version and path of the newest supported Python of this machine; ours, where none is newer."""
+    ours = "{}.{}".format(*sys.version_info)
+    for version in pythons.SUPPORTED[: pythons.SUPPORTED.index(ours) : -1]:
+        if python := pythons.find(version):
+            return version, python
+    return ours, Path(sys.executable)
 
 
 @dataclass(frozen=True)
@@ -39,19 +52,40 @@ class Entrant:
         return self.app == "apps.ours"
 
 
-def ours(engine: str, *, ledger: str = "", task: str = "noop", concurrency: int = 100, jobs: int = 30_000) -> Entrant:
+def ours(
+    engine: str,
+    *,
+    ledger: str = "",
+    task: str = "noop",
+    concurrency: int = 100,
+    jobs: int = 30_000,
+    processes: int = 1,
+    pool: int = 0,
+) -> Entrant:
     name = f"Penstock {engine.title()}" + (f", ledger on {ledger}" if ledger else "")
+    name += f", {processes} processes" if processes > 1 else ""
+    environment = {"BENCH_TASK": task, "BENCH_LEDGER": ledger}
+    if pool:
+        name, concurrency = f"{name}, pool of {pool}", pool
+        environment["PENSTOCK_POOL"] = "processes"
     return Entrant(
         name,
         "apps.ours",
         OURS,
         (
             *f"penstock worker --engine {engine} --queues bench --concurrency {concurrency}".split(),
+            *(f"--processes {processes}".split() if processes > 1 else ()),
             *("--import", "benchmarks.apps.ours", "--log-level", "WARNING"),
         ),
         jobs,
-        {"BENCH_TASK": task, "BENCH_LEDGER": ledger},
+        environment,
     )
+
+
+def on_newest_python(entrant: Entrant) -> Entrant:
+    """A row of ours on the Python of the peers that need a newer one; left out if there is none."""
+    version, _ = newest_python()
+    return replace(entrant, name=f"{entrant.name}, Python {version}", bin=ROOT / f".venv-{version}" / "bin")
 
 
 def celery(pool: str, concurrency: int, jobs: int = 4000) -> Entrant:
@@ -106,6 +140,27 @@ def streaq(concurrency: int, jobs: int = 4000) -> Entrant:
 def rq(jobs: int = 1000) -> Entrant:
     command = ("python", "-m", "benchmarks.peers.rq_app")
     return Entrant("RQ, SimpleWorker", "peers.rq_app", NEWEST, command, jobs)
+
+
+def tarsk(slots: int, jobs: int = 6000) -> Entrant:
+    options = ("--queues", "bench", "--children", "1", "--slots", str(slots))
+    command = ("tarsk", "worker", "--app", "benchmarks.peers.tarsk_app:app", *options)
+    return Entrant(f"tarsk, {slots} slots", "peers.tarsk_app", NEWEST_PYTHON, command, jobs)
+
+
+def ardiq(concurrency: int, jobs: int = 9000) -> Entrant:
+    environment = {"BENCH_CONCURRENCY": str(concurrency)}
+    command = ("ardiq", "run", "--quiet", "benchmarks.peers.ardiq_app:app")
+    return Entrant(f"ArdiQ, {concurrency} at a time", "peers.ardiq_app", NEWEST_PYTHON, command, jobs, environment)
+
+
+def mayu(threads: int, jobs: int = 20_000) -> Entrant:
+    command = ("mayu", "worker", "benchmarks.peers.mayu_app:app", "--mode", "thread", "--threads", str(threads))
+    # So many threads that each job is a switch between two gain nothing from more than its default of two a thread.
+    prefetch = 500 // threads if threads <= 10 else 2
+    command += ("--prefetch-multiplier", str(prefetch), "--log-level", "WARNING")
+    name = "mayu, 1 thread" if threads == 1 else f"mayu, {threads} threads"
+    return Entrant(name, "peers.mayu_app", NEWEST_PYTHON, command, jobs)
 
 
 def faststream(concurrency: int, jobs: int = 9000) -> Entrant:

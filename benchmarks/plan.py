@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from benchmarks.entrants import Entrant
 from benchmarks.session import BenchError, Servers
 
+ROWS = 1_000_000
+
 
 @dataclass
 class Plan:
@@ -17,12 +19,14 @@ class Plan:
     Attributes:
         scale: by how much to shorten each run.
         match: only contestants whose name contains one of these words, separated by commas; ours always.
+        rows: jobs in the ledger of the line `pages`.
     """
 
     servers: Servers
     rounds: int = 5
     scale: float = 1.0
     match: str = ""
+    rows: int = ROWS
     errors: list[str] = field(default_factory=list)
 
     def jobs(self, count: int, least: int = 200) -> int:

@@ -138,6 +138,7 @@ class Session:
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "BENCH_REDIS_URL": servers.redis.url,
+            "TARSK_BROKER": servers.redis.url,
             "BENCH_AMQP_URL": servers.amqp_url or "",
             "BENCH_BROKER": broker,
             "BENCH_TICKS": str(self.folder),
@@ -150,7 +151,7 @@ class Session:
     def _settings(self, servers: Servers, broker: str) -> None:
         ledger = f"sqlite:///{self.folder}/ledger.db"
         if self.entrant.environment.get("BENCH_LEDGER") == "PostgreSQL":
-            ledger = servers.postgres_url
+            ledger = self.entrant.environment.get("BENCH_LEDGER_URL", servers.postgres_url)
         else:
             database = Database(ledger)
             upgrade(database)
@@ -212,9 +213,12 @@ class Session:
             time.sleep(pause)
 
     def processes(self) -> list[Path]:
-        """The `/proc` folders of all processes of the workers."""
+        """The `/proc` folders of all processes of the workers, also those that have sessions of their own."""
+        stats = {path: stat for path in Path("/proc").glob("[0-9]*") if (stat := _stat(path))}
         sessions = {str(worker.pid) for worker in self.workers}
-        return [path for path in Path("/proc").glob("[0-9]*") if (stat := _stat(path)) and stat[3] in sessions]
+        inside = [path for path, stat in stats.items() if stat[3] in sessions]
+        parents = {path.name for path in inside}
+        return inside + [path for path, stat in stats.items() if stat[1] in parents and path.name not in parents]
 
     def cpu_seconds(self) -> float:
         """Processor time of all processes of the workers so far, user and system."""

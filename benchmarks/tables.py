@@ -30,6 +30,7 @@ class Table:
     Attributes:
         values: of each contestant, a value a round, in the order of the rounds.
         cpu: of some, processor microseconds a job; a busy machine changes them less than the rates.
+        compared: pairs of rows whose ratio is printed, whatever it is.
         limits: the most that `values` themselves may be, by name; where more is better, the least.
     """
 
@@ -40,6 +41,7 @@ class Table:
     cpu: dict[str, list[float]] = field(default_factory=dict)
     peers: list[str] = field(default_factory=list)
     requirements: list[Requirement] = field(default_factory=list)
+    compared: list[tuple[str, str]] = field(default_factory=list)
     limits: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -104,12 +106,15 @@ class Table:
         for verdict in self.verdicts():
             mark = "ok    " if verdict["met"] else "MISSED"
             if verdict["other"]:
-                text = f"{verdict['ours']} / {verdict['other']} = {verdict['ratio']:.2f}"
+                text = f"{verdict['ours']} / {verdict['other']} = {verdict['ratio']:.3f}"
                 text += f", wanted {sign} {verdict['wanted']}"
             else:
                 text = f"{verdict['ours']} = {_number(verdict['ratio'])} {self.unit}"
                 text += f", wanted {sign} {verdict['wanted']:g}"
             printed.append(f"  {mark} {text}")
+        for ours, other in self.compared:
+            if (ratio := self.ratio(ours, other)) is not None:
+                printed.append(f"         {ours} / {other} = {ratio:.3f}")
         return printed + [f"  note: {note}" for note in self.notes]
 
 

@@ -15,6 +15,7 @@ from benchmarks.session import BenchError, session
 from benchmarks.tables import BEST_PEER, Requirement, Table
 
 FROM, TO = 0.2, 0.9
+ENGINES = ("dramatiq", "celery")
 
 
 def drained(
@@ -78,7 +79,35 @@ def redis_entrants() -> list[Entrant]:
         who.arq(100),
         who.streaq(100),
         who.rq(),
+        who.tarsk(100),
+        who.ardiq(100),
+        who.mayu(1),
+        who.mayu(100),
     ]
+
+
+def at_ordinary_settings(plan: Plan) -> list[Table]:
+    """The same at the numbers that people set: 10 and 100 at a time, next to 500."""
+    return [_at(plan, 10), _at(plan, 100)]
+
+
+def _at(plan: Plan, slots: int) -> Table:
+    table = Table(f"No-op jobs drained, Redis, one worker process, {slots} at a time", "jobs/s")
+    table.requirements = [
+        Requirement("Penstock Dramatiq", BEST_PEER, 2.0),
+        Requirement("Penstock Dramatiq, ledger on SQLite", BEST_PEER, 1.0),
+        Requirement("Penstock Dramatiq, ledger on PostgreSQL", BEST_PEER, 0.9),
+        Requirement("Penstock Celery", "Penstock Dramatiq", 0.95),
+        Requirement("Penstock Celery, ledger on SQLite", "Penstock Dramatiq, ledger on SQLite", 0.95),
+        Requirement("Penstock Celery, ledger on PostgreSQL", "Penstock Dramatiq, ledger on PostgreSQL", 0.95),
+    ]
+    contestants = [who.huey(8), who.taskiq("list", tasks=slots), who.saq(slots), who.celery("threads", slots)]
+    contestants += [who.tarsk(slots), who.ardiq(slots), who.mayu(slots)]
+    contestants.append(who.on_newest_python(who.ours("dramatiq", concurrency=slots)))
+    for ledger in ("", "SQLite", "PostgreSQL"):
+        task, jobs = ("tracked", 15_000) if ledger else ("noop", 30_000)
+        contestants += [who.ours(engine, concurrency=slots, ledger=ledger, task=task, jobs=jobs) for engine in ENGINES]
+    return run(plan, table, contestants, broker="redis")
 
 
 def rabbitmq(plan: Plan) -> Table:
@@ -120,5 +149,8 @@ def waiting(plan: Plan) -> Table:
         who.huey(200, jobs=6000),
         who.streaq(1000, jobs=4000),
         who.celery("threads", 100, jobs=3000),
+        who.tarsk(1000, jobs=8000),
+        who.ardiq(1000, jobs=12_000),
+        who.mayu(200, jobs=9000),
     ]
     return run(plan, table, contestants, broker="redis", task="sleep")

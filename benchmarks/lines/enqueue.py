@@ -10,6 +10,7 @@ from benchmarks.tables import BEST_PEER, Requirement, Table
 
 OURS = "Penstock"
 BULK = ", a thousand a call"
+_WITH_BULK = ("apps.ours", "apps.bare", "peers.streaq_app", "peers.rq_app")
 
 
 def redis(plan: Plan) -> list[Table]:
@@ -35,10 +36,10 @@ def redis(plan: Plan) -> list[Table]:
 
     def measure(entrant: Entrant) -> None:
         with session(plan.servers, entrant) as running:
-            name, peer = names[entrant], not entrant.is_ours and entrant.app != "bare"
+            name, peer = names[entrant], not entrant.is_ours and entrant.app != who.BARE.app
             sent = running.send("loop", count)
             single.add(name, count / sent["seconds"], peer=peer, cpu=sent["cpu_seconds"] / count * 1e6)
-            if entrant.app in ("ours", "bare", "streaq_app", "rq_app"):
+            if entrant.app in _WITH_BULK:
                 many = plan.jobs(20_000 if entrant.is_ours else 5000, 1000)
                 sent = running.send("many", many)
                 bulk.add(name + BULK, many / sent["seconds"], peer=peer, cpu=sent["cpu_seconds"] / many * 1e6)

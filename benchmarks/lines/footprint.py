@@ -1,30 +1,28 @@
-"""The footprint: an idle worker's memory, what its metrics cost, and the import that every web backend pays."""
+"""The footprint: an idle worker's memory, two worker processes, and the import that every web backend pays."""
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import time
-import urllib.request
 
 from benchmarks import entrants as who
 from benchmarks.entrants import Entrant
 from benchmarks.plan import Plan
 from benchmarks.session import session
 from benchmarks.tables import Requirement, Table
-from penstock.workers.local.up.redis_server import free_port
 
-WITH, WITHOUT = "with metrics", "without"
 _TIMED = "import time; begin = time.process_time(); {}; print(time.process_time() - begin)"
 
 
 def memory(plan: Plan) -> Table:
     table = Table("Memory of an idle worker after ten jobs, all its processes (PSS)", "MiB", more_is_better=False)
     table.requirements = [Requirement(f"Penstock {name}", "Celery, solo", 1.0) for name in ("Dramatiq", "Celery")]
+    table.limits = {"Penstock Dramatiq": 48.0, "Penstock Celery": 60.0}
     contestants = [
         who.ours("dramatiq"),
         who.celery("solo", 1),
         who.ours("celery"),
+        *(who.ours(engine, processes=number) for engine in ("dramatiq", "celery") for number in (2, 3)),
         who.celery("prefork", 2),
         who.dramatiq(8),
         who.taskiq("list"),
@@ -33,6 +31,9 @@ def memory(plan: Plan) -> Table:
         who.huey(8),
         who.streaq(100),
         who.rq(),
+        who.tarsk(10),
+        who.ardiq(10),
+        who.mayu(10),
     ]
 
     def measure(entrant: Entrant) -> None:
@@ -44,6 +45,12 @@ def memory(plan: Plan) -> Table:
             table.add(entrant.name, running.memory_mib(), peer=not entrant.is_ours)
 
     plan.rounds_of(plan.available(contestants), measure)
+    for name in ("Penstock Dramatiq", "Penstock Celery"):
+        two, three = (table.values.get(f"{name}, {number} processes", []) for number in (2, 3))
+        if two and three:
+            further = f"{name}, each further process"
+            table.values[further] = [more - less for less, more in zip(two, three, strict=False)]
+            table.limits[further] = 15.0
     return table
 
 
@@ -94,59 +101,4 @@ def scaling(plan: Plan) -> Table:
             table.add(f"{names[entrant]}, {label}", rate, peer=False, cpu=cpu)
 
     plan.rounds_of(plan.available(contestants), measure)
-    return table
-
-
-def metrics(plan: Plan) -> list[Table]:
-    """The cost of metrics to a worker: its throughput and its memory, with a port for them and without."""
-    return [_metrics_drain(plan), _metrics_memory(plan)]
-
-
-def _pairs() -> list[tuple[Entrant, str]]:
-    """Each worker without metrics and with them, one after the other."""
-    pairs = []
-    for engine in ("dramatiq", "celery"):
-        off = who.ours(engine, concurrency=500)
-        on = dataclasses.replace(off, environment=off.environment | {"PENSTOCK_HTTP_PORT": str(free_port())})
-        pairs += [(off, f"{off.name}, {WITHOUT}"), (on, f"{off.name}, {WITH}")]
-    return pairs
-
-
-def _metrics_drain(plan: Plan) -> Table:
-    from benchmarks.lines.drain import drained
-
-    table = Table("No-op jobs drained, Redis, with a port for metrics and without", "jobs/s")
-    pairs = _pairs()
-    names = {id(entrant): name for entrant, name in pairs}
-    for engine in ("Dramatiq", "Celery"):
-        table.requirements.append(Requirement(f"Penstock {engine}, {WITH}", f"Penstock {engine}, {WITHOUT}", 0.98))
-
-    def measure(entrant: Entrant) -> None:
-        rate, cpu = drained(plan, entrant, plan.jobs(entrant.jobs), broker="redis")
-        table.add(names[id(entrant)], rate, peer=False, cpu=cpu)
-
-    plan.rounds_of([entrant for entrant, _ in pairs], measure)
-    return table
-
-
-def _metrics_memory(plan: Plan) -> Table:
-    table = Table(
-        "Memory of an idle worker after a thousand jobs, with metrics, scraped, and without (PSS)",
-        "MiB",
-        more_is_better=False,
-    )
-    pairs = _pairs()
-    names = {id(entrant): name for entrant, name in pairs}
-
-    def measure(entrant: Entrant) -> None:
-        with session(plan.servers, entrant) as running:
-            running.start_worker()
-            running.send("fill", 1000)
-            running.wait_for(1000)
-            if (port := entrant.environment.get("PENSTOCK_HTTP_PORT")) is not None:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
-            time.sleep(1.0)
-            table.add(names[id(entrant)], running.memory_mib(), peer=False)
-
-    plan.rounds_of([entrant for entrant, _ in pairs], measure)
     return table

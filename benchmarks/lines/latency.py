@@ -18,12 +18,14 @@ def redis(plan: Plan) -> list[Table]:
     ]
     for table in tables:
         table.requirements = [Requirement(f"Penstock {name}", BEST_PEER, 1.0) for name in ("Dramatiq", "Celery")]
+    tables[0].limits = {"Penstock Dramatiq, ledger on PostgreSQL": 1.0}
     contestants = [
         who.ours("dramatiq"),
         who.taskiq("stream"),
         who.ours("celery"),
         who.huey(8),
         who.ours("dramatiq", ledger="SQLite", task="tracked"),
+        who.ours("dramatiq", ledger="PostgreSQL", task="tracked"),
         who.celery("solo", 1),
         who.dramatiq(8),
         who.taskiq("list"),
@@ -31,6 +33,9 @@ def redis(plan: Plan) -> list[Table]:
         who.arq(100),
         who.streaq(100),
         who.rq(),
+        who.tarsk(10),
+        who.ardiq(10),
+        who.mayu(10),
     ]
 
     def measure(entrant: Entrant) -> None:

@@ -27,8 +27,8 @@ from penstock.ledger.sql.tables import dead_letters, jobs
 from penstock.ledger.transitions.due import keep, waiting
 from penstock.schemas import Job
 from penstock.schemas.wire.codec import encode
-from penstock.workers.cli.doctor.operation import review_operation
 from penstock.workers.telemetry.metrics.dispatcher_metrics import dispatcher_collectors
+from penstock.workers.telemetry.operation import review_operation
 
 ROWS = 5_000_000
 SCRAPES = 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from benchmarks import entrants as who
 from benchmarks.plan import Plan
@@ -16,9 +16,7 @@ LEDGERS = (("", "noop"), ("SQLite", "tracked"), ("PostgreSQL", "tracked"))
 
 def redis(plan: Plan) -> list[Table]:
     def measure(running: Session) -> dict[str, float]:
-        count = plan.jobs(12_000)
-        running.send("fill", count)
-        return _ended(_profiled(running, "steps", count))
+        return profiled(running, "steps", plan.jobs(12_000))
 
     return _tables(plan, "Processor time by step, Redis", measure)
 
@@ -26,11 +24,19 @@ def redis(plan: Plan) -> list[Table]:
 def way(plan: Plan) -> list[Table]:
     def measure(running: Session) -> dict[str, float]:
         count = plan.jobs(1000)
-        process = _profiled(running, "way", count)
+        process = _start(running, "way", count)
         running.send("paced", count)
         return _ended(process)
 
     return _tables(plan, "A lone job's way to its handler, 100 jobs/s, Redis", measure)
+
+
+def profiled(
+    running: Session, measure: str, count: int, variables: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Send so many jobs, and have a worker that is measured drain them."""
+    running.send("fill", count)
+    return _ended(_start(running, measure, count, variables))
 
 
 def _tables(plan: Plan, title: str, measure: Callable[[Session], dict[str, float]]) -> list[Table]:
@@ -47,11 +53,13 @@ def _tables(plan: Plan, title: str, measure: Callable[[Session], dict[str, float
     return tables
 
 
-def _profiled(running: Session, measure: str, count: int) -> subprocess.Popen[str]:
+def _start(
+    running: Session, measure: str, count: int, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     command = [str(who.OURS / "python"), "-m", "benchmarks.programs.profiled", measure, str(count)]
     return subprocess.Popen(
         command,
-        env=running.environment,
+        env={**running.environment, **(variables or {})},
         cwd=running.folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

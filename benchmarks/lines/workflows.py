@@ -34,7 +34,7 @@ FLAT = 1.3
 
 def _entrant(command: str) -> Entrant:
     words = (*command.split(), *["--import", "benchmarks.apps.workflows", "--log-level", "WARNING"])
-    return Entrant("Penstock", "ours", OURS, words, 0, {"BENCH_TASK": "noop", "BENCH_LEDGER": "PostgreSQL"})
+    return Entrant("Penstock", "apps.ours", OURS, words, 0, {"BENCH_TASK": "noop", "BENCH_LEDGER": "PostgreSQL"})
 
 
 WORKER = _entrant(f"penstock worker --engine dramatiq --queues {QUEUE} --concurrency 100")

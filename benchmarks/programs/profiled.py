@@ -1,26 +1,43 @@
-"""Profile a worker: `python -m benchmarks.programs.profiled steps|way COUNT` prints JSON about where its time goes.
+"""Profile a worker: `python -m benchmarks.programs.profiled MEASURE COUNT` prints JSON about its time.
 
-A worker as an engine hosts it. `steps`: processor time of the thread that takes a step, in microseconds a job off a
-full queue. `way`: what passes between the stations of a lone job on its way to the handler, in microseconds, the
-median. Timing costs a little itself, so take no throughput or latency from these runs.
+A worker as an engine hosts it. Timing costs a little itself, so take no throughput or latency from these runs.
+
+- `steps`: processor time of the thread that takes a step, in microseconds a job off a full queue.
+- `way`: what passes between the stations of a lone job on its way to the handler, in microseconds, the median.
+- `counting`: processor time of counting attempts, and of the whole worker, in microseconds a job.
+- `spans`: processor time that OpenTelemetry adds to a job that is not sampled, and of the whole worker, likewise.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextvars import Context
+from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.ticks import Stamps
 from penstock.config.settings import load_settings
+from penstock.ledger.transitions.claim import Claim
+from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.schemas.states import Outcome, State
+from penstock.schemas.wire.codec import decode, encode
 from penstock.workers.engines import worker as worker_module
 from penstock.workers.executor import admission, claiming, recorder
 from penstock.workers.executor.attempt.run import AttemptRunner
 from penstock.workers.executor.executor import Executor
+from penstock.workers.executor.runtime.observers import Observers
+from penstock.workers.executor.runtime.rates import RateCounter
+from penstock.workers.telemetry.traces.spans import ProcessSpans
+
+DRAIN = "the drain"
+UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 
 
 def timed(costs: Counter[str], step: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,8 +71,9 @@ def _worker() -> worker_module.Worker:
 
 
 def _run(worker: worker_module.Worker, count: int, stamps: Stamps) -> None:
+    before = stamps.count()
     worker.start()
-    while stamps.count() < count:
+    while stamps.count() < before + count:
         time.sleep(0.05)
     worker.stop()
 
@@ -107,9 +125,52 @@ def way(count: int, stamps: Stamps) -> dict[str, float]:
     return {name: statistics.median(leg) for name, leg in legs.items()}
 
 
+def counting(count: int, stamps: Stamps) -> dict[str, float]:
+    costs: Counter[str] = Counter()
+    RateCounter.add = timed(costs, "counting", RateCounter.add)  # type: ignore[method-assign]
+    worker = _worker()
+    begin = time.process_time()
+    _run(worker, count, stamps)
+    return {"counting": costs["counting"] / count / 1000, DRAIN: (time.process_time() - begin) / count * 1e6}
+
+
+def spans(count: int, stamps: Stamps) -> dict[str, float]:
+    cost = {"without": _spans(count)}  # before OpenTelemetry is imported
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
+
+    for name, sampler in (("always_off", ALWAYS_OFF), ("parentbased_always_on", DEFAULT_ON)):
+        with patch.object(trace, "_TRACER_PROVIDER", TracerProvider(sampler)):  # its setter works once
+            cost[name] = _spans(count)
+    adds = {f"{name} adds": value - cost["without"] for name, value in cost.items() if name != "without"}
+    worker = _worker()
+    begin = time.process_time()
+    _run(worker, count, stamps)
+    return {**adds, DRAIN: (time.process_time() - begin) / count * 1e6}
+
+
+def _spans(count: int) -> float:
+    """The median of what the observer of spans takes for the beginning and end of a job that is not sampled."""
+    from benchmarks.apps.ours import Noop
+
+    now = datetime.now(UTC)
+    observers = Observers([ProcessSpans("child")])
+    message = decode(encode(Noop(number=1, text="twenty-four characters.."), traceparent=UNSAMPLED))
+    claim = Claim(message, 1, 1, 0, 0, now)
+    outcome = AttemptOutcome(claim, Outcome.SUCCEEDED, State.SUCCEEDED, now)
+    costs = []
+    for _ in range(20):
+        begin = time.thread_time_ns()
+        for _ in range(count // 20):
+            Context().run(observers.started, claim)
+            observers.ended(outcome)
+        costs.append((time.thread_time_ns() - begin) / (count // 20) / 1000)
+    return statistics.median(costs)
+
+
 if __name__ == "__main__":
-    import os
     from pathlib import Path
 
-    measure = {"steps": steps, "way": way}[sys.argv[1]]
+    measure = {"steps": steps, "way": way, "counting": counting, "spans": spans}[sys.argv[1]]
     print(json.dumps(measure(int(sys.argv[2]), Stamps(Path(os.environ["BENCH_TICKS"])))))

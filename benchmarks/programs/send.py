@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -86,3 +87,4 @@ async def _main(name: str, mode: str, count: int) -> None:
 if __name__ == "__main__":
     asyncio.run(_main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
     sys.stdout.flush()
+    os._exit(0)  # ArdiQ's extension may crash an interpreter that ends; its own command leaves so too

@@ -1,0 +1,36 @@
+"""mayu."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mayu import App
+
+from benchmarks.apps.message import REDIS_URL, SLEEP_SECONDS, TASK, Message
+from benchmarks.ticks import tick
+
+app = App(broker=REDIS_URL, default_queue="bench")
+
+
+# A plain function on a thread takes less processor time than a coroutine on mayu's event loop.
+@app.task(name="noop")
+def noop(number: int, text: str) -> None:
+    tick(Message(number=number, text=text).number)
+
+
+@app.task(name="sleep")
+async def sleep(number: int, text: str) -> None:
+    message = Message(number=number, text=text)
+    await asyncio.sleep(SLEEP_SECONDS)
+    tick(message.number)
+
+
+_task = {"noop": noop, "sleep": sleep}[TASK]
+
+
+def connect() -> None:
+    _ = app.client
+
+
+def enqueue(number: int, text: str) -> None:
+    _task.send(number=number, text=text)
