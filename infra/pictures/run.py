@@ -1,8 +1,8 @@
-"""The picture of the board in docs/images: a real installation under load, scraped by a real Prometheus.
+"""The pictures of docs/images: a real installation under load, the console's pages, and the board of Grafana.
 
-.venv/bin/python infra/grafana/picture/run.py docs/images/board.png --minutes 6
+.venv/bin/python infra/pictures/run.py docs/images --minutes 20      # or: make pictures
 
-It starts a Redis, two workers of each engine, two dispatchers, a gateway and a Prometheus on free ports of this
+It starts a Redis, two workers of each engine, two dispatchers, a gateway, Flower and a Prometheus on free ports of this
 machine, with their data in a temporary folder, and ends them all. On the way a job kills its worker, and the Redis is
 killed for some seconds. It prints the panels without data and the alerts that fired.
 """
@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-import draw
-import load_jobs as jobs
+import board
+import console
+import shop_jobs as jobs
 import sqlalchemy as sa
 import yaml
 from sqlalchemy.orm import Session
@@ -34,11 +35,11 @@ from penstock.producers.outbox import Outbox, create_outbox
 from penstock.workers.local.up.redis_server import RedisServer, free_port
 
 HERE = Path(__file__).parent
-PROMETHEUS = HERE.parents[1] / "prometheus"
+PROMETHEUS = HERE.parent / "prometheus"
 PENSTOCK = Path(sys.executable).with_name("penstock")
 SCRAPE_SECONDS = 5
 START_SECONDS, STOP_SECONDS = 180, 40
-PROCESSES = {"worker": 4, "dispatcher": 2, "gateway": 1}
+PROCESSES = {"worker": 4, "dispatcher": 2, "gateway": 1, "flower": 1}
 OUTAGE = 0.15
 """Minutes without the broker."""
 
@@ -50,6 +51,11 @@ engine = "dramatiq"
 [schedules.heartbeat]
 kind = "shop.heartbeat"
 every = "10s"
+[schedules.month-end]
+kind = "month.end"
+cron = "0 6 1 * *"
+timezone = "Europe/Vienna"
+payload = { month = 11 }
 """
 
 
@@ -106,6 +112,8 @@ class Shop:
         self._producer.enqueue(jobs.SendMail(), delay=random.uniform(1, 30))
         if random.random() < 0.4:
             self._producer.enqueue(jobs.RenderReport())
+        if random.random() < 0.05:
+            self._producer.enqueue(jobs.MonthEnd(month=random.randrange(1, 13)))
         with Session(self._engine) as session:
             for _ in range(random.randrange(4)):
                 self._outbox.enqueue(session, jobs.Charge())
@@ -138,7 +146,7 @@ def wait_for_all(url: str) -> None:
         time.sleep(1)
 
 
-def run(folder: Path, picture: Path | None, minutes: float) -> tuple[list[str], list[str]]:
+def run(folder: Path, pictures: Path | None, minutes: float) -> tuple[list[str], list[str]]:
     """Run the installation for so long. Returns what had no data, and the alerts that fired."""
     shop_url = f"sqlite:///{folder}/shop.db"
     engine = sa.create_engine(shop_url)
@@ -154,12 +162,13 @@ def run(folder: Path, picture: Path | None, minutes: float) -> tuple[list[str], 
         "PENSTOCK_DATABASE_URL": f"sqlite:///{folder}/ledger.db",
         "PENSTOCK_OUTBOX_URLS": json.dumps([shop_url]),
         "PENSTOCK_PREFIX": "board",
+        "PENSTOCK_FLOWER_BASIC_AUTH": console.LOGIN,
     }
     subprocess.run([PENSTOCK, "db", "upgrade"], env=environment, check=True, capture_output=True)
     processes: list[Process] = []
 
     def add(name: str, port: int, *arguments: str) -> None:
-        command = [str(PENSTOCK), *arguments, "--import", "load_jobs"]
+        command = [str(PENSTOCK), *arguments, "--import", "shop_jobs"]
         processes.append(Process(command, environment | {"PENSTOCK_HTTP_PORT": str(port)}, folder / f"{name}.log"))
 
     for number, port in enumerate(ports["worker"]):
@@ -170,6 +179,8 @@ def run(folder: Path, picture: Path | None, minutes: float) -> tuple[list[str], 
         add(f"dispatcher-{number}", port, "dispatcher")
     for port in ports["gateway"]:
         add("gateway", free_port(), "gateway", "--port", str(port))
+    for port in ports["flower"]:
+        add("flower", free_port(), "flower", "--port", str(port))
     listen = free_port()
     url = f"http://127.0.0.1:{listen}"
     prometheus = [shutil.which("prometheus") or "prometheus", f"--config.file={configuration(folder, ports)}"]
@@ -190,11 +201,12 @@ def run(folder: Path, picture: Path | None, minutes: float) -> tuple[list[str], 
                     process.keep_running()
                 with suppress(BrokerUnavailable):
                     shop.work()
-        if picture is not None:
-            draw.draw(url, picture, minutes)
+        if pictures is not None:
+            board.draw(url, pictures / "board.png", minutes)
+            console.photograph(f"http://127.0.0.1:{ports['flower'][0]}", pictures)
         firing = 'max by (alertname) (max_over_time(ALERTS{alertstate="firing"}[1d]))'
-        alerts = [series["metric"]["alertname"] for series in draw.ask(url, "query", query=firing)]
-        return [*draw.without_data(url, minutes), *unanswered(url)], alerts
+        alerts = [series["metric"]["alertname"] for series in board.ask(url, "query", query=firing)]
+        return [*board.without_data(url, minutes), *unanswered(url)], alerts
     finally:
         for process in processes:
             process.stop()
@@ -204,7 +216,9 @@ def run(folder: Path, picture: Path | None, minutes: float) -> tuple[list[str], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("picture", type=Path, nargs="?", help="the PNG to write; not given: only the queries are tried")
+    parser.add_argument(
+        "pictures", type=Path, nargs="?", help="a folder for them; not given: only the queries are tried"
+    )
     parser.add_argument("--minutes", type=float, default=10, help="how long the load lasts")
     parser.add_argument("--keep", type=Path, help="a folder for data and logs, which stays")
     arguments = parser.parse_args()
@@ -212,7 +226,7 @@ def main() -> None:
         if arguments.keep:
             arguments.keep.mkdir(parents=True)
         folder = arguments.keep or stack.enter_context(tempfile.TemporaryDirectory())
-        missing, alerts = run(Path(folder).resolve(), arguments.picture, arguments.minutes)
+        missing, alerts = run(Path(folder).resolve(), arguments.pictures, arguments.minutes)
     print("without data:", *missing or ["none"], sep="\n  ")
     print("alerts that fired:", *alerts or ["none"], sep="\n  ")
 

@@ -1,6 +1,6 @@
 """Draw the board without Grafana: its queries, answered by a Prometheus and drawn by Prometheus' own console graphs.
 
-.venv/bin/python infra/grafana/picture/draw.py http://127.0.0.1:9090 board.png --minutes 15
+.venv/bin/python infra/pictures/board.py http://127.0.0.1:9090 board.png --minutes 15
 
 It needs a Prometheus 2 with the classic UI, as Debian's package is, and Chromium. Panels without data are printed.
 """
@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-BOARD = Path(__file__).parents[1] / "penstock.json"
+BOARD = Path(__file__).parents[1] / "grafana" / "penstock.json"
 WIDTH, CELL, GAP = 1480, 22, 6
 """Pixels: of the picture, of a unit of the grid in height, and between panels."""
 SCRIPTS = ("d3/d3.min.js", "rickshaw/rickshaw.min.js", "jquery/jquery.min.js", "js/prom_console.js")

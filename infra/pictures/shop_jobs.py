@@ -1,4 +1,4 @@
-"""Kinds of a small shop, with handlers that wait, fail and crash as real ones do. For the picture of the board."""
+"""Kinds of a small shop, with handlers that wait, fail and crash as real ones do. For the pictures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import signal
 import time
 from datetime import timedelta
 
+from pydantic import BaseModel
+
 from penstock.schemas import Concurrency, Job, RetryPolicy
 from penstock.workers import Permanent, Snooze, handles
+from penstock.workers.workflows import Wait, Workflow, map_over, step
 
 PATIENT = RetryPolicy(max_attempts=6, first_delay=2, factor=2)
 
@@ -32,6 +35,43 @@ class ResizeImage(Job, kind="image.resize", queue="images"):
 
 
 class Heartbeat(Job, kind="shop.heartbeat", queue="syncs"): ...
+
+
+class Regions(BaseModel):
+    regions: list[str]
+
+
+class Decision(BaseModel):
+    approved: bool
+
+
+class FindRegions(Job, kind="regions.find", queue="syncs"): ...
+
+
+class RegionReport(Job, kind="report.region", queue="reports"):
+    region: str
+
+
+class MonthEnd(Workflow, kind="month.end"):
+    """A report for each region, a person's approval, and a mail."""
+
+    month: int
+
+    @step
+    def find(self) -> FindRegions:
+        return FindRegions()
+
+    @step
+    def report(self, region: str = map_over("find.regions")) -> RegionReport:
+        return RegionReport(region=region)
+
+    @step(after="report")
+    def approval(self) -> Wait[Decision]:
+        return Wait(Decision, within=timedelta(days=3), otherwise=Decision(approved=False))
+
+    @step
+    def mail(self, approval: Decision) -> SendMail | None:
+        return SendMail() if approval.approved else None
 
 
 @handles(SendMail)
@@ -68,6 +108,16 @@ def resize_image(job: ResizeImage) -> None:
     if job.harmful:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(random.lognormvariate(-2.5, 0.5))
+
+
+@handles(FindRegions)
+async def find_regions(job: FindRegions) -> Regions:
+    return Regions(regions=random.sample(["north", "east", "south", "west"], random.randrange(2, 5)))
+
+
+@handles(RegionReport)
+def report_region(job: RegionReport) -> None:
+    time.sleep(random.lognormvariate(-0.5, 0.6))
 
 
 @handles(Heartbeat)
