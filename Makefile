@@ -6,14 +6,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-JOBS ?= 4
+JOBS ?= 6
 PINS := pyproject.toml constraints.txt
+# Where an image has set this, each process of the tests compiles all modules again, and each worker all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-pythons check check-wheel states fix bench chaos fuzz sbom release clean
+.PHONY: help demo up test collect test-pythons check check-wheel states pictures fix bench chaos fuzz django-tasks-suite dramatiq-suite sbom release clean
 
 help: ## List these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.all ## Run everything for a minute on real input, with checks (ARGS=--keep leaves it running)
 	@$(BIN)/penstock demo $(ARGS)
@@ -21,8 +23,11 @@ demo: $(VENV)/.all ## Run everything for a minute on real input, with checks (AR
 up: $(VENV)/.all ## Run everything on this machine until Ctrl-C; state in ./var
 	@$(BIN)/penstock up $(ARGS)
 
-test: $(VENV)/.dev ## Run the tests, JOBS=4 at a time (ARGS="-k words" runs some)
+test: $(VENV)/.dev ## Run the tests, JOBS=6 at a time (ARGS="-k words" runs some)
 	@$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+collect: $(VENV)/.dev
+	@$(BIN)/pytest --collect-only -qq >/dev/null
 
 test-pythons: $(VENV)/.dev ## Run a selection of the tests on the other supported Pythons that are here
 	@$(BIN)/python infra/pythons.py --jobs $(JOBS) $(ARGS)
@@ -43,6 +48,9 @@ fix: $(VENV)/.dev ## Format, and fix what lint can fix by itself
 states: $(VENV)/.dev ## Write the diagram of a job's states into docs/architecture.md
 	@$(BIN)/python tests/ledger/arrows/page.py
 
+pictures: $(VENV)/.dev ## Make the pictures of the console and of the board in docs/images, from a real run of 20 minutes
+	@$(BIN)/python infra/pictures/run.py docs/images --minutes 20 $(ARGS)
+
 bench: $(VENV)/.dev ## Measure Penstock beside its peers (ARGS=--quick only shows that it works)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -51,6 +59,15 @@ chaos: $(VENV)/.dev ## Kill, freeze and restart everything in the middle of jobs
 
 fuzz: $(VENV)/.dev ## Give the gateway and all decoders generated input (ARGS="--seconds 600 --seed N")
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+django-tasks-suite: $(VENV)/.dev ## Run Django's own tests of its tasks on our backend, on Django 6 and on the backport
+	@$(BIN)/python infra/suites/django_tasks.py $(ARGS)
+
+dramatiq-suite: $(VENV)/.dev ## Run Dramatiq's own tests of actors with a worker of ours (ARGS="--broker-url amqp://…")
+	@$(BIN)/python infra/suites/dramatiq_suite.py $(ARGS)
+
+celery-suite: $(VENV)/.dev ## Run Celery's own integration suite on its worker and on ours (ARGS="--broker redis --only ours")
+	@$(BIN)/python infra/suites/celery_suite.py $(ARGS)
 
 sbom: $(VENV)/.dev ## Write a bill of materials and hashed requirements of the image into dist/
 	@$(BIN)/python infra/sbom.py $(ARGS)

@@ -13,8 +13,19 @@ from pathlib import Path
 
 import amqp
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from support.ledgers import set_up, temporary_database
-from support.servers.shared import AMQP_URL, MARIADB_URL, POSTGRES_URL, SERVERS, delete_rabbitmq, need, reachable
+from support.servers.shared import (
+    AMQP_URL,
+    MARIADB_URL,
+    POSTGRES_URL,
+    SERVERS,
+    delete_ended,
+    delete_queues,
+    need,
+    reachable,
+)
 
 from penstock.ledger.sql.database import Database
 from penstock.producers.senders.rabbitmq.publisher import connect
@@ -24,6 +35,9 @@ from penstock.workers.local.up.redis_server import RedisServer
 for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and not name.startswith("PENSTOCK_TEST_")]:
     del os.environ[_name]
 
+# A busy machine misses Hypothesis's limit of 200 ms an example.
+hypothesis_settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("penstock")
 
 TESTS = Path(__file__).parent
 ONCE_MORE = {"chaos", "conformance", "engines", "migration", "local"}
@@ -35,6 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not ONCE_MORE.isdisjoint(item.path.relative_to(TESTS).parts):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_sessionfinish() -> None:
+    delete_ended()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -100,7 +118,7 @@ def amqp_url(prefix: str) -> Iterator[str]:
     """RabbitMQ; every queue and exchange that starts with this test's prefix is deleted afterwards."""
     need("RabbitMQ")
     yield AMQP_URL
-    delete_rabbitmq(AMQP_URL, prefix)
+    delete_queues("rabbitmq", prefix)
 
 
 @pytest.fixture

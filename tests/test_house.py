@@ -49,7 +49,7 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
             )
 
 
-@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+@pytest.mark.parametrize("engine", ["celery", "dramatiq", "rq"])
 def test_only_its_own_engine_imports_an_engine(engine: str) -> None:
     for path in SOURCES:
         inside = f"engines/{engine}" in path.as_posix()

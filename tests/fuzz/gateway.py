@@ -21,7 +21,7 @@ from support.polling import WAIT_SECONDS, until
 from support.servers.processes import resident
 
 from penstock.config.settings import Settings
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.sql.database import Database
 from penstock.producers.gateway import create_app
 from penstock.producers.gateway.openapi import document

@@ -40,7 +40,7 @@ from penstock.config.printable import printable
 from penstock.config.sections.events import WebhookSettings
 from penstock.config.sections.gateway import JwtSettings
 from penstock.config.sections.values import read_size
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.producers.gateway.auth.jwt import JwtVerifier
 from penstock.producers.gateway.problems import Problem
 from penstock.producers.storage import FileStorage

@@ -132,9 +132,9 @@ def test_sections_of_penstock_toml_are_valid(path: Path, tmp_path: Path, monkeyp
     from penstock.config.settings import load_settings
 
     text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
-    for block in re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE):
+    for block in re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))?)+", text, re.MULTILINE):
         toml = re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
-        if toml.startswith("["):
+        if re.match(r"\[|\w+_url = ", toml):
             for name in re.findall(r"\$\{(\w+)\}", toml):
                 monkeypatch.setenv(name, "long enough for a secret")
             (tmp_path / "penstock.toml").write_text(toml)

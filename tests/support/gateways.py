@@ -12,7 +12,7 @@ import redis
 from pydantic import BaseModel, EmailStr, Field
 
 from penstock.config.settings import Settings
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.sql.database import Database
 from penstock.producers.senders.redis.sender import lane_key
 from penstock.schemas import Job, Sensitive

@@ -54,6 +54,23 @@ def until(
     return poll.value  # type: ignore[no-any-return]
 
 
+QUIET_LOOKS = 15
+"""Looks in a row, 0.1 s apart, at which nothing has changed: three heartbeats of a worker."""
+
+
+def until_quiet(value: Callable[[], T], what: str = "quiet") -> T:
+    """Wait until a value changes no more, and return it."""
+    values: list[T] = []
+
+    def is_quiet() -> bool:
+        values.append(value())
+        last = values[-QUIET_LOOKS:]
+        return len(last) == QUIET_LOOKS and all(each == last[0] for each in last)
+
+    until(is_quiet, what, pause=0.1)
+    return values[-1]
+
+
 async def until_async(condition: Callable[[], T | None], what: str = "", seconds: float = WAIT_SECONDS) -> T:
     """`until` for a coroutine: the event loop runs on between two looks."""
     poll = _Poll(condition, what, seconds, None)

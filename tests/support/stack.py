@@ -17,16 +17,27 @@ import pytest
 import sqlalchemy as sa
 
 from penstock.config.settings import Settings
+from penstock.ledger.members.heartbeats import DISPATCHER
+from penstock.ledger.members.overview import MemberStatus, read_members
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
-from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers import Producer
 from penstock.workers.engines.inline import Inline
-from support.polling import WAIT_SECONDS
+from support.ledgers import upgraded
+from support.polling import WAIT_SECONDS, until
+from support.servers.forked import Forked, importer
 from support.servers.shared import delete_queues
 
 PENSTOCK = Path(sys.executable).parent / "penstock"
 TESTS = Path(__file__).parent.parent
+Process = subprocess.Popen[bytes] | Forked
+_MODULES = {
+    "worker": "penstock.workers.engines.{engine}.worker",
+    "dispatcher": "penstock.workers.dispatcher.dispatcher",
+    "gateway": "penstock.producers.gateway",
+    "flower": "penstock.workers.engines.celery.flower.serving",
+}
+"""What a command imports besides the command line."""
 PAIRS = [("celery", "redis"), ("celery", "rabbitmq"), ("dramatiq", "redis"), ("dramatiq", "rabbitmq")]
 
 
@@ -69,10 +80,9 @@ class Stack:
             grace_seconds=20,
             unknown_kind_grace=timedelta(),
         )
-        self.database = Database(self.settings.database_url)
-        upgrade(self.database)
+        self.database = Database(upgraded(self.settings.database_url))
         self.inline: Inline | None = None
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
         if engine == "inline":
             self.inline = Inline(self.settings, queues=["acme"])
             self.producer = self.inline.producer
@@ -87,17 +97,20 @@ class Stack:
             self.start_worker()
         return self
 
-    def start_worker(self, concurrency: int = 20) -> subprocess.Popen[bytes]:
+    def start_worker(self, concurrency: int = 20) -> Process:
         return self.run(
             ["worker", "--engine", self.engine, "--queues", "acme"]
             + ["--concurrency", str(concurrency), "--import", "acme"]
         )
 
-    def start_dispatcher(self) -> subprocess.Popen[bytes]:
+    def start_dispatcher(self) -> Process:
         return self.run(["dispatcher", "--import", "acme"])
 
-    def run(self, command: Sequence[str], **changes: str) -> subprocess.Popen[bytes]:
-        """Start `penstock` with the stack's settings as its environment, and these changes to it."""
+    def run(self, command: Sequence[str], **changes: str) -> Process:
+        """Start `penstock` with the stack's settings as its environment, and these changes to it.
+
+        It is forked from a process that has imported what it needs, unless a change is for the start of a program.
+        """
         settings = self.settings
         env = os.environ | {
             "PENSTOCK_BROKER_URL": settings.broker_url,
@@ -113,14 +126,21 @@ class Stack:
             **changes,
         }
         log = (self.folder / f"{command[0]}-{len(self.processes)}.log").open("wb")
+        process: Process
         with log:
-            process = subprocess.Popen(
-                [PENSTOCK, *command], env=env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
-            )
+            if "LD_PRELOAD" in changes:
+                process = subprocess.Popen(
+                    [PENSTOCK, *command], env=env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+                )
+            else:
+                modules = importer("penstock.workers.cli", _MODULES[command[0]].format(engine=self.engine))
+                process = modules.start(
+                    "penstock.__main__:main", PENSTOCK, *command, environment=env, folder=self.folder, log=log
+                )
         self.processes.append(process)
         return process
 
-    def stop_process(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
+    def stop_process(self, process: Process, number: int = signal.SIGTERM) -> int:
         process.send_signal(number)
         return process.wait(WAIT_SECONDS)
 
@@ -141,6 +161,23 @@ class Stack:
 
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def live_workers(self) -> list[MemberStatus]:
+        """Workers that are alive, without dispatchers."""
+        members = read_members(self.database, self.settings.lease)
+        return [each for each in members if each.state == "running" and each.member.engine != DISPATCHER]
+
+    def wait_for_beats(self) -> None:
+        """Wait until each live worker has read the ledger twice since now, and so obeys what was written before."""
+        for _ in range(2):
+            before = {each.member.name: each.last_beat for each in self.live_workers()}
+            until(
+                lambda before=before: all(
+                    each.last_beat > before.get(each.member.name, each.last_beat - self.settings.lease)
+                    for each in self.live_workers()
+                ),
+                "beats of the workers",
+            )
 
     def row(self, job_id: str) -> Any:
         return self.database.read(
@@ -168,7 +205,8 @@ def stopped_at_the_end(stack: S, broker: str, session: pytest.Session) -> Iterat
 
 
 def lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
+    """The whole lines of a file that others may be writing: not one whose end is missing."""
+    return file.read_text().rpartition("\n")[0].splitlines() if file.exists() else []
 
 
 def faketime_library() -> Path | None:

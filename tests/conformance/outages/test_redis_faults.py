@@ -16,6 +16,7 @@ import redis
 import sqlalchemy as sa
 from support.polling import retry, until
 from support.servers.killable_redis import running_redis
+from support.servers.processes import freeze
 from support.stack import Stack
 
 from penstock.config.errors import BrokerUnavailable
@@ -108,7 +109,7 @@ def replica(server: RedisServer) -> Iterator[None]:
 @contextmanager
 def stalled(server: RedisServer) -> Iterator[None]:
     assert server.process is not None
-    server.process.send_signal(signal.SIGSTOP)
+    freeze(server.process.pid)
     yield
     server.process.send_signal(signal.SIGCONT)
 

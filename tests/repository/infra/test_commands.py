@@ -25,6 +25,6 @@ def test_the_command_exists_with_these_options(place: str) -> None:
 
 
 def test_flower_is_given_the_password_that_compose_asks_for() -> None:
-    from penstock.workers.engines.celery.flower_server import BASIC_AUTH
+    from penstock.workers.engines.celery.flower.server import BASIC_AUTH
 
     assert ours()["flower"]["environment"][BASIC_AUTH] == SAMPLE

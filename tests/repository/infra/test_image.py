@@ -59,7 +59,7 @@ def test_the_image_is_built_by_hash_where_the_hashes_are() -> None:
 
 
 def test_flower_s_volume_belongs_to_the_user_of_the_image() -> None:
-    from penstock.workers.engines.celery.flower_server import FOLDER
+    from penstock.workers.engines.celery.flower.server import FOLDER
 
     text = DOCKERFILE.read_text()
     (workdir,) = re.findall(r"^WORKDIR (/var\S+)$", text, re.MULTILINE)

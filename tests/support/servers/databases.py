@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import sqlalchemy as sa
 
 from penstock.workers.local.up.redis_server import free_port
 from support.polling import SETTLE_SECONDS, retry
+from support.servers.processes import freeze
 
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 
@@ -56,9 +60,27 @@ class PostgresServer:
         if (self.folder / "data" / "postmaster.pid").exists():
             self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
 
+    def stall(self) -> None:
+        """Answer nothing from now on. The kernel still takes connections and packets for it."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                freeze(pid)
+
+    def resume(self) -> None:
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self.folder)
+
+    def _pids(self) -> Iterator[int]:
+        """The server and the processes of its connections that are there when it has been dealt with: stopped, it
+        makes no more of them."""
+        server = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        yield server
+        yield from map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())
 
     def _run(self, program: str, *arguments: str) -> None:
         # Not a pipe: the server would keep it open.
@@ -106,6 +128,15 @@ class MariadbServer:
             return None if process.poll() is None else f"it ended: {log_file.read_text(errors='replace')[-2000:]}"
 
         retry(create_database, sa.exc.OperationalError, unless=ended, pause=0.1)
+
+    def stall(self) -> None:
+        """Answer nothing from now on. The kernel still takes connections and packets for it."""
+        assert self._process is not None
+        freeze(self._process.pid)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """At once, as a crash would."""

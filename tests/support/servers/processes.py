@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from support.polling import until
+
 
 def runs(pid: int) -> bool:
     """Whether a process runs. One that has ended and is not reaped does not."""
@@ -18,6 +20,20 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def freeze(pid: int) -> None:
+    """Stop a process, and wait until all of its threads stand still: a thread on another core may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def states() -> set[str]:
+        states = set()
+        for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                states.add(thread.read_text().rpartition(")")[2].split()[0])
+        return states
+
+    until(lambda: states() <= {"T", "Z", "X"}, pause=0.01)  # a thread that has ended does nothing, either
 
 
 def resident(pid: int) -> int:

@@ -50,9 +50,28 @@ def broker_url(broker: str, redis_server: RedisServer) -> str:
 
 
 def delete_queues(broker: str, prefix: str) -> None:
-    """Delete a test's queues on RabbitMQ; this run's Redis ends with the run."""
+    """Delete the queues of a test that has ended on RabbitMQ; this run's Redis ends with the run.
+
+    `rabbitmqctl` takes seconds to start, so this waits for some more tests to end, or for the end of the run.
+    """
     if broker == "rabbitmq":
-        delete_rabbitmq(AMQP_URL, prefix)
+        _ended.append(prefix)
+        if len(_ended) >= _TOGETHER:
+            delete_ended()
+
+
+def delete_ended() -> None:
+    """Delete the queues of all tests that have ended."""
+    if _ended:
+        delete_rabbitmq(AMQP_URL, *_ended)
+        _ended.clear()
+
+
+_ended: list[str] = []
+"""Prefixes of tests that have ended and whose queues exist."""
+_TOGETHER = 3
+"""Each quorum queue reserves file handles of the server: some three hundred use up the 1,024 that it often has, and
+then it answers nothing more."""
 
 
 def for_pika(url: str) -> str:
@@ -64,28 +83,30 @@ LANES = ("", ".high", ".low")
 USUAL_QUEUES = ("default", "dispatcher", "emails", "uploads", "reports", "syncs", "webhooks", "q", "a", "b")
 
 
-def delete_rabbitmq(url: str, prefix: str) -> None:
-    """Delete every queue whose name starts with the prefix, and the exchange for dead letters."""
+def delete_rabbitmq(url: str, *prefixes: str) -> None:
+    """Delete every queue whose name starts with one of the prefixes, and their exchanges for dead letters."""
     from amqp.exceptions import AMQPError
 
     from penstock.producers.senders.rabbitmq.publisher import connect
 
-    names = _listed(url, prefix)
+    names = _listed(url, prefixes)
     if names is None:
-        names = [f"{prefix}.dead", *(f"{prefix}.{queue}{lane}" for queue in USUAL_QUEUES for lane in LANES)]
+        usual = [f"{queue}{lane}" for queue in USUAL_QUEUES for lane in LANES]
+        names = [f"{prefix}.{name}" for prefix in prefixes for name in ("dead", *usual)]
     connection = connect(url, timeout_seconds=10)
     try:
         channel = connection.channel()
         for name in names:
             channel.queue_delete(name)
-        with suppress(AMQPError):
-            for name in (f"{prefix}.dead", f"{prefix}-stock"):  # the second is a stock client's
-                channel.exchange_delete(name)
+        for prefix in prefixes:
+            with suppress(AMQPError):
+                for name in (f"{prefix}.dead", f"{prefix}-stock"):  # the second is a stock client's
+                    channel.exchange_delete(name)
     finally:
         connection.close()
 
 
-def _listed(url: str, prefix: str) -> list[str] | None:
+def _listed(url: str, prefixes: tuple[str, ...]) -> list[str] | None:
     """The queues there are; None where `rabbitmqctl` cannot tell."""
     rabbitmqctl = shutil.which("rabbitmqctl")
     parts = urlsplit(url)
@@ -97,4 +118,4 @@ def _listed(url: str, prefix: str) -> list[str] | None:
         code, names = output_of(command, 60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return [name for name in names.split() if name.startswith(prefix)] if code == 0 else None
+    return [name for name in names.split() if name.startswith(prefixes)] if code == 0 else None

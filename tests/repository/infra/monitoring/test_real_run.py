@@ -10,7 +10,7 @@ import sys
 import pytest
 from repository.infra.monitoring.catalogue import ROOT
 
-RUN = ROOT / "infra/grafana/picture/run.py"
+RUN = ROOT / "infra/pictures/run.py"
 SOMETIMES_EMPTY = {
     "Dead letters: Dead letters",
     "Dead letters: {{queue}} {{kind}}",

@@ -103,7 +103,7 @@ def test_alerts_have_a_severity_and_a_runbook(name: str) -> None:
 
 
 def test_the_page_has_a_row_and_a_runbook_for_each_alert() -> None:
-    section = PAGE.read_text().partition("## Alerts\n")[2].partition("\n## ")[0]
+    section = PAGE.read_text().partition("## Alerts of Prometheus\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (.+)$", section, re.MULTILINE) == list(ALERTS)
     rows = re.findall(r"^\| \[(\w+)\]\(#(\w+)\) \| (\w+) \| .+ \| (.+) \| .+ \|$", section, re.MULTILINE)
     for (name, anchor, severity, duration), (alert, rule) in zip(rows, ALERTS.items(), strict=True):

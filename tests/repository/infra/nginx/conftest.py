@@ -10,7 +10,7 @@ from repository.infra.processes import PENSTOCK, listens, running
 from support.gateways import SECRET
 from support.ledgers import set_up
 
-from penstock.ledger import api_keys
+from penstock.ledger.members import api_keys
 from penstock.ledger.sql.database import Database
 from penstock.workers.local.up.redis_server import RedisServer, free_port
 
