@@ -39,17 +39,6 @@ for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and no
 hypothesis_settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("penstock")
 
-TESTS = Path(__file__).parent
-ONCE_MORE = {"chaos", "conformance", "engines", "migration", "local"}
-"""Folders of tests that start, kill and freeze whole processes next to servers that others use."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give these a second try in case a busy machine has upset the first; the summary says which needed it, and why."""
-    for item in items:
-        if not ONCE_MORE.isdisjoint(item.path.relative_to(TESTS).parts):
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
 
 def pytest_sessionfinish() -> None:
     delete_ended()

@@ -132,7 +132,6 @@ class States(Senders, People):
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=1)  # once hypothesis met other rules at the same step; the reason is not known
 @pytest.mark.timeout(600)  # it takes seconds; but once it fails, hypothesis looks for the shortest way there
 def test_the_ledger_behaves_as_the_model(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     broker, watch, until_done = Broker(), Watch(), Database._until_done

@@ -133,8 +133,6 @@ def test_a_slug_has_the_characters_and_the_length_that_sentry_takes() -> None:
     assert all(0 < len(slug) <= 50 for slug in slugs)
 
 
-# A check-in was missed once in some hundred runs, for a reason that is not known. The summary lists a second try.
-@pytest.mark.flaky(reruns=1)
 @pytest.mark.parametrize(("kind", "status"), [("monitored.tick", "ok"), ("monitored.fails", "error")])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_schedules_job_is_followed_to_its_end_also_by_a_dispatcher_that_took_over(
