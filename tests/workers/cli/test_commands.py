@@ -4,7 +4,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -255,6 +255,24 @@ def test_each_command_is_defined_where_the_command_line_looks_for_it() -> None:
     assert names == list(HOMES)
     assert [root.get_command(None, name).name for name in names] == names
     assert root.get_command(None, "nonsense") is None
+
+
+def test_each_command_that_imports_kinds_takes_those_of_adopted_applications() -> None:
+    root: Any = get_command(app)
+
+    def options(command: Any, name: str) -> Iterator[tuple[str, set[str]]]:
+        yield name, {option for parameter in command.params for option in parameter.opts}
+        for each, part in getattr(command, "commands", {}).items():
+            yield from options(part, f"{name} {each}")
+
+    imports = {
+        name: {"--celery", "--dramatiq", "--rq"} <= names
+        for home in HOMES
+        for name, names in options(root.get_command(None, home), home)
+        if "--import" in names
+    }
+    assert {"flower", "gateway", "enqueue", "jobs show", "jobs explain", "deadletters show"} <= set(imports)
+    assert [name for name, adopted in imports.items() if not adopted] == ["up"]
 
 
 @pytest.mark.parametrize("fmt", ["text", "json"])

@@ -63,7 +63,7 @@ class Shop:
 
     def list_charges(self, stack: Stack) -> list[dict[str, Any]]:
         """The charges in the ledger, as `penstock jobs list` finds them."""
-        filters = ["--kind", "rq.high", "--field", "function=rq_shop.charge", "--import", "rq_kinds", "--json"]
+        filters = ["--kind", "rq.high", "--field", "function=rq_shop.charge", "--rq", "high", "--json"]
         env = os.environ | self.env | {"PENSTOCK_DATABASE_URL": stack.settings.database_url}
         done = subprocess.run([PENSTOCK, "jobs", "list", *filters], env=env, capture_output=True, text=True, check=True)
         listed: list[dict[str, Any]] = json.loads(done.stdout)

@@ -19,7 +19,7 @@ from celery_example import EXAMPLE, AdoptedShop, forget_adopted
 
 @pytest.fixture
 def adopted_for_a_test() -> Iterator[None]:
-    """What a test adopts in this process is forgotten after it."""
+    """Fixture: the application that a test adopts in this process is forgotten after it."""
     before = celery.current_app._get_current_object()
     yield
     before.set_current()

@@ -9,13 +9,15 @@ import celery
 import pytest
 from celery_example import forget_adopted
 from kombu.serialization import dumps
+from support.ledgers import upgraded
+from typer.testing import CliRunner
 
 from penstock.config.errors import ConfigError, KindError, UndecodableMessage
 from penstock.config.settings import Settings
 from penstock.schemas import Job, registry
 from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.wire.codec import Envelope, decode
-from penstock.workers.engines.celery.adopted import declare
+from penstock.workers.cli import app as commands
 from penstock.workers.engines.celery.adopted.application import load_application
 from penstock.workers.engines.celery.adopted.doubts import doubts_about, pool_of
 from penstock.workers.engines.celery.adopted.request import request_of
@@ -62,17 +64,21 @@ def test_an_application_that_does_not_import_is_named_with_its_traceback(
     assert "ZeroDivisionError" in failure.value.trace
     with pytest.raises(ConfigError, match="7, not a Celery application"):
         load_application("no_shop:app")
+    result = CliRunner().invoke(commands, ["kinds", "list", "--celery", "broken_shop:app"])
+    assert (result.exit_code, "ZeroDivisionError" in result.stderr) == (2, True)
 
 
 def test_declared_tasks_are_shown_with_their_arguments(
     app: celery.Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flower and commands hide the values of kinds that they do not know."""
+    """Flower and commands hide the values of kinds that they do not know: these take --celery, too."""
     (tmp_path / "shown_shop.py").write_text(SHOWN)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", upgraded(f"sqlite:///{tmp_path}/ledger.db"))
     payload = {"args": [[1, 2]], "kwargs": {}, "request": {}}
     assert registry.redact("shown.add", payload)["args"] == "***"
-    declare("shown_shop:app")
+    result = CliRunner().invoke(commands, ["kinds", "list", "--celery", "shown_shop:app", "--json"])
+    assert (result.exit_code, "shown.add" in result.stdout) == (0, True)
     assert registry.redact("shown.add", payload) == payload
 
 

@@ -17,6 +17,7 @@ except ModuleNotFoundError as missing:
 from typer.main import get_group
 
 from penstock.config import supervision
+from penstock.workers.cli.common.adopted import add_options
 from penstock.workers.cli.common.errors import Commands
 
 HOMES = {
@@ -59,7 +60,9 @@ class Root(Commands):
                 module.add_to(part)
             else:
                 part.add_typer(module.app, name=cmd_name)
-            self.commands |= get_group(part).commands
+            group = get_group(part)
+            add_options(group)
+            self.commands |= group.commands
         return super().get_command(ctx, cmd_name)
 
 

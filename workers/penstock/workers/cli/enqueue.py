@@ -70,7 +70,10 @@ def enqueue(
     definition = registry.find(kind)
     if definition is None:
         names = ", ".join(known_kind.name for known_kind in registry)
-        raise InvalidJob(f"no imported module defines kind {kind!r} (known: {names}); import its module with --import")
+        raise InvalidJob(
+            f"no imported module defines kind {kind!r} (known: {names}); import its module with --import, or name its "
+            "application with --celery, --dramatiq or --rq"
+        )
     options: dict[str, Any] = {
         "delay": delay,
         "run_at": run_at,

@@ -98,7 +98,10 @@ def _find_kinds(names: list[str] | None, imports: list[str] | None) -> list[Any]
 
     discover(imports or ())
     if unknown := [name for name in names or () if registry.find(name) is None]:
-        raise ConfigError(f"no imported module defines kind {', '.join(unknown)}; import its module with --import")
+        raise ConfigError(
+            f"no imported module defines kind {', '.join(unknown)}; import its module with --import, or name its "
+            "application with --celery, --dramatiq or --rq"
+        )
     return [registry[name] for name in names] if names else list(registry)
 
 

@@ -81,7 +81,7 @@ def parse_json(text: str, option: str | None = None, *, or_stdin: bool = False) 
 Actors = Annotated[
     list[str] | None,
     typer.Option(
-        "--dramatiq", metavar="MODULE", help="Run the actors that a module declares; may be given repeatedly."
+        "--dramatiq", metavar="MODULE", help="A module with actors of Dramatiq's to adopt; may be given repeatedly."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
@@ -91,7 +91,7 @@ Imports = Annotated[
 ]
 CeleryApp = Annotated[
     str | None,
-    typer.Option("--celery", metavar="MODULE:APP", help="A Celery application whose tasks run here unchanged."),
+    typer.Option("--celery", metavar="MODULE:APP", help="A Celery application whose tasks to adopt."),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")]
 LogLevel = Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")]

@@ -56,7 +56,8 @@ def open_intake(queues: str) -> OpenService:
     return lambda settings, database: RqQueues(settings, database, names)
 
 
-def _names(queues: str) -> list[str]:
+def split(queues: str) -> list[str]:
+    """`high,default` → the names in it. Raises ConfigError: one cannot be a queue of ours."""
     names = list(dict.fromkeys(name for name in map(str.strip, queues.split(",")) if name))
     if not names:
         raise ConfigError("--rq takes the names of RQ's queues, as --rq high,default")
@@ -64,6 +65,11 @@ def _names(queues: str) -> list[str]:
         reason = reserved_queue(name) if NAME.fullmatch(name) else "has other characters than A-Z a-z 0-9 _ . : -"
         if reason is not None:
             raise ConfigError(f"--rq: no queue of Penstock's can be called {name!r}: it {reason}; use another of RQ's")
+    return names
+
+
+def _names(queues: str) -> list[str]:
+    names = split(queues)
     try:
         import rq  # noqa: F401
     except ModuleNotFoundError:
