@@ -63,7 +63,7 @@ def apologise(task_id: str) -> None:
     _write(f"apology for {task_id}")
 
 
-@app.task(name="shop.send", ignore_result=True)
+@app.task(name="shop.send", ignore_result=True, time_limit=3600)
 def send(order: int, seconds: float = 0.05) -> None:
     time.sleep(seconds)
     _write(f"sent {order}")

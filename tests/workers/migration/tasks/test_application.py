@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from penstock.schemas import Job, registry
 from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.wire.codec import Envelope, decode
 from penstock.workers.cli import app as commands
+from penstock.workers.engines.boot_checks import check_settings
 from penstock.workers.engines.celery.adopted.application import load_application
 from penstock.workers.engines.celery.adopted.doubts import doubts_about, pool_of
 from penstock.workers.engines.celery.adopted.request import request_of
 from penstock.workers.engines.celery.adopted.tasks import adopt_tasks
 from penstock.workers.handlers.discovery import ImportFailed
+from penstock.workers.handlers.registry import handlers
 
 SHOWN = """
 import celery
@@ -101,6 +104,22 @@ def test_settings_that_have_no_effect_are_named(app: celery.Celery) -> None:
     for name in ("worker_pool = 'gevent'", "task_always_eager", "small.add", "6379/4"):
         assert name in lines
     assert pool_of(app) == "threads"
+
+
+def test_a_time_limit_that_outlasts_rabbitmqs_patience_is_named_and_cut(app: celery.Celery) -> None:
+    task = app.tasks["small.add"]
+    task.time_limit, task.soft_time_limit = 3600, 3000
+    on_rabbitmq = Settings(broker_url="amqp://127.0.0.1//")
+    app.conf.broker_url = on_rabbitmq.broker_url
+    assert "time_limit of small.add: RabbitMQ takes back" in "\n".join(doubts_about(app, on_rabbitmq))
+    assert list(doubts_about(app, on_rabbitmq.model_copy(update={"rabbitmq_consumer_timeout_seconds": 3601}))) == []
+    adopt_tasks(app, on_rabbitmq)
+    check_settings(handlers, on_rabbitmq.model_copy(update={"database_url": "sqlite://"}), ["celery"])
+    kind = registry["small.add"]
+    assert (kind.timeout, kind.soft_timeout) == (timedelta(seconds=1710), timedelta(seconds=1624.5))
+    forget_adopted()
+    adopt_tasks(app, SETTINGS)
+    assert registry["small.add"].timeout == timedelta(hours=1)
 
 
 def test_arguments_are_json_and_other_content_only_what_the_application_accepts(app: celery.Celery) -> None:

@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 import celery
 
 from penstock.config.settings import Settings, redact_url
+from penstock.workers.engines.celery.adopted.tasks import hard_limit, longest_limit, within
 
+_NAMED = 10
+"""Tasks that a line names."""
 _POOLS = {"prefork": "processes", "processes": "processes", "threads": "threads"}
 
 
@@ -29,6 +32,13 @@ def doubts_about(app: celery.Celery, settings: Settings) -> Iterator[str]:
         yield f"rate_limit of {', '.join(limited)}: has no effect; give their queues limits in penstock.toml"
     if conf.task_acks_late is False and conf.task_acks_on_failure_or_timeout is False:
         yield "task_acks_on_failure_or_timeout = False: has no effect; a failed task is a dead letter, to be replayed"
+    longest = longest_limit(settings)
+    if long := sorted(name for name, task in app.tasks.items() if (hard_limit(app, task) or 0) >= longest):
+        yield (
+            f"time_limit of {', '.join(long[:_NAMED])}: RabbitMQ takes back what runs for its consumer timeout of "
+            f"{longest:g} s, so they are ended after {within(longest):g} s; raise consumer_timeout in rabbitmq.conf, "
+            "and then rabbitmq_consumer_timeout_seconds"
+        )
     theirs = conf.broker_write_url or conf.broker_url
     if isinstance(theirs, str) and _address(theirs) != _address(settings.broker_url):
         yield (

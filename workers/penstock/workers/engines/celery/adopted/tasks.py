@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, ClassVar, Self
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter
 
 from penstock.config.errors import KindError, UndecodableMessage
 from penstock.config.settings import Settings
+from penstock.producers.senders import scheme
 from penstock.schemas.jobs.adopted import AdoptedJob, adopt_kind
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.wire.celery_tasks import JSON, PROPERTIES, task_fields
@@ -67,7 +69,7 @@ def adopt_tasks(app: celery.Celery, settings: Settings) -> None:
 
 
 def _adopt_task(app: celery.Celery, task: celery.Task, settings: Settings) -> None:
-    hard, soft = _time_limits(app, task)
+    hard, soft = _time_limits(app, task, settings)
     job = adopt_kind(
         CeleryJob,
         task.name,
@@ -99,10 +101,32 @@ def _options(task: celery.Task) -> dict[str, Any]:
     return {name: value for name, value in task._get_exec_options().items() if value is not None}
 
 
-def _time_limits(app: celery.Celery, task: celery.Task) -> tuple[timedelta | None, timedelta | None]:
+def hard_limit(app: celery.Celery, task: celery.Task) -> float | None:
+    """The seconds that a task may run, as the application says."""
+    limit: float | None = task.time_limit if task.time_limit is not None else app.conf.task_time_limit
+    return limit
+
+
+def longest_limit(settings: Settings) -> float:
+    """The longest limit in seconds that holds here: RabbitMQ takes back what runs for its consumer timeout, and would
+    deliver it to another worker."""
+    return settings.rabbitmq_consumer_timeout_seconds if scheme(settings.broker_url) == "rabbitmq" else math.inf
+
+
+def within(limit: float) -> float:
+    """The seconds that end a task before a limit, with time to stop it."""
+    return limit * 0.95
+
+
+def _time_limits(
+    app: celery.Celery, task: celery.Task, settings: Settings
+) -> tuple[timedelta | None, timedelta | None]:
     """The hard and the soft limit. A soft one that would not come first has no effect."""
-    hard = task.time_limit if task.time_limit is not None else app.conf.task_time_limit
+    hard, longest = hard_limit(app, task), longest_limit(settings)
     soft = task.soft_time_limit if task.soft_time_limit is not None else app.conf.task_soft_time_limit
     if hard and soft and soft >= hard:
         soft = None
+    if hard and hard >= longest:
+        hard = within(longest)
+        soft = min(soft, within(hard)) if soft else soft
     return tuple(None if not seconds else timedelta(seconds=seconds) for seconds in (hard, soft))  # type: ignore[return-value]
