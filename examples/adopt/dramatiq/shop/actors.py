@@ -12,7 +12,7 @@ from typing import Any
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AsyncIO, CurrentMessage, GroupCallbacks, Shutdown, TimeLimitExceeded
+from dramatiq.middleware import AsyncIO, CurrentMessage, GroupCallbacks, Interrupt, TimeLimitExceeded
 from dramatiq.middleware.prometheus import Prometheus
 from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import RedisBackend as LimitsBackend
@@ -129,12 +129,12 @@ def offer(order: str) -> None:
 
 @dramatiq.actor(queue_name=MAILS, notify_shutdown=True, min_backoff=100, max_backoff=100)
 def newsletter(issue: int) -> None:
-    """Takes long, and stops when its worker does."""
+    """Takes long, and stops when its worker does, or when it is aborted."""
     note("newsletter", issue)
     try:
         while True:
             time.sleep(0.01)
-    except Shutdown:
+    except Interrupt:
         note("interrupted", issue)
         raise
 

@@ -11,6 +11,7 @@ from adopted_shop import AdoptedShop
 from support.polling import until
 
 from penstock.ledger.sql import tables
+from penstock.ledger.transitions.cancel import request_cancel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -65,6 +66,21 @@ def test_an_actor_is_notified_of_the_shutdown(shop: AdoptedShop) -> None:
     assert shop.stack.stop_process(worker) == 0
     shop.notes(["newsletter", 1], ["interrupted", 1])
     assert (shop.stack.row(message_id).state, shop.stack.row(message_id).error) == ("retrying", "Shutdown")
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+@pytest.mark.parametrize("pool", ["threads", "processes"])
+def test_cancelling_interrupts_an_actor_that_runs(shop: AdoptedShop, pool: str) -> None:
+    shop.work("--pool", pool)
+    message_id = shop.call(
+        "from penstock.producers.contrib.dramatiq import adopt\nadopt(actors.broker)\n"
+        "answer = actors.newsletter.send(1).message_id",
+        **shop.penstock(),
+    )
+    shop.notes(["newsletter", 1])
+    request_cancel(shop.stack.database, message_id)
+    until(lambda: shop.stack.row(message_id).state == "cancelled", "its state")
+    shop.notes(["newsletter", 1], ["interrupted", 1])
 
 
 def test_the_example_runs_under_its_own_worker(shop: AdoptedShop) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dramatiq
 import dramatiq.broker
+import dramatiq.results
 import pytest
+from support.polling import WAIT_SECONDS
 
 from penstock.config.errors import BrokerUnavailable, ConfigError, InvalidJob, PayloadTooLarge
 from penstock.config.settings import Settings
@@ -20,7 +25,7 @@ from penstock.workers.engines.dramatiq.adopted.application import Application
 from penstock.workers.engines.dramatiq.adopted.job import ActorJob
 from penstock.workers.engines.dramatiq.adopted.run import ActorRunner
 from penstock.workers.handlers.context import Context
-from penstock.workers.handlers.returns import Discard, Resend
+from penstock.workers.handlers.returns import Discard, JobCancelled, Resend
 
 
 class Sent(list[Envelope]):
@@ -174,6 +179,75 @@ def test_a_time_limit_ends_an_actor(broker: LocalBroker, runner: ActorRunner) ->
 
     with pytest.raises(RuntimeError, match="TimeLimitExceeded"):
         run(runner, "endless")
+
+
+class Results(dramatiq.results.Results):
+    """Keeps what it would store."""
+
+    def __init__(self) -> None:
+        super().__init__(backend=self, store_results=True)  # type: ignore[arg-type]
+        self.stored: list[Any] = []
+
+    def store_exception(self, message: Any, exception: BaseException, ttl: int) -> None:
+        self.stored.append(type(exception).__name__)
+
+
+def cancel_soon(ctx: Context, started: threading.Event) -> None:
+    """Cancel a job as the executor does, once its actor runs."""
+
+    def cancel() -> None:
+        assert started.wait(WAIT_SECONDS)
+        ctx.cancel()
+        assert ctx.interrupt is not None
+        ctx.interrupt()
+
+    threading.Thread(target=cancel, daemon=True).start()
+
+
+@pytest.mark.parametrize("sort", ["plain", "async"])
+def test_cancelling_interrupts_an_actor(broker: LocalBroker, runner: ActorRunner, sent: Sent, sort: str) -> None:
+    """Its message has failed for the application's middleware, and is not tried again."""
+    results, started, cleaned = Results(), threading.Event(), threading.Event()
+    broker.add_middleware(results, before=ActorRunner)
+    broker.add_middleware(dramatiq.middleware.AsyncIO(), before=ActorRunner)
+    worker: Any = None
+    broker.emit_before("worker_boot", worker)
+
+    @dramatiq.actor
+    def plain() -> None:
+        started.set()
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            cleaned.set()
+
+    @dramatiq.actor(actor_name="async", max_retries=0, on_retry_exhausted="plain")
+    async def coroutine() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cleaned.set()
+
+    ctx = Context(job_id="m1", kind=sort, queue="default", worker="w")
+    cancel_soon(ctx, started)
+    with pytest.raises(JobCancelled, match="m1"):
+        runner.run(ActorJob(request={"options": {}}), ctx)
+    assert cleaned.is_set()
+    assert (results.stored, sent) == (["Stopped"], [])
+    broker.emit_after("worker_shutdown", worker)
+
+
+def test_an_actor_that_ends_before_it_is_interrupted_has_ended(broker: LocalBroker, runner: ActorRunner) -> None:
+    @dramatiq.actor
+    def quick() -> None: ...
+
+    value, ctx = run(runner, "quick")
+    assert value is None
+    assert ctx.interrupt is not None
+    ctx.interrupt()
+    assert run(runner, "quick")[0] is None  # the thread's next actor is left alone
 
 
 def test_messages_of_a_web_process_go_to_our_queues(

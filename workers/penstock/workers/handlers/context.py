@@ -43,8 +43,10 @@ class Context:
         enqueued_at: when the producer sent it.
         fence: the claim's number; 0 without a claim.
         scrub: replaces the values of the job's sensitive fields in a text.
+        interrupt: interrupts the function of an adopted task when a person cancels the job; None: it runs to its end.
     """
 
+    interrupt: Callable[[], None] | None = None
     _once_running: frozenset[str] = frozenset()
 
     def __init__(

@@ -39,6 +39,7 @@ class Handler:
         result: serialises what the function returns.
         pool: the one that its declaration names; None: the worker's.
         soft_error: the class of the error at the soft limit.
+        termination: the class of the error at a SIGTERM in a process of the pool; None: `Terminated`, its base.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Handler:
     result: TypeAdapter[Any] = field(default_factory=lambda: TypeAdapter(Any), compare=False)
     pool: Pool | None = None
     soft_error: type[Exception] = SoftTimeLimitExceeded
+    termination: type[SystemExit] | None = None
 
     def mode_in(self, pool: str) -> Mode:
         """Its mode in a worker with this pool, the setting of that name."""

@@ -53,6 +53,8 @@ class Attempt(ClaimedJob):
         if self.stop is None and self.task is not None:
             self.stop, self.stopped_at = stop, self.task.get_loop().time()
             self.context.cancel()
+            if stop == "cancelled" and self.context.interrupt is not None:
+                self.context.interrupt()
             self.task.cancel()
 
 

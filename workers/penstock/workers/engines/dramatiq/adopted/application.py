@@ -26,7 +26,7 @@ from penstock.schemas.jobs.kind import Kind
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.workers.engines.dramatiq.adopted.job import ActorJob
 from penstock.workers.engines.dramatiq.adopted.processes import start_processes
-from penstock.workers.engines.dramatiq.adopted.run import ActorRunner
+from penstock.workers.engines.dramatiq.adopted.run import ActorRunner, Stopped
 from penstock.workers.engines.dramatiq.broker import PenstockBroker, get_broker
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.discovery import discover
@@ -90,7 +90,8 @@ class Application(Middleware):
 
     def add_handler(self, actor: dramatiq.Actor[Any, Any]) -> None:
         """Register the kind of an actor, with a handler. Raises KindError, as `add_handlers`."""
-        handlers.add(Handler(self._declare_kind(actor), self._function(actor), "thread", "ctx", {}))
+        kind, run_actor = self._declare_kind(actor), self._function(actor)
+        handlers.add(Handler(kind, run_actor, "thread", "ctx", {}, termination=Stopped))
 
     def _declare_kind(self, actor: dramatiq.Actor[Any, Any]) -> Kind:
         job = adopt_kind(

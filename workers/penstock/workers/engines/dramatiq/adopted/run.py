@@ -6,13 +6,14 @@ import contextlib
 import threading
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Interrupt, Middleware, TimeLimit
+from dramatiq.middleware.threading import raise_thread_exception
 from dramatiq.worker import WorkerThread
 
 from penstock.config.errors import BrokerUnavailable
@@ -21,12 +22,17 @@ from penstock.producers.contrib.dramatiq import DirectSending
 from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.engines.dramatiq.adopted.job import ActorJob
+from penstock.workers.executor.attempt.errors import Terminated
 from penstock.workers.executor.attempt.outcome import traceback_of
 from penstock.workers.handlers.context import Context
-from penstock.workers.handlers.returns import Discard, Resend, error_line
+from penstock.workers.handlers.returns import Discard, JobCancelled, Resend, error_line
 
 _ABSORB_SECONDS = 0.05
 """How long a thread waits for an exception that the time limit may be about to raise in it."""
+
+
+class Stopped(Terminated, Interrupt):
+    """Raised in an actor whose job is cancelled. In a process, also if that must end."""
 
 
 @dataclass(slots=True)
@@ -34,6 +40,9 @@ class _Run:
     """A message that is being processed.
 
     Attributes:
+        thread: runs the actor now; None: no one does.
+        lock: guards the thread, which must not be interrupted after the actor.
+        cancelled: a person has cancelled the job.
         succeeded: the actor has returned, and the middleware's hooks follow.
         resent: the message under the same id, with the wait before it, if one was enqueued.
         skipped: why a middleware skipped the message.
@@ -42,11 +51,21 @@ class _Run:
     """
 
     ctx: Context
+    thread: int | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    cancelled: bool = False
     succeeded: bool = False
     resent: tuple[Envelope, timedelta] | None = None
     skipped: str | None = None
     error: BaseException | None = None
     unsent: Exception | None = None
+
+    def interrupt(self) -> None:
+        """Raise `Stopped` in the actor, as Dramatiq's own middleware interrupts one."""
+        with self.lock:
+            self.cancelled = True
+            if self.thread is not None:
+                raise_thread_exception(self.thread, Stopped)  # type: ignore[no-untyped-call]
 
 
 _current: ContextVar[_Run | None] = ContextVar("penstock_actor", default=None)
@@ -74,16 +93,24 @@ class ActorRunner(Middleware):
 
         Raises:
             Exception: that of the actor, if its message was failed: the job is a dead letter.
+            JobCancelled, Stopped: the actor was interrupted, and did not come to its end all the same.
         """
+        message = MessageProxy(job.message(ctx))
         run = _Run(ctx)
         _current.set(run)  # the context is this call's own
-        message = MessageProxy(job.message(ctx))
+        ctx.interrupt = run.interrupt
         began = time.monotonic()
         try:
             self._thread().process_message(message)
+        except Stopped as stop:  # between the actor and the hooks after it
+            run.error = stop
         finally:
             self._absorb_late_interrupt(message, began)
             _current.set(None)
+        if isinstance(run.error, Stopped) and not run.cancelled:
+            raise run.error
+        if ctx.cancelled and (run.error is not None or run.resent is not None):
+            raise JobCancelled(f"job {ctx.job_id} was asked to stop")
         if run.resent is not None:
             envelope, after = run.resent
             error = run.error
@@ -100,10 +127,23 @@ class ActorRunner(Middleware):
     def close(self) -> None:
         self._sending.close()
 
+    def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        if (run := _current.get()) is not None:
+            with run.lock:
+                run.thread = threading.get_ident()
+            if run.cancelled:
+                raise Stopped
+
     def after_process_message(
         self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None, exception: Any = None
     ) -> None:
         if (run := _current.get()) is not None:
+            with run.lock:
+                run.thread = None
+            if exception is not None and run.ctx.cancelled:
+                message.options["max_retries"] = None  # `Retries` must not say that they are exhausted
+                if run.cancelled:
+                    message.fail()
             run.succeeded = exception is None and not message.failed
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:

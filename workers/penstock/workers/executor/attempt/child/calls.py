@@ -104,7 +104,7 @@ class HandlerCalls:
             open_once=worker.once if request["tracked"] else None,
             scrub=lambda text: kind.scrub_of_payload(lambda: json.loads(request["job"]))(text),
         )
-        with self._interrupts.of(context, handler.soft_error):
+        with self._interrupts.of(context, handler):
             arguments: dict[str, Any] = {handler.context: context} if handler.context else {}
             arguments |= {name: self._resources.get(resource) for name, resource in handler.resources.items()}
             job = kind.job.model_validate_json(request["job"])
@@ -134,6 +134,7 @@ class _Interrupts:
         self._pipe = pipe
         self._context: Context | None = None
         self._soft_error: type[Exception] = SoftTimeLimitExceeded
+        self._termination: type[SystemExit] = Terminated
         self._handlers = {SOFT_LIMIT: self._on_soft_limit}
         if termination:
             self._handlers[signal.SIGTERM] = self._on_termination
@@ -141,14 +142,11 @@ class _Interrupts:
         os.register_at_fork(after_in_child=self._reset)
 
     @contextlib.contextmanager
-    def of(self, context: Context, soft_error: type[Exception]) -> Iterator[None]:
-        """Raise them in the block.
-
-        Arguments:
-            soft_error: the class of the error at the soft limit.
-        """
+    def of(self, context: Context, handler: Handler) -> Iterator[None]:
+        """Raise them in the block, as the handler has them."""
         self._install()  # an earlier handler may have set its own
-        self._context, self._soft_error = context, soft_error
+        self._context, self._soft_error = context, handler.soft_error
+        self._termination = handler.termination or Terminated
         try:
             yield
         finally:
@@ -172,7 +170,7 @@ class _Interrupts:
     def _on_termination(self, number: int, frame: object) -> None:
         if (context := self._context) is not None:
             context.cancel()
-            self._pipe.raise_soon(Terminated(f"its child process {os.getpid()} got SIGTERM"))
+            self._pipe.raise_soon(self._termination(f"its child process {os.getpid()} got SIGTERM"))
 
 
 def load_handlers(pipe: ChildEnd, request: Message) -> None:
