@@ -24,6 +24,7 @@ from penstock.schemas.wire.codec import Envelope, decode
 from penstock.workers.engines.dramatiq.adopted.application import Application
 from penstock.workers.engines.dramatiq.adopted.job import ActorJob
 from penstock.workers.engines.dramatiq.adopted.run import ActorRunner
+from penstock.workers.executor.attempt.outcome import JsonResult
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.returns import Discard, JobCancelled, Resend
 
@@ -144,7 +145,7 @@ def piped(broker: LocalBroker, result: Any) -> dict[str, Any]:
 
 def test_what_follows_is_sent_at_once(broker: LocalBroker, runner: ActorRunner, sent: Sent) -> None:
     value, ctx = run(runner, "first", **piped(broker, 3))
-    assert value is None
+    assert value == JsonResult("3")
     assert [json.loads(envelope.body)[1]["args"] for envelope in sent] == [[3]]
     assert ctx.outgoing == []
 
@@ -160,6 +161,22 @@ def test_what_follows_is_part_of_the_outcome_without_the_broker(
 def test_a_result_that_cannot_be_passed_on_is_a_failure(broker: LocalBroker, runner: ActorRunner) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         run(runner, "first", **piped(broker, object()))
+
+
+@pytest.mark.parametrize(
+    ("result", "start"),
+    [("x" * 99, '{"repr": "'), ({1: object()}, '{"repr": "{1: <object'), ([1.5, {"a": None}], '[1.5,{"a":null}]')],
+    ids=["too large", "not JSON", "JSON"],
+)
+def test_the_ledger_has_the_result(broker: LocalBroker, sent: Sent, result: Any, start: str) -> None:
+    @dramatiq.actor
+    def first() -> Any:
+        return result
+
+    value, _ = run(ActorRunner(broker, Settings(max_result_bytes_inline=90)), "first")
+    assert isinstance(value, JsonResult)
+    assert value.text.startswith(start)
+    assert json.loads(value.text)
 
 
 def test_a_job_without_a_message_has_the_age_of_the_job(broker: LocalBroker, runner: ActorRunner) -> None:
@@ -224,6 +241,7 @@ def test_cancelling_interrupts_an_actor(broker: LocalBroker, runner: ActorRunner
 
     @dramatiq.actor(actor_name="async", max_retries=0, on_retry_exhausted="plain")
     async def coroutine() -> None:
+        await asyncio.sleep(0.3)  # until its thread waits for it: before that Dramatiq would leave it behind
         started.set()
         try:
             await asyncio.sleep(3600)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json
 from redis import RedisError
 from rq.exceptions import NoSuchJobError
 from rq.job import JobStatus
@@ -16,7 +15,7 @@ from penstock.schemas.wire.codec import encode
 from penstock.workers.engines.rq.attempt import AttemptWorker, fetch, forget_earlier_runs
 from penstock.workers.engines.rq.connection import RqRedis, connect
 from penstock.workers.engines.rq.job import RqJob, job_class
-from penstock.workers.executor.attempt.outcome import traceback_of
+from penstock.workers.executor.attempt.outcome import adopted_result, traceback_of
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import provides
@@ -32,8 +31,8 @@ def open_connection(settings: Settings) -> Iterator[RqRedis]:
         yield connection
 
 
-def run_rq_job(job: RqJob, ctx: Context, connection: RqRedis) -> Any:
-    """Run a job by RQ's worker. Returns the function's result, as text where JSON cannot hold it.
+def run_rq_job(job: RqJob, ctx: Context, connection: RqRedis, settings: Settings) -> Any:
+    """Run a job by RQ's worker. Returns the function's result, as JSON.
 
     Raises:
         Exception: what the function has raised, if RQ has no retry left; Permanent: it returned RQ's Retry too often.
@@ -58,7 +57,7 @@ def run_rq_job(job: RqJob, ctx: Context, connection: RqRedis) -> Any:
         raise worker.error
     if rq_job.get_status(refresh=False) == JobStatus.FAILED:
         raise Permanent("it returned RQ's Retry again, after as many retries as that allows")
-    return _result(rq_job.returned)
+    return adopted_result(rq_job.returned, settings.max_result_bytes_inline, "RQ's record has all of it")
 
 
 def _reason(worker: AttemptWorker) -> str:
@@ -67,14 +66,6 @@ def _reason(worker: AttemptWorker) -> str:
 
 def _traceback(error: BaseException | None) -> str | None:
     return None if error is None else traceback_of(error)
-
-
-def _result(value: Any) -> Any:
-    try:
-        to_json(value)
-    except (PydanticSerializationError, ValueError):
-        return repr(value)
-    return value
 
 
 def handle(queues: Iterable[str]) -> None:

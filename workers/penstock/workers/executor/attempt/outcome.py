@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from reprlib import Repr
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from penstock.config.supervision import faults
 from penstock.ledger.sql.text import LONGEST_ERROR, LONGEST_TRACEBACK, storable
@@ -37,6 +41,10 @@ from penstock.workers.handlers.returns import (
 log = logging.getLogger("penstock.executor")
 job_log = logging.getLogger("penstock.jobs")
 
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+"""Makes a `repr` of a bounded length, also of values whose own fails."""
 _POSTPONED = timedelta(seconds=2)
 
 
@@ -106,6 +114,25 @@ class JsonResult:
     """A result that is JSON already."""
 
     text: str
+
+
+def adopted_result(value: Any, limit: int, elsewhere: str) -> JsonResult | None:
+    """The result of an adopted task, as the ledger keeps it: what JSON cannot hold, or is too large, as its `repr`.
+
+    Arguments:
+        limit: the most bytes of JSON.
+        elsewhere: where all of it is, as part of a sentence.
+    """
+    if value is None:
+        return None
+    try:
+        text = result_json(_ANY, value)
+        if len(text.encode()) <= limit:
+            return JsonResult(text)
+        note = f"over max_result_bytes_inline ({limit}); {elsewhere}"
+    except Exception:  # whatever pydantic or a value raises
+        note = f"JSON cannot hold {type(value).__name__}; {elsewhere}"
+    return JsonResult(json.dumps({"repr": _SHORT.repr(value), "note": note}))
 
 
 def result_as_json(handler: Handler, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -16,25 +15,19 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import states
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
-from celery.utils.saferepr import saferepr
-from pydantic import TypeAdapter
 
 from penstock.config.settings import Settings
 from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.wire.codec import encode
-from penstock.schemas.wire.payloads import result_json
 from penstock.workers.engines.celery.adopted.control import is_revoked_by_stamp
 from penstock.workers.engines.celery.adopted.ends import store_failure, store_revoked
 from penstock.workers.engines.celery.adopted.request import request_of
 from penstock.workers.engines.celery.adopted.sending import Resent, running
-from penstock.workers.executor.attempt.outcome import JsonResult, traceback_of
+from penstock.workers.executor.attempt.outcome import JsonResult, adopted_result, traceback_of
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.returns import Discard, Resend, error_line
 
 log = logging.getLogger("penstock.worker")
-
-_ANY: TypeAdapter[Any] = TypeAdapter(Any)
-_LONGEST_REPR = 1000
 
 
 class TaskRunner:
@@ -97,17 +90,9 @@ class TaskRunner:
 
     def _result(self, value: Any, request: dict[str, Any]) -> JsonResult | None:
         ignored = request.get("ignore_result")
-        if value is None or (self._task.ignore_result if ignored is None else ignored):
+        if self._task.ignore_result if ignored is None else ignored:
             return None
-        limit = self._settings.max_result_bytes_inline
-        try:
-            text = result_json(_ANY, value)
-            if len(text.encode()) <= limit:
-                return JsonResult(text)
-            note = f"over max_result_bytes_inline ({limit}); the application's backend has all of it"
-        except Exception:  # whatever pydantic or a value raises
-            note = f"JSON cannot hold {type(value).__name__}; the application's backend has it"
-        return JsonResult(json.dumps({"repr": saferepr(value, _LONGEST_REPR), "note": note}))
+        return adopted_result(value, self._settings.max_result_bytes_inline, "the application's backend has all of it")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.codec import Envelope
 from penstock.workers.engines.dramatiq.adopted.job import ActorJob
 from penstock.workers.executor.attempt.errors import Terminated
-from penstock.workers.executor.attempt.outcome import traceback_of
+from penstock.workers.executor.attempt.outcome import adopted_result, traceback_of
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.returns import Discard, JobCancelled, Resend, error_line
 
@@ -44,6 +44,7 @@ class _Run:
         lock: guards the thread, which must not be interrupted after the actor.
         cancelled: a person has cancelled the job.
         succeeded: the actor has returned, and the middleware's hooks follow.
+        result: what the actor has returned.
         resent: the message under the same id, with the wait before it, if one was enqueued.
         skipped: why a middleware skipped the message.
         error: the exception that the message ended with.
@@ -55,6 +56,7 @@ class _Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
     cancelled: bool = False
     succeeded: bool = False
+    result: Any = None
     resent: tuple[Envelope, timedelta] | None = None
     skipped: str | None = None
     error: BaseException | None = None
@@ -82,6 +84,7 @@ class ActorRunner(Middleware):
 
     def __init__(self, broker: dramatiq.Broker, settings: Settings) -> None:
         self._broker = broker
+        self._largest_result = settings.max_result_bytes_inline
         self._threads = threading.local()
         self._sending = _Sending(broker, settings)
         self._time_limits = [item for item in broker.middleware if isinstance(item, TimeLimit)]
@@ -89,7 +92,7 @@ class ActorRunner(Middleware):
         broker.add_middleware(self)
 
     def run(self, job: ActorJob, ctx: Context) -> Any:
-        """Process the message of a job. Returns None, a `Resend` or a `Discard`.
+        """Process the message of a job. Returns the actor's result as JSON, a `Resend` or a `Discard`.
 
         Raises:
             Exception: that of the actor, if its message was failed: the job is a dead letter.
@@ -122,7 +125,9 @@ class ActorRunner(Middleware):
             raise error
         if message.failed:
             raise RuntimeError("the message was failed by a middleware or by its actor, without an exception")
-        return None if run.skipped is None else Discard(run.skipped)
+        if run.skipped is not None:
+            return Discard(run.skipped)
+        return adopted_result(run.result, self._largest_result, "what the actor returned is not kept here")
 
     def close(self) -> None:
         self._sending.close()
@@ -144,6 +149,7 @@ class ActorRunner(Middleware):
                 message.options["max_retries"] = None  # `Retries` must not say that they are exhausted
                 if run.cancelled:
                     message.fail()
+            run.result = result
             run.succeeded = exception is None and not message.failed
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
