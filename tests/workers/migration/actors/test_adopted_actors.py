@@ -30,14 +30,14 @@ def test_actors_do_the_same_under_our_worker(shop: AdoptedShop, options: Sequenc
 
     # Failures are on record, the retries of Dramatiq's middleware as attempts.
     def letters() -> dict[str, str]:
-        return {letter.kind: letter.detail.partition(" (")[0] for letter in shop.stack.letters("failed")}
+        return {letter.kind: letter.detail for letter in shop.stack.letters("failed")}
 
     until(lambda: len(letters()) == 4, "the dead letters")
     assert letters() == {
-        "endless": "RuntimeError: TimeLimitExceeded",
-        "forbidden": "PermissionError: not for this customer",
-        "offer": "SkipMessage: Message age limit exceeded",
-        "refused": "ValueError: order a9 has no address",
+        "endless": "RuntimeError: TimeLimitExceeded (the actor's retries are exhausted: max_retries = 0)",
+        "forbidden": "PermissionError: not for this customer (PermissionError is among the actor's throws)",
+        "offer": "SkipMessage: Message age limit exceeded (a middleware has failed the message)",
+        "refused": "ValueError: order a9 has no address (the actor's retries are exhausted: max_retries = 1)",
     }
     [refused] = [letter for letter in shop.stack.letters("failed") if letter.kind == "refused"]
     assert attempts(shop, refused.id) == [("retry", True), ("dead", True)]

@@ -26,7 +26,7 @@ from penstock.workers.engines.dramatiq.adopted.job import ActorJob
 from penstock.workers.engines.dramatiq.adopted.run import ActorRunner
 from penstock.workers.executor.attempt.outcome import JsonResult
 from penstock.workers.handlers.context import Context
-from penstock.workers.handlers.returns import Discard, JobCancelled, Resend
+from penstock.workers.handlers.returns import Discard, JobCancelled, Resend, why_final
 
 
 class Sent(list[Envelope]):
@@ -112,8 +112,19 @@ def test_a_failed_message_raises_the_actors_error(broker: LocalBroker, runner: A
     def fail() -> None:
         raise PermissionError("no")
 
-    with pytest.raises(PermissionError, match="no"):
+    with pytest.raises(PermissionError, match="no") as failure:
         run(runner, "fail")
+    assert why_final(failure.value) == "PermissionError is among the actor's throws"
+
+
+def test_a_failure_says_that_retries_are_exhausted(broker: LocalBroker, runner: ActorRunner) -> None:
+    @dramatiq.actor(max_retries=3)
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full") as failure:
+        run(runner, "fail", retries=3)
+    assert why_final(failure.value) == "the actor's retries are exhausted: max_retries = 3"
 
 
 class Skipping(dramatiq.Middleware):

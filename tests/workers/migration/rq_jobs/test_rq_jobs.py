@@ -98,6 +98,8 @@ def test_retries_end_with_a_dead_letter(adopted: Adopted) -> None:
     job = adopted.queue.enqueue(fail, retry=Retry(max=2))
     row = adopted.until_ended(job, "failed")
     assert [attempt.outcome for attempt in adopted.attempts(row)] == ["retry", "retry", "dead"]
+    [letter] = letters(adopted.service._database)
+    assert letter.detail == "ValueError: boom (its Retry is exhausted)"
 
 
 def test_returned_retry_is_an_attempt_of_the_same_job(adopted: Adopted) -> None:

@@ -63,7 +63,8 @@ def test_its_tasks_run_unchanged_and_are_on_record(adopted: AdoptedShop) -> None
     with pytest.raises(ValueError, match="no such order"):
         refused.get(timeout=WAIT_SECONDS)
     until(lambda: stack.row(refused.id).state == "dead")
-    assert len(stack.letters("failed")) == 1
+    [letter] = stack.letters("failed")
+    assert letter.detail == "ValueError: no such order (the task asked for no retry)"
     [attempt] = attempts_of(stack.database, refused.id)
     assert "ValueError: no such order" in attempt.traceback
     until(lambda: f"apology for {refused.id}" in adopted.lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ from penstock.schemas.jobs.durations import checked_duration, checked_time
 if TYPE_CHECKING:
     from penstock.schemas.jobs.retry_policy import RetryPolicy
     from penstock.schemas.wire.codec import Envelope
+
+_FINAL = "_penstock_final"
+"""The attribute of an error with the reason why it is final."""
 
 
 def _check_reason(reason: object) -> None:
@@ -142,6 +146,21 @@ class InDoubt(Exception):
             "find out whether it happened, then say so with penstock jobs effects, and replay the job"
         )
         self.key, self.effect_id, self.begun_at = key, effect_id, begun_at
+
+
+def as_final(error: BaseException, why: str) -> BaseException:
+    """The error of an adopted task, with the reason why its framework does not try it again, for the dead letter."""
+    with contextlib.suppress(Exception):  # of a class whose objects cannot be changed
+        setattr(error, _FINAL, why)
+    return error
+
+
+def why_final(error: BaseException) -> str | None:
+    """The reason that `as_final` has put into an error."""
+    try:
+        return vars(error).get(_FINAL)
+    except Exception:  # of the class's own attributes
+        return None
 
 
 def underlying_errors(error: BaseException, policy: RetryPolicy | None = None) -> list[BaseException]:

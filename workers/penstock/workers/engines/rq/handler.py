@@ -19,7 +19,7 @@ from penstock.workers.executor.attempt.outcome import adopted_result, traceback_
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.resources import provides
-from penstock.workers.handlers.returns import Discard, Permanent, Resend, Snooze, error_line
+from penstock.workers.handlers.returns import Discard, Permanent, Resend, Snooze, as_final, error_line
 
 _OUTAGE = timedelta(seconds=2)
 
@@ -54,7 +54,8 @@ def run_rq_job(job: RqJob, ctx: Context, connection: RqRedis, settings: Settings
     if worker.sent_again:
         return Discard(f"RQ sends it again within its rate limit: {_reason(worker)}")
     if worker.error is not None:
-        raise worker.error
+        has_retry = rq_job.retries_left is not None
+        raise as_final(worker.error, "its Retry is exhausted" if has_retry else "it was enqueued without a Retry")
     if rq_job.get_status(refresh=False) == JobStatus.FAILED:
         raise Permanent("it returned RQ's Retry again, after as many retries as that allows")
     return adopted_result(rq_job.returned, settings.max_result_bytes_inline, "RQ's record has all of it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from penstock.workers.handlers.returns import JobCancelled
+from penstock.workers.handlers.returns import JobCancelled, as_final
 
 
 class TimedOut(Exception):
@@ -18,6 +18,7 @@ class ChildFailed(Exception):
         remote_traceback: the child's, of a handler that raised.
         raised: the type that the handler raised, if this process knows it too.
         wait: the wait that the error asked for.
+        final: why the framework of an adopted task does not try it again; None: the policy says.
     """
 
     def __init__(
@@ -26,9 +27,12 @@ class ChildFailed(Exception):
         remote_traceback: str | None = None,
         raised: type[BaseException] | None = None,
         wait: timedelta | None = None,
+        final: str | None = None,
     ) -> None:
         super().__init__(text)
         self.remote_traceback, self.raised, self.wait = remote_traceback, raised, wait
+        if final is not None:
+            as_final(self, final)
 
 
 class ChildDied(ChildFailed):

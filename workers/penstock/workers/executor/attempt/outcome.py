@@ -36,6 +36,7 @@ from penstock.workers.handlers.returns import (
     error_line,
     underlying_error,
     underlying_errors,
+    why_final,
 )
 
 log = logging.getLogger("penstock.executor")
@@ -217,7 +218,8 @@ def failed(
         outcome.reason, outcome.detail = final, text
     elif exhausted is not None:
         outcome = _outcome(attempt, Outcome.DEAD, State.DEAD, error=text)
-        outcome.reason, outcome.detail = "failed", f"{text} ({exhausted})"
+        why = None if error is None else why_final(error)
+        outcome.reason, outcome.detail = "failed", f"{text} ({why or exhausted})"
     else:
         delay = after if after is not None else policy.wait(failures, age=age, asked=wait)
         outcome = _outcome(attempt, Outcome.RETRY, State.RETRYING, error=text, delay=delay)

@@ -14,7 +14,7 @@ import celery
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import states
 from celery.app.trace import build_tracer
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject
 
 from penstock.config.settings import Settings
 from penstock.schemas.jobs.adopted import AdoptedJob
@@ -25,7 +25,7 @@ from penstock.workers.engines.celery.adopted.request import request_of
 from penstock.workers.engines.celery.adopted.sending import Resent, running
 from penstock.workers.executor.attempt.outcome import JsonResult, adopted_result, traceback_of
 from penstock.workers.handlers.context import Context
-from penstock.workers.handlers.returns import Discard, Resend, error_line
+from penstock.workers.handlers.returns import Discard, Resend, as_final, error_line
 
 log = logging.getLogger("penstock.worker")
 
@@ -68,7 +68,8 @@ class TaskRunner:
             return _resend(resent, info.retval if failed else None, failed=failed)
         match state:
             case states.FAILURE:
-                raise info.retval if isinstance(info.retval, BaseException) else RuntimeError(str(info.retval))
+                error = info.retval if isinstance(info.retval, BaseException) else RuntimeError(str(info.retval))
+                raise as_final(error, self._why_final(error, request.get("retries") or 0))
             case states.REJECTED:
                 return self._rejected(info.retval, job, context, request)
             case states.IGNORED:
@@ -76,6 +77,14 @@ class TaskRunner:
             case states.RETRY:
                 return Discard(f"it asked for a retry that it did not send: {_reason(info.retval, 'no reason')}")
         return self._result(retval, request)
+
+    def _why_final(self, error: BaseException, retries: int) -> str:
+        """The reason why an error of the task was not tried again."""
+        most = self._task.max_retries
+        asks = retries > 0 or hasattr(self._task, "autoretry_for")
+        if isinstance(error, MaxRetriesExceededError) or (asks and most is not None and retries >= most):
+            return f"the task's retries are exhausted, after {retries} of them"
+        return "the task asked for no retry"
 
     def _rejected(
         self, rejection: Reject, job: AdoptedJob, context: Context, request: dict[str, Any]

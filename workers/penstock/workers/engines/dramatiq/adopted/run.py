@@ -12,7 +12,7 @@ from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
-from dramatiq.middleware import Interrupt, Middleware, TimeLimit
+from dramatiq.middleware import Interrupt, Middleware, Retries, SkipMessage, TimeLimit
 from dramatiq.middleware.threading import raise_thread_exception
 from dramatiq.worker import WorkerThread
 
@@ -25,7 +25,7 @@ from penstock.workers.engines.dramatiq.adopted.job import ActorJob
 from penstock.workers.executor.attempt.errors import Terminated
 from penstock.workers.executor.attempt.outcome import adopted_result, traceback_of
 from penstock.workers.handlers.context import Context
-from penstock.workers.handlers.returns import Discard, JobCancelled, Resend, error_line
+from penstock.workers.handlers.returns import Discard, JobCancelled, Resend, as_final, error_line
 
 _ABSORB_SECONDS = 0.05
 """How long a thread waits for an exception that the time limit may be about to raise in it."""
@@ -120,9 +120,10 @@ class ActorRunner(Middleware):
             reason, trace = ("", None) if error is None else (error_line(error), traceback_of(error))
             return Resend(envelope, after, error is not None, reason, trace)
         if (error := run.error or run.unsent) is not None:
+            why = "what follows it could not be sent" if run.error is None else self._why_final(message, error)
             if not isinstance(error, Exception):  # such as TimeLimitExceeded
-                raise RuntimeError(error_line(error)) from error
-            raise error
+                raise as_final(RuntimeError(error_line(error)), why) from error
+            raise as_final(error, why)
         if message.failed:
             raise RuntimeError("the message was failed by a middleware or by its actor, without an exception")
         if run.skipped is not None:
@@ -155,6 +156,22 @@ class ActorRunner(Middleware):
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         if (run := _current.get()) is not None:
             run.skipped = "skipped by a middleware"
+
+    def _why_final(self, message: MessageProxy, error: BaseException) -> str:
+        """The reason why no middleware has enqueued a failed message again."""
+        options = self._broker.get_actor(message.actor_name).options
+        retries = next((item for item in self._broker.middleware if isinstance(item, Retries)), None)
+        throws = message.options.get("throws") or options.get("throws")
+        if retries is None:
+            return "the broker has no Retries middleware"
+        if throws and isinstance(error, throws):
+            return f"{type(error).__name__} is among the actor's throws"
+        if "retries" not in message.options or isinstance(error, SkipMessage):
+            return "a middleware has failed the message"
+        if options.get("retry_when", retries.retry_when) is not None:
+            return "retry_when wants no further retry"
+        most = message.options.get("max_retries", options.get("max_retries", retries.max_retries))
+        return f"the actor's retries are exhausted: max_retries = {most}"
 
     def _thread(self) -> WorkerThread:
         """Dramatiq's thread object for this thread of ours. It is not started."""

@@ -35,7 +35,7 @@ from penstock.workers.handlers import django_project
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import Handler, handlers
 from penstock.workers.handlers.resources import LocalResources
-from penstock.workers.handlers.returns import Discard, Resend, Retry, Snooze, SoftTimeLimitExceeded
+from penstock.workers.handlers.returns import Discard, Resend, Retry, Snooze, SoftTimeLimitExceeded, why_final
 
 log = logging.getLogger("penstock.executor")
 
@@ -219,14 +219,15 @@ def _call(handler: Handler, job: Any, arguments: dict[str, Any]) -> Any:
 def _failure(error: BaseException, request: Message) -> Message:
     kind = registry.find(request["kind"])
     scrub: Scrub = str if kind is None else kind.scrub_of_payload(lambda: json.loads(request["job"]))
-    text, trace = scrub(one_line(error)), traceback_of(error, scrub)
+    text, trace, final = scrub(one_line(error)), traceback_of(error, scrub), why_final(error)
     if isinstance(error, Terminated):
         text = str(error)
     elif not isinstance(error, Exception):  # as in the worker itself: it ends the job, under the policy of an error
         text, error = f"RuntimeError: the handler raised {text}", RuntimeError()
     error_type, wait = retry_decision(error, RetryPolicy() if kind is None else kind.retry, datetime.now(UTC))
     bases = [(base.__module__, base.__qualname__) for base in error_type.__mro__]
-    return {"error": storable(text, LONGEST_ERROR), "traceback": trace, "bases": bases, "wait": wait}
+    answer = {"error": storable(text, LONGEST_ERROR), "traceback": trace, "bases": bases, "wait": wait}
+    return {**answer, "final": final}
 
 
 class _Worker:

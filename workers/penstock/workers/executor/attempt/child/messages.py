@@ -61,12 +61,14 @@ class Raised(Checked):
     Attributes:
         bases: module and name of each base class of the error that decides about the retry, the nearest first.
         wait: the wait that it asked for.
+        final: see `ChildFailed`.
     """
 
     error: str
     traceback: str | None
     bases: list[tuple[str, str]]
     wait: timedelta | None
+    final: str | None
 
 
 class FromChild(Checked, Generic[A]):

@@ -130,7 +130,7 @@ class Child:
             error_type = _known_type(answer.bases)
             if error_type is Terminated:
                 raise ChildTerminated(answer.error, answer.traceback)
-            raise ChildFailed(answer.error, answer.traceback, error_type, answer.wait)
+            raise ChildFailed(answer.error, answer.traceback, error_type, answer.wait, answer.final)
         if self._context is not None:
             self._context.outgoing.extend(answer.outgoing)
         return JsonResult(self.answer_result) if self.answer_result else answer.control_flow()
