@@ -9,6 +9,8 @@ from redis import Redis
 from rq import Retry, get_current_job
 from rq.job import Job
 
+from penstock.workers.executor.attempt.errors import Terminated
+
 runs: list[str] = []
 """Ids of RQ's jobs, in the order in which they ran."""
 
@@ -50,6 +52,11 @@ def sleep() -> None:
     run()
     for _ in range(9000):  # the limit of a thread ends it between two steps
         time.sleep(0.01)
+
+
+def terminated() -> None:
+    """As in a process whose worker ends it."""
+    raise Terminated("its child process got SIGTERM")
 
 
 def until_abandoned() -> float:

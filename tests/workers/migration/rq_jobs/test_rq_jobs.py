@@ -27,6 +27,7 @@ from workers.migration.rq_jobs.functions import (
     retry,
     runs,
     sleep,
+    terminated,
     thing,
     until_abandoned,
 )
@@ -100,6 +101,13 @@ def test_retries_end_with_a_dead_letter(adopted: Adopted) -> None:
     assert [attempt.outcome for attempt in adopted.attempts(row)] == ["retry", "retry", "dead"]
     [letter] = letters(adopted.service._database)
     assert letter.detail == "ValueError: boom (its Retry is exhausted)"
+
+
+def test_job_that_is_stopped_has_not_failed_for_rq(adopted: Adopted) -> None:
+    job = adopted.queue.enqueue(terminated, retry=Retry(max=2))
+    adopted.until_ended(job, "stopped")
+    job.refresh()
+    assert job.retries_left == 2
 
 
 def test_returned_retry_is_an_attempt_of_the_same_job(adopted: Adopted) -> None:

@@ -16,6 +16,8 @@ from rq.job import Job, JobStatus
 from rq.serializers import DefaultSerializer, JSONSerializer
 from rq.timeouts import BaseDeathPenalty, JobTimeoutException, TimerDeathPenalty, UnixSignalDeathPenalty
 
+from penstock.workers.executor.attempt.errors import Terminated
+
 WORKER_PREFIX = "penstock:"
 """The beginning of the names that RQ's records have for our workers."""
 _WITHOUT_TIMEOUT_SECONDS = 7 * 86400
@@ -118,6 +120,8 @@ class AttemptWorker(SimpleWorker):
         self.error = exc_info[1]
 
     def handle_job_failure(self, job: Job, *arguments: Any, **options: Any) -> None:
+        if isinstance(self.error, Terminated):
+            self._stopped_job_id = job.id  # so it is not tried again by RQ, and its record does not say that it failed
         with self._retries_kept(job):
             super().handle_job_failure(job, *arguments, **options)
 
