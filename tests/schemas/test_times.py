@@ -128,6 +128,14 @@ def test_a_long_absence_is_not_walked_through_time_by_time() -> None:
     assert rule.choose(NOW, now) == ([now], now + timedelta(seconds=1))
 
 
+def test_start_and_until_bound_the_times() -> None:
+    bounds = {"start": "2026-03-01T00:00", "until": "2026-03-03T03:00", "timezone": "Europe/Berlin"}
+    for rule in ({"cron": "0 3 * * *"}, {"every": "1d", "anchor": "2026-03-01T03:00"}):
+        all_times = list(times(**rule, **bounds).after(datetime(2026, 1, 1, tzinfo=UTC)))
+        assert all_times == [datetime(2026, 3, day, 2, tzinfo=UTC) for day in (1, 2)]
+    assert times(at="2026-03-03T03:00", **bounds).next(datetime(2026, 1, 1, tzinfo=UTC)) is None
+
+
 def test_jitter_is_the_same_for_a_schedule_each_time_and_another_for_another() -> None:
     jitter = timedelta(minutes=10)
     offsets = [jitter_offset(f"s{number}", jitter) for number in range(1000)]
@@ -145,8 +153,9 @@ def test_jitter_is_the_same_for_a_schedule_each_time_and_another_for_another() -
         ({"kind": "x", "cron": "* * * * *", "every": "1m"}, "", "not cron and every"),
         ({"kind": "x", "cron": "* * * * *", "timezone": "Mars/Base"}, "timezone", "unknown time zone 'Mars/Base'"),
         ({"kind": "x", "every": "1 parsec"}, "every", "is not a duration"),
-        ({"kind": "x", "every": "0s"}, "every", "whole seconds, from one up"),
-        ({"kind": "x", "every": "1.5s"}, "every", "whole seconds"),
+        ({"kind": "x", "every": "0s"}, "every", "must be 0.1s or more, in whole milliseconds"),
+        ({"kind": "x", "every": "0.0005s"}, "every", "whole milliseconds"),
+        ({"kind": "x", "every": "1d", "expires_in": "0s"}, "expires_in", "more than 0s"),
         ({"kind": "x", "cron": "@daily", "anchor": "2026-01-01T00:00"}, "", "anchor goes with every only"),
         ({"kind": "x", "cron": "@daily", "calendar": "DE"}, "", "calendar and closed go together"),
         ({"kind": "x", "every": "1d", "calendar": "DE", "closed": "skip"}, "", "calendar goes with cron only"),

@@ -20,6 +20,7 @@ from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.schedules.firing import fire
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import firings, schedules
+from penstock.schemas.schedules import computed
 from penstock.schemas.schedules.decorator import ScheduleDeclaration, declarations
 from penstock.workers.dispatcher.schedules.service import Schedules
 
@@ -49,6 +50,24 @@ def test_a_paused_schedule_makes_no_jobs_and_goes_on_from_now(ledger: Database) 
     assert (row.next_at > datetime.now(UTC), row.next_at.minute, row.paused_at) == (True, 5, None)
     with pytest.raises(InvalidState, match="is not paused"):
         acts.resume(ledger, "hourly", actor="test")
+
+
+def test_computed_times_may_be_registered_after_the_start(
+    sqlite_ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, compute = "each hour of a test", lambda after: full_hour(after) + timedelta(hours=1)
+    monkeypatch.setattr(computed, "_computed", {name: compute})
+    acts.add(sqlite_ledger, "late", HOURLY | {"cron": None, "times": name}, actor="test")
+    time = overdue(sqlite_ledger, "late", hours=2)
+    monkeypatch.setattr(computed, "_computed", {})
+    service = Schedules(sqlite_ledger, Settings())
+    for _ in range(2):
+        service.run_once()
+    assert (fired(sqlite_ledger), recorded_schedules(sqlite_ledger)["late"].next_at) == ([], time)
+    computed.register_times(name, compute)
+    monkeypatch.setitem(declarations, "other", ScheduleDeclaration("other", "of.a.test", "here", HOURLY))
+    until(lambda: service.run_once() or fired(sqlite_ledger))
+    assert recorded_schedules(sqlite_ledger)["late"].next_at > datetime.now(UTC)
 
 
 def test_a_run_now_counts_as_the_last_job(ledger: Database) -> None:

@@ -103,6 +103,21 @@ def test_a_schedule_that_left_the_file_is_removed_and_a_changed_one_starts_again
     assert list(recorded_schedules(ledger)) == ["b"]
 
 
+def test_an_only_time_that_has_passed_fires_once_within_catch_up(ledger: Database) -> None:
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    single = {"kind": "ledger.note", "payload": {"text": "once"}, "at": at}
+    options = {"queue": "others", "priority": "low", "expires_in": "2h"}
+    declared = rules(never=single, late=single | options | {"catch_up": "2h"}, older=single | {"catch_up": "30m"})
+    for _ in range(2):  # the second time as a dispatcher that starts later
+        declare_schedules(ledger, declared)
+        fire(ledger, *declared)
+    [entry] = fired(ledger)
+    row = row_of(ledger, entry.job_id)
+    assert (entry.schedule, entry.fire_at, row.queue, row.priority) == ("late", at, "others", "low")
+    assert row.expires_at - row.enqueued_at == timedelta(hours=2)
+    assert recorded_schedules(ledger)["late"].next_at is None
+
+
 def test_a_dispatcher_with_an_older_file_does_not_fire_what_has_changed(ledger: Database) -> None:
     [old] = rules(a=HOURLY)
     declare_schedules(ledger, [old])

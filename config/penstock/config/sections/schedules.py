@@ -15,6 +15,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 
 _LONGEST = timedelta(days=36_525)
+_SHORTEST = timedelta(milliseconds=100)
+"""About how often a dispatcher looks."""
 
 TOLERANCE = timedelta(minutes=1)
 """A time that has not fired for longer than this counts as missed."""
@@ -48,7 +50,7 @@ def duration_text(duration: timedelta) -> str:
 
 
 class ScheduleSettings(BaseModel):
-    """A schedule: a job and its times, given by `cron`, `every` or `at`."""
+    """A schedule: a job and its times, given by `cron`, `every` or `at`, or computed by code."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,11 +58,17 @@ class ScheduleSettings(BaseModel):
     cron: str | None = None
     """Five fields (minute hour day month weekday), six with seconds first, or `@daily` and the like."""
     every: Duration | None = None
-    """Elapsed time between two firings, from a second up, counted from `anchor`."""
+    """Elapsed time between two firings, from 0.1 s up, counted from `anchor`."""
     anchor: datetime | None = None
     """A time from which `every` counts; without an offset in `timezone`. 1970-01-01T00:00Z if not given."""
     at: datetime | None = None
     """The only time; without an offset in `timezone`."""
+    times: str | None = None
+    """Name of times that code computes: see `penstock.schemas.schedules.computed`. Not for people to write."""
+    start: datetime | None = None
+    """No time before it; without an offset in `timezone`."""
+    until: datetime | None = None
+    """No time from it on, and jobs that have not started by then expire; without an offset in `timezone`."""
     timezone: TimeZone = "UTC"
     calendar: str | None = None
     """Holidays: of a country (`DE`), a part of it (`DE-BY`), or a market (`NYSE`, `ECB`)."""
@@ -74,9 +82,16 @@ class ScheduleSettings(BaseModel):
     misfire: Literal["skip", "once", "all"] = "once"
     """Action for times missed while no dispatcher ran."""
     catch_up: Duration | None = None
-    """Maximum age of a missed time that still fires, from a minute up; None: no limit."""
+    """Maximum age of a missed time that still fires, from a minute up; None: no limit. An `at` that has passed before
+    the schedule is there fires within that age, too; None: it does not."""
     jitter: Duration = timedelta()
     """Fire later by up to this. The delay is the same each time: it is derived from the schedule's name."""
+    queue: str | None = None
+    """Where its jobs go; None: where their kind says."""
+    priority: Literal["high", "normal", "low"] | None = None
+    """Of its jobs; None: as their kind says."""
+    expires_in: Duration | None = None
+    """Its jobs expire when they have not started for so long; None: as their kind says."""
 
     @property
     def zone(self) -> ZoneInfo:
@@ -87,14 +102,14 @@ class ScheduleSettings(BaseModel):
         """Its rule, in a few words."""
         if self.every is not None:
             return f"every {duration_text(self.every)}"
-        rule = str(self.cron) if self.cron is not None else f"at {self.at}"
+        rule = self.cron or self.times or f"at {self.at}"
         return rule if self.closed is None else f"{rule}, closed days of {self.calendar}: {self.closed}"
 
     @field_validator("every")
     @classmethod
-    def _whole_seconds(cls, value: timedelta | None) -> timedelta | None:
-        if value is not None and (value < timedelta(seconds=1) or value % timedelta(seconds=1)):
-            raise ValueError("must be whole seconds, from one up")
+    def _not_too_often(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and (value < _SHORTEST or value % timedelta(milliseconds=1)):
+            raise ValueError("must be 0.1s or more, in whole milliseconds")
         return value
 
     @field_validator("catch_up")
@@ -106,6 +121,13 @@ class ScheduleSettings(BaseModel):
             raise ValueError("the maximum is 100 years; leave it out for no limit")
         return value
 
+    @field_validator("expires_in")
+    @classmethod
+    def _positive(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not timedelta() < value <= _LONGEST:
+            raise ValueError("must be more than 0s, and 100 years at most")
+        return value
+
     @field_validator("jitter")
     @classmethod
     def _not_negative(cls, value: timedelta) -> timedelta:
@@ -115,7 +137,7 @@ class ScheduleSettings(BaseModel):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        rules = [name for name in ("cron", "every", "at") if getattr(self, name) is not None]
+        rules = [name for name in ("cron", "every", "at", "times") if getattr(self, name) is not None]
         if len(rules) != 1:
             raise ValueError(f"give one of cron, every and at, not {' and '.join(rules) or 'none'}")
         if self.anchor is not None and self.every is None:

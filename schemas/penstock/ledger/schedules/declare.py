@@ -15,11 +15,12 @@ from penstock.ledger.schedules.rules import Schedule, is_name, schedule_of_row
 from penstock.ledger.sql.clock import from_now
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import schedules
+from penstock.schemas.schedules.decorator import sources
 
 log = logging.getLogger("penstock.dispatcher")
 
 _BATCH = 500
-_TIMING = ("cron", "every", "anchor", "at", "timezone", "calendar", "closed")
+_TIMING = ("cron", "every", "anchor", "at", "times", "start", "until", "timezone", "calendar", "closed")
 _KEPT = ("last_at", "last_job_id", "waiting_at", "paused_at")
 
 
@@ -62,7 +63,7 @@ def _differences(
 
 def _is_ours(row: Any) -> bool:
     """Whether a row without a declaration was removed, rather than declared in code that is not imported here."""
-    return row.source == "file" or (row.source == "code" and row.module in sys.modules)
+    return row.source == "file" or (row.source == "code" and (row.module in sys.modules or row.module in sources))
 
 
 def _changed_row(schedule: Schedule, row: Any, now: datetime) -> dict[str, Any] | None:
@@ -74,7 +75,7 @@ def _changed_row(schedule: Schedule, row: Any, now: datetime) -> dict[str, Any] 
     if has_next and (row.rule == schedule.rule or _timing(schedule_of_row(row)) == _timing(schedule)):
         new = row_of(schedule, row.next_at)
     else:
-        new = row_of(schedule, first_time(schedule, now))
+        new = row_of(schedule, first_time(schedule, now, row.last_at))
     if row.paused_at is not None:
         new["due_at"] = None
     return None if all(getattr(row, name) == value for name, value in new.items()) else new

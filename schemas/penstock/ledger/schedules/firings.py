@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,18 @@ def schedule_rows(database: Database, names: Sequence[str]) -> Sequence[Any]:
     """The rows of these schedules."""
     select = sa.select(schedules).where(database.among(schedules.c.name, names))
     return database.read(lambda connection: connection.execute(select).all())
+
+
+def last_times(database: Database, module: str, since: datetime) -> dict[str, datetime]:
+    """Name → its last time that fired, of schedules of the code.
+
+    Arguments:
+        module: the one that declares them.
+        since: only times from then on.
+    """
+    where = schedules.c.source == "code", schedules.c.module == module, schedules.c.last_at >= since
+    select = sa.select(schedules.c.name, schedules.c.last_at).where(*where)
+    return database.read(lambda connection: {row.name: row.last_at for row in connection.execute(select)})
 
 
 def job_times(database: Database, ids: Sequence[str]) -> Sequence[Any]:

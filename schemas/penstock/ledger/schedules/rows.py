@@ -25,9 +25,13 @@ def row_of(schedule: Schedule, next_at: datetime | None) -> dict[str, Any]:
     }
 
 
-def first_time(schedule: Schedule, now: datetime) -> datetime | None:
-    """The first time of a schedule that starts now; None: it is wrong, or never fires."""
-    return None if schedule.times is None or schedule.error is not None else schedule.times.next(now)
+def first_time(schedule: Schedule, now: datetime, last: datetime | None = None) -> datetime | None:
+    """The first time of a schedule that starts now; None: it is wrong, or never fires.
+
+    Arguments:
+        last: the last time that fired under its name; None: none did.
+    """
+    return None if schedule.times is None or schedule.error is not None else schedule.times.first(now, last)
 
 
 def due_at(schedule: Schedule, next_at: datetime | None) -> datetime | None:

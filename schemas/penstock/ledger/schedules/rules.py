@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from penstock.config.errors import ConfigError, UndecodableMessage
 from penstock.config.sections.schedules import ScheduleEntry, ScheduleSettings, WrongSchedule, read_entry
 from penstock.schemas.jobs.job import Job
-from penstock.schemas.jobs.kind import Kind, registry
+from penstock.schemas.jobs.kind import Kind, checked_queue, registry
+from penstock.schemas.schedules.cron import localized
 from penstock.schemas.schedules.times import Times, jitter_offset
 from penstock.schemas.wire.codec import Envelope, encode, explain
 
@@ -58,10 +59,20 @@ class Schedule:
         """
         assert self.job is not None
         assert self.settings is not None
-        job, kind = self.job, self.job.kind()
-        if self.settings.time_field is not None:
-            job = _job(kind, self.settings, time)
-        return encode(job, sent_at=now, expires_at=now + kind.expires_in if kind.expires_in else None)
+        job, kind, settings = self.job, self.job.kind(), self.settings
+        if settings.time_field is not None:
+            job = _job(kind, settings, time)
+        expires_in = settings.expires_in or kind.expires_in
+        ends = [now + expires_in] if expires_in else []
+        if settings.until is not None:
+            ends.append(localized(settings.until, settings.zone))
+        return encode(
+            job,
+            queue=settings.queue,
+            priority=settings.priority,
+            sent_at=now,
+            expires_at=min(ends, default=None),
+        )
 
 
 def check_schedule(
@@ -83,7 +94,12 @@ def check_schedule(
     try:
         times = Times(entry)
     except ConfigError as error:
-        return refused(("calendar" if str(error).startswith("unknown calendar") else "cron",), str(error))
+        key = "calendar" if str(error).startswith("unknown calendar") else "cron" if entry.cron else "times"
+        return refused((key,), str(error))
+    try:
+        checked_queue(entry.queue or "default")
+    except ValueError as error:
+        return refused(("queue",), str(error), times)
     try:
         job = _job(registry[entry.kind], entry, _SAMPLE)
     except UndecodableMessage as error:

@@ -19,7 +19,7 @@ class ScheduleDeclaration:
     """A declaration as it was written. It is checked where schedules are read, like the schedules of the file.
 
     Attributes:
-        module: the one that declares it.
+        module: the one that declares it, or a name in `sources`.
         where: its file and line.
     """
 
@@ -30,7 +30,9 @@ class ScheduleDeclaration:
 
 
 declarations: dict[str, ScheduleDeclaration] = {}
-"""Name → declaration, of the modules that this process has imported."""
+"""Name → declaration, of the modules that this process has imported. A dispatcher follows changes."""
+sources: set[str] = set()
+"""Values of `module` that are no modules, of declarations that were all read: those that are gone were removed."""
 
 
 def scheduled(
@@ -49,6 +51,11 @@ def scheduled(
     misfire: Literal["skip", "once", "all"] = "once",
     catch_up: str | float | timedelta | None = None,
     jitter: str | float | timedelta = 0,
+    start: str | datetime | None = None,
+    until: str | datetime | None = None,
+    queue: str | None = None,
+    priority: Literal["high", "normal", "low"] | None = None,
+    expires_in: str | float | timedelta | None = None,
 ) -> Callable[[JobType], JobType]:
     """Make jobs of a class at times. The keywords are those of `[schedules.NAME]` in penstock.toml.
 
@@ -80,6 +87,11 @@ def scheduled(
         "misfire": misfire,
         "catch_up": catch_up,
         "jitter": jitter,
+        "start": start,
+        "until": until,
+        "queue": queue,
+        "priority": priority,
+        "expires_in": expires_in,
     }
     frame = sys._getframe(1)
     where = f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,4 +1,4 @@
-"""The times of a schedule: cron, interval or once."""
+"""The times of a schedule: cron, interval, once, or computed by code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import count, islice, takewhile
 
 from penstock.config.sections.schedules import TOLERANCE, ScheduleSettings
 from penstock.schemas.schedules.calendars import BusinessDays
+from penstock.schemas.schedules.computed import computed_times
 from penstock.schemas.schedules.cron import Cron, localized
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -21,28 +22,43 @@ class Times:
     """The times at which a schedule fires.
 
     Raises:
-        ConfigError: its cron rule is wrong or never fires, or its calendar does not exist.
+        ConfigError: its cron rule is wrong or never fires, its calendar does not exist, or its times are computed by
+            code that is not imported here.
     """
 
     def __init__(self, settings: ScheduleSettings) -> None:
         self._settings = settings
         self._cron: Cron | None = None
-        self._following: tuple[datetime, datetime | None] = (EPOCH, None)
+        self._following: tuple[datetime | None, datetime | None] = (None, None)
         zone = settings.zone
         if settings.cron is not None:
             days = None if settings.calendar is None else BusinessDays(settings.calendar)
             self._cron = Cron(settings.cron, zone, days, settings.closed or "skip")
+        if settings.times is not None:
+            self._compute = computed_times(settings.times)
+        self._start, self._until = (
+            None if time is None else localized(time, zone) for time in (settings.start, settings.until)
+        )
         if settings.every is not None:
             self._anchor = EPOCH if settings.anchor is None else localized(settings.anchor, zone)
 
     def after(self, after: datetime) -> Iterator[datetime]:
         """The times after an aware time, in UTC, ascending. They may end."""
-        settings, after = self._settings, after.astimezone(UTC)
+        after = after.astimezone(UTC)
+        if self._start is not None and after < self._start:
+            after = self._start - timedelta(microseconds=1)
+        times, until = self._after(after), self._until
+        return times if until is None else takewhile(lambda time: time < until, times)
+
+    def _after(self, after: datetime) -> Iterator[datetime]:
+        settings = self._settings
         if self._cron is not None:
             return self._cron.after(after)
         if settings.at is not None:
             at = localized(settings.at, settings.zone)
             return iter([at] if at > after else [])
+        if settings.times is not None:
+            return self._computed(after)
         assert settings.every is not None
         return self._steps(settings.every, after)
 
@@ -53,6 +69,22 @@ class Times:
                 yield self._anchor + number * every
             except OverflowError:  # after the year 9999
                 return
+
+    def _computed(self, after: datetime) -> Iterator[datetime]:
+        while (time := self._compute(after)) is not None and time > after:
+            yield time
+            after = time
+
+    def first(self, now: datetime, last: datetime | None = None) -> datetime | None:
+        """The first time of a schedule that starts now. It may have passed only with `at` and `catch_up`.
+
+        Arguments:
+            last: the last time of this schedule that fired, in an earlier life; None: none did.
+        """
+        settings = self._settings
+        if settings.at is None or settings.catch_up is None:
+            return self.next(now)
+        return self.next(max(now - settings.catch_up, last or EPOCH))
 
     def next(self, after: datetime) -> datetime | None:
         """The first time of `after`. The last result is cached, so that a caller can compute it ahead of time."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import celery
 import pytest
 import sqlalchemy as sa
-from celery.schedules import BaseSchedule, crontab, schedule
+from celery.schedules import BaseSchedule, crontab, schedule, solar
 from celery_example import AdoptedShop
 from support.polling import until
 
@@ -18,6 +19,7 @@ from penstock.config.settings import Settings
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.tables import firings
 from penstock.schemas.schedules.decorator import declarations
+from penstock.schemas.wire.codec import decode
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
 from penstock.workers.engines.celery.adopted.beat import declare_schedules
 from penstock.workers.engines.celery.adopted.request import request_of
@@ -25,7 +27,15 @@ from penstock.workers.engines.celery.adopted.tasks import adopt_tasks
 
 
 class Tides(BaseSchedule):  # type: ignore[misc]
-    """Times that a rule cannot say, as those of `solar`."""
+    """Times of an application's own, without a name by which dispatchers could agree."""
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        return last_run_at + timedelta(hours=12.4) - self.now()  # type: ignore[no-any-return]
+
+
+class NamedTides(Tides):
+    def __repr__(self) -> str:
+        return "<tides of Hamburg>"
 
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -50,7 +60,7 @@ def app(adopted_for_a_test: None) -> Iterator[celery.Celery]:
 def declared(app: celery.Celery, **entries: Any) -> tuple[dict[str, Schedule], str]:
     """The schedules, and all lines about those that are not or not quite."""
     app.conf.beat_schedule = {name: {"task": "timed.clean", **entry} for name, entry in entries.items()}
-    lines = list(declare_schedules(app, "timed:app"))
+    lines = list(declare_schedules(app, "timed:app", Settings()))
     return {schedule.name: schedule for schedule in read_schedules(Settings())}, "\n".join(lines)
 
 
@@ -91,26 +101,80 @@ def test_periods_and_arguments_are_kept(app: celery.Celery) -> None:
     assert (args, kwargs) == ([1, "x"], {"until": until_then})
 
 
+def after(schedule: Schedule, start: datetime, count: int) -> list[datetime]:
+    assert schedule.times is not None, schedule.error
+    return list(islice(schedule.times.after(start), count))
+
+
+def test_times_that_no_rule_says_are_computed_by_celerys_own_code(app: celery.Celery) -> None:
+    schedules, lines = declared(
+        app,
+        unlucky={"schedule": crontab(minute=30, hour=2, day_of_month="13", day_of_week="fri,sun", app=app)},
+        tides={"schedule": NamedTides(app=app)},
+        fast={"schedule": 0.5},
+    )
+    assert lines == ""
+    days = (START.replace(hour=0, minute=0, second=0) + timedelta(days=number) for number in range(2500))
+    fitting = [day.replace(hour=2, minute=30) for day in days if day.day == 13 and day.isoweekday() in (5, 7)]
+    assert len(fitting) > 20
+    assert after(schedules["unlucky"], START, len(fitting)) == [time.astimezone(UTC) for time in fitting]
+    assert after(schedules["tides"], START, 2) == [START + timedelta(hours=12.4), START + timedelta(hours=24.8)]
+    assert after(schedules["fast"], START, 3) == [START + timedelta(seconds=part) for part in (0.5, 1, 1.5)]
+
+
+def test_the_suns_times_come_once_a_day(app: celery.Celery) -> None:
+    pytest.importorskip("ephem", reason="ephem is not installed")
+    schedules, lines = declared(app, evening={"schedule": solar("sunset", 52.52, 13.405, app=app)})
+    assert lines == ""
+    times = after(schedules["evening"], datetime(2026, 12, 31, tzinfo=BERLIN), 366)
+    gaps = [later - time for time, later in pairwise(times)]
+    assert timedelta(hours=23, minutes=55) < min(gaps) <= max(gaps) < timedelta(hours=24, minutes=5)
+    # Almanacs have 21:33 and 15:54 for Berlin's solstices.
+    solstices = [datetime(2027, 6, 21, 21, 33, tzinfo=BERLIN), datetime(2027, 12, 21, 15, 54, tzinfo=BERLIN)]
+    assert all(min(abs(time - solstice) for time in times) < timedelta(minutes=2) for solstice in solstices)
+    # What is found a little earlier is the same time, and is not fired again.
+    assert schedules["evening"].times.next(times[0] - timedelta(seconds=1)) in times[:2]  # type: ignore[union-attr]
+
+
+def test_options_of_an_entry_hold_for_its_jobs(app: celery.Celery) -> None:
+    last = datetime(2026, 12, 1, tzinfo=UTC)
+    schedules, lines = declared(
+        app,
+        short={"schedule": 60, "options": {"expires": 90, "priority": 3, "queue": "others", "headers": {"by": "beat"}}},
+        limited={"schedule": timedelta(hours=5), "options": {"expires": last}},
+    )
+    assert lines == ""
+    now = START.astimezone(UTC)
+    envelope = schedules["short"].envelope(now, now)
+    assert (envelope.queue, envelope.priority) == ("others", "low")  # on Redis, where 0 is the most urgent
+    assert decode(envelope).expires_at == now + timedelta(seconds=90)
+    _, _, request = request_of(app, "timed.clean", decode(envelope).job, "t1", "w1")
+    assert (request["by"], request["delivery_info"]["routing_key"]) == ("beat", "others")
+    times = after(schedules["limited"], now, 9)
+    assert now < times[-1] < last <= times[-1] + timedelta(hours=5)
+    assert decode(schedules["limited"].envelope(now, now)).expires_at == last
+
+
 def test_what_cannot_be_a_schedule_is_named(app: celery.Celery) -> None:
     app.conf.beat_scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
     schedules, lines = declared(
         app,
         tide={"schedule": Tides(app=app)},
-        fast={"schedule": 0.5},
-        both={"schedule": crontab(day_of_month=13, day_of_week="fri", app=app)},
+        fast={"schedule": 0.05},
         lost={"schedule": 10, "task": "timed.gone"},
         odd={"schedule": 10, "args": (object(),)},
-        late={"schedule": 60, "options": {"expires": 10, "priority": 3}},
+        dead={"schedule": 60, "options": {"expires": -1}},
+        late={"schedule": 60, "options": {"countdown": 10, "shadow": "x"}},
     )
-    assert {"tide", "fast", "both", "lost", "odd"}.isdisjoint(schedules)
+    assert {"tide", "fast", "dead", "lost", "odd"}.isdisjoint(schedules)
     for text in (
         "DatabaseScheduler",
         "'tide' is left out: a schedule of type Tides",
-        "'fast' is left out: its period of 0.5 s",
-        "'both' is left out: <crontab",
+        "'fast' is left out: its period of 0.05 s",
+        "'dead' is left out: with expires = -1",
         "no task 'timed.gone'",
         "'odd' is left out",
-        "'late': its options expires, priority have no effect",
+        "'late': its options countdown, shadow have no effect",
     ):
         assert text in lines
     assert "late" in schedules

@@ -128,8 +128,9 @@ def dispatcher(
     if celery is not None:
         from penstock.workers.engines.celery.adopted.application import adopt_application
 
-        queues = adopt_application(celery, settings, sends=False).queues
-        settings = settings.model_copy(update={"stock_queues": (*settings.stock_queues, *queues)})
+        application = adopt_application(celery, settings, sends=False)
+        others += application.services
+        settings = settings.model_copy(update={"stock_queues": (*settings.stock_queues, *application.queues)})
     with spans_exported("dispatcher"):
         code = run_dispatcher(settings, others)
     raise typer.Exit(code)

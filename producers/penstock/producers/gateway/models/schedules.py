@@ -54,6 +54,9 @@ class NewSchedule(ScheduleSettings):
     every: Span | None = None
     anchor: Time | None = None
     at: Time | None = None
+    times: Text | None = Field(default=None, description="Name of times that an application's code computes.")
+    start: Time | None = None
+    until: Time | None = None
     timezone: Text = "UTC"
     calendar: Text | None = None
     payload: dict[str, Any] = Field(
@@ -62,6 +65,8 @@ class NewSchedule(ScheduleSettings):
     time_field: Text | None = None
     catch_up: Span | None = None
     jitter: Span = timedelta()
+    queue: Text | None = None
+    expires_in: Span | None = None
 
     def values_given(self) -> dict[str, Any]:
         """The keys that the request sets, as the file would have them."""

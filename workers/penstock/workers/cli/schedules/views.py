@@ -161,7 +161,18 @@ def _fields(schedule: Schedule, row: Any) -> dict[str, Any]:
 def _rest(schedule: Schedule) -> dict[str, Any]:
     if schedule.settings is None:
         return {}
-    names = ("overlap", "misfire", "catch_up", "jitter", "time_field")
+    names = (
+        "overlap",
+        "misfire",
+        "catch_up",
+        "jitter",
+        "time_field",
+        "start",
+        "until",
+        "queue",
+        "priority",
+        "expires_in",
+    )
     job = schedule.job
     return {
         **{name: getattr(schedule.settings, name) or None for name in names},

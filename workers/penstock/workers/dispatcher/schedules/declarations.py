@@ -18,7 +18,7 @@ def read_schedules(settings: Settings) -> list[Schedule]:
 
     Where the file and the code have the same name, the file wins.
     """
-    schedules = {name: _of_code(declaration) for name, declaration in declarations.items()}
+    schedules = {name: _of_code(declaration) for name, declaration in dict(declarations).items()}
     for name, entry in settings.schedules.items():
         schedules[name] = check_schedule(name, entry, partial(_where, settings, name))
     return [schedules[name] for name in sorted(schedules)]

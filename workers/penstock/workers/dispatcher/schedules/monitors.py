@@ -108,9 +108,10 @@ def slug_of(name: str) -> str:
 
 
 def monitor_config(schedule: Schedule) -> dict[str, Any] | None:
-    """The monitor of a schedule; None: Sentry has none for its rule, as for seconds, closed days or a single time."""
+    """The monitor of a schedule; None: Sentry has none for its rule, as for seconds, closed days, a single time or
+    computed ones."""
     settings = schedule.settings
-    if settings is None or settings.calendar is not None or settings.at is not None:
+    if settings is None or settings.calendar is not None or (settings.cron is None and settings.every is None):
         return None
     if settings.cron is not None:
         if not settings.cron.startswith("@") and len(settings.cron.split()) != 5:

@@ -24,6 +24,7 @@ from penstock.ledger.schedules.firing import BATCH, Fired, any_waiting, fire, re
 from penstock.ledger.schedules.rules import Schedule, schedule_of_row
 from penstock.ledger.sql.database import Database
 from penstock.producers.traces.sending import Firings
+from penstock.schemas.schedules.decorator import ScheduleDeclaration, declarations
 from penstock.schemas.schedules.times import EPOCH
 from penstock.workers.dispatcher.poller import Poller, log
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
@@ -61,6 +62,7 @@ class Schedules(Poller):
         self._database, self._wakeup = database, wakeup or threading.Event()
         self._file = _SettingsFile(settings)
         self._is_declared = False
+        self._declared: dict[str, ScheduleDeclaration] = {}
         self._idle_seconds, self._is_watched, self._look_at = _PAUSE_SECONDS, False, 0.0
         self._checked = 0.0
         self._cache: dict[tuple[str, str], Schedule] = {}
@@ -79,7 +81,7 @@ class Schedules(Poller):
         looks = self.woken or time.monotonic() >= self._look_at
         if time.monotonic() - self._checked >= _CHECK_SECONDS:
             self._checked = time.monotonic()
-            if self._file.has_changed():
+            if self._file.has_changed() or declarations != self._declared:
                 self._is_declared = False
             if looks and (names := waiting_schedules(self._database)):
                 firings = Firings()
@@ -87,6 +89,8 @@ class Schedules(Poller):
                 firings.end()
                 self._wakeup.set()
         if not self._is_declared:
+            self._declared = dict(declarations)
+            self._forget_unregistered()
             declare_schedules(self._database, read_schedules(self._file.settings))
             self._is_declared = True
         elif not looks:
@@ -122,6 +126,13 @@ class Schedules(Poller):
                 schedule.times.next(row.next_at)
             self._prepared = (row.due_at, row.name)
         return len(rows) == _READ_AT_ONCE
+
+    def _forget_unregistered(self) -> None:
+        """Read schedules again whose times code has perhaps registered only now."""
+        for key, schedule in list(self._cache.items()):
+            if schedule.times is None and schedule.settings is not None and schedule.settings.times is not None:
+                del self._cache[key]
+                self._broken -= 1
 
     def _read(self, row: Any) -> Schedule:
         key = (row.name, row.rule)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 import celery
 from celery import signals
@@ -17,6 +19,7 @@ from penstock.producers.contrib.celery import redirect
 from penstock.producers.senders import open_sender_from
 from penstock.workers.engines.celery import app as engine
 from penstock.workers.engines.celery.adopted.beat import declare_schedules
+from penstock.workers.engines.celery.adopted.beat_tables import BeatTables, tables_scheduler
 from penstock.workers.engines.celery.adopted.control import answer_commands
 from penstock.workers.engines.celery.adopted.doubts import doubts_about, pool_of
 from penstock.workers.engines.celery.adopted.ends import EndsObserver
@@ -24,6 +27,9 @@ from penstock.workers.engines.celery.adopted.sending import Sending
 from penstock.workers.engines.celery.adopted.tasks import adopt_tasks, queue_of
 from penstock.workers.engines.host import Host
 from penstock.workers.handlers.discovery import ImportFailed, own_trace
+
+if TYPE_CHECKING:
+    from penstock.workers.dispatcher.dispatcher import OpenService
 
 log = logging.getLogger("penstock.worker")
 
@@ -46,12 +52,14 @@ class Application:
         queues: those that its workers would consume, and those that its routes name.
         pool: `processes` or `threads`, as its `worker_pool` says.
         concurrency: its `worker_concurrency`; None: not set.
+        services: those that a dispatcher must run for it.
     """
 
     def __init__(self, app: celery.Celery, name: str) -> None:
         self.app, self.name = app, name
         self.queues = sorted({*app.amqp.queues.consume_from, *(queue_of(app, task) for task in app.tasks.values())})
         self.pool, self.concurrency = pool_of(app), app.conf.worker_concurrency
+        self.services: list[OpenService] = []
 
     def make_current(self, hostname: str | None = None) -> None:
         """Make it the current and default application of all threads, as a worker of Celery's does."""
@@ -92,8 +100,8 @@ def adopt_application(name: str, settings: Settings, *, sends: bool = True) -> A
     """Load an application and register its tasks as kinds.
 
     Arguments:
-        sends: what its tasks send goes straight to our queues; for a worker. False: its `beat_schedule` becomes
-            schedules; for a dispatcher.
+        sends: what its tasks send goes straight to our queues; for a worker. False: its `beat_schedule`, or what
+            django-celery-beat keeps, becomes schedules; for a dispatcher.
 
     Raises:
         ImportFailed: it cannot be imported. ConfigError: it is not an application, or a task cannot be a kind.
@@ -104,8 +112,11 @@ def adopt_application(name: str, settings: Settings, *, sends: bool = True) -> A
     for doubt in doubts_about(app, settings):
         log.warning("Celery application %s: %s", name, doubt)
     if not sends:
-        for line in declare_schedules(app, name):
-            log.warning("Celery application %s: %s", name, line)
+        if (scheduler := tables_scheduler(app)) is not None:
+            application.services.append(partial(BeatTables, app, name, scheduler))
+        else:
+            for line in declare_schedules(app, name, settings):
+                log.warning("Celery application %s: %s", name, line)
     else:
         redirect(app, settings, Sending(open_sender_from(settings)).send)
         os.environ[VARIABLE] = name

@@ -91,9 +91,13 @@ def _adopt_task(app: celery.Celery, task: celery.Task, settings: Settings) -> No
     handlers.add(Handler(job.kind(), run, "thread", "context", {}, result=_RESULT, soft_error=SoftTimeLimitExceeded))
 
 
-def queue_of(app: celery.Celery, task: celery.Task) -> str:
-    """The queue that the application's routes give a task."""
-    queue = app.amqp.router.route(_options(task), task.name).get("queue")
+def queue_of(app: celery.Celery, task: celery.Task, options: Mapping[str, Any] | None = None) -> str:
+    """The queue that the application's routes give a task.
+
+    Arguments:
+        options: of one call, such as `queue`, in place of the task's own; None: none.
+    """
+    queue = app.amqp.router.route({**_options(task), **(options or {})}, task.name).get("queue")
     return str(getattr(queue, "name", queue) or app.conf.task_default_queue)
 
 
