@@ -15,13 +15,14 @@ from penstock.config.loaded import loaded
 from penstock.ledger.sql.tables import OUTBOX_TRIGGER, outbox, outbox_metadata
 from penstock.producers.enqueue.envelopes import target_queue
 from penstock.producers.enqueue.options import EnqueueOptions
-from penstock.producers.enqueue.outbox_rows import BaseOutbox, Entry, make_entries, make_entry
+from penstock.producers.enqueue.outbox_rows import BaseOutbox, Entry, make_entries, make_entry, sealed_entry
 from penstock.producers.handles.handles import AsyncJobHandle, JobHandle
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
     from penstock.schemas.jobs.job import Job
+    from penstock.schemas.wire.codec import Envelope
 
     SyncTarget = Session | scoped_session[Any] | sa.Connection
     AsyncTarget = AsyncSession | async_scoped_session[Any]
@@ -87,6 +88,14 @@ class Outbox(BaseOutbox):
         """
         return self._write(session, make_entries(self._builder, jobs))
 
+    def add(self, session: Any, envelope: Envelope) -> None:
+        """Write a message of another framework's, which is an envelope already, as `enqueue` writes a job's.
+
+        Raises:
+            TypeError: `session` is none.
+        """
+        self._write(session, [sealed_entry(envelope)])
+
     def _write(self, target: Any, entries: list[Entry]) -> list[Any]:
         asynchronous = _is_async_session(target)
         if asynchronous or isinstance(target, Session | scoped_session):
@@ -142,6 +151,11 @@ def _insert(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
         connection.execute(insert.returning(outbox.c.position, sort_by_parameter_order=True), rows)
     else:
         connection.execute(insert, rows)
+
+
+def is_target(target: object) -> bool:
+    """Whether `enqueue` can write there."""
+    return isinstance(target, Session | scoped_session | sa.Connection) or _is_async_session(target)
 
 
 def _is_async_session(target: object) -> bool:

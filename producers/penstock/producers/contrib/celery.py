@@ -1,6 +1,7 @@
 """Celery: an application whose tasks Penstock's workers run sends them straight to Penstock's queues.
 
     adopt(app)
+    adopt(app, outbox=session)  # a scoped_session: what `.delay()` sends leaves only if its transaction commits
 
 Without it everything works, too: a dispatcher moves what the application sends to its own queues. With it each message
 goes one way less, and no message waits in a queue of Celery's.
@@ -17,6 +18,7 @@ from pydantic_core import to_json
 
 from penstock.config.errors import BrokerUnavailable, PayloadTooLarge, QueueFull
 from penstock.config.settings import load_settings
+from penstock.producers.contrib.outboxes import writer_to
 from penstock.producers.senders import open_sender_from, scheme
 from penstock.producers.traces import current_traceparent
 from penstock.schemas.jobs.kind import Priority
@@ -35,7 +37,13 @@ _DELAYED_EXCHANGE, _DELAYED_PARTS = "celery_delayed_", 28
 """Celery's exchanges for delays of quorum queues, and the parts of a routing key before the queue's own."""
 
 
-def adopt(app: Any, *, settings: Settings | None = None, send: Callable[[Envelope], None] | None = None) -> None:
+def adopt(
+    app: Any,
+    *,
+    settings: Settings | None = None,
+    outbox: Any = None,
+    send: Callable[[Envelope], None] | None = None,
+) -> None:
     """Let an application send the tasks that it has registered straight to Penstock's queues.
 
     Other messages go where they went. A second call changes nothing.
@@ -43,12 +51,18 @@ def adopt(app: Any, *, settings: Settings | None = None, send: Callable[[Envelop
     Arguments:
         app: the `celery.Celery`.
         settings: None: as `penstock.toml` and the environment say.
-        send: takes each envelope in place of the broker, such as `lambda envelope: outbox.add(session, envelope)`.
+        outbox: writes each message into the transaction in use, to be sent once that is committed. A function that
+            returns SQLAlchemy's Session, AsyncSession or Connection in use, such as a scoped_session, or None where
+            the message is to be sent at once; or `penstock.producers.contrib.django.Outbox()`.
+        send: takes each envelope in place of the broker.
 
     Raises:
-        ConfigError: a setting is wrong.
+        ConfigError: a setting is wrong, or `outbox` is nothing that a message can be written to.
     """
     settings = settings or load_settings()
+    write = None if outbox is None else writer_to(outbox)
+    if hasattr(app.amqp.send_task_message, "original"):
+        return
     if send is None:
         sender = open_sender_from(settings)
         weakref.finalize(app, sender.close)
@@ -59,7 +73,9 @@ def adopt(app: Any, *, settings: Settings | None = None, send: Callable[[Envelop
     to_broker = send
 
     def send_when_due(envelope: Envelope, due_at: datetime | None) -> None:
-        to_broker(delayed(envelope, due_at))
+        envelope = delayed(envelope, due_at)
+        if write is None or not write(envelope):
+            to_broker(envelope)
 
     redirect(app, settings, send_when_due)
 
@@ -84,17 +100,19 @@ def delayed(envelope: Envelope, due_at: datetime | None) -> Envelope:
 
 
 def redirect(app: Any, settings: Settings, send: Send) -> None:
-    """Put `send` in the place of the application's producer, for messages of tasks that it has registered."""
-    if getattr(app.amqp.send_task_message, "penstock", False):
-        return
-    original, tasks = app.amqp.send_task_message, app.tasks
+    """Put `send` in the place of the application's producer, for messages of tasks that it has registered.
+
+    It takes the place of an earlier one, too: a worker sends what its tasks send in its own way.
+    """
+    current, tasks = app.amqp.send_task_message, app.tasks
+    original = getattr(current, "original", current)
 
     def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
         if name in tasks:
             producer = _Redirected(producer, settings, send)
         return original(producer, name, message, **options)
 
-    send_task_message.penstock = True  # type: ignore[attr-defined]
+    send_task_message.original = original  # type: ignore[attr-defined]
     app.amqp.send_task_message = send_task_message
 
 

@@ -2,6 +2,7 @@
 
     from penstock.producers.contrib.dramatiq import adopt
     adopt(broker)
+    adopt(broker, outbox=session)  # a scoped_session: what `send()` sends leaves only if its transaction commits
 
 Actors, `send`, `send_with_options`, pipelines and groups stay as they are. The workers run the actors with
 `penstock worker --dramatiq shop.actors`.
@@ -15,6 +16,7 @@ from typing import Any
 
 from penstock.config.errors import ConfigError, InvalidJob, PayloadTooLarge
 from penstock.config.settings import Settings, load_settings
+from penstock.producers.contrib.outboxes import WriteEnvelope, writer_to
 from penstock.producers.senders import open_sender_from
 from penstock.producers.traces import current_traceparent
 from penstock.producers.traces.sending import sending
@@ -27,7 +29,7 @@ _DELAYED = ".DQ"
 """The suffix of Dramatiq's queues of delayed messages."""
 
 
-def adopt(broker: Any, settings: Settings | None = None) -> None:
+def adopt(broker: Any, settings: Settings | None = None, *, outbox: Any = None) -> None:
     """Let a broker send the messages of its actors to Penstock's queues from now on. It connects with the first one.
 
     The middleware's hooks `before_enqueue` and `after_enqueue` run as before. A message with a delay waits in the
@@ -36,20 +38,30 @@ def adopt(broker: Any, settings: Settings | None = None) -> None:
     Arguments:
         broker: the application's, such as `dramatiq.get_broker()`.
         settings: None: those of `penstock.toml` and the environment.
+        outbox: writes each message into the transaction in use, to be sent once that is committed. A function that
+            returns SQLAlchemy's Session, AsyncSession or Connection in use, such as a scoped_session, or None where
+            the message is to be sent at once; or `penstock.producers.contrib.django.Outbox()`.
 
     Raises:
-        ConfigError: a setting is wrong, or this is not a Dramatiq broker.
+        ConfigError: a setting is wrong, this is not a Dramatiq broker, or `outbox` is nothing that a message can be
+            written to.
     """
     if not callable(getattr(broker, "enqueue", None)) or not hasattr(broker, "actors"):
         raise ConfigError(f"adopt takes a Dramatiq broker, such as dramatiq.get_broker(), not {broker!r}")
-    DirectSending(broker, settings or load_settings()).replace_enqueue()
+    write = None if outbox is None else writer_to(outbox)
+    DirectSending(broker, settings or load_settings(), write).replace_enqueue()
 
 
 class DirectSending:
-    """Replaces the `enqueue` of a broker of Dramatiq's. Thread-safe; safe after a fork."""
+    """Replaces the `enqueue` of a broker of Dramatiq's. Thread-safe; safe after a fork.
 
-    def __init__(self, broker: Any, settings: Settings) -> None:
+    Arguments:
+        write: the way into an outbox; None: straight to the broker.
+    """
+
+    def __init__(self, broker: Any, settings: Settings, write: WriteEnvelope | None = None) -> None:
         self._broker, self._max_bytes = broker, settings.max_payload_bytes
+        self._write = write
         self._sender = open_sender_from(settings)
         self._enqueue_elsewhere = type(broker).enqueue
 
@@ -81,6 +93,8 @@ class DirectSending:
     def deliver(self, message: Any, priority: Priority, due_at: datetime | None) -> None:
         """Hand a message over to the broker. Raises as `enqueue`."""
         envelope = self.envelope(message, priority, due_at)
+        if self._write is not None and self._write(envelope):
+            return
         with sending((envelope,)):
             self._sender.send((envelope,))
 

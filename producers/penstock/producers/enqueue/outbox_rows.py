@@ -99,11 +99,21 @@ def make_entries(builder: EnvelopeBuilder, jobs: Iterable[Job]) -> list[Entry]:
     return entries
 
 
+def sealed_entry(envelope: Envelope) -> Entry:
+    """Envelope that is sealed already, of a kind that this process need not know → entry."""
+    with sending((envelope,), "create"):
+        return envelope, _columns(envelope, True, None)
+
+
 def _row(envelope: Envelope, track: bool, policy: Unique | None) -> dict[str, Any]:
     try:
         decode(envelope)  # as the dispatcher will: what would not fit fails here
     except UndecodableMessage as error:
         raise InvalidJob(f"{envelope.kind}: {error.detail}") from error
+    return _columns(envelope, track, policy)
+
+
+def _columns(envelope: Envelope, track: bool, policy: Unique | None) -> dict[str, Any]:
     return {
         "id": envelope.id,
         "kind": envelope.kind,

@@ -148,7 +148,7 @@ def test_entries_fire_once_and_their_changes_are_followed(tables: Tables) -> Non
         "PeriodicTask.objects.filter(name='evening').get().delete()\n"
     )
     until(lambda: not {"often", "evening"} & tables.schedules().keys() and tables.fired("new"))
-    # Their database is away: what was read goes on, also in a dispatcher that has just started.
+    # Their database is unavailable: what was read goes on, also in a dispatcher that has just started.
     gone = tables.folder.with_name("gone")
     os.replace(tables.folder, gone)
     until(lambda: tables.log().count("the tables cannot be read") == 2)

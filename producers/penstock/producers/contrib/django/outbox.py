@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from penstock.producers.enqueue.envelopes import target_queue
 from penstock.producers.enqueue.options import EnqueueOptions
-from penstock.producers.enqueue.outbox_rows import BaseOutbox, Entry, make_entries, make_entry
+from penstock.producers.enqueue.outbox_rows import BaseOutbox, Entry, make_entries, make_entry, sealed_entry
 from penstock.producers.handles.handles import JobHandle
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class Outbox(BaseOutbox):
         entry = make_entry(self._builder, job, options)
         self._insert([entry], using)
         return entry[0]
+
+    def add_current(self, envelope: Envelope) -> None:
+        """Write a message of another framework's, which is an envelope already, as `enqueue` writes a job's."""
+        self._insert([sealed_entry(envelope)], None)
 
     def enqueue_many(self, jobs: Iterable[Job], *, using: str | None = None) -> list[JobHandle]:
         """Write many, in order. All are checked before the first is written, and all are written or none.

@@ -195,7 +195,7 @@ def _single(values: dict[str, Any], start: datetime | None, changed: datetime) -
 
 
 def _read_json(text: str) -> Any:
-    """As celery beat reads it, with types of kombu's."""
+    """JSON as celery beat reads it, with types of kombu's."""
     return loads(text)  # type: ignore[no-untyped-call]
 
 
