@@ -55,7 +55,7 @@ def sleep() -> None:
 
 
 def terminated() -> None:
-    """As in a process whose worker ends it."""
+    """Ends like a function in a process whose worker ends it."""
     raise Terminated("its child process got SIGTERM")
 
 
