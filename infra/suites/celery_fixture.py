@@ -1,10 +1,11 @@
-"""The fixture that takes the place of the one that starts a worker in Celery's integration suite."""
+"""The fixture that takes the place of the one that starts a worker in Celery's integration suite.
+
+As there, the worker runs in a thread of the tests' process: tests look for its signals, its log and its state there.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,71 +16,79 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.result import _set_task_join_will_block
 from celery.utils.nodenames import anon_nodename
 from celery.worker.state import successful_requests
+
+from penstock.config.settings import load_settings
+from penstock.ledger.transitions.outcome import AttemptOutcome
+from penstock.schemas.states import Outcome
+from penstock.workers.engines import run_worker
+from penstock.workers.engines.celery.adopted.application import adopt_loaded
+from penstock.workers.engines.celery.app import after_setup
+from penstock.workers.engines.host import Host
+from penstock.workers.executor.runtime.observers import Observer
 
 FOLDER = Path(__file__).parent
 APPLICATION = "celery_application:app"
 START_SECONDS = 60.0
 
 
-_SUCCEEDED = re.compile(r"Task \S+\[(\S+)\] succeeded")
+class Successes(Observer):
+    """Keeps Celery's set of the tasks that have succeeded."""
+
+    def ended(self, outcome: AttemptOutcome) -> None:
+        if outcome.name is Outcome.SUCCEEDED:
+            successful_requests.add(outcome.claim.message.id)
 
 
 class Processes:
-    """A worker and a dispatcher. Their lines of the log are logged here again, and Celery's set of successful tasks is
-    kept here, too: tests look for both, since Celery's own fixture runs the worker in a thread of this process."""
+    """A dispatcher, and a worker in a thread of this process.
 
-    def __init__(self, folder: Path) -> None:
+    Arguments:
+        app: the application that the worker adopts; processes of its own load `celery_application`.
+    """
+
+    def __init__(self, app: Any, folder: Path) -> None:
         paths = [str(FOLDER), os.getcwd(), os.environ.get("PYTHONPATH", "")]
-        self._environment = os.environ | {
+        os.environ |= {
             "PENSTOCK_BROKER_URL": os.environ["TEST_BROKER"],
             "PENSTOCK_DATABASE_URL": f"sqlite:///{folder}/ledger.db",
             "PENSTOCK_STORAGE_URL": f"file://{folder}/files",
             "PENSTOCK_PREFIX": f"suite{os.getpid()}",
+            "PENSTOCK_POOL": os.environ.get("SUITE_POOL", "threads"),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
-        self._log = folder / "worker.log"
-        self._all: list[subprocess.Popen[bytes]] = []
-        self._stopped = threading.Event()
+        self._app, self._log = app, folder / "dispatcher.log"
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._has_host = threading.Event()
 
-    def start(self, *worker_options: str) -> None:
+    def start(self) -> None:
         self._run("db", "upgrade").wait(START_SECONDS)
-        self._run("worker", "--celery", APPLICATION, "--queues", "celery", *worker_options)
-        self._run("dispatcher", "--celery", APPLICATION)
-        threading.Thread(target=self._log_again, daemon=True).start()
+        self._dispatcher = self._run("dispatcher", "--celery", APPLICATION)
+        self._thread.start()
 
     def stop(self) -> None:
-        for process in self._all:
-            process.terminate()
-        for process in self._all:
-            process.wait(30)
-        self._stopped.set()
+        if self._has_host.wait(START_SECONDS):
+            self._host.stop()
+        self._thread.join(START_SECONDS)
+        self._dispatcher.terminate()
+        self._dispatcher.wait(START_SECONDS)
 
     def _run(self, *words: str) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "penstock", *words]
-            process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
-        self._all.append(process)
-        return process
+            return subprocess.Popen([sys.executable, "-m", "penstock", *words], stdout=log, stderr=log)
 
-    def _log_again(self) -> None:
-        log = logging.getLogger("celery.worker")
-        with self._log.open() as lines:
-            while not self._stopped.is_set():
-                if line := lines.readline():
-                    log.log(_level(line), "%s", line.rstrip())
-                    if match := _SUCCEEDED.search(line):
-                        successful_requests.add(match[1])
-                else:
-                    time.sleep(0.05)
+    def _work(self) -> None:
+        settings = load_settings()
+        adopt_loaded(self._app, APPLICATION, settings)
+        after_setup.append(self._take)
+        run_worker("celery", settings, queues=["celery"], concurrency=1, name=anon_nodename())
 
-
-def _level(line: str) -> int:
-    for name in ("critical", "error", "warning", "debug"):
-        if f"[{name}" in line:
-            return getattr(logging, name.upper())
-    return logging.INFO
+    def _take(self, host: Host) -> None:
+        host.worker.executor.observers.append(Successes())
+        self._host = host
+        self._has_host.set()
 
 
 @pytest.fixture(scope="session")
@@ -90,14 +99,17 @@ def celery_session_worker(
         celery_session_app.loader.import_task_module(module)
     for task in celery_class_tasks:
         celery_session_app.register_task(task)
+    celery_session_app.finalize()
     with tempfile.TemporaryDirectory() as folder:
-        processes = Processes(Path(os.environ.get("SUITE_FOLDER", folder)))
-        pool = os.environ.get("SUITE_POOL", "threads")
-        processes.start("--name", anon_nodename(), "--concurrency", "1", "--pool", pool)
+        processes = Processes(celery_session_app, Path(os.environ.get("SUITE_FOLDER", folder)))
+        processes.start()
         try:
             deadline = time.monotonic() + START_SECONDS
             ping = celery_session_app.tasks["celery.ping"]
             ping.delay().get(timeout=deadline - time.monotonic(), disable_sync_subtasks=False)
+            celery_session_app.set_current()
+            celery_session_app.set_default()
+            _set_task_join_will_block(False)  # as Celery's fixture does: tests in this process wait for results
             yield processes
         finally:
             processes.stop()

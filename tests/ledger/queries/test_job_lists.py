@@ -134,6 +134,20 @@ def test_an_id_is_found_by_its_beginning(ledger: Database) -> None:
             jobs.full_id(ledger, missing)
 
 
+def test_jobs_that_are_not_due_are_found_by_their_queues_the_first_one_first(ledger: Database) -> None:
+    sent = [encode(Note(), due_at=NOW + n * HOUR) for n in (3, 1)]
+    aside = encode(Import(customer=1), due_at=NOW + HOUR)
+    due.schedule(ledger, [*sent, aside])
+    retried = message(Note())
+    end(ledger, claimed(ledger, retried), Outcome.RETRY, error="E", delay=2 * HOUR)
+    claimed(ledger, message(Note()))
+    by_time = [sent[1].id, retried.id, sent[0].id]
+    assert [row.id for row in jobs.find_waiting(ledger, ["notes"], limit=9)] == by_time
+    assert [row.id for row in jobs.find_waiting(ledger, ["notes"], limit=2)] == by_time[:2]
+    [row] = jobs.find_waiting(ledger, ["notes"], ids=[sent[0].id, aside.id, "none"], limit=9)
+    assert (row.id, row.queue, row.due_at) == (sent[0].id, "notes", NOW + 3 * HOUR)
+
+
 # Tags and searchable fields.
 
 

@@ -123,3 +123,25 @@ def test_messages_on_a_real_redis_reach_our_queues(
         consumer.close()
         service.stop()
         assert service.join(60)
+
+
+def test_rabbitmq_is_asked_often_while_clients_send(
+    ledger: Database, amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = f"{prefix}-celery"
+    service = StockClients(Settings(broker_url=amqp_url, prefix=prefix, stock_queues=(queue,)), ledger)
+    try:
+        with Connection(amqp_url) as connection:
+            connection.SimpleQueue(queue).queue.declare()
+        service.run_once()
+        assert service.interval_seconds == 2
+        send_as_celery_does(amqp_url, queue, "who.knows", {})
+        until(lambda: service.run_once() or letters(ledger))
+        assert service.interval_seconds == 0.2
+        monkeypatch.setattr("penstock.workers.dispatcher.stock_clients._BUSY_SECONDS", 0.0)
+        send_as_celery_does(amqp_url, queue, "who.knows", {})
+        until(lambda: service.run_once() or len(letters(ledger)) == 2)
+        service.run_once()
+        assert service.interval_seconds == 2
+    finally:
+        service.close()

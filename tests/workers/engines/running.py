@@ -34,6 +34,7 @@ class Running:
     Arguments:
         environment: more variables for the process.
         database_url: of its ledger; None: an SQLite of its own.
+        run: the function of `worker_process` that it runs.
 
     Attributes:
         name: of its node.
@@ -50,8 +51,10 @@ class Running:
         modules: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
         database_url: str | None = None,
+        run: str = "run",
     ) -> None:
         self.engine, self.folder, self.modules, self.environment = engine, folder, modules, environment or {}
+        self._run = run
         self.name = f"{engine}@{prefix}-{uuid.uuid4().hex[:4]}"
         self.settings = Settings(
             broker_url=broker_url,
@@ -87,7 +90,7 @@ class Running:
         modules = ["engine_jobs", *self.modules]
         arguments = {"engine": self.engine, "name": self.name, "modules": modules}
         return importer(f"penstock.workers.engines.{self.engine}.worker").start(
-            "worker_process:run", environment=environment, folder=self.folder, log=log, **arguments
+            f"worker_process:{self._run}", environment=environment, folder=self.folder, log=log, **arguments
         )
 
     def stop(self) -> None:

@@ -45,7 +45,7 @@ def task_fields(headers: Mapping[str, Any], properties: Mapping[str, Any], body:
     request["delivery_info"] = {
         "exchange": info.get("exchange") or "",
         "routing_key": info.get("routing_key"),
-        "priority": properties.get("priority"),
+        "priority": properties.get("priority") or 0,  # kombu's default
         "redelivered": False,
     }
     content_type = properties.get("content_type") or JSON

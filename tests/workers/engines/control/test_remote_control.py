@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ from support.polling import until
 
 from penstock.config.errors import JobFailed
 from penstock.ledger.sql.database import Database
+from penstock.ledger.transitions.due import schedule
 from penstock.schemas.states import State
+from penstock.schemas.wire.codec import encode
 from penstock.workers.engines.monitoring.remote_control import Remote
 
 
@@ -72,6 +75,24 @@ def test_active_shows_what_runs_and_terminate_ends_it(worker: Running) -> None:
     assert handle.id in worker.active(), "revoke without terminate leaves a running job alone"
     worker.ask("revoke", task_id=handle.id, terminate=True)
     until(lambda: handle.status().state is State.CANCELLED, "the cancellation")
+
+
+def test_scheduled_lists_jobs_of_its_queues_that_wait_in_the_ledger(worker: Running) -> None:
+    later = datetime.now(UTC) + timedelta(hours=2)
+    listed, sooner, aside = (
+        encode(job, due_at=due_at)
+        for job, due_at in ((Add(a=1), later), (Sleep(seconds=1), later - timedelta(hours=1)), (Aside(), later))
+    )
+    schedule(worker.database, [listed, sooner, aside])
+    first, second = worker.ask("scheduled")
+    assert [first["request"]["id"], second["request"]["id"]] == [sooner.id, listed.id]
+    assert (second["eta"], second["priority"]) == (later.isoformat(), 6)
+    assert (second["request"]["name"], second["request"]["kwargs"]) == ("engines.add", {"a": 1, "b": 1, "card": "***"})
+    assert worker.ask("query_task", ids=[listed.id, aside.id, "unknown"]) == {
+        listed.id: ["scheduled", second["request"]]
+    }
+    worker.ask("revoke", task_id=[listed.id, sooner.id])
+    assert worker.ask("scheduled") == []
 
 
 def test_a_job_that_waits_is_revoked_and_never_runs(worker: Running) -> None:

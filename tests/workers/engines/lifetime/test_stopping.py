@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from engine_jobs import Isolated, Sleep
-from running import Running
+from running import Running, running
 from stubborn_jobs import Hold, HoldThread
 from support.polling import WAIT_SECONDS, until
 from support.servers.databases import MariadbServer, PostgresServer
@@ -38,6 +38,18 @@ def test_a_remote_shutdown_lets_running_jobs_finish(own_worker: Running) -> None
     own_worker.tell("shutdown")
     assert own_worker.process.wait(60) == 0
     assert handle.status().state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_a_worker_in_a_thread_leaves_its_process_to_others(
+    engine: str, redis_server: RedisServer, prefix: str, tmp_path: Path
+) -> None:
+    with running(engine, redis_server.url, prefix, tmp_path, run="run_as_guest") as worker:
+        handle = worker.producer.enqueue(Sleep(seconds=0.5))
+        until(lambda: handle.id in worker.active(), "the running job")
+        worker.tell("shutdown")
+        assert worker.process.wait(60) == 0
+        assert handle.status().state is State.SUCCEEDED
 
 
 def test_sigterm_drains_while_it_still_answers_and_a_second_one_gives_jobs_back(own_worker: Running) -> None:

@@ -78,6 +78,19 @@ def test_its_tasks_run_unchanged_and_are_on_record(adopted: AdoptedShop) -> None
     until(lambda: "sent 1" in adopted.lines() and stack.row(ignored.id).state == "succeeded")
     late = shop.send.apply_async((2, 60), soft_time_limit=0.5)
     until(lambda: (row := stack.row(late.id)) and row.state == "dead" and "SoftTimeLimitExceeded" in row.error)
+    # It lists what waits in the ledger, as Celery's worker does.
+    waiting = shop.price.apply_async((7,), {"copies": 2}, countdown=3600)
+    inspect = shop.app.control.inspect(timeout=5)
+    [listed] = until(lambda: [entries for entries in inspect.scheduled().values() if entries], "the waiting task")
+    entry = listed[0]["request"]
+    assert (entry["id"], entry["args"], entry["kwargs"]) == (waiting.id, [7], {"copies": 2})
+    assert entry["delivery_info"]["routing_key"] == adopted.queue
+    # Tasks are revoked by their stamps, and by a worker of Celery's that starts and has revoked them.
+    shop.app.control.revoke_by_stamped_headers({"campaign": ["web"]}, reply=True, timeout=5, limit=1)
+    stamped = shop.price.apply_async((1,), stamped_headers=["campaign"], campaign="web")
+    inspect.hello("celery@other", revoked={"revoked-elsewhere": [0.0, 0, "revoked-elsewhere"]})
+    for revoked in (stamped, shop.price.apply_async((1,), task_id="revoked-elsewhere")):
+        until(lambda revoked=revoked: revoked.state == "REVOKED")
     assert "success shop.price" in adopted.lines()
     assert stack.letters("id_taken") == stack.letters("undecodable") == []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import celery
 import pytest
+from celery import signals
 from celery_example import forget_adopted
 from kombu.serialization import dumps
 from support.ledgers import upgraded
@@ -22,7 +23,7 @@ from penstock.workers.cli import app as commands
 from penstock.workers.engines.boot_checks import check_settings
 from penstock.workers.engines.celery.adopted.application import load_application
 from penstock.workers.engines.celery.adopted.doubts import doubts_about, pool_of
-from penstock.workers.engines.celery.adopted.request import request_of
+from penstock.workers.engines.celery.adopted.request import ReceivedObserver, request_of
 from penstock.workers.engines.celery.adopted.tasks import adopt_tasks
 from penstock.workers.handlers.discovery import ImportFailed
 from penstock.workers.handlers.registry import handlers
@@ -120,6 +121,26 @@ def test_a_time_limit_that_outlasts_rabbitmqs_patience_is_named_and_cut(app: cel
     forget_adopted()
     adopt_tasks(app, SETTINGS)
     assert registry["small.add"].timeout == timedelta(hours=1)
+
+
+def test_receivers_of_task_received_get_celerys_own_request(app: celery.Celery) -> None:
+    adopt_tasks(app, SETTINGS)
+    headers = {"task": "small.add", "id": "t1", "stamped_headers": ["origin"], "stamps": {"origin": ["web"]}}
+    body = b'[[1], {"b": 2}, {"errbacks": [{"task": "x"}]}]'
+    requests = []
+
+    def receive(request: Any, **_: Any) -> None:
+        requests.append(request)
+
+    signals.task_received.connect(receive)
+    try:
+        ReceivedObserver(app, "w1").received(decode(Envelope("celery", "normal", headers, body)))
+    finally:
+        signals.task_received.disconnect(receive)
+    [request] = requests
+    assert (request.id, request.name, request.args, request.kwargs) == ("t1", "small.add", [1], {"b": 2})
+    assert (request.stamps, request.errbacks) == ({"origin": ["web"]}, [{"task": "x"}])
+    assert request.info()["delivery_info"]["priority"] == 0
 
 
 def test_arguments_are_json_and_other_content_only_what_the_application_accepts(app: celery.Celery) -> None:

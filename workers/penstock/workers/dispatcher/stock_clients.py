@@ -22,6 +22,10 @@ from penstock.workers.dispatcher.poller import Poller
 
 BATCH = 500
 _REFRESH_SECONDS = 2.0
+_BUSY_PAUSE, _IDLE_PAUSE = 0.2, 2.0
+_BUSY_SECONDS = 60.0
+"""How long after the last message RabbitMQ is asked as often as Redis. It drops a message that expires in its queue,
+and Celery's worker, which would have read it at once, would mark the task as revoked."""
 
 
 class StockClients(Poller):
@@ -31,8 +35,10 @@ class StockClients(Poller):
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__()
+        self.interval_seconds = _BUSY_PAUSE
         # Asking RabbitMQ for a missing queue costs a channel and a line in its log.
-        self.interval_seconds = 0.2 if scheme(settings.broker_url) == "redis" else 2.0
+        self._idle_pause = _BUSY_PAUSE if scheme(settings.broker_url) == "redis" else _IDLE_PAUSE
+        self._busy_until = 0.0
         self._settings, self._database = settings, database
         self._workers_kinds: dict[str, str] = {}
         self._own: set[str] = set()
@@ -46,6 +52,10 @@ class StockClients(Poller):
         assert self._intake is not None
         count = self._intake.take(BATCH, self.route)
         self.sent += count
+        now = time.monotonic()
+        if count:
+            self._busy_until = now + _BUSY_SECONDS
+        self.interval_seconds = _BUSY_PAUSE if now < self._busy_until else self._idle_pause
         return count >= BATCH
 
     def close(self) -> None:

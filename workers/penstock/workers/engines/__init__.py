@@ -51,6 +51,9 @@ def run_worker(
 ) -> int:
     """Run a worker in this process until SIGTERM, SIGINT or a remote shutdown, then drain it. Returns the exit code.
 
+    In a thread other than the main one the worker is a guest of this process: it handles no signals and ends with a
+    remote shutdown.
+
     Arguments:
         parent: of a process that renews itself (`max_jobs`, `max_memory`).
 

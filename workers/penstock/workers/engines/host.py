@@ -37,6 +37,9 @@ EXIT_UNFINISHED = 70
 class Host:
     """Starts a worker once and drains it once, in a thread of its own, so that it still answers while it drains.
 
+    Made in a thread other than the main one, it is the guest of another program, such as a test: it handles no signals,
+    and does not end the process, not even if a drain hangs.
+
     Arguments:
         parent: starts successors of this process, which then renews itself; None: it does not.
         clock: a logical clock with `forward()`, such as kombu's.
@@ -78,6 +81,7 @@ class Host:
         self.worker.executor.on_order(self._obey)
         self.remote = Remote(self.worker, self.events, self.stop)
         self._parent = parent
+        self._is_guest = threading.current_thread() is not threading.main_thread()
         self._wear = None
         if parent is not None and Wear.applies(settings):
             self._wear = Wear(settings, parent.ask_for_successor)
@@ -123,7 +127,8 @@ class Host:
             try:
                 if self._wear is not None:
                     self._wear.check_start()
-                _freeze_loaded_objects()
+                if not self._is_guest:
+                    _freeze_loaded_objects()
                 self.worker.start()
             except Exception as error:
                 self.error = error
@@ -161,11 +166,14 @@ class Host:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM or SIGINT drains; a second one ends the grace; a third ends the process. In the main thread.
+        """SIGTERM or SIGINT drains; a second one ends the grace; a third ends the process. A guest handles neither.
 
         Below a parent each of them only drains: a signal to the whole group comes a second time from the parent, which
         gives the other orders.
         """
+        if self._is_guest:
+            yield
+            return
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -238,10 +246,14 @@ class Host:
                 break
         else:
             # The engine has only to leave, and perhaps waits for its broker.
-            supervision.end_in_time(0 if self.error is None else 1, seconds=_LAST_SECONDS)
+            if not self._is_guest:
+                supervision.end_in_time(0 if self.error is None else 1, seconds=_LAST_SECONDS)
             return
         threading.Thread(target=self.worker.executor.abandon, name="penstock abandon", daemon=True).start()
         if not self.stopped.wait(_LAST_SECONDS - _GIVE_BACK_AFTER_SECONDS):
+            if self._is_guest:
+                log.critical("worker %s does not stop; what its jobs hold stays in this process", self.worker.name)
+                return
             log.critical("worker %s does not stop; its process ends now", self.worker.name)
             logging.shutdown()
             os._exit(EXIT_UNFINISHED)

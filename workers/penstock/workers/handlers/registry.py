@@ -17,7 +17,7 @@ from penstock.schemas.jobs.kind import Kind, Registry, registry
 from penstock.schemas.jobs.sensitive import holds, shapes_of
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.resources import is_provided
-from penstock.workers.handlers.returns import SoftTimeLimitExceeded
+from penstock.workers.handlers.returns import Discard, SoftTimeLimitExceeded
 
 J = TypeVar("J", bound=Job)
 P = ParamSpec("P")
@@ -40,6 +40,8 @@ class Handler:
         pool: the one that its declaration names; None: the worker's.
         soft_error: the class of the error at the soft limit.
         termination: the class of the error at a SIGTERM in a process of the pool; None: `Terminated`, its base.
+        refuse: called with the job in the worker's own process, on its loop, before an attempt; a `Discard` is the
+            outcome then, and the function is not called. None: nothing is refused.
     """
 
     kind: Kind
@@ -52,6 +54,7 @@ class Handler:
     pool: Pool | None = None
     soft_error: type[Exception] = SoftTimeLimitExceeded
     termination: type[SystemExit] | None = None
+    refuse: Callable[[Any], Discard | None] | None = None
 
     def mode_in(self, pool: str) -> Mode:
         """Its mode in a worker with this pool, the setting of that name."""

@@ -21,6 +21,7 @@ from penstock.ledger.queries.jobs.pages import find_page as find_page
 from penstock.ledger.queries.jobs.prefixes import full_id as full_id
 from penstock.ledger.queries.jobs.prefixes import recorded_ids as recorded_ids
 from penstock.ledger.queries.jobs.related import related as related
+from penstock.ledger.queries.jobs.waiting import find_waiting as find_waiting
 from penstock.ledger.rows.attempts import history
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs

@@ -36,6 +36,8 @@ class SignalsObserver(Observer):
         self._app, self._hostname = app, hostname
 
     def received(self, message: Message) -> None:
+        if issubclass(message.kind.job, AdoptedJob):
+            return  # its receivers get a request of Celery's own
         if signals.task_received.receivers:
             signals.task_received.send(sender=self._hostname, request=self._request(message, message.attempt))
 

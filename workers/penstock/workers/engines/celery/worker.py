@@ -100,6 +100,7 @@ def run_worker(
         finally:
             host.stop()
             host.stopped.wait()
+            state.should_stop = None  # for the next worker of this process, where this one is a guest
     if host.error is not None:
         raise host.error
     return int(program.exitcode or EX_OK)

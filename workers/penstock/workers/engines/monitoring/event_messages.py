@@ -46,7 +46,14 @@ def message_of(event: EventName, subject: Any) -> tuple[str, Fields]:
 
 def format_fields(message: Message) -> str:
     """The job's fields as text of at most about 1 KB, with `***` for sensitive ones."""
-    return shorten(repr({name: _cut(value) for name, value in message.job.redacted().items()}))
+    return format_values(message.job.redacted())
+
+
+def format_values(values: Any) -> str:
+    """Values, or a dictionary of them, as text of at most about 1 KB."""
+    if isinstance(values, dict):
+        values = {name: _cut(value) for name, value in values.items()}
+    return shorten(repr(values))
 
 
 def shorten(text: str, limit: int = _TEXT) -> str:

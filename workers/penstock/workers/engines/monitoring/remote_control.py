@@ -21,11 +21,12 @@ from penstock.ledger.queries.status import read_status
 from penstock.ledger.transitions.cancel import request_cancel
 from penstock.schemas.jobs.kind import DEAD_QUEUE, DISPATCHER_QUEUE
 from penstock.schemas.states import State
-from penstock.schemas.wire.codec import Message, check_text, is_id
+from penstock.schemas.wire.codec import check_text, is_id
 from penstock.workers.engines.monitoring import kombu_connection
 from penstock.workers.engines.monitoring.control_messages import REFUSED, count
-from penstock.workers.engines.monitoring.event_messages import format_fields, shorten
+from penstock.workers.engines.monitoring.event_messages import shorten
 from penstock.workers.engines.monitoring.events import Events
+from penstock.workers.engines.monitoring.requests import describe_message, describe_scheduled
 from penstock.workers.engines.worker import Worker
 from penstock.workers.handlers.registry import Handler, handlers
 
@@ -44,7 +45,8 @@ _ORDERS = (
     *("revoke", "terminate", "shutdown", "pool_grow", "pool_shrink", "add_consumer", "cancel_consumer"),
     *("disable_events", "heartbeat", "rate_limit", "time_limit", "pool_restart", "autoscale"),
 )
-_MOST_IDS = 1000
+MOST_IDS = 1000
+"""The most jobs that a command may name."""
 _MOST_QUEUES = 1000
 _LARGEST_POOL = 10_000
 _VERSIONS = ("penstock", "celery", "dramatiq", "kombu", "redis", "amqp", "sqlalchemy", "pydantic")
@@ -156,16 +158,17 @@ class Remote:
 
     def active(self, safe: bool = False, **_: Any) -> list[Answer]:
         return [
-            self._request(attempt.claim.message, started=attempt.claim.started_at.timestamp())
+            describe_message(attempt.claim.message, self.worker.name, started=attempt.claim.started_at.timestamp())
             for attempt in self.worker.executor.running()
         ]
 
     def reserved(self, **_: Any) -> list[Answer]:
-        return [self._request(message) for message in self.worker.executor.waiting()]
+        return [describe_message(message, self.worker.name) for message in self.worker.executor.waiting()]
 
     def scheduled(self, **_: Any) -> list[Answer]:
-        """An empty list: jobs that are not due wait in the ledger, never in a worker."""
-        return []
+        """Jobs of its queues that wait in the ledger until they are due, the first ones; other workers of these queues
+        list them, too."""
+        return describe_scheduled(self.worker)
 
     def revoked(self, **_: Any) -> list[str]:
         """An empty list: the ledger has the cancelled jobs."""
@@ -174,7 +177,10 @@ class Remote:
     def query_task(self, ids: Any, **_: Any) -> Answer:
         job_ids = set(_listed(ids))
         reserved = {request["id"]: ("reserved", request) for request in self.reserved() if request["id"] in job_ids}
-        return reserved | {request["id"]: ("active", request) for request in self.active() if request["id"] in job_ids}
+        waiting = [entry["request"] for entry in describe_scheduled(self.worker, job_ids)]
+        scheduled = {request["id"]: ("scheduled", request) for request in waiting}
+        active = {request["id"]: ("active", request) for request in self.active() if request["id"] in job_ids}
+        return scheduled | reserved | active
 
     # Orders.
 
@@ -261,25 +267,6 @@ class Remote:
     def autoscale(self, **_: Any) -> Answer:
         return _error("a worker does not scale itself; use pool_grow, pool_shrink, or more workers")
 
-    def _request(self, message: Message, started: float | None = None) -> Answer:
-        return {
-            "id": message.id,
-            "name": message.kind.name,
-            "args": [],
-            "kwargs": message.job.redacted() if len(format_fields(message)) < 1000 else format_fields(message),
-            "type": message.kind.name,
-            "hostname": self.worker.name,
-            "time_start": started,
-            "acknowledged": False,
-            "delivery_info": {
-                "exchange": "",
-                "routing_key": message.queue,
-                "priority": message.priority,
-                "redelivered": None,
-            },
-            "worker_pid": os.getpid() if started is not None else None,
-        }
-
 
 def _ok(text: str) -> Answer:
     return {"ok": text}
@@ -299,8 +286,8 @@ def _refusal(name: str) -> Callable[..., Answer]:
 
 def _listed(ids: Any) -> list[str]:
     job_ids = [ids] if isinstance(ids, str) else list(ids or ())
-    if len(job_ids) > _MOST_IDS:
-        raise ValueError(f"{len(job_ids)} ids; a command takes at most {_MOST_IDS}")
+    if len(job_ids) > MOST_IDS:
+        raise ValueError(f"{len(job_ids)} ids; a command takes at most {MOST_IDS}")
     if not all(map(is_id, job_ids)):
         raise ValueError("an id is text of 1 to 128 characters")
     return job_ids

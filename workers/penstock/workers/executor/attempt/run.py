@@ -132,6 +132,8 @@ class AttemptRunner:
         """Run one attempt to its end. Never raises, whatever the handler does."""
         handler, context, mode = attempt.handler, attempt.context, attempt.mode
         try:
+            if handler.refuse is not None and (refusal := handler.refuse(attempt.claim.message.job)) is not None:
+                return returned(attempt, refusal)
             arguments: dict[str, Any] = {}
             if handler.context is not None:
                 arguments[handler.context] = context

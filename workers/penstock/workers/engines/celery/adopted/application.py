@@ -23,6 +23,7 @@ from penstock.workers.engines.celery.adopted.beat_tables import BeatTables, tabl
 from penstock.workers.engines.celery.adopted.control import answer_commands
 from penstock.workers.engines.celery.adopted.doubts import doubts_about, pool_of
 from penstock.workers.engines.celery.adopted.ends import EndsObserver
+from penstock.workers.engines.celery.adopted.request import ReceivedObserver
 from penstock.workers.engines.celery.adopted.sending import Sending
 from penstock.workers.engines.celery.adopted.tasks import adopt_tasks, queue_of
 from penstock.workers.engines.host import Host
@@ -68,6 +69,7 @@ class Application:
     def attach(self, host: Host) -> None:
         """Let a worker run its tasks."""
         self.make_current(host.worker.name)
+        host.worker.executor.observers.append(ReceivedObserver(self.app, host.worker.name))
         host.worker.executor.observers.append(EndsObserver(self.app, host.worker.name))
         answer_commands(self.app, host)
 
@@ -106,7 +108,15 @@ def adopt_application(name: str, settings: Settings, *, sends: bool = True) -> A
     Raises:
         ImportFailed: it cannot be imported. ConfigError: it is not an application, or a task cannot be a kind.
     """
-    app = load_application(name)
+    return adopt_loaded(load_application(name), name, settings, sends=sends)
+
+
+def adopt_loaded(app: celery.Celery, name: str, settings: Settings, *, sends: bool = True) -> Application:
+    """Like `adopt_application`, for an application that this process has loaded.
+
+    Arguments:
+        name: by which processes that run attempts alone load it.
+    """
     application = Application(app, name)
     adopt_tasks(app, settings)
     for doubt in doubts_about(app, settings):

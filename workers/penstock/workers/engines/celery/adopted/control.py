@@ -15,6 +15,7 @@ from kombu.utils.functional import maybe_list
 
 from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.workers.engines.host import Host
+from penstock.workers.engines.monitoring.remote_control import MOST_IDS
 
 
 def answer_commands(app: celery.Celery, host: Host) -> None:
@@ -58,7 +59,22 @@ def _answer_revoking(state: Any, host: Host) -> None:
     def revoked(_state: Any, **_: Any) -> list[str]:
         return list(worker_state.revoked)
 
-    commands: dict[str, Any] = {"revoke": revoke, "revoke_by_stamped_headers": revoke_by_stamped_headers}
+    def hello(_state: Any, from_node: str, revoked: Any = None, **_: Any) -> Any:
+        """Greet a worker of Celery's that starts. The tasks that it has revoked, of many the last ones, are revoked."""
+        new = [each for each in revoked or () if each not in worker_state.revoked][-MOST_IDS:]
+        if from_node != host.worker.name and new:
+            if "error" in (answer := remote.revoke(new)):
+                return answer
+            for each in new:
+                worker_state.revoked.add(each)
+        greeting = remote.hello(from_node)
+        return greeting and greeting | {"revoked": list(worker_state.revoked)}
+
+    commands: dict[str, Any] = {
+        "hello": hello,
+        "revoke": revoke,
+        "revoke_by_stamped_headers": revoke_by_stamped_headers,
+    }
     Panel.data.update(commands | {"revoked": revoked, "dump_revoked": revoked})
 
 

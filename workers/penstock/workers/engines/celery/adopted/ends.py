@@ -28,6 +28,8 @@ log = logging.getLogger("penstock.worker")
 
 _TIMED_OUT, _EXPIRED = "TimedOut:", "expired "
 """Beginnings of errors of the executor."""
+REVOKED_BY_STAMP = "revoked by a stamp"
+"""The reason of a task that was not run."""
 
 
 class EndsObserver(Observer):
@@ -52,6 +54,8 @@ class EndsObserver(Observer):
                 self._store(message, store_revoked, "terminated", True, False)
             case Outcome.DISCARDED if error.startswith(_EXPIRED):
                 self._store(message, store_revoked, "expired", False, True)
+            case Outcome.DISCARDED if error == REVOKED_BY_STAMP:
+                self._store(message, store_revoked, "revoked", False, False)
             case Outcome.DEAD if error.startswith(_TIMED_OUT):
                 timeout = message.kind.timeout
                 seconds = None if timeout is None else timeout.total_seconds()

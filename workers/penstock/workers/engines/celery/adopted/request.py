@@ -7,12 +7,18 @@ import json
 from typing import Any, cast
 
 import celery
+from celery import signals
+from celery.worker.request import Request
+from kombu.message import Message as KombuMessage
 from kombu.serialization import loads, prepare_accept_content
 from kombu.utils.json import loads as loads_typed
 
 from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.jobs.job import Job
-from penstock.schemas.wire.codec import HEADER
+from penstock.schemas.wire.codec import HEADER, Message
+from penstock.workers.executor.runtime.observers import Observer
+
+_EMBED = ("callbacks", "errbacks", "chain", "chord")
 
 
 def accepted(app: celery.Celery) -> frozenset[str]:
@@ -54,3 +60,32 @@ def request_of(
             "called_directly": False,
         },
     )
+
+
+class ReceivedObserver(Observer):
+    """Sends Celery's signal `task_received` for adopted tasks, with a request as Celery's worker makes it.
+
+    Arguments:
+        worker: the worker's name.
+    """
+
+    def __init__(self, app: celery.Celery, worker: str) -> None:
+        self._app, self._worker = app, worker
+
+    def received(self, message: Message) -> None:
+        if signals.task_received.receivers and isinstance(message.job, AdoptedJob):
+            signals.task_received.send(sender=self._worker, request=self._request(message))
+
+    def _request(self, message: Message) -> Request:
+        args, kwargs, request = request_of(self._app, message.kind.name, message.job, message.id, self._worker)
+        delivery_info = request.get("delivery_info") or {}
+        properties = {**(request.get("properties") or {}), "priority": delivery_info.get("priority")}
+        return Request(
+            KombuMessage(delivery_info=delivery_info, properties=properties),  # type: ignore[no-untyped-call]
+            app=self._app,
+            task=self._app.tasks[message.kind.name],
+            hostname=self._worker,
+            headers=request,
+            body=(args, kwargs, {name: request.get(name) for name in _EMBED}),
+            decoded=True,
+        )

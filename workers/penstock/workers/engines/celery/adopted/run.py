@@ -19,8 +19,7 @@ from celery.exceptions import Ignore, MaxRetriesExceededError, Reject
 from penstock.config.settings import Settings
 from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.wire.codec import encode
-from penstock.workers.engines.celery.adopted.control import is_revoked_by_stamp
-from penstock.workers.engines.celery.adopted.ends import store_failure, store_revoked
+from penstock.workers.engines.celery.adopted.ends import store_failure
 from penstock.workers.engines.celery.adopted.request import request_of
 from penstock.workers.engines.celery.adopted.sending import Resent, running
 from penstock.workers.executor.attempt.outcome import JsonResult, adopted_result, traceback_of
@@ -47,10 +46,8 @@ class TaskRunner:
         Raises:
             Exception: the task's own, if it failed for good.
         """
+        self._app.set_current()  # in this thread, whatever application others have made the default one since
         args, kwargs, request = request_of(self._app, self._task.name, job, context.job_id, context.worker)
-        if is_revoked_by_stamp(request):
-            store_revoked(self._task, request, "revoked")
-            return Discard("revoked by a stamp")
         if self._tracer is None:
             self._tracer = build_tracer(self._task.name, self._task, app=self._app, hostname=context.worker)
         resent = Resent(context.job_id)

@@ -18,9 +18,12 @@ from penstock.schemas.jobs.adopted import AdoptedJob, adopt_kind
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.wire.celery_tasks import JSON, PROPERTIES, task_fields
 from penstock.schemas.wire.codec import HEADER
+from penstock.workers.engines.celery.adopted.control import is_revoked_by_stamp
+from penstock.workers.engines.celery.adopted.ends import REVOKED_BY_STAMP
 from penstock.workers.engines.celery.adopted.request import accepted
 from penstock.workers.engines.celery.adopted.run import TaskRunner
 from penstock.workers.handlers.registry import Handler, handlers
+from penstock.workers.handlers.returns import Discard
 
 CHILDREN = "penstock.workers.engines.celery.adopted.children"
 """The module that a process imports to know the handlers."""
@@ -88,7 +91,22 @@ def _adopt_task(app: celery.Celery, task: celery.Task, settings: Settings) -> No
     run.__module__, run.__qualname__ = CHILDREN, task.name
     if hasattr(task.run, "__code__"):
         run.__wrapped__ = task.run  # type: ignore[attr-defined]  # for messages that name its file
-    handlers.add(Handler(job.kind(), run, "thread", "context", {}, result=_RESULT, soft_error=SoftTimeLimitExceeded))
+    handlers.add(
+        Handler(
+            job.kind(),
+            run,
+            "thread",
+            "context",
+            {},
+            result=_RESULT,
+            soft_error=SoftTimeLimitExceeded,
+            refuse=_refuse_revoked,
+        )
+    )
+
+
+def _refuse_revoked(job: CeleryJob) -> Discard | None:
+    return Discard(REVOKED_BY_STAMP) if is_revoked_by_stamp(job.request) else None
 
 
 def queue_of(app: celery.Celery, task: celery.Task, options: Mapping[str, Any] | None = None) -> str:

@@ -86,5 +86,7 @@ def narrowed(worker: Any, scope: Scope) -> Any:
 
 
 def _includes(scope: Scope, request: Any) -> bool:
+    if isinstance(request, dict) and isinstance(request.get("request"), dict):
+        request = request["request"]  # of a job that is not due, with its time around it
     queue = request.get("delivery_info", {}).get("routing_key") if isinstance(request, dict) else None
     return isinstance(request, dict) and scope.includes(request.get("name"), queue, None)
