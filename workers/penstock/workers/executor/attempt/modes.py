@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor as ThreadPool
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from penstock.workers.executor.attempt.child.parent import Children
 from penstock.workers.executor.attempt.errors import TimedOut
 from penstock.workers.executor.attempt.once import Effects
 from penstock.workers.executor.attempt.session import Sessions
+from penstock.workers.executor.runtime.handler_threads import HandlerThreads
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.django_project import CoroutineThreads, is_set_up
 from penstock.workers.handlers.registry import Handler, Mode
@@ -26,7 +26,7 @@ STOPPING_SECONDS = 5.0
 
 
 def make_modes(
-    sessions: Sessions, effects: Effects, threads: ThreadPool, children: Children
+    sessions: Sessions, effects: Effects, threads: HandlerThreads, children: Children
 ) -> dict[Mode, HandlerMode]:
     """The modes by the names that handlers have for them, without that of the pool."""
     return {
@@ -68,7 +68,7 @@ class ThreadMode:
 
     in_process = True
 
-    def __init__(self, sessions: Sessions, effects: Effects, threads: ThreadPool) -> None:
+    def __init__(self, sessions: Sessions, effects: Effects, threads: HandlerThreads) -> None:
         self.open_session: Callable[[], Any] | None = sessions.open
         self.open_once: Callable[[Context, str], Any] = effects.open
         self._sessions, self._threads = sessions, threads
@@ -77,7 +77,7 @@ class ThreadMode:
         handler, job = attempt.handler, attempt.claim.message.job
         work = partial(handler.function, job, **arguments)
         loop, soft = asyncio.get_running_loop(), handler.kind.soft_timeout
-        running = _watch(attempt, loop.run_in_executor(self._threads, work), handler.kind.timeout)
+        running = _watch(attempt, self._threads.start(work), handler.kind.timeout)
         if soft is None:
             return await running
         notice = loop.call_later(soft.total_seconds(), attempt.context.cancel, _soft_limit_error(handler))

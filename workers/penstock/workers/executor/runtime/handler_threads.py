@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
+from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,7 +31,7 @@ class HandlerThreads(ThreadPoolExecutor):
         self, name: str, most: int | None = None, around: Callable[[], AbstractContextManager[None]] | None = None
     ) -> None:
         self._name, self._most, self._around = name, most, around or nullcontext
-        self._calls: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._lock = threading.Lock()
         self._count = 0
@@ -41,22 +43,42 @@ class HandlerThreads(ThreadPoolExecutor):
         Raises:
             RuntimeError: the threads were shut down.
         """
+        future: Future[T] = Future()
+        try:
+            self._put(partial(self._run, future, partial(copy_context().run, function, *args, **kwargs)))
+        except RuntimeError:
+            future.cancel()
+            raise
+        return future
+
+    def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a call as `submit` does, for the running loop, whose own future takes half the time of one of threads.
+
+        Raises:
+            RuntimeError: as `submit`.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        try:
+            self._put(partial(self._run_for_loop, loop, future, copy_context(), function))
+        except RuntimeError:
+            future.cancel()
+            raise
+        return future
+
+    def _put(self, call: Callable[[], None]) -> None:
+        """Have a thread run this. Raises RuntimeError: the threads were shut down, or the system has no more; in which
+        case another may still run it."""
         if self._closed:
             raise RuntimeError("this worker's threads have ended")
-        future: Future[T] = Future()
-        self._calls.put((future, copy_context().run, (function, *args), kwargs))
+        self._calls.put(call)
         if not self._idle.acquire(blocking=False):
             with self._lock:
                 if self._most is not None and self._count >= self._most:
-                    return future
+                    return
                 self._count += 1
                 name = f"{self._name}_{self._count}"
-            try:
-                threading.Thread(target=self._work, name=name, daemon=True).start()
-            except RuntimeError:  # the system has no more threads
-                future.cancel()
-                raise
-        return future
+            threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """End the idle threads now, the others when their calls return."""
@@ -65,29 +87,50 @@ class HandlerThreads(ThreadPoolExecutor):
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            self._run(*call)
+            call()
             # It holds the future, that its error, and the error's traceback the frames down to this one: without this
             # only the garbage collector would end them.
             del call
             self._idle.release()
         self._calls.put(None)  # for the next thread
 
-    def _run(
-        self, future: Future[T], function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _run(self, future: Future[T], function: Callable[[], T]) -> None:
         if not future.set_running_or_notify_cancel():
             return
+        value, error = self._call(function)
+        if error is None:
+            future.set_result(value)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+        del future, error  # the error's traceback holds the frames up to this one
+
+    def _run_for_loop(
+        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], context: Context, function: Callable[[], T]
+    ) -> None:
+        if future.cancelled():
+            return
+        value, error = self._call(partial(context.run, function))
+        with suppress(RuntimeError):  # the loop is closed, and no one waits
+            loop.call_soon_threadsafe(_end, future, value, error)
+        del future, error  # as above
+
+    def _call(self, function: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         try:
             with self._around():
-                value = function(*args, **kwargs)
+                return function(), None
         except StopIteration as error:
             # No future may hold it: asyncio refuses it, and then never ends.
             failure = RuntimeError("the handler raised StopIteration")
             failure.__cause__ = error
-            future.set_exception(failure)
+            return None, failure
         except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-        finally:
-            del future  # it holds its error, whose traceback holds this frame
+            return None, error
+
+
+def _end(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if future.done():  # it was cancelled
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
