@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import entrants, venvs
 from benchmarks.entrants import ROOT
 from benchmarks.lines import (
+    adopted,
     delays,
     drain,
     enqueue,
@@ -54,6 +55,7 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "imports": footprint.imports,
     "scaling": footprint.scaling,
     "processes": processes.redis,
+    "adopted": adopted.redis,
     "growth": growth.redis,
     "steps": steps.redis,
     "metrics": telemetry.metrics,
@@ -92,6 +94,7 @@ ALONE = {
 }
 """Lines without peers."""
 ON_POSTGRES = {
+    "adopted",
     "delays",
     "drain-ordinary",
     "drain-redis",

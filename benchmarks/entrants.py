@@ -49,7 +49,7 @@ class Entrant:
 
     @property
     def is_ours(self) -> bool:
-        return self.app == "apps.ours"
+        return self.app in ("apps.ours", "apps.adopted")
 
 
 def ours(
@@ -80,6 +80,16 @@ def ours(
         jobs,
         environment,
     )
+
+
+def adopted(pool: str, ledger: str) -> Entrant:
+    """Our worker for the tasks of `peers.celery_app`: two processes, or as many threads as by default."""
+    command = f"penstock worker --celery benchmarks.peers.celery_app --queues bench --pool {pool} --log-level WARNING"
+    if pool == "processes":
+        command += " --concurrency 2"
+    name = f"Penstock, {pool}, ledger on {ledger}"
+    jobs = 15_000 if pool == "threads" else 8000
+    return Entrant(name, "apps.adopted", OURS, tuple(command.split()), jobs, {"BENCH_LEDGER": ledger})
 
 
 def on_newest_python(entrant: Entrant) -> Entrant:

@@ -34,6 +34,10 @@ class Compute(Job, kind="bench.compute", queue="bench", track=False):
     text: str
 
 
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "1000"))
+"""Of a job that computes; a thousand take one to two milliseconds."""
+
+
 async def noop(job: Noop | Tracked) -> None:
     tick(job.number)
 
@@ -53,7 +57,7 @@ async def compute(job: Compute) -> None:
 
 
 def plain_compute(job: Compute) -> None:
-    for _ in range(1000):  # pieces too short to release the GIL
+    for _ in range(ROUNDS):  # pieces too short to release the GIL
         hashlib.sha256(job.text.encode() * 100).digest()
     tick(job.number)
 

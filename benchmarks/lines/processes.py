@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from statistics import median
+
 from benchmarks import entrants as who
 from benchmarks.entrants import Entrant
-from benchmarks.lines.drain import drained, run
+from benchmarks.lines.drain import run
 from benchmarks.plan import Plan
 from benchmarks.tables import Requirement, Table
 
 ENGINES = ("dramatiq", "celery")
-_SECONDS_WORTH = 1500
-"""Jobs of half a millisecond or so."""
+_JOBS, _ROUNDS = 1000, 12_000
+"""Jobs that compute, and what each does: some twenty milliseconds, so that a run takes ten seconds or more."""
 
 
 def redis(plan: Plan) -> list[Table]:
@@ -31,16 +34,16 @@ def _dispatch(plan: Plan) -> Table:
 def _scaling(plan: Plan) -> Table:
     """Jobs that compute: what the worker itself needs of the two cores is taken from the second process."""
     table = Table("Jobs that compute, by pools of two processes and of one, Redis", "jobs/s")
-    pools = {
-        engine: [who.ours(engine, task="compute", pool=size, jobs=_SECONDS_WORTH) for size in (1, 2)]
-        for engine in ENGINES
-    }
+    pools = {engine: [_computing(engine, size) for size in (1, 2)] for engine in ENGINES}
     for single, double in pools.values():
         table.requirements.append(Requirement(double.name, single.name, 1.8))
-
-    def measure(entrant: Entrant) -> None:
-        rate, cpu = drained(plan, entrant, plan.jobs(entrant.jobs), broker="redis")
-        table.add(entrant.name, rate, peer=False, cpu=cpu)
-
-    plan.rounds_of(plan.available([entrant for pool in pools.values() for entrant in pool]), measure)
+    run(plan, table, [entrant for pool in pools.values() for entrant in pool], broker="redis")
+    for single, _ in pools.values():
+        if single.name in table.cpu:
+            table.notes.append(f"{single.name}: {median(table.cpu[single.name]) / 1000:.1f} ms of processor time a job")
     return table
+
+
+def _computing(engine: str, size: int) -> Entrant:
+    entrant = who.ours(engine, task="compute", pool=size, jobs=_JOBS)
+    return replace(entrant, environment={**entrant.environment, "BENCH_ROUNDS": str(_ROUNDS)})
