@@ -57,6 +57,7 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "processes": processes.redis,
     "adopted": adopted.redis,
     "growth": growth.redis,
+    "growth-ledger": growth.ledgers,
     "steps": steps.redis,
     "metrics": telemetry.metrics,
     "traces": telemetry.traces,
@@ -77,6 +78,7 @@ ALONE = {
     "delays",
     "gateway",
     "growth",
+    "growth-ledger",
     "idle",
     "metrics",
     "outbox",
@@ -98,6 +100,7 @@ ON_POSTGRES = {
     "delays",
     "drain-ordinary",
     "drain-redis",
+    "growth-ledger",
     "idle",
     "latency",
     "outbox",
@@ -122,7 +125,11 @@ def main() -> int:
         "--peer", default="", help="only peers whose name contains one of these words, separated by commas"
     )
     parser.add_argument(
-        "--rows", type=int, default=ROWS, metavar="N", help=f"jobs in the ledger of the line pages (default {ROWS:,})"
+        "--rows",
+        type=int,
+        default=ROWS,
+        metavar="N",
+        help=f"the most jobs in the ledger of the lines pages and growth-ledger (default {ROWS:,})",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results", help="folder for the JSON")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ class Plan:
     Attributes:
         scale: by how much to shorten each run.
         match: only contestants whose name contains one of these words, separated by commas; ours always.
-        rows: jobs in the ledger of the line `pages`.
+        rows: the most jobs in the ledger of the lines `pages` and `growth-ledger`.
     """
 
     servers: Servers

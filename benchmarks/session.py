@@ -97,6 +97,19 @@ class Servers:
         url = sa.make_url(POSTGRES_URL).set(database=self._database)
         return url.render_as_string(hide_password=False)
 
+    @contextmanager
+    def another_database(self) -> Iterator[str]:
+        """URL of an empty ledger in a database of its own on PostgreSQL, which must be reachable."""
+        assert self._admin is not None
+        name = f"penstock_bench_{uuid.uuid4().hex[:8]}"
+        with self._admin.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        try:
+            yield sa.make_url(POSTGRES_URL).set(database=name).render_as_string(hide_password=False)
+        finally:
+            with self._admin.connect() as connection:
+                connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+
     def clear(self, broker: str) -> None:
         """Empty the broker and the PostgreSQL ledger before a run."""
         if broker == "rabbitmq":
@@ -150,8 +163,10 @@ class Session:
 
     def _settings(self, servers: Servers, broker: str) -> None:
         ledger = f"sqlite:///{self.folder}/ledger.db"
-        if self.entrant.environment.get("BENCH_LEDGER") == "PostgreSQL":
-            ledger = self.entrant.environment.get("BENCH_LEDGER_URL", servers.postgres_url)
+        if url := self.entrant.environment.get("BENCH_LEDGER_URL"):
+            ledger = url
+        elif self.entrant.environment.get("BENCH_LEDGER") == "PostgreSQL":
+            ledger = servers.postgres_url
         else:
             database = Database(ledger)
             upgrade(database)
@@ -220,10 +235,21 @@ class Session:
         parents = {path.name for path in inside}
         return inside + [path for path, stat in stats.items() if stat[1] in parents and path.name not in parents]
 
-    def cpu_seconds(self) -> float:
-        """Processor time of all processes of the workers so far, user and system."""
-        ticks = sum(int(stat[11]) + int(stat[12]) for path in self.processes() if (stat := _stat(path)))
+    def cpu_seconds(self, *, server: bool = False) -> float:
+        """Processor time of all processes of the workers so far, user and system.
+
+        Arguments:
+            server: with that of PostgreSQL's processes that serve the ledger.
+        """
+        paths = self.processes() + (self._ledger_processes() if server else [])
+        ticks = sum(int(stat[11]) + int(stat[12]) for path in paths if (stat := _stat(path)))
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _ledger_processes(self) -> list[Path]:
+        """The `/proc` folders of PostgreSQL's processes that serve the ledger; empty where it is another database."""
+        name = sa.make_url(self.environment["PENSTOCK_DATABASE_URL"]).database
+        titles = {path.parent: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+        return [path for path, title in titles.items() if b"postgres: " in title and f" {name} ".encode() in title]
 
     def memory_mib(self) -> float:
         """Proportional set size of all processes of the workers: shared pages count by their share."""

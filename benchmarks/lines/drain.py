@@ -19,17 +19,28 @@ ENGINES = ("dramatiq", "celery")
 
 
 def drained(
-    plan: Plan, entrant: Entrant, count: int, *, broker: str, task: str = "noop", workers: int = 1
+    plan: Plan,
+    entrant: Entrant,
+    count: int,
+    *,
+    broker: str,
+    task: str = "noop",
+    workers: int = 1,
+    server: bool = False,
 ) -> tuple[float, float]:
-    """Jobs a second, and processor microseconds a job."""
+    """Jobs a second, and processor microseconds a job.
+
+    Arguments:
+        server: these include those of the ledger's server.
+    """
     with session(plan.servers, entrant, broker=broker, task=task, capacity=count + 100) as running:
         running.send("fill", count)
         for _ in range(workers):
             running.start_worker()
         running.wait_for(int(count * FROM), pause=0.005)
-        cpu, done = running.cpu_seconds(), running.stamps.count()
+        cpu, done = running.cpu_seconds(server=server), running.stamps.count()
         running.wait_for(count)
-        cpu, done = running.cpu_seconds() - cpu, count - done
+        cpu, done = running.cpu_seconds(server=server) - cpu, count - done
         stamps = running.stamps.read()
         if len({number for number, _ in stamps}) < count:
             raise BenchError(f"{entrant.name} lost jobs")

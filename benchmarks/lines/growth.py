@@ -1,18 +1,33 @@
-"""Whether a longer queue is slower, and what a waiting job takes of Redis's memory."""
+"""Whether a longer queue or a larger ledger is slower, and what a waiting job takes of Redis's memory."""
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
 import redis as redis_py
+import sqlalchemy as sa
 
 from benchmarks import entrants as who
-from benchmarks.lines.drain import FROM, TO
-from benchmarks.plan import Plan
+from benchmarks.entrants import Entrant
+from benchmarks.lines import retention
+from benchmarks.lines.drain import FROM, TO, drained
+from benchmarks.plan import Plan, say
+from benchmarks.programs import ledger_pages
 from benchmarks.session import session
 from benchmarks.tables import Requirement, Table
+from penstock.ledger.sql.database import Database
+from penstock.ledger.sql.upgrade import upgrade
 
 COUNTS = (1000, 10_000, 100_000, 1_000_000)
 WITHIN = 0.8
 """How much of the rate of ten thousand a longer queue must keep."""
+ROWS = {"PostgreSQL": (10_000, 100_000, 1_000_000, 10_000_000), "SQLite": (10_000, 100_000, 1_000_000)}
+DRAINED = 20_000
+MOST_COST = 1.25
+"""Processor time of a job next to more rows, relative to that next to ten thousand, at most."""
 
 
 def redis(plan: Plan) -> list[Table]:
@@ -39,3 +54,54 @@ def redis(plan: Plan) -> list[Table]:
 
 def _name(count: int) -> str:
     return f"{count:,} waiting"
+
+
+def ledgers(plan: Plan) -> list[Table]:
+    """Each ledger is filled once; a round adds the jobs that it drains."""
+    costs = Table("Processor time of a no-op next to rows in its ledger, of worker and PostgreSQL", "µs/job", False)
+    rates = Table("No-op jobs drained next to rows in their ledger, Redis, Dramatiq engine", "jobs/s")
+    most = plan.rows if plan.scale == 1.0 else min(plan.rows, 100_000)
+    contestants: list[Entrant] = []
+    with ExitStack() as stack:
+        for ledger, sizes in ROWS.items():
+            if ledger == "PostgreSQL" and not plan.servers.has_postgres:
+                continue
+            names = [f"{ledger}, {rows:,} rows" for rows in sizes if rows <= most]
+            costs.requirements += [Requirement(name, names[0], MOST_COST) for name in names[1:]]
+            rates.compared += [(name, names[0]) for name in names[1:]]
+            for name, rows in zip(names, sizes, strict=False):
+                if ledger == "SQLite":
+                    url = f"sqlite:///{plan.servers.folder}/{rows}.db"
+                else:
+                    url = stack.enter_context(plan.servers.another_database())
+                say(f"growth: {name} are inserted")
+                _fill(url, rows)
+                entrant = who.ours("dramatiq", ledger=ledger, task="tracked", jobs=DRAINED)
+                environment = {**entrant.environment, "BENCH_LEDGER_URL": url}
+                contestants.append(replace(entrant, name=name, environment=environment))
+
+        def measure(entrant: Entrant) -> None:
+            rate, cpu = drained(plan, entrant, plan.jobs(entrant.jobs), broker="redis", server=True)
+            costs.add(entrant.name, cpu, peer=False)
+            rates.add(entrant.name, rate, peer=False)
+
+        plan.rounds_of(contestants, measure)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    costs.notes.append(f"a round adds {plan.jobs(DRAINED):,} rows to each; load at the end: {load}")
+    return [costs, rates]
+
+
+def _fill(url: str, rows: int) -> None:
+    """Jobs of the last 30 days: of all sorts on PostgreSQL, that have succeeded on SQLite."""
+    database = Database(url)
+    try:
+        upgrade(database)
+        if database.dialect == "sqlite":
+            days = timedelta(days=30)
+            retention.fill(database, rows, datetime.now(UTC) - days, days / rows)
+            return
+        ledger_pages.fill(database, rows)
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sa.text("CHECKPOINT"))  # else its writing falls into the drains
+    finally:
+        database.close()

@@ -63,7 +63,7 @@ def _deleted(url: str, count: int) -> float:
     database = Database(url)
     upgrade(database)
     try:
-        _fill(database, count)
+        fill(database, count, datetime.now(UTC) - timedelta(days=400), timedelta(milliseconds=1))
         pruning = Pruning(database, RetentionSettings(), lambda: make_storage("file:none"))
         seconds, deleted = 0.0, 0
         began = time.perf_counter()
@@ -79,13 +79,18 @@ def _deleted(url: str, count: int) -> float:
         database.close()
 
 
-def _fill(database: Database, count: int) -> None:
-    began = datetime.now(UTC) - timedelta(days=400)
+def fill(database: Database, count: int, began: datetime, apart: timedelta) -> None:
+    """Insert so many jobs that have succeeded.
+
+    Arguments:
+        began: when the first was enqueued.
+        apart: between two of them, at least a millisecond.
+    """
     template = waiting(encode(Receipt(user=1, text="twenty-four characters..")))
     for first in range(0, count, BATCH):
         rows, failed = [], []
         for number in range(first, min(first + BATCH, count)):
-            at = began + timedelta(milliseconds=number)
+            at = began + number * apart
             job_id = first_id(at)
             times = {"enqueued_at": at, "due_at": None, "started_at": at, "finished_at": at}
             rows.append({**template, "id": job_id, "state": State.SUCCEEDED, "result": '{"number": 1}', **times})
