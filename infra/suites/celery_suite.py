@@ -110,6 +110,8 @@ def main() -> int:
         for who in [options.only] if options.only else ["stock", "ours"]:
             url, folder = options.amqp if broker == "rabbitmq" else None, CACHE / f"run-{broker}-{who}"
             if options.compare:
+                if not (folder / "report.xml").exists():
+                    parser.error(f"{folder} has no report: run the suite with --broker {broker} --only {who} first")
                 results[who] = read_report(folder / "report.xml")
             else:
                 results[who] = run_suite(source, folder, url, who == "ours", words)

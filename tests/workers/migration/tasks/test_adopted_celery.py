@@ -85,6 +85,7 @@ def test_its_tasks_run_unchanged_and_are_on_record(adopted: AdoptedShop) -> None
     entry = listed[0]["request"]
     assert (entry["id"], entry["args"], entry["kwargs"]) == (waiting.id, [7], {"copies": 2})
     assert entry["delivery_info"]["routing_key"] == adopted.queue
+    assert all("shop" in conf["include"] for conf in inspect.conf().values())
     # Tasks are revoked by their stamps, and by a worker of Celery's that starts and has revoked them.
     shop.app.control.revoke_by_stamped_headers({"campaign": ["web"]}, reply=True, timeout=5, limit=1)
     stamped = shop.price.apply_async((1,), stamped_headers=["campaign"], campaign="web")

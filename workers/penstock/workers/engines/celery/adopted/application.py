@@ -69,6 +69,8 @@ class Application:
     def attach(self, host: Host) -> None:
         """Let a worker run its tasks."""
         self.make_current(host.worker.name)
+        conf = self.app.conf  # which names the modules of the tasks, as Celery's worker has it, for `inspect conf`
+        conf.include = tuple(sorted({*conf.include, *(type(task).__module__ for task in self.app.tasks.values())}))
         host.worker.executor.observers.append(ReceivedObserver(self.app, host.worker.name))
         host.worker.executor.observers.append(EndsObserver(self.app, host.worker.name))
         answer_commands(self.app, host)
