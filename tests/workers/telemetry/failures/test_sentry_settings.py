@@ -23,6 +23,7 @@ from penstock.ledger.schedules.declare import declare_schedules
 from penstock.ledger.schedules.firing import fire
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.tables import jobs, schedules
+from penstock.ledger.sql.upgrade import upgrade
 from penstock.schemas import Job, RetryPolicy
 from penstock.workers import handles
 from penstock.workers.dispatcher.schedules.declarations import read_schedules
@@ -136,24 +137,30 @@ def test_a_slug_has_the_characters_and_the_length_that_sentry_takes() -> None:
 @pytest.mark.parametrize(("kind", "status"), [("monitored.tick", "ok"), ("monitored.fails", "error")])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_schedules_job_is_followed_to_its_end_also_by_a_dispatcher_that_took_over(
-    caught: list[dict[str, Any]], kind: str, status: str, restarted: bool
+    caught: list[dict[str, Any]], kind: str, status: str, restarted: bool, sqlite_url: str
 ) -> None:
-    with Inline(queues=["monitored"]) as inline:
-        hourly = rule("hourly", kind, cron="0 * * * *")
-        declare_schedules(inline.database, [hourly])
-        past = datetime.now(UTC) - timedelta(milliseconds=10)
-        inline.database.write(lambda c: c.execute(sa.update(schedules).values(next_at=past, due_at=past)))
+    configured = {"hourly": ScheduleSettings(kind=kind, cron="0 * * * *")}
+    inline = Inline(Settings(database_url=sqlite_url, schedules=configured), queues=["monitored"])
+    upgrade(inline.database)
+    [hourly] = read_schedules(inline.settings)
+    declare_schedules(inline.database, [hourly])
+    past = datetime.now(UTC) - timedelta(milliseconds=10)
+    inline.database.write(lambda c: c.execute(sa.update(schedules).values(next_at=past, due_at=past)))
+    monitors = CronMonitors(inline.database, Settings())
+    monitors.run_once()
+    assert not fire(inline.database, hourly, fired=monitors.follow)
+    if restarted:
         monitors = CronMonitors(inline.database, Settings())
-        monitors.run_once()
-        fire(inline.database, hourly, fired=monitors.follow)
-        if restarted:
-            monitors = CronMonitors(inline.database, Settings())
-        monitors.run_once()
-        job_id = inline.database.read(lambda c: c.scalar(sa.select(jobs.c.id)))
+    monitors.run_once()
+    job_id = inline.database.read(lambda c: c.scalar(sa.select(jobs.c.id)))
+    with inline:  # only now: its own dispatcher fires what is due, too
 
         def has_ended() -> bool:
             monitors.run_once()
-            return any(item["status"] == status for item in caught if item["item"] == "check_in")
+            statuses = [item["status"] for item in caught if item["item"] == "check_in"]
+            states = inline.database.read(lambda c: c.execute(sa.select(jobs.c.id, jobs.c.state)).all())
+            assert status in statuses, f"{statuses} of {job_id} among {states}"
+            return True
 
         until(has_ended, "the check-in")
         check_ins = [item for item in caught if item["item"] == "check_in"]

@@ -27,10 +27,16 @@ def results(bench: Bench, *cases: str) -> list[Any]:
     return [bench.run(Plain(case=case)).result for case in cases]
 
 
-def test_processes_are_kept_and_open_their_resources_once(
-    pool_bench: Bench, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+@pytest.fixture
+def model_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Lines of the model. Ask for it before the bench: processes keep the levels that hold when they start."""
     caplog.set_level(logging.INFO, "pool.model")
+    return caplog
+
+
+def test_processes_are_kept_and_open_their_resources_once(
+    model_log: pytest.LogCaptureFixture, pool_bench: Bench, tmp_path: Path
+) -> None:
     met = [pool_bench.producer.enqueue(Plain(case="meet", file=str(tmp_path / "met"))) for _ in range(2)]
     assert len({handle.wait(WAIT_SECONDS).result for handle in met}) == 2
     processes = pids(pool_bench)
@@ -40,7 +46,7 @@ def test_processes_are_kept_and_open_their_resources_once(
     assert max(used for _, _, used in uses) > 2
     assert pids(pool_bench) == processes
     pool_bench.workers.pop().stop()
-    lines = [record.getMessage() for record in caplog.records if record.name == "pool.model"]
+    lines = [record.getMessage() for record in model_log.records if record.name == "pool.model"]
     expected = [f"model {what} in {pid}" for pid in processes for what in ("opened", "closed")]
     assert sorted(lines) == sorted(expected)
 

@@ -10,7 +10,7 @@ from penstock.workers import handles
 from penstock.workers.workflows import Workflow, step
 
 ONE_ATTEMPT = RetryPolicy(max_attempts=1)
-REPORT_SECONDS = 0.5
+REPORT_SECONDS = 2.0
 
 
 class Charge(Job, kind="shop.charge", queue="shop", retry=ONE_ATTEMPT):

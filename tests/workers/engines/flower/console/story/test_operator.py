@@ -114,7 +114,7 @@ def replay_dead_letters(shop: Shop, person: Person, refused: list[JobHandle]) ->
     [act] = audit.find(shop.database, acts=["edit"])
     assert (act.actor, act.subject_kind, act.count) == ("otto", "dead letter", MANY)
     took = max(each.started_at for each in rows) - act.at
-    assert took.total_seconds() > MANY / PER_SECOND - 0.5, "throttled"
+    assert took.total_seconds() > MANY / PER_SECOND / 2, "throttled"
     person.sees("No dead letter of this group waits")
 
 

@@ -149,14 +149,16 @@ class Children:
 
     async def _try_to_start(self, program: Program, messages: type[FromChild[Any]]) -> Child:
         ours, theirs = socket.socketpair()
+        start = self._processes.submit(_start_process, theirs, program)
         try:
             # Where this is cancelled the child finds that its pipe is closed, and ends.
-            process = await asyncio.get_running_loop().run_in_executor(self._processes, _start_process, theirs, program)
-            child = Child(process, messages, self._processes)
+            child = Child(await asyncio.wrap_future(start), messages, self._processes)
             await child.open(ours)
             return child
         except BaseException:
             ours.close()
+            if start.cancelled():  # before it began
+                theirs.close()
             raise
 
 
