@@ -7,6 +7,7 @@ retries, dead letters, limits, schedules and pages are the same for them as for 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from types import new_class
 from typing import Any, Self, TypeVar
 
@@ -41,6 +42,10 @@ class AdoptedJob(Job):
             UndecodableMessage: it cannot be read; any other error counts as that, too.
         """
         raise NotImplementedError
+
+    def time_limits(self) -> tuple[timedelta | None, timedelta | None]:
+        """The hard and the soft limit of this message alone; None: that of its kind."""
+        return None, None
 
 
 def adopt_kind(base: type[A], name: str, source: str, **keywords: Any) -> type[A]:

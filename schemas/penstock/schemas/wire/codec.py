@@ -106,6 +106,18 @@ class Message:
     embed: dict[str, Any] | None = None
     tags: tuple[str, ...] = ()
 
+    @property
+    def timeout(self) -> timedelta | None:
+        """The longest an attempt may run: the limit of this message, else of its kind; None: there is none."""
+        own = self.job.time_limits()[0] if isinstance(self.job, AdoptedJob) else None
+        return self.kind.timeout if own is None else own
+
+    @property
+    def soft_timeout(self) -> timedelta | None:
+        """When the handler of an attempt is to end: the limit of this message, else of its kind; None: never."""
+        own = self.job.time_limits()[1] if isinstance(self.job, AdoptedJob) else None
+        return self.kind.soft_timeout if own is None else own
+
 
 def encode(
     job: Job,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import celery
 import pytest
 from celery import chain, chord
 from celery_example import AdoptedShop
@@ -73,7 +74,8 @@ def test_its_tasks_run_unchanged_and_are_on_record(adopted: AdoptedShop) -> None
         expired = shop.price.apply_async((1,), expires=-1)
         until(lambda: expired.state == "REVOKED")
     else:
-        assert "time_limit of shop.send" in stack.logs()  # longer than RabbitMQ's patience
+        logs = "".join(log.read_text() for log in stack.folder.glob("worker-*.log"))
+        assert "time_limit of shop.send" in logs  # longer than RabbitMQ's patience
     ignored = shop.send.delay(1)
     until(lambda: "sent 1" in adopted.lines() and stack.row(ignored.id).state == "succeeded")
     late = shop.send.apply_async((2, 60), soft_time_limit=0.5)
@@ -92,8 +94,44 @@ def test_its_tasks_run_unchanged_and_are_on_record(adopted: AdoptedShop) -> None
     inspect.hello("celery@other", revoked={"revoked-elsewhere": [0.0, 0, "revoked-elsewhere"]})
     for revoked in (stamped, shop.price.apply_async((1,), task_id="revoked-elsewhere")):
         until(lambda revoked=revoked: revoked.state == "REVOKED")
+    killed = shop.send.apply_async((3, 60), time_limit=0.5)
+    until(lambda: (row := stack.row(killed.id)) and row.state == "dead" and "timeout of 0:00:00.5" in row.error)
     assert "success shop.price" in adopted.lines()
     assert stack.letters("id_taken") == stack.letters("undecodable") == []
+
+
+SLOW = """
+import os
+import celery
+
+app = celery.Celery("slow", broker=os.environ["SHOP_BROKER"])
+app.conf.task_default_queue = os.environ["SHOP_QUEUE"]
+
+@app.task(name="slow.note", rate_limit="1/h", ignore_result=True)
+def note(number):
+    with open(os.environ["SHOP_FILE"], "a") as file:
+        file.write(f"note {number}\\n")
+"""
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_a_rate_limit_holds_for_all_workers_and_remote_control_changes_it(adopted: AdoptedShop, prefix: str) -> None:
+    stack, name = adopted.stack, f"slow@{prefix}"
+    (stack.folder / "slow_shop.py").write_text(SLOW)
+    application = ("--celery", "slow_shop:app")
+    stack.run(["dispatcher", *application], PYTHONPATH=str(stack.folder))
+    for each in (name, f"other@{prefix}"):
+        stack.run(["worker", *application, "--name", each, "--pool", "threads"], PYTHONPATH=str(stack.folder))
+    with celery.Celery("sender", broker=stack.broker_url, set_as_current=False, fixups=set()) as app:
+        sent = [app.send_task("slow.note", [number], queue=adopted.queue).id for number in range(3)]
+        until(lambda: len(adopted.lines()) == 1)
+        until(lambda: sorted(row and row.state for row in map(stack.row, sent)) == ["scheduled"] * 2 + ["succeeded"])
+        options: dict[str, Any] = {"destination": [name], "reply": True, "timeout": WAIT_SECONDS}
+        [refused] = app.control.rate_limit("slow.note", "fast", **options)
+        assert refused == {name: {"error": "'fast' is not a rate; write 10/s, 100/m or 5/h"}}
+        [changed] = app.control.rate_limit("slow.note", "100/s", **options)
+        assert changed == {name: {"ok": "new rate limit of slow.note, for all workers: 100/s"}}
+    until(lambda: set(adopted.lines()) == {f"note {number}" for number in range(3)})
 
 
 def test_a_web_process_sends_straight_to_our_queues(adopted: AdoptedShop) -> None:

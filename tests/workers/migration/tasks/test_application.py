@@ -24,7 +24,7 @@ from penstock.workers.engines.boot_checks import check_settings
 from penstock.workers.engines.celery.adopted.application import load_application
 from penstock.workers.engines.celery.adopted.doubts import doubts_about, pool_of
 from penstock.workers.engines.celery.adopted.request import ReceivedObserver, request_of
-from penstock.workers.engines.celery.adopted.tasks import adopt_tasks
+from penstock.workers.engines.celery.adopted.tasks import adopt_tasks, limits_of, written_limits_of
 from penstock.workers.handlers.discovery import ImportFailed
 from penstock.workers.handlers.registry import handlers
 
@@ -141,6 +141,30 @@ def test_receivers_of_task_received_get_celerys_own_request(app: celery.Celery) 
     assert (request.id, request.name, request.args, request.kwargs) == ("t1", "small.add", [1], {"b": 2})
     assert (request.stamps, request.errbacks) == ({"origin": ["web"]}, [{"task": "x"}])
     assert request.info()["delivery_info"]["priority"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "text_of_limit", "written"),
+    [
+        ("10/s", "36000 per 3600 s", "10 per 1 s"),
+        ("100/m", "6000 per 3600 s", "100 per 60 s"),
+        (2.5, "9000 per 3600 s", "150 per 60 s"),
+        ("0.5/h", "1 per 7200 s", "1 per 7200 s"),
+        (None, "", ""),
+        ("often", "", ""),
+    ],
+)
+def test_a_rate_limit_is_a_limit_of_the_kind(app: celery.Celery, text: Any, text_of_limit: str, written: str) -> None:
+    task = app.tasks["small.add"]
+    task.rate_limit = text
+    assert " ".join(map(str, limits_of(app, task, SETTINGS))) == text_of_limit
+    assert " ".join(map(str, written_limits_of(app, task))) == written
+    [doubt] = list(doubts_about(app, SETTINGS)) or [""]
+    assert ("for all workers together" in doubt, "is not a rate" in doubt) == (bool(written), text == "often")
+    # RabbitMQ keeps no limits: the application starts all the same, and what has no effect is named.
+    rabbitmq = Settings(broker_url="amqp://localhost//")
+    assert limits_of(app, task, rabbitmq) == ()
+    assert ("set PENSTOCK_LIMITS_URL" in "".join(doubts_about(app, rabbitmq))) == bool(written)
 
 
 def test_arguments_are_json_and_other_content_only_what_the_application_accepts(app: celery.Celery) -> None:

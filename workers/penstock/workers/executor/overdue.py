@@ -34,7 +34,7 @@ class Overdue:
             await asyncio.sleep(_LOOK_SECONDS)
             latest = loop.time() - _PATIENCE_SECONDS
             for attempt in list(self._running.values()):
-                timeout = attempt.handler.kind.timeout
+                timeout = attempt.claim.message.timeout
                 if attempt.stop is not None:
                     if attempt.stopped_at < latest:
                         self._leave_behind(attempt, stopped(attempt))

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from penstock.config import supervision
-from penstock.config.errors import InvalidState, JobNotFound, LedgerUnavailable
+from penstock.config.errors import ConfigError, InvalidState, JobNotFound, LedgerUnavailable
 from penstock.config.settings import redact_url
 from penstock.ledger.queries.status import read_status
 from penstock.ledger.transitions.cancel import request_cancel
@@ -26,6 +26,7 @@ from penstock.workers.engines.monitoring import kombu_connection
 from penstock.workers.engines.monitoring.control_messages import REFUSED, count
 from penstock.workers.engines.monitoring.event_messages import shorten
 from penstock.workers.engines.monitoring.events import Events
+from penstock.workers.engines.monitoring.rates import set_rate
 from penstock.workers.engines.monitoring.requests import describe_message, describe_scheduled
 from penstock.workers.engines.worker import Worker
 from penstock.workers.handlers.registry import Handler, handlers
@@ -255,8 +256,12 @@ class Remote:
     def heartbeat(self, **_: Any) -> None:
         self.events.beat()
 
-    def rate_limit(self, **_: Any) -> Answer:
-        return _error("limits are declared in penstock.toml, not set on a worker")
+    def rate_limit(self, task_name: str, rate_limit: Any = None, **_: Any) -> Answer:
+        """Set the rate of a kind that declares one, for all workers."""
+        try:
+            return _ok(set_rate(self.worker.database, task_name, rate_limit))
+        except (ConfigError, LedgerUnavailable) as error:
+            return _error(str(error))
 
     def time_limit(self, **_: Any) -> Answer:
         return _error("a kind's timeout is declared with its message, not set on a worker")

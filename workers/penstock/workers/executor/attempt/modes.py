@@ -53,7 +53,7 @@ class AsyncMode:
         if self._orm_threads is not None:
             work = self._orm_threads.run(work)
         if kind.soft_timeout is not None:
-            work = _in_time(work, kind.soft_timeout, _soft_limit_error(handler))
+            work = _in_time(work, kind.soft_timeout, _soft_limit_error(handler, kind.soft_timeout))
         return await (work if kind.timeout is None else _in_time(work, kind.timeout, _timeout_error(kind.timeout)))
 
     async def commit(self, session: Any, outcome: AttemptOutcome) -> None:
@@ -74,13 +74,13 @@ class ThreadMode:
         self._sessions, self._threads = sessions, threads
 
     async def call(self, attempt: Attempt, arguments: dict[str, Any]) -> Any:
-        handler, job = attempt.handler, attempt.claim.message.job
-        work = partial(handler.function, job, **arguments)
-        loop, soft = asyncio.get_running_loop(), handler.kind.soft_timeout
-        running = _watch(attempt, self._threads.start(work), handler.kind.timeout)
+        handler, message = attempt.handler, attempt.claim.message
+        work = partial(handler.function, message.job, **arguments)
+        loop, soft = asyncio.get_running_loop(), message.soft_timeout
+        running = _watch(attempt, self._threads.start(work), message.timeout)
         if soft is None:
             return await running
-        notice = loop.call_later(soft.total_seconds(), attempt.context.cancel, _soft_limit_error(handler))
+        notice = loop.call_later(soft.total_seconds(), attempt.context.cancel, _soft_limit_error(handler, soft))
         try:
             return await running
         finally:
@@ -122,8 +122,8 @@ def _timeout_error(limit: timedelta) -> Exception:
     return TimedOut(f"took longer than its timeout of {limit.total_seconds():g} s")
 
 
-def _soft_limit_error(handler: Handler) -> Exception:
-    return handler.soft_error(f"reached its soft_timeout of {handler.kind.soft_timeout}")
+def _soft_limit_error(handler: Handler, limit: timedelta) -> Exception:
+    return handler.soft_error(f"reached its soft_timeout of {limit}")
 
 
 async def _in_time(work: Awaitable[Any], timeout: timedelta, late: Exception) -> Any:

@@ -73,7 +73,7 @@ class AttemptRunner:
 
     def prepare(self, claim: Claim, handler: Handler) -> Attempt:
         """The attempt of a claim, with the context that its handler gets."""
-        message, timeout, mode = claim.message, claim.message.kind.timeout, self._mode_of(handler)
+        message, timeout, mode = claim.message, claim.message.timeout, self._mode_of(handler)
         context = Context(
             job_id=message.id,
             attempt=claim.attempt,

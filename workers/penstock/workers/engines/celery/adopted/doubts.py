@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import celery
 
 from penstock.config.settings import Settings, redact_url
-from penstock.workers.engines.celery.adopted.tasks import hard_limit, longest_limit, within
+from penstock.workers.engines.celery.adopted.tasks import doubts_about_rates, hard_limit, longest_limit, within
 
 _NAMED = 10
 """Tasks that a line names."""
@@ -28,8 +28,7 @@ def doubts_about(app: celery.Celery, settings: Settings) -> Iterator[str]:
         yield f"worker_pool = {conf.worker_pool!r}: Penstock has no such pool; its tasks run in threads, or give --pool"
     if conf.task_always_eager:
         yield "task_always_eager: tasks run where they are called, and never come to this worker; remove it"
-    if limited := sorted(name for name, task in app.tasks.items() if task.rate_limit):
-        yield f"rate_limit of {', '.join(limited)}: has no effect; give their queues limits in penstock.toml"
+    yield from doubts_about_rates(app, settings)
     if conf.task_acks_late is False and conf.task_acks_on_failure_or_timeout is False:
         yield "task_acks_on_failure_or_timeout = False: has no effect; a failed task is a dead letter, to be replayed"
     longest = longest_limit(settings)

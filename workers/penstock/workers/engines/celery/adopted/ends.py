@@ -57,7 +57,7 @@ class EndsObserver(Observer):
             case Outcome.DISCARDED if error == REVOKED_BY_STAMP:
                 self._store(message, store_revoked, "revoked", False, False)
             case Outcome.DEAD if error.startswith(_TIMED_OUT):
-                timeout = message.kind.timeout
+                timeout = message.timeout
                 seconds = None if timeout is None else timeout.total_seconds()
                 self._store(message, store_failure, TimeLimitExceeded(seconds))
             case Outcome.DEAD if outcome.reason in ("crashed", "interrupted"):

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import celery
-from billiard.exceptions import SoftTimeLimitExceeded
 from celery import states
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject
@@ -53,8 +48,7 @@ class TaskRunner:
         resent = Resent(context.job_id)
         token = running.set(resent)
         try:
-            with _soft_limit(request, job.kind().soft_timeout):
-                retval, info, _, _ = self._tracer(context.job_id, args, kwargs, request)
+            retval, info, _, _ = self._tracer(context.job_id, args, kwargs, request)
         except Reject as rejection:  # of a hook that ran after the task
             return self._rejected(rejection, job, context, request)
         finally:
@@ -99,31 +93,6 @@ class TaskRunner:
         if self._task.ignore_result if ignored is None else ignored:
             return None
         return adopted_result(value, self._settings.max_result_bytes_inline, "the application's backend has all of it")
-
-
-@contextmanager
-def _soft_limit(request: dict[str, Any], of_kind: timedelta | None) -> Iterator[None]:
-    """Raise SoftTimeLimitExceeded in the block at the soft limit of its message, in a process that runs tasks alone.
-
-    Arguments:
-        of_kind: the task's own limit, which the pool keeps.
-    """
-    seconds = (request.get("timelimit") or (None, None))[1]
-    in_process = threading.current_thread() is threading.main_thread()
-    if not seconds or not in_process or (of_kind is not None and of_kind.total_seconds() == seconds):
-        yield
-        return
-
-    def expire(number: int, frame: object) -> None:
-        raise SoftTimeLimitExceeded(seconds)
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _resend(resent: Resent, retry: Any, *, failed: bool) -> Resend:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +92,16 @@ class Pool:
         Raises:
             ChildFailed: it raised. ChildCrashed: its process died; names the signal and its peak of memory.
             NoChildProcess: no process could be started.
-            TimedOut: it took longer than its kind's timeout, which counts from when it has a process.
+            TimedOut: it took longer than its timeout, which counts from when it has a process.
         """
         member = await self._acquire()
-        child, kind = member.child, attempt.handler.kind
+        child, message = member.child, attempt.claim.message
+        kind, timeout, soft_timeout = message.kind, message.timeout, message.soft_timeout
+        if timeout is not kind.timeout or soft_timeout is not kind.soft_timeout:  # those of the message alone
+            kind = replace(kind, timeout=timeout, soft_timeout=soft_timeout)
         limits = TimeLimits(kind)
-        if kind.timeout is not None:
-            attempt.context.deadline = datetime.now(UTC) + kind.timeout
+        if timeout is not None:
+            attempt.context.deadline = datetime.now(UTC) + timeout
         try:
             if not await exchange(child, attempt, call_request(attempt), limits):
                 answered = await child.interrupt()

@@ -102,7 +102,7 @@ class Suspects:
 
     async def _follow(self, attempt: Attempt, child: Child) -> bool:
         """Wait until the child has answered or died. False: it did neither in time."""
-        clock, timeout = asyncio.get_running_loop().time, attempt.handler.kind.timeout
+        clock, timeout = asyncio.get_running_loop().time, attempt.claim.message.timeout
         own = {
             "worker": self._worker,
             "settings": self._settings,
@@ -137,7 +137,7 @@ class Suspects:
             self._give_up(attempt, answer.unfit)
             return None
         if not in_time:
-            timeout = attempt.handler.kind.timeout
+            timeout = attempt.claim.message.timeout
             return failed(attempt, TimedOut(f"took longer than its timeout of {timeout}; its process was killed"))
         death = child.how_it_died()
         if isinstance(death, ChildTerminated) and self._capacity.closed:
