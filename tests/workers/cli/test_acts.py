@@ -159,7 +159,7 @@ ACTS = (
 )
 """Command, its act in the audit log, and the kind of its subject; in an order in which they succeed."""
 NO_ACTS = (
-    "up, demo, worker, dispatcher, flower, probe, enqueue, doctor, limits list, queues list, audit list, "
+    "up, demo, worker, dispatcher, flower, probe, enqueue, doctor, adopt, limits list, queues list, audit list, "
     "workflows start, jobs list, jobs show, jobs explain, deadletters list, deadletters groups, deadletters show, "
     "workflows list, "
     "workflows show, schedules list, schedules show, schedules next, schedules preview, schema export, schema check, "

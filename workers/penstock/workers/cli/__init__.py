@@ -24,6 +24,7 @@ HOMES = {
     **dict.fromkeys(("up", "demo", "worker", "dispatcher", "flower", "probe"), "run"),
     "enqueue": "enqueue",
     "doctor": "doctor",
+    "adopt": "adopt",
     **dict.fromkeys(("pause", "resume"), "fleet.pauses"),
     "stats": "fleet.stats",
     "settings": "fleet.settings",

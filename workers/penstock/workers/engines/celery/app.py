@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -57,9 +58,12 @@ def make_app(settings: Settings) -> celery.Celery:
         worker_cancel_long_running_tasks_on_connection_loss=True,
     )
     sender = open_sender_from(settings)
-    for handler in handlers:
-        if not issubclass(handler.kind.job, AdoptedJob):
-            app.register_task(_task(handler.kind, sender, settings.max_payload_bytes))
+    with warnings.catch_warnings():
+        # Celery shares tasks of an application that a handler's module imports, and kinds may have their names.
+        warnings.filterwarnings("ignore", "\\s*Task name .* is already registered")
+        for handler in handlers:
+            if not issubclass(handler.kind.job, AdoptedJob):
+                app.register_task(_task(handler.kind, sender, settings.max_payload_bytes))
     return app
 
 
