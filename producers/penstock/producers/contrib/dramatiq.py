@@ -127,7 +127,20 @@ def _envelope(message: Any, priority: Priority, due_at: datetime | None) -> Enve
     payload = {"args": fields["args"], "kwargs": fields["kwargs"], "request": request}
     body = body_of(json.dumps(payload, separators=(",", ":")).encode())
     queue = message.queue_name.removesuffix(_DELAYED)
-    return seal(name, 1, body, message_id, queue, priority, due_at=due_at, traceparent=current_traceparent())
+    expires_at = None
+    if max_age := options.get("max_age"):
+        expires_at = datetime.fromtimestamp((fields["message_timestamp"] + max_age) / 1000, UTC)
+    return seal(
+        name,
+        1,
+        body,
+        message_id,
+        queue,
+        priority,
+        due_at=due_at,
+        expires_at=expires_at,
+        traceparent=current_traceparent(),
+    )
 
 
 def lane(priority: int) -> Priority:

@@ -14,13 +14,13 @@ from pydantic_core import from_json
 
 from penstock.config.errors import UndecodableMessage
 from penstock.schemas.wire.codec import HEADER
+from penstock.schemas.wire.forms import EMBED_OF_CELERY
 
 JSON = "application/json"
 PROPERTIES = "properties"
 """The header under which an intake keeps properties of a message that Celery's worker reads."""
 _NOT_KEPT = frozenset({"task", "id", HEADER, PROPERTIES})
 _PROPERTIES = frozenset({"app_id", "correlation_id", "reply_to", "priority", "message_id", "user_id", "type"})
-_EMBED = ("callbacks", "errbacks", "chain", "chord")
 
 
 def task_fields(headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def task_fields(headers: Mapping[str, Any], properties: Mapping[str, Any], body:
         raise UndecodableMessage("undecodable", f"the body is not JSON [args, kwargs, embed]: {error}") from error
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise UndecodableMessage("undecodable", "the body is not JSON [args, kwargs, embed]")
-    request |= {name: embed[name] for name in _EMBED if embed and embed.get(name)}
+    request |= {name: embed[name] for name in EMBED_OF_CELERY if embed and embed.get(name)}
     if b'"__type__"' in body:
         request[HEADER] = {"typed": True}
     return {"args": args, "kwargs": kwargs, "request": request}

@@ -23,6 +23,7 @@ from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, Kind, Priority, Registry
 from penstock.schemas.jobs.kind import registry as default_registry
+from penstock.schemas.wire.forms import in_form_of, may_be_of_other_form
 from penstock.schemas.wire.ids import made_at, new_id
 from penstock.schemas.wire.payloads import EMBED as EMBED
 from penstock.schemas.wire.payloads import body_of as body_of
@@ -299,14 +300,15 @@ def _body(kind: Kind, body: bytes, version: int, registry: Registry) -> tuple[Jo
         try:
             args, job, embed = kind.body.validate_json(body)
         except ValidationError as error:
-            if not _has_positional(body):
+            if not _has_positional(body) and not may_be_of_other_form(kind.job, body):
                 newer = _is_newer(error, skip=1)
                 raise UndecodableMessage("invalid_payload", explain(error, skip=1, kind=kind), newer=newer) from error
         else:
             if not args:
                 return job, embed
-    # The slow path: positional arguments of a Celery client, or an older version.
-    payload, embed = read_body(body, list(kind.job.model_fields))
+    # The slow path: positional arguments of a Celery client, an older version, or the other form of a task's message.
+    args, payload, embed = in_form_of(kind.job, open_body(body))
+    payload = _with_positional(args, payload, list(kind.job.model_fields))
     payload = registry.upcast(kind, payload, version)
     try:
         return kind.job.model_validate_json(json.dumps(payload)), embed
@@ -328,9 +330,13 @@ def read_body(body: bytes, fields: Sequence[str]) -> tuple[dict[str, Any], dict[
         UndecodableMessage: `undecodable`, or `invalid_payload` for more positional arguments than fields.
     """
     args, payload, embed = open_body(body)
+    return _with_positional(args, payload, fields), embed
+
+
+def _with_positional(args: list[Any], payload: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     if len(args) > len(fields):
         raise UndecodableMessage("invalid_payload", f"{len(args)} positional arguments for {len(fields)} fields")
-    return {**dict(zip(fields, args, strict=False)), **payload}, embed
+    return {**dict(zip(fields, args, strict=False)), **payload}
 
 
 def open_body(body: bytes) -> tuple[list[Any], dict[str, Any], dict[str, Any] | None]:

@@ -14,13 +14,11 @@ from penstock.config.errors import UndecodableMessage
 from penstock.schemas.jobs.kind import Priority
 from penstock.schemas.wire.celery_tasks import JSON, PROPERTIES
 from penstock.schemas.wire.codec import Envelope, is_id, open_body
+from penstock.schemas.wire.forms import FOLLOW_UPS_OF_DRAMATIQ
 
 DRAMATIQ = "dramatiq"
 """Options and timestamp of a Dramatiq message, for a worker that has adopted its actor: a header while it is read,
 and then a part of the embed, since brokers limit the size of headers."""
-_FOLLOW_UPS = ("pipe_target", "on_success", "on_failure", "on_retry_exhausted", "group_completion_callbacks")
-"""Dramatiq's options that ask for something after the job. They travel in the body, where a worker sees and refuses
-them: dropped here, they would be lost in silence."""
 
 _CONTENT = ("content-type", "content-encoding")
 _PROPERTIES = ("content_type", "content_encoding", "reply_to", "correlation_id", "priority", "delivery_info", "app_id")
@@ -79,7 +77,8 @@ def read_dramatiq(queue: str, raw: bytes, priority: Priority = "normal") -> Enve
         if max_age := options.get("max_age"):
             headers["expires"] = _time(message["message_timestamp"] + max_age)
         embed: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-        embed |= {key: options[key] for key in _FOLLOW_UPS if options.get(key)}
+        # In the body, where a worker sees and refuses them: dropped here, they would be lost in silence.
+        embed |= {key: options[key] for key in FOLLOW_UPS_OF_DRAMATIQ if options.get(key)}
         return Envelope(queue, priority, headers, json.dumps([args, kwargs, embed]).encode())
     except Exception as error:  # a client's bytes can be wrong in more ways than can be listed
         raise UndecodableMessage("undecodable", f"not a Dramatiq message: {type(error).__name__}: {error}") from error
