@@ -51,6 +51,10 @@ def adopted(
     shop = importlib.import_module("shop")
     adopted = AdoptedShop(url, prefix, tmp_path, shop)
     yield adopted
+    backend = shop.app.backend  # what `close` leaves open
+    backend.result_consumer.stop()
+    backend.result_consumer._pubsub = None  # else results that are deleted later open it again
+    backend.client.connection_pool.disconnect()
     shop.app.close()
     sys.modules.pop("shop", None)
     adopted.stack.stop()
