@@ -22,7 +22,7 @@ class Leak(Job, kind="renewal.leak", queue="engines"):
 
 
 class HoldUntil(Job, kind="renewal.hold_until", queue="engines"):
-    """Runs until the file exists."""
+    """Runs until the file exists. Next to it, a file with the job's id as suffix says that it runs."""
 
     file: str
 
@@ -34,6 +34,7 @@ def leak(job: Leak) -> None:
 
 @handles(HoldUntil)
 async def hold_until(job: HoldUntil, ctx: Context) -> int:
+    Path(f"{job.file}.{ctx.job_id}").touch()  # noqa: ASYNC240
     while not Path(job.file).exists():  # noqa: ASYNC110, ASYNC240
         await asyncio.sleep(0.02)
     return os.getpid()

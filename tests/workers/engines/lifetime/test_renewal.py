@@ -66,7 +66,7 @@ def test_a_long_job_ends_in_the_old_process_while_its_successors_run_others(star
     worker = start("--max-jobs", "5")
     file = tmp_path / "go"
     long = worker.producer.enqueue(HoldUntil(file=str(file)))
-    until(lambda: long.status().state is State.RUNNING)
+    until(tmp_path.joinpath(f"go.{long.id}").exists)
     for _ in range(2):
         worker.renew()
     assert long.status().state is State.RUNNING
@@ -88,10 +88,10 @@ def test_sigterm_during_a_renewal_stops_all_processes_and_loses_nothing(
     worker = start("--max-jobs", "5")
     file = tmp_path / "go"
     handles: list[Any] = [worker.producer.enqueue(HoldUntil(file=str(file)))]
-    until(lambda: handles[0].status().state is State.RUNNING)
+    until(tmp_path.joinpath(f"go.{handles[0].id}").exists)
     worker.renew()
     handles.append(worker.producer.enqueue(HoldUntil(file=str(file))))
-    until(lambda: handles[1].status().state is State.RUNNING)
+    until(tmp_path.joinpath(f"go.{handles[1].id}").exists)
 
     worker.process.send_signal(signal.SIGTERM)
     until(lambda: f"worker {worker.processes()[-1].name} stops" in worker.text())
@@ -134,7 +134,7 @@ def test_processes_drain_when_their_parent_is_killed(start: Start, tmp_path: Pat
     worker = start("--max-jobs", "5")
     file = tmp_path / "go"
     job = worker.producer.enqueue(HoldUntil(file=str(file)))
-    until(lambda: job.status().state is State.RUNNING)
+    until(tmp_path.joinpath(f"go.{job.id}").exists)
     worker.process.kill()
     worker.process.wait()
     until(lambda: f"worker {worker.name}-1 stops" in worker.text())

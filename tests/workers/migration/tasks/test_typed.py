@@ -37,14 +37,14 @@ def jobs(adopted: AdoptedShop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     """The module of the example's tasks, written and imported. Its task that retries itself does so at once."""
     folder = adopted.stack.folder
     monkeypatch.setenv("PENSTOCK_BROKER_URL", adopted.stack.broker_url)  # RabbitMQ lets no task run as long as it may
-    assert adopt(folder, "--app", "shop:app", "--output", "shop_jobs.py")[0] == 0
-    file = folder / "shop_jobs.py"
+    assert adopt(folder, "--app", "shop:app", "--output", "typed_shop.py")[0] == 0
+    file = folder / "typed_shop.py"
     file.write_text(file.read_text().replace("first_delay=timedelta(seconds=180)", "first_delay=timedelta(0)"))
     monkeypatch.syspath_prepend(str(folder))
-    module = importlib.import_module("shop_jobs")
+    module = importlib.import_module("typed_shop")
     yield module
-    sys.modules.pop("shop_jobs")
-    for kind in [kind for kind in registry if kind.job.__module__ == "shop_jobs"]:
+    sys.modules.pop("typed_shop")
+    for kind in [kind for kind in registry if kind.job.__module__ == "typed_shop"]:
         registry.discard(kind)
         handlers.discard(kind)
 
@@ -63,8 +63,8 @@ def test_written_jobs_run_the_tasks_in_place(adopted: AdoptedShop, jobs: Any, en
     stack.engine = engine
     options = ["--engine", engine, "--queues", adopted.queue, "--pool", pool, "--concurrency", "2"]
     path = os.pathsep.join([str(EXAMPLE), str(stack.folder)])
-    stack.run(["worker", *options, "--import", "shop_jobs"], PYTHONPATH=path)
-    stack.run(["dispatcher", "--import", "shop_jobs"], PYTHONPATH=path)
+    stack.run(["worker", *options, "--import", "typed_shop"], PYTHONPATH=path)
+    stack.run(["dispatcher", "--import", "typed_shop"], PYTHONPATH=path)
     assert stack.producer.enqueue(jobs.Price(cents=5, copies=2)).result(WAIT_SECONDS) == 10
     retried = stack.producer.enqueue(jobs.Charge(failures=2))
     assert retried.result(WAIT_SECONDS) == 2
