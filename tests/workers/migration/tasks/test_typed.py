@@ -6,7 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from support.polling import WAIT_SECONDS, until
 from support.servers.forked import importer
 
 from penstock.schemas import registry
+from penstock.schemas.jobs.kind import Kind
 from penstock.workers.handlers.registry import handlers
 
 BIN = Path(sys.executable).parent
@@ -41,10 +42,22 @@ def jobs(adopted: AdoptedShop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     file = folder / "typed_shop.py"
     file.write_text(file.read_text().replace("first_delay=timedelta(seconds=180)", "first_delay=timedelta(0)"))
     monkeypatch.syspath_prepend(str(folder))
-    module = importlib.import_module("typed_shop")
-    yield module
-    sys.modules.pop("typed_shop")
-    for kind in [kind for kind in registry if kind.job.__module__ == "typed_shop"]:
+    # Other tests have shops, too, with kinds of the same names.
+    others = [(kind, handlers.find(kind)) for kind in registry if kind.name.startswith("shop.")]
+    forget(kind for kind, _ in others)
+    try:
+        yield importlib.import_module("typed_shop")
+    finally:
+        sys.modules.pop("typed_shop", None)
+        forget(kind for kind in registry if kind.job.__module__ == "typed_shop")
+        for kind, handler in others:
+            registry.add(kind)
+            if handler is not None:
+                handlers.add(handler)
+
+
+def forget(kinds: Iterable[Kind]) -> None:
+    for kind in list(kinds):
         registry.discard(kind)
         handlers.discard(kind)
 
