@@ -16,9 +16,8 @@ from kombu.utils.json import loads as loads_typed
 from penstock.schemas.jobs.adopted import AdoptedJob
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.wire.codec import HEADER, Message
+from penstock.schemas.wire.forms import EMBED_OF_CELERY
 from penstock.workers.executor.runtime.observers import Observer
-
-_EMBED = ("callbacks", "errbacks", "chain", "chord")
 
 
 def accepted(app: celery.Celery) -> frozenset[str]:
@@ -86,6 +85,6 @@ class ReceivedObserver(Observer):
             task=self._app.tasks[message.kind.name],
             hostname=self._worker,
             headers=request,
-            body=(args, kwargs, {name: request.get(name) for name in _EMBED}),
+            body=(args, kwargs, {name: request.get(name) for name in EMBED_OF_CELERY}),
             decoded=True,
         )
