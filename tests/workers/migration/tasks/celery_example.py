@@ -12,7 +12,7 @@ from typing import Any
 from support.stack import Stack, lines
 
 from penstock.schemas import registry
-from penstock.schemas.jobs.adopted import AdoptedJob
+from penstock.workers.engines.celery.adopted.tasks import CeleryJob
 from penstock.workers.handlers.registry import handlers
 
 EXAMPLE = Path(__file__).parents[4] / "examples/adopt/celery"
@@ -52,8 +52,8 @@ class AdoptedShop:
 
 
 def forget_adopted() -> None:
-    """Forget the kinds and handlers of adopted tasks in this process."""
+    """Forget the kinds and handlers of adopted applications of Celery in this process; other tests have their own."""
     for kind in list(registry):
-        if issubclass(kind.job, AdoptedJob):
+        if issubclass(kind.job, CeleryJob):
             registry.discard(kind)
             handlers.discard(kind)
