@@ -9,7 +9,7 @@ import pytest
 from support.stack import PENSTOCK
 
 from penstock.config.errors import ConfigError
-from penstock.config.sections.builtin import EmailsSettings
+from penstock.config.sections.builtin.emails import EmailsSettings
 from penstock.config.settings import load_settings
 
 REPORT = '[reports.sales]\nsql = "SELECT 1 WHERE t = :tenant"\n'

@@ -22,7 +22,10 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from penstock.config.errors import ConfigError
 from penstock.config.sections.alerts import AlertEntry
-from penstock.config.sections.builtin import EmailsSettings, ReportSettings, SyncSettings, UploadsSettings
+from penstock.config.sections.builtin.emails import EmailsSettings
+from penstock.config.sections.builtin.reports import ReportSettings
+from penstock.config.sections.builtin.syncs import SyncSettings
+from penstock.config.sections.builtin.uploads import UploadsSettings
 from penstock.config.sections.console import ConsoleSettings
 from penstock.config.sections.events import EventRule, OutgoingWebhookSettings, WebhookSettings
 from penstock.config.sections.gateway import GatewaySettings

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config.errors import InvalidKey, ObjectNotFound
-from penstock.config.sections.builtin import EmailsSettings
+from penstock.config.sections.builtin.emails import EmailsSettings
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.emails import EmailSent, Refusal, SendEmail
 from penstock.schemas.wire.ids import made_at

@@ -35,7 +35,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
 from penstock.config.errors import ObjectNotFound
-from penstock.config.sections.builtin import ReportSettings
+from penstock.config.sections.builtin.reports import ReportSettings
 from penstock.config.sections.values import read_value
 from penstock.config.settings import Settings
 from penstock.ledger.sql.faults import Fault, fault_of

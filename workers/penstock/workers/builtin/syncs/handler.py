@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from penstock.config.sections.builtin import SyncSettings
+from penstock.config.sections.builtin.syncs import SyncSettings
 from penstock.config.sections.values import read_value
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.paths import find

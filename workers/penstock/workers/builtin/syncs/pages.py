@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from penstock.config.sections.builtin import SyncSettings
+from penstock.config.sections.builtin.syncs import SyncSettings
 from penstock.schemas.builtin.paths import find
 from penstock.workers.builtin.syncs.tables import SyncPosition
 from penstock.workers.handlers.retry_after import retry_after

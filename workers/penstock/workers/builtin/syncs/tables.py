@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
-from penstock.config.sections.builtin import SyncSettings
+from penstock.config.sections.builtin.syncs import SyncSettings
 from penstock.ledger.sql.database import insert_into
 from penstock.ledger.sql.faults import LASTING, fault_of
 from penstock.ledger.sql.types import INSTANT, ExceptOnMysql

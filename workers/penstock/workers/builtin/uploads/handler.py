@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from penstock.config.errors import InvalidKey, ObjectNotFound
-from penstock.config.sections.builtin import UploadsSettings
+from penstock.config.sections.builtin.uploads import UploadsSettings
 from penstock.config.settings import Settings
 from penstock.producers.storage import CHUNK
 from penstock.schemas.builtin.uploads import ProcessUpload, Thumbnail, UploadProcessed

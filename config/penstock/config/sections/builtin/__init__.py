@@ -1,0 +1,1 @@
+"""Settings of the four built-in workers: `[uploads]`, `[emails]`, `[reports.NAME]`, `[syncs.NAME]`."""

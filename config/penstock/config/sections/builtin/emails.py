@@ -1,0 +1,68 @@
+"""`[emails]`."""
+
+from __future__ import annotations
+
+from email.utils import parseaddr
+
+from pydantic import ConfigDict, Field, field_validator
+
+from penstock.config.sections.builtin.section import MEGABYTE, Section
+from penstock.config.sections.tenants import EVERY, TENANT, Names, fill
+
+
+class EmailsSettings(Section):
+    """`[emails]`: the sender, the templates and the limits."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    sender: str = Field(default="Penstock <penstock@localhost>", alias="from")
+    """`from = "Shop <shop@example.com>"`; a job without a tenant may name another."""
+    senders: dict[str, Names] = Field(default_factory=dict)
+    """Tenant → addresses that its mails may come from, the first if the job names none; those of `*` are for tenants
+    that are not listed. `{tenant}` is the tenant's name. Without an entry: `from` alone."""
+    templates: str | None = None
+    """A folder looked into before the shipped templates."""
+    connections: int = Field(default=4, ge=1, le=1000)
+    """Connections to the mail server that one worker process holds at most."""
+    max_attachment_bytes: int = Field(default=20 * MEGABYTE, ge=0)
+    """Limit for all attachments of one mail together."""
+
+    @field_validator("sender")
+    @classmethod
+    def _sender(cls, value: str) -> str:
+        return _address(value)
+
+    @field_validator("senders")
+    @classmethod
+    def _senders(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for tenant, addresses in value.items():
+            if not addresses:
+                raise ValueError(f"name an address for {tenant!r}, or remove the entry: then it sends as `from`")
+            for address in addresses:
+                _address(address.replace(TENANT, "tenant"))
+        return value
+
+    def senders_of(self, tenant: str) -> tuple[str, ...]:
+        """The addresses that a tenant's mails may come from, its default first.
+
+        Raises:
+            ValueError: its name does not fit into an address that has `{tenant}`.
+        """
+        addresses = self.senders.get(tenant) or self.senders.get(EVERY) or (self.sender,)
+        return tuple(fill(address, tenant) for address in addresses)
+
+
+def _address(value: str) -> str:
+    """The address, with or without a name. Raises ValueError."""
+    from email.headerregistry import Address  # late: it takes half a megabyte
+
+    name, address = parseaddr(value)
+    try:
+        if not value.isprintable():
+            raise ValueError("it holds a line break or another control character")
+        parsed = Address(name, addr_spec=address)
+    except Exception as error:  # the parser has several of its own
+        raise ValueError(f"not an address; write it as name@host or Name <name@host>: {error}") from error
+    if not parsed.username or not parsed.domain:
+        raise ValueError("not an address; write it as name@host or Name <name@host>")
+    return value
