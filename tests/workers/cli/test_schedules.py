@@ -60,14 +60,17 @@ def test_schedules_are_listed_with_their_next_times(penstock: Run, ledger: Datab
 def test_a_schedule_is_added_shown_run_paused_resumed_and_removed(penstock: Run, ledger: Database) -> None:
     added = penstock(
         "schedules", "add", "nightly", "--kind", "ledger.note", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin",
-        "--payload", '{"text": "good night"}', "--overlap", "queue", "--jitter", "5m",
+        "--payload", '{"text": "good night"}', "--overlap", "queue", "--jitter", "5m", "--start", "2098-01-01",
+        "--until", "2099-01-01", "--queue", "nights", "--priority", "low", "--expires-in", "2h",
     )  # fmt: skip
-    assert (added.code, added.out.startswith("nightly added; next at 20")) == (0, True)
+    assert (added.code, added.out) == (0, "nightly added; next at 2098-01-01T03:00:00+01:00\n")
     again = penstock("schedules", "add", "nightly", "--kind", "ledger.note", "--every", "1h")
     assert (again.code, "there is a schedule 'nightly' already" in again.err) == (1, True)
 
     job_id = penstock("schedules", "run", "nightly").out.strip()
-    assert row_of(ledger, job_id).payload == '{"text": "good night"}'
+    row = row_of(ledger, job_id)
+    assert (row.payload, row.queue, row.priority) == ('{"text": "good night"}', "nights", "low")
+    assert row.expires_at is not None
     output = penstock("schedules", "show", "nightly", "--json").json
     assert (output["source"], output["state"], output["overlap"]) == ("made", "active", "queue")
     assert output["payload"] == {"text": "good night"}
@@ -127,6 +130,8 @@ def test_a_span_is_backfilled_in_the_zone_of_the_schedule(penstock: Run, ledger:
         (["--cron", "@daily", "--payload", "{"], "not JSON"),
         (["--cron", "@daily", "--every", "1h"], "give one of cron, every and at"),
         (["--at", "2020-01-01T00:00"], "its only time has passed"),
+        (["--cron", "@daily", "--priority", "urgent"], "priority: Input should be 'high', 'normal' or 'low'"),
+        (["--cron", "@daily", "--expires-in", "0s"], "expires_in: must be more than 0s"),
         (["--cron", "@daily", "--kind", "no.such"], "no imported module defines kind 'no.such'"),
     ],
 )
@@ -184,6 +189,8 @@ def test_a_rule_is_previewed_with_the_changes_of_the_clock(penstock: Run) -> Non
         ("2026-10-26T09:00:00+01:00", True),
     ]
     assert len(penstock("schedules", "preview", "--every", "90m", "--json").json) == 10
+    short = ["schedules", "preview", "@daily", "--start", "2099-01-01", "--until", "2099-01-03", "--json"]
+    assert [time["at"] for time in penstock(*short).json] == [f"2099-01-0{day}T00:00:00+00:00" for day in (1, 2)]
     assert penstock("schedules", "preview", "0 0 30 2 *").code == 2
     assert penstock("schedules", "preview", "@daily", "--timezone", "Mars").code == 2
     holidays = ["--calendar", "DE", "--closed", "before", "--from", "2024-03-01", "-n", "1", "--json"]

@@ -104,3 +104,8 @@ def _described(value: object) -> str:
             return "a number that does not fit"
         case _:
             return f"a {value.__class__.__name__}"
+
+
+def listed(text: str) -> list[str]:
+    """`a, b` → its names, each once, without those that are empty."""
+    return list(dict.fromkeys(name for name in map(str.strip, text.split(",")) if name))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.config.errors import ConfigError
+from penstock.config.sections.values import listed
 from penstock.workers.cli.common.output import echo
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def adopt(
     if (celery is None) == (not dramatiq):
         raise typer.BadParameter("give --app, a Celery application, or --dramatiq, a module of actors")
     _check(output, force)
-    chosen = [queue.strip() for queue in (queues or "").split(",") if queue.strip()]
+    chosen = listed(queues or "")
     with redirect_stdout(sys.stderr):  # an application may print
         module = _written(celery, dramatiq or [], chosen)
     if output is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.config.errors import ConfigError
 from penstock.config.logging import setup_logging
-from penstock.config.sections.values import read_size
+from penstock.config.sections.values import listed, read_size
 from penstock.config.settings import POOLS, Settings, load_settings
 from penstock.schemas.jobs.kind import registry
 from penstock.workers.engines import preload, prepare, run_worker
@@ -74,7 +74,7 @@ def run(
         if pool is None and "pool" not in settings.model_fields_set:
             settings = settings.model_copy(update={"pool": application.pool})
     if queues is not None:
-        chosen = [queue.strip() for queue in queues.split(",") if queue.strip()]
+        chosen = listed(queues)
     elif adopted or rq_queues:
         chosen = adopted
     else:

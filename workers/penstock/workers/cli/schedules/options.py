@@ -42,6 +42,11 @@ Anchor = Annotated[
     str | None, typer.Option(metavar="TIME", help="A time from which --every counts; 1970-01-01T00:00Z if not given.")
 ]
 At = Annotated[str | None, typer.Option(metavar="TIME", help="The only time.")]
+Start = Annotated[str | None, typer.Option(metavar="TIME", help="The earliest time that fires.")]
+Until = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="No time from it on fires, and jobs that have not started by then expire."),
+]
 Zone = Annotated[str, typer.Option("--timezone", metavar="ZONE", help="An IANA name, such as Europe/Berlin.")]
 Calendar = Annotated[
     str | None, typer.Option(help="A country, region or market with its holidays: DE, DE-BY, NYSE; goes with --closed.")
@@ -65,6 +70,13 @@ CatchUp = Annotated[
 ]
 Jitter = Annotated[
     str | None, typer.Option(metavar="DURATION", help="Delay firings by up to this; the delay is the same each time.")
+]
+Queue = Annotated[str | None, typer.Option(help="The queue of its jobs; as their kind says if not given.")]
+Priority = Annotated[
+    str | None, typer.Option(metavar="high|normal|low", help="Of its jobs; as their kind says if not given.")
+]
+ExpiresIn = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="Its jobs expire when they have not started for so long.")
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 Names = Annotated[list[str], typer.Argument(metavar="NAME…")]

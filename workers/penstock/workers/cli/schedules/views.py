@@ -17,6 +17,8 @@ from penstock.workers.cli.schedules.options import (
     Count,
     Every,
     Name,
+    Start,
+    Until,
     Zone,
     parse_local_time,
     present,
@@ -95,6 +97,8 @@ def preview(
     timezone: Zone = "UTC",
     every: Every = None,
     anchor: Anchor = None,
+    start: Start = None,
+    until: Until = None,
     calendar: Calendar = None,
     closed: Closed = None,
     begin: Annotated[
@@ -108,7 +112,16 @@ def preview(
     from penstock.schemas.schedules.times import Times
 
     settings = _preview_settings(
-        present(cron=cron, timezone=timezone, every=every, anchor=anchor, calendar=calendar, closed=closed)
+        present(
+            cron=cron,
+            timezone=timezone,
+            every=every,
+            anchor=anchor,
+            start=start,
+            until=until,
+            calendar=calendar,
+            closed=closed,
+        )
     )
     after, times = parse_local_time(begin, settings.zone) or datetime.now(UTC), Times(settings)
     first = preview_times(times, settings.zone, after, count)

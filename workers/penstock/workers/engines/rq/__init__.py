@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from penstock.config.errors import ConfigError
+from penstock.config.sections.values import listed
 from penstock.config.settings import Settings
 from penstock.schemas.jobs.kind import NAME, reserved_queue
 from penstock.workers.engines.rq.job import job_class
@@ -58,7 +59,7 @@ def open_intake(queues: str) -> OpenService:
 
 def split(queues: str) -> list[str]:
     """`high,default` → the names in it. Raises ConfigError: one cannot be a queue of ours."""
-    names = list(dict.fromkeys(name for name in map(str.strip, queues.split(",")) if name))
+    names = listed(queues)
     if not names:
         raise ConfigError("--rq takes the names of RQ's queues, as --rq high,default")
     for name in names:

@@ -14,6 +14,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from penstock.config.printable import printable
 from penstock.config.sections.console import ConsoleSettings
+from penstock.config.sections.values import listed
 from penstock.config.settings import Settings
 from penstock.workers.engines.celery.flower.access.logins import Logins, TooManyFailures
 from penstock.workers.engines.celery.flower.access.people import Person, Role
@@ -78,7 +79,7 @@ class Identity:
         name = _single_value(request, header)
         groups_header = self._console.groups_header
         groups = _single_value(request, groups_header) if groups_header and groups_header in request.headers else ""
-        return self._named(name, tuple(group.strip() for group in groups.split(",") if group.strip()))
+        return self._named(name, tuple(listed(groups)))
 
     async def _of_password(self, handler: RequestHandler) -> Person | None:
         scheme, _, credentials = handler.request.headers.get("Authorization", "").partition(" ")
