@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -38,6 +39,15 @@ for _name in [name for name in os.environ if name.startswith("PENSTOCK_") and no
 # A busy machine misses Hypothesis's limit of 200 ms an example.
 hypothesis_settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("penstock")
+
+
+def pytest_collection() -> None:
+    gc.disable()  # it would look again and again through what stays
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # nor do collections in tests look through all modules and tests
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tokenize
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -72,6 +73,7 @@ def uses(identifier: str, word: str) -> bool:
     return any(last != word or words[max(0, at - 1) : at] != before for at in positions)
 
 
+@cache
 def identifiers() -> dict[str, set[str]]:
     """Every identifier of the product → the files that have it."""
     places: dict[str, set[str]] = {}

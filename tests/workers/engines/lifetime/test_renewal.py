@@ -28,18 +28,18 @@ def start(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: P
     yield from starting(request.param, redis_server, tmp_path)
 
 
-@pytest.mark.timeout(400)  # ten workers start one after the other
+@pytest.mark.timeout(400)  # five workers start one after the other
 def test_max_jobs_replaces_the_process_again_and_again_and_each_job_runs_once(start: Start) -> None:
-    worker = start("--max-jobs", "50")
-    handles = worker.work(500)
+    worker = start("--max-jobs", "40")
+    handles = worker.work(200)
     rows = worker.database.read(lambda connection: connection.execute(sa.select(jobs)).all())
     assert {handle.id for handle in handles} <= {row.id for row in rows}
     # A second claim is of a job that was claimed ahead and had not started when its process was full.
     assert {(row.state, row.attempt, row.crashes) for row in rows} == {("succeeded", 1, 0)}
     assert worker.database.read(lambda connection: connection.execute(sa.select(attempts)).all()) == []
     by_process = Counter(row.worker for row in rows)
-    assert len(by_process) >= 9
-    assert max(by_process.values()) < 70
+    assert len(by_process) >= 4
+    assert max(by_process.values()) < 60
     processes = worker.processes()
     assert [row.name for row in processes] == [f"{worker.name}-{n + 1}" for n in range(len(processes))]
     worker.process.send_signal(signal.SIGTERM)
