@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -94,10 +95,11 @@ def test_a_retry_waits_for_travel_and_ends_as_its_policy_says(penstock: Kit) -> 
 def test_the_return_value_of_a_handler_is_an_outcome(penstock: Kit) -> None:
     for what in ("snooze", "discard", "retry"):
         producer.enqueue(Says(what=what))
+    before = at(1 / 60)
     runs = penstock.drain()
     assert [str(run.outcome) for run in runs] == ["snoozed", "discarded", "retry"]
     assert [run.error for run in runs] == [None, "no", "busy"]
-    penstock.assert_enqueued(Says, what="snooze", run_at=at(1 / 60))
+    penstock.assert_enqueued(Says, what="snooze", run_at=(before - timedelta(seconds=1), at(1 / 60)))
     penstock.travel(minutes=2)
     with pytest.raises(JobFailed, match="busy"):
         penstock.drain()

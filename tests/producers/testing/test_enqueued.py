@@ -111,7 +111,7 @@ def test_options_are_matched(penstock: Kit) -> None:
         Invoice, n=1, iban="DE02", delay=timedelta(hours=1), priority="high", key="k", tenant="acme", queue="kit"
     )
     assert (entry.state, entry.delay, entry.job) == ("scheduled", timedelta(hours=1), Invoice(n=1))
-    penstock.assert_enqueued(Invoice, run_at=at(1))
+    penstock.assert_enqueued(Invoice, run_at=entry.run_at)
     penstock.assert_enqueued(Invoice, run_at=(at(0.5), at(1.5)))
     penstock.assert_enqueued(Invoice(n=1), count=1)
     penstock.assert_enqueued(Receipt, fields={"key": "own"}, delay=0)

@@ -251,12 +251,12 @@ def test_a_caller_follows_only_so_many_jobs(open_gateway: Open) -> None:
 
 def test_a_stream_ends_with_its_token(gateway: Gateway) -> None:
     job_id = waiting_job(gateway, gateway.key())
-    token = progress_token(job_id, secret=SECRET, expires_in=timedelta(seconds=2))
+    token = progress_token(job_id, secret=SECRET, expires_in=timedelta(seconds=4))
     with following(gateway, job_id, params={"token": token}) as response:
         lines = list(response.iter_lines())  # it ends by itself
     assert not any(line == "event: end" for line in lines)
     problem(gateway.client.get(f"/v1/jobs/{job_id}/events", params={"token": token}), 401, "invalid-token")
-    token = progress_token(job_id, secret=SECRET, expires_in=timedelta(seconds=2))
+    token = progress_token(job_id, secret=SECRET, expires_in=timedelta(seconds=4))
     with connect(f"ws://127.0.0.1:{gateway.port}/v1/jobs/{job_id}/ws?token={token}") as websocket:
         for _ in websocket:
             pass
@@ -267,7 +267,7 @@ def test_a_stream_ends_with_its_token(gateway: Gateway) -> None:
 def test_a_stream_ends_with_its_key(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(callers, "CACHE_SECONDS", 0.0)
     monkeypatch.setattr(streams, "KEEP_ALIVE_SECONDS", 0.05)
-    soon = datetime.now(UTC) + timedelta(seconds=2)
+    soon = datetime.now(UTC) + timedelta(seconds=4)
     key = gateway.key(expires_at=soon if how == "expires" else None)
     job_id = waiting_job(gateway, key)
     with following(gateway, job_id, headers=key) as response:
