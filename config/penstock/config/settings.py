@@ -29,7 +29,7 @@ from penstock.config.sections.builtin.uploads import UploadsSettings
 from penstock.config.sections.console import ConsoleSettings
 from penstock.config.sections.events import EventRule, OutgoingWebhookSettings, WebhookSettings
 from penstock.config.sections.gateway import GatewaySettings
-from penstock.config.sections.limits import LimitSettings
+from penstock.config.sections.kinds import KindSettings, LimitSettings
 from penstock.config.sections.retention import RetentionSettings
 from penstock.config.sections.schedules import Duration, ScheduleEntry, duration_text
 from penstock.config.sections.schedules import ScheduleSettings as ScheduleSettings
@@ -153,6 +153,7 @@ class Settings(BaseSettings):
     makes one for as long as it runs."""
 
     queues: dict[str, QueueSettings] = Field(default_factory=dict)
+    kinds: dict[str, KindSettings] = Field(default_factory=dict)
     schedules: dict[str, ScheduleEntry] = Field(default_factory=dict)
     """A wrong schedule is kept as a `WrongSchedule`, so that it stops neither a worker nor other schedules."""
     limits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], LimitSettings] = Field(default_factory=dict)

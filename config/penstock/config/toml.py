@@ -77,4 +77,5 @@ class TomlFile:
 
 
 def _split(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+    """`kinds."shop.sync".retry` → its keys; a quoted one may have dots."""
+    return tuple("".join(parts) for parts in re.findall(r"""\"([^"]*)\"|'([^']*)'|([^.\s"']+)""", dotted))

@@ -194,3 +194,16 @@ def test_settings_that_a_kind_cannot_keep_are_refused_when_the_worker_boots(decl
     )
     message = refused(declared_handlers, limits={"all": {"kinds": ["declared.bare"], "rate": 1, "by": "account"}})
     assert "kind 'declared.bare' has limit 'all/rate-1s-by-account' (1 per 1 s by account), and no field" in message
+
+
+def test_a_misspelt_kind_in_the_file_is_named_when_the_worker_boots(
+    declared_handlers: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = {"declared.chrage": {"timeout": "1m"}, "declared.charge": {}, "elsewhere.only": {}}
+    limits = {"all": {"kinds": ["declared.bar"], "rate": 1}}
+    check_settings(declared_handlers, settings(kinds=kinds, limits=limits), ["declared"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "[kinds.\"declared.chrage\"] is for kind 'declared.chrage', which no module imported here defines; did you "
+        "mean 'declared.charge'?",
+        "[limits.all] is for kind 'declared.bar', which no module imported here defines; did you mean 'declared.bare'?",
+    ]

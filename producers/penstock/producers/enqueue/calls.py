@@ -16,6 +16,7 @@ from penstock.producers.senders import AsyncSender, Sender
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.traces.sending import sending
 from penstock.schemas.jobs.durations import Duration, resolve_run_at
+from penstock.schemas.jobs.overrides import override_kinds
 from penstock.schemas.wire.codec import Envelope
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class BaseProducer(Generic[S, H]):
             from penstock.config.settings import load_settings
 
             settings = load_settings()
+        override_kinds(settings.kinds)
         limits = {name: queue.max_length for name, queue in settings.queues.items() if queue.max_length is not None}
         return cls(
             settings.broker_url,

@@ -13,6 +13,7 @@ from penstock.producers.enqueue.options import EnqueueOptions
 from penstock.producers.handles.connections import LedgerConnections
 from penstock.producers.traces.sending import sending
 from penstock.schemas.jobs.job import Job
+from penstock.schemas.jobs.overrides import override_kinds
 from penstock.schemas.jobs.unique_policy import Unique
 from penstock.schemas.wire.codec import HEADER, Envelope, decode
 
@@ -54,6 +55,7 @@ class BaseOutbox:
             from penstock.config.settings import load_settings
 
             settings = load_settings()
+        override_kinds(settings.kinds)
         return cls(
             database_url=settings.database_url,
             max_payload_bytes=settings.max_payload_bytes,

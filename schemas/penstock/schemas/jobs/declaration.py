@@ -47,7 +47,7 @@ def declare_kind(job: type[Any], keywords: Mapping[str, Any], methods: Sequence[
         options = {name: _CHECKS[name](value) for name, value in keywords.items() if name in _CHECKS}
         unique = Unique.of(*(keywords.get(name) for name in _POLICY))
         declared = Kind(name=kind, job=job, unique=unique, **{k: v for k, v in options.items() if v is not None})
-        for check in (_check_together, _check_names, _check_fields, _check_sensitive):
+        for check in (check_together, _check_names, _check_fields, _check_sensitive):
             check(declared)
     except ValueError as error:
         raise KindError(f"{where}: {error}") from error
@@ -146,7 +146,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 # What must fit together.
 
 
-def _check_together(kind: Kind) -> None:
+def check_together(kind: Kind) -> None:
+    """Check the options of a kind against each other. Raises ValueError."""
     if kind.soft_timeout is not None and kind.timeout is not None and kind.soft_timeout >= kind.timeout:
         raise ValueError("soft_timeout must be less than timeout, which ends what ignores it")
     if kind.track:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -199,6 +199,8 @@ class Registry:
         self._kinds: dict[str, Kind] = {}
         self._upcasters: dict[tuple[str, int], Upcaster] = {}
         self._queues: set[str] = set()
+        self._overrides: dict[str, Callable[[Kind], Kind]] = {}
+        self._declared: dict[str, Kind] = {}
 
     def add(self, kind: Kind) -> None:
         """Register a kind under its name and aliases.
@@ -213,11 +215,35 @@ class Registry:
                     f"kind {name!r} of {_path(kind.job)} is already taken by {_path(other.job)}; "
                     "give one of them another kind"
                 )
+        self._declared.pop(kind.name, None)
+        if kind.name in self._overrides:
+            self._apply(self._overrides[kind.name], kind)
         for name in (kind.name, *kind.aliases):
             self._kinds[name] = kind
 
+    def override(self, name: str, change: Callable[[Kind], Kind]) -> None:
+        """Give a kind the options that a function returns for the declared ones, now or when its class is defined. The
+        kind stays the same object, so handlers and classes that hold it have them, too.
+
+        Raises:
+            ConfigError: from the function, and the kind stays as it was.
+        """
+        kind = self._kinds.get(name)
+        if kind is not None:
+            self._apply(change, kind)
+        self._overrides[name if kind is None else kind.name] = change
+
+    def _apply(self, change: Callable[[Kind], Kind], kind: Kind) -> None:
+        declared = self._declared.get(kind.name) or replace(kind)
+        changed = change(declared)
+        self._declared[kind.name] = declared
+        for option in fields(Kind):
+            object.__setattr__(kind, option.name, getattr(changed, option.name))
+
     def discard(self, kind: Kind) -> None:
-        """Forget a kind and its upcasters; for tests."""
+        """Forget a kind, its upcasters and its overrides; for tests."""
+        self._overrides.pop(kind.name, None)
+        self._declared.pop(kind.name, None)
         for name in (kind.name, *kind.aliases):
             if self._kinds.get(name) is kind:
                 del self._kinds[name]

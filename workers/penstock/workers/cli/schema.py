@@ -12,6 +12,7 @@ from penstock.config.errors import ConfigError
 from penstock.workers.cli.common.errors import FAILED
 from penstock.workers.cli.common.options import AsJson, Imports
 from penstock.workers.cli.common.output import echo, print_rows
+from penstock.workers.cli.common.session import open_settings
 from penstock.workers.handlers.discovery import discover
 
 app = typer.Typer(no_args_is_help=True, help="Export, compare and describe all kinds.")
@@ -84,10 +85,9 @@ def asyncapi(
     imports: Imports = None,
 ) -> None:
     """Write an AsyncAPI 3 document of all kinds, for the broker and prefix of the settings."""
-    from penstock.config.settings import load_settings
     from penstock.schemas.contracts.asyncapi import document
 
-    settings = load_settings()
+    settings = open_settings()
     chosen = _find_kinds(kinds, imports)
     broker_url, prefix = settings.broker_url, settings.prefix
     _write_json(document(chosen, title=title, version=version, broker_url=broker_url, prefix=prefix), output)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from penstock.config.errors import ConfigError, KindError
 from penstock.config.settings import Settings
+from penstock.config.suggestions import did_you_mean
 from penstock.producers.limits.rules import Rule, Rules, store_url
 from penstock.producers.senders import scheme
 from penstock.schemas.jobs.kind import registry
@@ -42,6 +43,7 @@ def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iter
     if any(handler.kind.name == _DELIVER for handler in checked):
         for name, hook in settings.hooks.items():
             hook.secrets(name)
+    _warn_misspelt(settings)
     rules, store = Rules(settings), store_url(settings)
     for handler in checked:
         problems += [_wrong_limit(handler, rule, store) for rule in rules.of(handler.kind, handler.kind.queue)]
@@ -65,6 +67,15 @@ def check_settings(handlers: Iterable[Handler], settings: Settings, queues: Iter
             )
     if problems:
         raise KindError("\n".join(problems))
+
+
+def _warn_misspelt(settings: Settings) -> None:
+    """Warn of kinds in the file that are nearly, but not quite, called like one of this worker's."""
+    names = {name: f'[kinds."{name}"]' for name in settings.kinds}
+    names |= {name: f"[limits.{limit}]" for limit, values in settings.limits.items() for name in values.kinds}
+    for name, section in names.items():
+        if registry.find(name) is None and (hint := did_you_mean(name, [kind.name for kind in registry])):
+            log.warning("%s is for kind %r, which no module imported here defines%s", section, name, hint)
 
 
 def warn_unhandled(handlers: Iterable[Handler], queues: Iterable[str], others: Mapping[str, str]) -> None:

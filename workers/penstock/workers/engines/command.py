@@ -11,6 +11,7 @@ from penstock.config.logging import setup_logging
 from penstock.config.sections.values import listed, read_size
 from penstock.config.settings import POOLS, Settings, load_settings
 from penstock.schemas.jobs.kind import registry
+from penstock.schemas.jobs.overrides import override_kinds
 from penstock.workers.engines import preload, prepare, run_worker
 from penstock.workers.engines.renewal.link import ParentLink
 from penstock.workers.engines.renewal.parent import run_forking, run_parent
@@ -51,6 +52,7 @@ def run(
     options = {"processes": processes, "pool": pool, "max_jobs": max_jobs, "max_memory": max_memory}
     options |= {"log_jobs": log_jobs}
     settings = load_settings()
+    override_kinds(settings.kinds)
     if rq is not None and pool is None and "pool" not in settings.model_fields_set:
         options["pool"] = "processes"  # RQ's own workers run each job in a process
     settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 def open_settings() -> Settings:
+    """The settings of the process; `[kinds.NAME]` holds from now on."""
     from penstock.config.settings import load_settings
+    from penstock.schemas.jobs.overrides import override_kinds
 
-    return load_settings()
+    settings = load_settings()
+    override_kinds(settings.kinds)
+    return settings
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from penstock.config.errors import ConfigError
 from penstock.config.logging import setup_logging
 from penstock.config.sections.console import usable
 from penstock.config.settings import load_settings
+from penstock.schemas.jobs.overrides import override_kinds
 from penstock.workers.handlers.discovery import discover
 
 BASIC_AUTH = "PENSTOCK_FLOWER_BASIC_AUTH"
@@ -63,6 +64,7 @@ def run_flower(
         if not (user and password):
             raise ConfigError(f"{BASIC_AUTH} must be user:password, and so must each login of {FURTHER_AUTH}")
     settings = load_settings()
+    override_kinds(settings.kinds)
     if not logins and not usable(settings.console, os.environ):
         logins = [_generated(f"http://{address}:{port}/{prefix and prefix + '/'}")]
     try:

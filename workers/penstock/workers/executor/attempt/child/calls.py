@@ -21,6 +21,7 @@ from penstock.ledger.rows.attempts import in_mebibytes
 from penstock.ledger.sql.text import LONGEST_ERROR, storable
 from penstock.producers.traces import inherit
 from penstock.schemas.jobs.kind import registry
+from penstock.schemas.jobs.overrides import override_kinds
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.jobs.scrubbing import Scrub
 from penstock.workers.executor.attempt.child.logs import send_records
@@ -51,6 +52,7 @@ class HandlerCalls:
     def __init__(self, pipe: ChildEnd, request: Message, *, lasting: bool) -> None:
         if request["settings"] is not None:
             inherit_settings(request["settings"])
+            override_kinds(request["settings"].kinds)
         self._pipe, self._request, self._loaded = pipe, request, False
         self._resources = LocalResources(request["settings"] or Settings())
         self._interrupts = _Interrupts(pipe, lasting)
