@@ -15,7 +15,8 @@ from penstock.config.private_files import make_private_folder, tighten, tighten_
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.storage import FileStorage
-from penstock.workers.builtin.emails.transport import MaildirMailer
+from penstock.workers.builtin.emails.flattened import Mail
+from penstock.workers.builtin.emails.maildir import MaildirMailer
 
 
 @pytest.fixture(params=[0o000, 0o077], ids=["umask 000", "umask 077"], autouse=True)
@@ -57,7 +58,7 @@ def fill_storage(folder: Path) -> None:
 def fill_mailbox(folder: Path) -> None:
     message = EmailMessage()
     message["Message-ID"] = "<1@example.com>"
-    MaildirMailer(folder).deliver(message, "a@example.com", ["b@example.com"])
+    MaildirMailer(folder).deliver(lambda: Mail(message), "a@example.com", ["b@example.com"])
 
 
 FILLS = {"ledger": fill_ledger, "storage": fill_storage, "mailbox": fill_mailbox}

@@ -17,7 +17,8 @@ from penstock.producers.storage import FileStorage
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
 from penstock.workers.builtin.databases import Databases
-from penstock.workers.builtin.emails.transport import Mailer, make_mailer
+from penstock.workers.builtin.emails.mailer import Mailer
+from penstock.workers.builtin.emails.transport import make_mailer
 
 
 @pytest.fixture

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
+from email.utils import parseaddr, quote
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
 
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
@@ -18,7 +30,31 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Addresses = Annotated[tuple[EmailStr, ...], BeforeValidator(_one_or_many)]
+_NAMED = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^"<>@]*?))\s*<([^<>]*)>\s*')
+
+
+def _named_address(value: str) -> str:
+    """`Name <a@b>` or `a@b`, the name quoted where it must be."""
+    from email_validator import EmailNotValidError, validate_email  # late: few programs that import this send mail
+
+    if not value.isprintable():
+        raise ValueError("the address has a line break or another control character")
+    match = _NAMED.fullmatch(value)
+    quoted, plain, bare = match.groups() if match else (None, "", value.strip())
+    name = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
+    try:
+        address = validate_email(bare, check_deliverability=False).normalized
+    except EmailNotValidError as error:
+        raise ValueError(f"{error} Write a@b or Name <a@b>, and a list for several") from None
+    if not name:
+        return address
+    simple = all(character.isalnum() or character in " '-_" for character in name)
+    return f"{name} <{address}>" if simple else f'"{quote(name)}" <{address}>'
+
+
+Address = Annotated[str, AfterValidator(_named_address), WithJsonSchema({"type": "string", "format": "name-email"})]
+"""`ada@example.com`, or with a name: `Ada Lovelace <ada@example.com>`."""
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(_one_or_many)]
 """An address, or several."""
 
 
@@ -39,7 +75,14 @@ class SendEmail(
     kind="email.send",
     queue="emails",
     timeout=180,
-    retry=RetryPolicy(max_attempts=12, first_delay=30, factor=3),  # seconds
+    # The handler counts the attempts that it asks for itself, by [emails]; an error of its code ends sooner.
+    retry=RetryPolicy(
+        max_attempts=1000,
+        first_delay=timedelta(seconds=30),
+        factor=3,
+        max_delay=timedelta(hours=4),
+        by_error={Exception: RetryPolicy(max_attempts=12)},
+    ),
 ):
     """Send one mail. Give `template` and `variables`, or `subject` with `text`, `html` or both."""
 
@@ -47,7 +90,7 @@ class SendEmail(
     cc: Addresses = Field(default=(), max_length=100)
     bcc: Addresses = Field(default=(), max_length=100)
     reply_to: Addresses = Field(default=(), max_length=10)
-    sender: EmailStr | None = None
+    sender: Address | None = None
     """None: as `[emails] from` says."""
 
     template: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,100}$")
@@ -69,7 +112,8 @@ class SendEmail(
             raise ValueError("give a template, or subject with text or html")
         if self.template is None and self.variables:
             raise ValueError("variables need a template")
-        if stranger := set(self.deliver_to) - {*self.to, *self.cc, *self.bcc}:
+        recipients = {parseaddr(address)[1] for address in (*self.to, *self.cc, *self.bcc)}
+        if stranger := {parseaddr(address)[1] for address in self.deliver_to} - recipients:
             raise ValueError(f"deliver_to names {len(stranger)} addresses that are not among the recipients")
         return self
 

@@ -9,6 +9,8 @@ from pydantic import ConfigDict, Field, field_validator
 from penstock.config.sections.builtin.section import MEGABYTE, Section
 from penstock.config.sections.tenants import EVERY, TENANT, Names, fill
 
+MOST_ATTEMPTS = 1000
+
 
 class EmailsSettings(Section):
     """`[emails]`: the sender, the templates and the limits."""
@@ -23,9 +25,14 @@ class EmailsSettings(Section):
     templates: str | None = None
     """A folder looked into before the shipped templates."""
     connections: int = Field(default=4, ge=1, le=1000)
-    """Connections to the mail server that one worker process holds at most."""
+    """Connections to the mail server that one worker process holds at most, and mails that it builds at a time."""
     max_attachment_bytes: int = Field(default=20 * MEGABYTE, ge=0)
     """Limit for all attachments of one mail together."""
+    unavailable_attempts: int = Field(default=24, ge=1, le=MOST_ATTEMPTS)
+    """Attempts while the mail server or the storage is out of reach, puts the mail off, is at a limit of the account,
+    or refuses the login. 24 take about a day and a half."""
+    content_attempts: int = Field(default=1, ge=1, le=MOST_ATTEMPTS)
+    """Attempts of a mail that is wrong or refused for good: a template or attachment is missing, or no such mailbox."""
 
     @field_validator("sender")
     @classmethod

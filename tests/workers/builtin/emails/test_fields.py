@@ -11,8 +11,8 @@ from support.builtin.tools import put, settings
 from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.emails import SendEmail
 from penstock.workers import Context, Permanent
-from penstock.workers.builtin.emails.handler import Templates
-from penstock.workers.builtin.emails.transport import Mailer
+from penstock.workers.builtin.emails.mailer import Mailer
+from penstock.workers.builtin.emails.templating import Templates
 
 
 @pytest.fixture
