@@ -16,7 +16,7 @@ from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.upgrade import upgrade
 from penstock.producers.storage import FileStorage
 from penstock.workers.builtin.emails.flattened import Mail
-from penstock.workers.builtin.emails.maildir import MaildirMailer
+from penstock.workers.builtin.emails.mailers.maildir import MaildirMailer
 
 
 @pytest.fixture(params=[0o000, 0o077], ids=["umask 000", "umask 077"], autouse=True)

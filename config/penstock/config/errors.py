@@ -39,8 +39,8 @@ message says what happened, to which job or setting, and what to do about it. `p
     ├── StorageError
     │   ├── InvalidKey
     │   └── ObjectNotFound
-    ├── MailRefused                   penstock.workers.builtin.emails.mailer
-    └── MailUnavailable               penstock.workers.builtin.emails.mailer
+    ├── MailRefused                   penstock.workers.builtin.emails.mailers.mailer
+    └── MailUnavailable               penstock.workers.builtin.emails.mailers.mailer
 
 Handlers also raise or catch these, which are about one attempt (`penstock.workers.handlers.returns`):
 

@@ -22,9 +22,9 @@ from penstock.schemas.builtin.syncs import RunSync
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
 from penstock.workers.builtin.databases import Databases
+from penstock.workers.builtin.emails.content.templating import Templates
 from penstock.workers.builtin.emails.handler import send_email
-from penstock.workers.builtin.emails.mailer import Mailer
-from penstock.workers.builtin.emails.templating import Templates
+from penstock.workers.builtin.emails.mailers.mailer import Mailer
 from penstock.workers.builtin.syncs.handler import run_sync
 from penstock.workers.local.up.redis_server import free_port
 from support.builtin.tools import settings

@@ -17,7 +17,7 @@ from penstock.producers.storage import FileStorage
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context
 from penstock.workers.builtin.databases import Databases
-from penstock.workers.builtin.emails.mailer import Mailer
+from penstock.workers.builtin.emails.mailers.mailer import Mailer
 from penstock.workers.builtin.emails.transport import make_mailer
 
 

@@ -24,7 +24,7 @@ from penstock.schemas.wire.codec import decode
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, JobCancelled, Permanent
 from penstock.workers.builtin.databases import Databases
-from penstock.workers.builtin.emails.templating import Templates
+from penstock.workers.builtin.emails.content.templating import Templates
 from penstock.workers.builtin.reports.handler import build_report
 from penstock.workers.builtin.reports.spreadsheets import open_csv, open_xlsx
 

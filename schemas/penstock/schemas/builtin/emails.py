@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     JsonValue,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -22,8 +23,18 @@ from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 from penstock.schemas.jobs.sensitive import Sensitive
 
+LONGEST_HEADER = 998
+"""Characters of a header's value (RFC 5322, section 2.1.1, for a line)."""
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 """A line break in a header would begin another header."""
+
+
+_PART = "[A-Za-z0-9_][A-Za-z0-9_-]*"
+
+_OURS = frozenset(
+    {"from", "sender", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "return-path", "received"}
+)
+_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,70}")
 
 
 def _one_or_many(value: Any) -> Any:
@@ -68,6 +79,8 @@ class Attachment(BaseModel):
     """None: the last part of the key."""
     media_type: str | None = Field(default=None, pattern=r"^[a-z]+/[A-Za-z0-9.+-]+$")
     """None: as the storage says."""
+    content_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
+    """Shows it inside the HTML, where that has `<img src="cid:ID">`. None: an attachment of its own."""
 
 
 class SendEmail(
@@ -93,7 +106,13 @@ class SendEmail(
     sender: Address | None = None
     """None: as `[emails] from` says."""
 
-    template: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,100}$")
+    headers: dict[str, str] = Field(default_factory=dict, max_length=30)
+    """Additional headers, such as `X-Campaign`: name → value, not those that Penstock writes itself."""
+
+    template: str | None = Field(default=None, max_length=200, pattern=rf"^{_PART}(?:/{_PART})*$")
+    """Name of a template; may lie in folders, as `orders/shipped`."""
+    locale: str | None = Field(default=None, pattern=r"^[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8}){0,3}$")
+    """Language of the template, as `de-AT`: looked for in the folder `de-AT`, then `de`, then without one."""
     variables: Sensitive[dict[str, JsonValue]] = Field(default_factory=dict)
     subject: Sensitive[str | None] = Field(default=None, min_length=1, max_length=998, pattern=_NO_CONTROL)
     text: Sensitive[str | None] = None
@@ -102,6 +121,23 @@ class SendEmail(
 
     deliver_to: Addresses = ()
     """Only these of the recipients get it, though the headers name all: those a server put off the first time."""
+
+    @field_validator("headers")
+    @classmethod
+    def _own_headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        lower = [name.lower() for name in headers]
+        for name, value in headers.items():
+            if not _HEADER.fullmatch(name):
+                raise ValueError(f"{name!r} is not a header's name; use letters, digits and hyphens")
+            if name.lower() in _OURS or name.lower().startswith(("content-", "mime-", "dkim-", "arc-", "resent-")):
+                raise ValueError(f"header {name} is written by Penstock; use the field of the job, or leave it out")
+            if lower.count(name.lower()) > 1:
+                raise ValueError(f"header {name} is there twice")
+            if not value.isprintable() or not value.strip() or len(value) > LONGEST_HEADER:
+                raise ValueError(
+                    f"header {name}: give printable text without line breaks, at most {LONGEST_HEADER} characters"
+                )
+        return headers
 
     @model_validator(mode="after")
     def _one_way(self) -> SendEmail:
@@ -112,6 +148,11 @@ class SendEmail(
             raise ValueError("give a template, or subject with text or html")
         if self.template is None and self.variables:
             raise ValueError("variables need a template")
+        if self.template is None and self.locale is not None:
+            raise ValueError("locale needs a template")
+        content_ids = [attachment.content_id for attachment in self.attachments if attachment.content_id is not None]
+        if len(set(content_ids)) < len(content_ids):
+            raise ValueError("two attachments have the same content_id")
         recipients = {parseaddr(address)[1] for address in (*self.to, *self.cc, *self.bcc)}
         if stranger := {parseaddr(address)[1] for address in self.deliver_to} - recipients:
             raise ValueError(f"deliver_to names {len(stranger)} addresses that are not among the recipients")

@@ -15,7 +15,7 @@ from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.emails import SendEmail
 from penstock.schemas.wire.ids import derived_id
 from penstock.workers import Context, Permanent
-from penstock.workers.builtin.emails.mailer import Mailer
+from penstock.workers.builtin.emails.mailers.mailer import Mailer
 from penstock.workers.builtin.emails.transport import make_mailer
 
 

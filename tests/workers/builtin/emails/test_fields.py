@@ -11,8 +11,8 @@ from support.builtin.tools import put, settings
 from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.emails import SendEmail
 from penstock.workers import Context, Permanent
-from penstock.workers.builtin.emails.mailer import Mailer
-from penstock.workers.builtin.emails.templating import Templates
+from penstock.workers.builtin.emails.content.templating import Templates
+from penstock.workers.builtin.emails.mailers.mailer import Mailer
 
 
 @pytest.fixture
@@ -131,6 +131,6 @@ def test_a_wrong_sender_in_the_settings_is_refused():
             settings(emails={"from": sender})
 
 
-def test_a_mail_of_html_alone_is_one(mailer: Mailer, server: Server, ctx: Context, storage: FileStorage):
-    send(mailer, ctx, storage, SendEmail(to="a@example.com", subject="x", html="<p>ä</p>"))
+def test_a_mail_of_html_alone_is_one_if_so_set(mailer: Mailer, server: Server, ctx: Context, storage: FileStorage):
+    send(mailer, ctx, storage, SendEmail(to="a@example.com", subject="x", html="<p>ä</p>"), text_from_html=False)
     assert server.mails[0][2].get_content_type() == "text/html"

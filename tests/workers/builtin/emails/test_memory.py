@@ -17,8 +17,8 @@ from penstock.schemas.builtin.emails import SendEmail
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, Retry
 from penstock.workers.builtin.emails.flattened import Mail
-from penstock.workers.builtin.emails.maildir import MaildirMailer
-from penstock.workers.builtin.emails.mailer import Delivered, Mailer
+from penstock.workers.builtin.emails.mailers.maildir import MaildirMailer
+from penstock.workers.builtin.emails.mailers.mailer import Delivered, Mailer
 
 MEGABYTE = 1024 * 1024
 

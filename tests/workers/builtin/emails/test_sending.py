@@ -20,9 +20,9 @@ from penstock.schemas.wire.codec import decode
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, Permanent, Retry
 from penstock.workers.builtin.emails.flattened import Mail
-from penstock.workers.builtin.emails.maildir import MaildirMailer
-from penstock.workers.builtin.emails.mailer import Mailer, MailUnavailable
-from penstock.workers.builtin.emails.smtp import SmtpMailer
+from penstock.workers.builtin.emails.mailers.maildir import MaildirMailer
+from penstock.workers.builtin.emails.mailers.mailer import Mailer, MailUnavailable
+from penstock.workers.builtin.emails.mailers.smtp import SmtpMailer
 from penstock.workers.builtin.emails.transport import make_mailer
 from penstock.workers.local.up.redis_server import free_port
 

@@ -13,8 +13,8 @@ from penstock.config.errors import StorageError
 from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.emails import Attachment, SendEmail
 from penstock.workers import Context, Permanent, Retry
-from penstock.workers.builtin.emails.mailer import Mailer
-from penstock.workers.builtin.emails.replies import is_for_good, is_quota
+from penstock.workers.builtin.emails.mailers.mailer import Mailer
+from penstock.workers.builtin.emails.mailers.replies import is_for_good, is_quota
 from penstock.workers.builtin.emails.transport import make_mailer
 from penstock.workers.local.up.redis_server import free_port
 

@@ -24,6 +24,10 @@ class EmailsSettings(Section):
     that are not listed. `{tenant}` is the tenant's name. Without an entry: `from` alone."""
     templates: str | None = None
     """A folder looked into before the shipped templates."""
+    text_from_html: bool = True
+    """A mail with HTML alone gets a text made from it, for readers and filters that want one."""
+    inline_css: bool = True
+    """Rules of `<style>` are written into the elements, since some readers drop `<style>`. Media queries stay there."""
     connections: int = Field(default=4, ge=1, le=1000)
     """Connections to the mail server that one worker process holds at most, and mails that it builds at a time."""
     max_attachment_bytes: int = Field(default=20 * MEGABYTE, ge=0)

@@ -8,11 +8,11 @@ from penstock.config.errors import StorageError
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.emails import EmailSent, Refusal, SendEmail
 from penstock.workers.builtin.emails.addresses import ascii_mailbox, mailbox, message_id
+from penstock.workers.builtin.emails.content.message import compose, sender_of
+from penstock.workers.builtin.emails.content.templating import Content, Templates
 from penstock.workers.builtin.emails.flattened import Mail
-from penstock.workers.builtin.emails.mailer import Mailer, MailRefused, MailUnavailable
-from penstock.workers.builtin.emails.message import compose, sender_of
-from penstock.workers.builtin.emails.replies import is_for_good
-from penstock.workers.builtin.emails.templating import Content, Templates
+from penstock.workers.builtin.emails.mailers.mailer import Mailer, MailRefused, MailUnavailable
+from penstock.workers.builtin.emails.mailers.replies import is_for_good
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.returns import Permanent, Retry
@@ -53,7 +53,7 @@ def _send(
     job: SendEmail, ctx: Context, mailer: Mailer, templates: Templates, storage: Storage, settings: Settings
 ) -> EmailSent:
     if job.template is not None:
-        content = templates.render(job.template, job.variables)
+        content = templates.render(job.template, job.variables, job.locale)
     else:
         content = Content(job.subject or "", job.text, job.html)
     sender = sender_of(job, ctx.tenant, settings.emails)

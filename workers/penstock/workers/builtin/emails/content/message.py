@@ -8,11 +8,15 @@ from email.message import EmailMessage
 from penstock.config.sections.builtin.emails import EmailsSettings
 from penstock.schemas.builtin.emails import SendEmail
 from penstock.workers.builtin.emails.addresses import as_header, ascii_mailbox, mailbox
-from penstock.workers.builtin.emails.attachments import attach
+from penstock.workers.builtin.emails.content.attachments import attach
+from penstock.workers.builtin.emails.content.html import CID, inline_css, text_of
+from penstock.workers.builtin.emails.content.templating import Content
 from penstock.workers.builtin.emails.flattened import Mail
-from penstock.workers.builtin.emails.templating import Content
 from penstock.workers.handlers.returns import Permanent
 from penstock.workers.handlers.storage import Storage
+
+AUTOMATIC = {"Auto-Submitted": "auto-generated"}
+"""Keeps out-of-office replies away (RFC 3834)."""
 
 
 def compose(
@@ -37,23 +41,37 @@ def compose(
         "Subject": content.subject,
         "Date": datetime.now(UTC),
         "Message-ID": message_id,
-        "Auto-Submitted": "auto-generated",  # keeps out-of-office replies away, RFC 3834
+        **({} if "auto-submitted" in map(str.lower, job.headers) else AUTOMATIC),
+        **job.headers,
     }
     try:
         for name, value in headers.items():
             if value:
                 message[name] = value
-        if content.text is not None:
-            message.set_content(content.text)
-            if content.html is not None:
-                message.add_alternative(content.html, subtype="html")
+        text, html = content.text, content.html
+        if html is not None and settings.inline_css:
+            html = inline_css(html)
+        if text is None and html is not None and settings.text_from_html:
+            text = text_of(html)
+        if text is not None:
+            message.set_content(text)
+            if html is not None:
+                message.add_alternative(html, subtype="html")
         else:
-            message.set_content(content.html or "", subtype="html")
+            message.set_content(html or "", subtype="html")
     except (ValueError, LookupError) as error:  # the email package refuses line breaks in headers
         raise Permanent(f"the fields do not make a valid mail: {error}") from error
+    _check_references(content.html or "", job)
     mail = Mail(message)
     attach(mail, job.attachments, storage, settings.max_attachment_bytes)
     return mail
+
+
+def _check_references(html: str, job: SendEmail) -> None:
+    """Raises Permanent: the HTML shows an image that is not attached."""
+    ids = {attachment.content_id for attachment in job.attachments}
+    if missing := sorted(set(CID.findall(html)) - ids):
+        raise Permanent(f"the HTML shows cid:{missing[0]}, and no attachment has this content_id")
 
 
 def sender_of(job: SendEmail, tenant: str | None, settings: EmailsSettings) -> str:

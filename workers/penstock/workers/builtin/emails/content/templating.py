@@ -11,7 +11,7 @@ from penstock.config.settings import Settings
 from penstock.workers.handlers.resources import provides
 from penstock.workers.handlers.returns import Permanent
 
-SHIPPED = Path(__file__).parent / "templates"
+SHIPPED = Path(__file__).parents[1] / "templates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,27 @@ class Templates:
             lstrip_blocks=True,
         )
 
-    def render(self, name: str, variables: dict[str, Any]) -> Content:
+    def render(self, name: str, variables: dict[str, Any], locale: str | None = None) -> Content:
         """Fill a template.
+
+        Arguments:
+            locale: `de-AT` takes all parts from the folder `de-AT`, else from `de`, else from those without a folder.
+                Templates have it as `locale`, unless a variable has that name.
 
         Raises:
             Permanent: there is none, it is broken, or a variable is missing; names it.
         """
-        subject = self._part(f"{name}.subject.txt", variables)
-        text, html = self._part(f"{name}.txt", variables), self._part(f"{name}.html", variables)
+        variables = {"locale": locale, **variables}
+        for folder in _folders(locale):
+            subject = self._part(f"{folder}{name}.subject.txt", variables)
+            if subject is not None:
+                break
+        text, html = self._part(f"{folder}{name}.txt", variables), self._part(f"{folder}{name}.html", variables)
         if subject is None or (text is None and html is None):
-            raise Permanent(f"email template {name!r} needs {name}.subject.txt, and {name}.txt or {name}.html")
+            raise Permanent(
+                f"email template {name!r} needs {folder}{name}.subject.txt, and {folder}{name}.txt or "
+                f"{folder}{name}.html"
+            )
         # A variable with line breaks must not begin another header.
         return Content(" ".join(subject.split()), text, html)
 
@@ -69,6 +80,12 @@ class Templates:
             raise Permanent(f"email template {file}: {error.name!r}, which it includes, is missing") from error
         except Exception as error:  # a template can fail like any code, and will again with the same variables
             raise Permanent(f"email template {file}: {error}") from error
+
+
+def _folders(locale: str | None) -> list[str]:
+    """`de-AT` → `de-AT/`, `de/` and none."""
+    parts = locale.split("-") if locale else []
+    return ["-".join(parts[:count]) + "/" for count in range(len(parts), 0, -1)] + [""]
 
 
 @provides

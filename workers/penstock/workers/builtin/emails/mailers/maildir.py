@@ -9,7 +9,7 @@ from pathlib import Path
 
 from penstock.config.private_files import append_private, make_private_folder, tighten
 from penstock.workers.builtin.emails.addresses import safe_name
-from penstock.workers.builtin.emails.mailer import Build, Delivered, Mailer, MailUnavailable
+from penstock.workers.builtin.emails.mailers.mailer import Build, Delivered, Mailer, MailUnavailable
 
 
 class MaildirMailer(Mailer):

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from penstock.config.errors import PenstockError
 from penstock.workers.builtin.emails.addresses import ascii_mailbox
 from penstock.workers.builtin.emails.flattened import Flattened
-from penstock.workers.builtin.emails.mailer import Build, Delivered, Mailer, MailRefused, MailUnavailable
-from penstock.workers.builtin.emails.replies import QUOTA_WAIT, is_for_good, is_quota
+from penstock.workers.builtin.emails.mailers.mailer import Build, Delivered, Mailer, MailRefused, MailUnavailable
+from penstock.workers.builtin.emails.mailers.replies import QUOTA_WAIT, is_for_good, is_quota
 
 NO_SMTPUTF8 = (553, "5.6.7 the address has letters beyond ASCII, and the server does not offer SMTPUTF8")
 """Reply in place of the server's (RFC 6531, section 3.7.4.2)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from email.message import EmailMessage, Message
+from typing import Any
 
 from penstock.config.errors import InvalidKey, ObjectNotFound, StorageError
 from penstock.schemas.builtin.emails import Attachment
@@ -22,6 +24,8 @@ def attach(mail: Mail, attachments: tuple[Attachment, ...], storage: Storage, li
     Raises:
         Permanent: one is missing, or they are too large; StorageError.
     """
+    # Those inside the HTML first: once the mail has an attachment, its HTML is one part of several.
+    attachments = tuple(sorted(attachments, key=lambda attachment: attachment.content_id is None))
     left = limit
     for attachment in attachments:
         try:
@@ -38,9 +42,22 @@ def attach(mail: Mail, attachments: tuple[Attachment, ...], storage: Storage, li
         if main in ("message", "multipart") or not sub:
             main, sub = "application", "octet-stream"
         name = attachment.filename or attachment.key.rpartition("/")[2]
-        mail.message.add_attachment(b"", maintype=main, subtype=sub.strip(), filename=name)
-        *_, part = mail.message.iter_attachments()
+        part = _add(mail.message, f"{main}/{sub.strip()}", name, attachment.content_id)
         mail.fill(part, _blocks(storage, attachment.key, stored.size))
+
+
+def _add(message: EmailMessage, media_type: str, name: str, content_id: str | None) -> Message[Any, Any]:
+    main, _, sub = media_type.partition("/")
+    if content_id is None:
+        message.add_attachment(b"", maintype=main, subtype=sub, filename=name)
+        *_, part = message.iter_attachments()
+        return part
+    html = message.get_body(("html",))
+    if html is None:
+        raise Permanent(f"attachment {name!r} has content_id {content_id!r}, and the mail has no HTML to show it in")
+    related = message.get_body(("related",)) or html
+    related.add_related(b"", maintype=main, subtype=sub, filename=name, disposition="inline", cid=f"<{content_id}>")
+    return list((message.get_body(("related",)) or message).iter_parts())[-1]
 
 
 def _blocks(storage: Storage, key: str, size: int) -> Iterator[bytes]:

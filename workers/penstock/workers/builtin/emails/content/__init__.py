@@ -1,0 +1,1 @@
+"""Mails from jobs: templates, HTML, headers, attachments."""
