@@ -175,5 +175,7 @@ class EmailSent(BaseModel):
     """Recipients the server took the mail for."""
     refused: tuple[Refusal, ...] = ()
     """Recipients that the server refused. Those put off (4xx) get a job of their own."""
+    diverted: tuple[str, ...] = ()
+    """Recipients whose mail went to `[emails] catch_all` in their place."""
     already_delivered: bool = False
     """An earlier attempt had delivered it, and nothing was sent (local mailbox folders can tell)."""

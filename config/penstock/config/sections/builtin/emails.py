@@ -22,6 +22,11 @@ class EmailsSettings(Section):
     senders: dict[str, Names] = Field(default_factory=dict)
     """Tenant → addresses that its mails may come from, the first if the job names none; those of `*` are for tenants
     that are not listed. `{tenant}` is the tenant's name. Without an entry: `from` alone."""
+    allow: Names = ()
+    """Addresses that mails may go to, as shell patterns: `*@example.com`. Empty: all, unless there is a `catch_all`.
+    Mails to others go to `catch_all`; without one they are not sent. For systems that are tried out with real data."""
+    catch_all: str | None = None
+    """Gets the mails to all addresses that `allow` does not have."""
     templates: str | None = None
     """A folder looked into before the shipped templates."""
     text_from_html: bool = True
@@ -42,6 +47,19 @@ class EmailsSettings(Section):
     @classmethod
     def _sender(cls, value: str) -> str:
         return _address(value)
+
+    @field_validator("catch_all")
+    @classmethod
+    def _catch_all(cls, value: str | None) -> str | None:
+        return None if value is None else _address(value)
+
+    @field_validator("allow")
+    @classmethod
+    def _allow(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            if pattern.count("@") != 1 or not pattern.isprintable() or " " in pattern:
+                raise ValueError(f"{pattern!r} is not a pattern of addresses; write *@example.com or ada@example.com")
+        return value
 
     @field_validator("senders")
     @classmethod

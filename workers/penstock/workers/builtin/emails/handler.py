@@ -7,15 +7,16 @@ from datetime import timedelta
 from penstock.config.errors import StorageError
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.emails import EmailSent, Refusal, SendEmail
-from penstock.workers.builtin.emails.addresses import ascii_mailbox, mailbox, message_id
+from penstock.workers.builtin.emails.addresses import mailbox, message_id
 from penstock.workers.builtin.emails.content.message import compose, sender_of
 from penstock.workers.builtin.emails.content.templating import Content, Templates
 from penstock.workers.builtin.emails.flattened import Mail
 from penstock.workers.builtin.emails.mailers.mailer import Mailer, MailRefused, MailUnavailable
 from penstock.workers.builtin.emails.mailers.replies import is_for_good
+from penstock.workers.builtin.emails.recipients import NOT_ALLOWED, recipients_of, takers_of
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
-from penstock.workers.handlers.returns import Permanent, Retry
+from penstock.workers.handlers.returns import Discard, Permanent, Retry
 from penstock.workers.handlers.storage import Storage, storage_of
 
 PUT_OFF = timedelta(minutes=5)
@@ -25,7 +26,7 @@ PUT_OFF = timedelta(minutes=5)
 @handles(SendEmail)
 def send_email(
     job: SendEmail, ctx: Context, mailer: Mailer, templates: Templates, storage: Storage, settings: Settings
-) -> EmailSent | Retry:
+) -> EmailSent | Retry | Discard:
     """Send one mail.
 
     SMTP cannot make this exactly once: if a worker dies, or the connection breaks, after the server took the mail and
@@ -51,37 +52,36 @@ def send_email(
 
 def _send(
     job: SendEmail, ctx: Context, mailer: Mailer, templates: Templates, storage: Storage, settings: Settings
-) -> EmailSent:
+) -> EmailSent | Discard:
     if job.template is not None:
         content = templates.render(job.template, job.variables, job.locale)
     else:
         content = Content(job.subject or "", job.text, job.html)
     sender = sender_of(job, ctx.tenant, settings.emails)
     files, mail_id = storage_of(ctx.tenant, storage, settings), message_id(ctx.job_id, sender)
-    recipients = _recipients(job)
+    recipients = recipients_of(job)
+    takers = takers_of(recipients, settings.emails)
+    if not takers:
+        return Discard(f"allow of [emails] has none of its recipients: {', '.join(recipients)}")
 
     def build() -> Mail:
         ctx.check_cancelled()  # it may have waited for a connection past its timeout, and another attempt has it
         return compose(job, content, sender=sender, message_id=mail_id, storage=files, settings=settings.emails)
 
-    delivered = mailer.deliver(build, mailbox(sender), recipients)
-    put_off = tuple(who for who, reply in delivered.refused.items() if not is_for_good(*reply))
+    delivered = mailer.deliver(build, mailbox(sender), tuple(takers))
+    reached = {recipient for served in takers.values() for recipient in served}
+    refused = {who: NOT_ALLOWED for who in recipients if who not in reached}
+    refused |= {who: reply for taker, reply in delivered.refused.items() for who in takers[taker]}
+    put_off = tuple(who for who, reply in refused.items() if not is_for_good(*reply))
     if put_off:
         ctx.enqueue(job.with_changes({"deliver_to": put_off}), delay=PUT_OFF, key=f"{ctx.job_id}:put-off")
     return EmailSent(
         message_id=mail_id,
-        accepted=tuple(who for who in recipients if who not in delivered.refused),
-        refused=tuple(
-            Refusal(address=who, code=code, reason=reason) for who, (code, reason) in delivered.refused.items()
-        ),
+        accepted=tuple(who for who in recipients if who not in refused),
+        refused=tuple(Refusal(address=who, code=code, reason=reason) for who, (code, reason) in refused.items()),
+        diverted=tuple(who for taker, served in takers.items() for who in served if who != taker),
         already_delivered=delivered.already,
     )
-
-
-def _recipients(job: SendEmail) -> tuple[str, ...]:
-    """Bare addresses, each once, however it is written."""
-    addresses = job.deliver_to or (*job.to, *job.cc, *job.bcc)
-    return tuple({ascii_mailbox(address): mailbox(address) for address in reversed(addresses)}.values())[::-1]
 
 
 def _retry(error: Exception, ctx: Context, attempts: int, setting: str) -> Retry:
