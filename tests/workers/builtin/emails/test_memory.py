@@ -62,6 +62,9 @@ class _Counting(Mailer):
             with self.lock:
                 self.now -= 1
 
+    def check(self) -> str:
+        return self.mailer.check()
+
 
 def test_mails_are_built_only_when_a_connection_is_free(tmp_path: Path, storage: FileStorage):
     mailer = _Counting(MaildirMailer(tmp_path / "mail"))

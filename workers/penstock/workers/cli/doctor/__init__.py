@@ -35,7 +35,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check configuration, broker, ledger and storage, and what runs: dispatchers, workers, and what waits too long.
+    """Check settings, broker, ledger, storage and mail, and what runs: dispatchers, workers, and what waits too long.
 
     The exit code is 1 if a check fails.
     """
@@ -95,6 +95,7 @@ def _answers(imports: list[str]) -> tuple[list[dict[str, Any]], Any]:
         if checks[-1]["ok"]:
             check("operation", lambda: answers.check_operation(settings))
         check("storage", lambda: answers.check_storage(settings))
+        check("mail", lambda: answers.check_mail(settings))
     return checks, settings
 
 

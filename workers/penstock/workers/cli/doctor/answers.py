@@ -80,3 +80,13 @@ def check_storage(settings: Any) -> str:
     finally:
         storage.close()
     return redact_url(settings.storage_url)
+
+
+def check_mail(settings: Any) -> str:
+    from penstock.workers.builtin.emails.transport import make_mailer
+
+    mailer = make_mailer(settings.smtp_url, connections=1)
+    try:
+        return mailer.check()
+    finally:
+        mailer.close()

@@ -49,3 +49,11 @@ class MaildirMailer(Mailer):
         except OSError as error:
             raise MailUnavailable(f"maildir {self.folder}: {error}") from error
         return Delivered()
+
+    def check(self) -> str:
+        try:
+            for folder in ("new", "cur", "tmp"):
+                make_private_folder(self.folder / folder)
+        except OSError as error:
+            raise MailUnavailable(f"maildir {self.folder}: {error}") from error
+        return f"maildir {self.folder}"

@@ -68,5 +68,13 @@ class Mailer(ABC):
     @abstractmethod
     def _deliver(self, build: Build, sender: str, recipients: Sequence[str]) -> Delivered: ...
 
+    @abstractmethod
+    def check(self) -> str:
+        """Say hello to the server without sending a mail, and return a line about it.
+
+        Raises:
+            MailUnavailable: it cannot be reached, or does not let us in.
+        """
+
     def close(self) -> None:  # noqa: B027  # nothing to close is fine
         """Close the connections."""

@@ -87,6 +87,14 @@ class SmtpMailer(Mailer):
         refused |= {who: (code, _text(reply)) for who, (code, reply) in replies.items()}
         return Delivered({addresses[who]: reply for who, reply in refused.items()})
 
+    def check(self) -> str:
+        connection = self._new_connection()
+        extensions = [name.upper() for name in ("size", "8bitmime", "smtputf8") if connection.has_extn(name)]
+        self._idle.put(connection)
+        protection = {None: "not encrypted", "starttls": "STARTTLS", "implicit": "TLS"}[self._tls]
+        login = "no login" if self._user is None else f"logged in as {self._user}"
+        return f"{self._host}:{self._port}, {protection}, {login}; {', '.join(extensions) or 'no extensions'}"
+
     def close(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
