@@ -36,6 +36,7 @@ from benchmarks.lines import (
     scrape,
     steps,
     telemetry,
+    uploads,
     workflows,
 )
 from benchmarks.plan import ROWS, Plan, say
@@ -72,6 +73,7 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "retention": retention.ledgers,
     "request": request.redis,
     "gateway": gateway.redis,
+    "uploads": uploads.photos,
     "workflows": workflows.postgres,
 }
 ALONE = {
@@ -91,6 +93,7 @@ ALONE = {
     "scrape",
     "steps",
     "traces",
+    "uploads",
     "way",
     "workflows",
 }

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from pydantic import BaseModel, Field
 
+from penstock.config.errors import StorageError
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 
+# A storage or a disk that fails says nothing about the upload: it is tried again for days.
+_OUTAGE = RetryPolicy(max_attempts=200, max_delay=timedelta(hours=1), max_age=timedelta(days=3))
+_RETRY = RetryPolicy(max_attempts=8, by_error={StorageError: _OUTAGE, OSError: _OUTAGE})
 
-class ProcessUpload(Job, kind="upload.process", queue="uploads", timeout=600, retry=RetryPolicy(max_attempts=8)):
+
+class ProcessUpload(Job, kind="upload.process", queue="uploads", timeout=600, retry=_RETRY):
     """Check one object of the storage against `[uploads]`, and write what is made of it back."""
 
     key: str = Field(min_length=1, max_length=1024)
@@ -17,6 +24,8 @@ class ProcessUpload(Job, kind="upload.process", queue="uploads", timeout=600, re
     """A limit below the setting of that name, for this upload."""
     media_types: tuple[str, ...] | None = None
     """Media types accepted for this upload, among those of the settings, such as `("image/*",)` for a portrait."""
+    policy: str | None = Field(default=None, max_length=64)
+    """Name of the policy, a table `[uploads.NAME]`; None: `[uploads]`."""
 
 
 class Thumbnail(BaseModel):
@@ -25,6 +34,16 @@ class Thumbnail(BaseModel):
     """The size asked for: its longest side at most, in pixels."""
     width: int
     height: int
+
+
+class Variant(BaseModel):
+    """A picture of `variants`, with its size in pixels."""
+
+    key: str
+    media_type: str
+    width: int
+    height: int
+    frames: int
 
 
 class UploadProcessed(BaseModel):
@@ -41,11 +60,23 @@ class UploadProcessed(BaseModel):
     original: str | None
     """Key of the bytes as they came; None for an image where `keep_original` is off."""
     clean: str | None = None
-    """Key of an image's copy: turned upright, without EXIF, GPS, XMP or comments."""
+    """Key of an image's copy: turned upright, in sRGB, without EXIF, GPS, XMP or comments."""
     width: int | None = None
     """In pixels, upright; None if the upload is not an image."""
     height: int | None = None
     frames: int | None = None
     thumbnails: tuple[Thumbnail, ...] = ()
+    variants: dict[str, Variant] = Field(default_factory=dict)
+    """By the names of the settings."""
+    blurhash: str | None = None
+    """Of an image: a preview of some 30 characters, to show while it loads (blurha.sh)."""
+    colour: str | None = None
+    """Of an image: its most frequent colour, as `#rrggbb`."""
+    pages: int | None = None
+    """Of a PDF that can be read."""
+    encrypted: bool | None = None
+    """Of a PDF: whether reading it needs a password."""
+    made_with: str = ""
+    """Hash of the settings that decide about the results: under other ones they are made again."""
     metadata: str
     """Key of the JSON with these fields. It is written last: if it exists, the rest does too."""

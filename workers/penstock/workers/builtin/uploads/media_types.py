@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from pathlib import Path
 
 HEAD = 64 * 1024
 """Bytes of the beginning that `sniff` looks at."""
@@ -13,6 +14,10 @@ EXTENSIONS = {
     "image/png": "png",
     "image/webp": "webp",
     "image/gif": "gif",
+    "image/avif": "avif",
+    "image/heic": "heic",
+    "image/tiff": "tif",
+    "image/bmp": "bmp",
     "application/pdf": "pdf",
     "text/plain": "txt",
     "text/csv": "csv",
@@ -24,6 +29,8 @@ EXTENSIONS = {
     "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "xlsx",
     "application/vnd.openxmlformats-officedocument.presentationml.presentation": "pptx",
     "video/mp4": "mp4",
+    "video/quicktime": "mov",
+    "audio/mp4": "m4a",
 }
 _SIGNATURES = (
     (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
@@ -31,6 +38,16 @@ _SIGNATURES = (
     (re.compile(rb"GIF8[79]a"), "image/gif"),
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "image/webp"),
     (re.compile(rb"%PDF-\d"), "application/pdf"),
+    (re.compile(rb"II\x2a\0|MM\0\x2a"), "image/tiff"),
+    (re.compile(rb"BM.{8}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL), "image/bmp"),
+)
+# ISO base media files: one box format for pictures, sound and films (ISO/IEC 14496-12). The brands say which it is.
+_BRANDS = (
+    ({b"avif", b"avis"}, "image/avif"),
+    ({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}, "image/heic"),
+    ({b"qt  "}, "video/quicktime"),
+    ({b"M4A ", b"M4B "}, "audio/mp4"),
+    ({b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"M4V ", b"M4VP", b"dash"}, "video/mp4"),
 )
 _OFFICE = ((b"word/", "docx"), (b"xl/", "xlsx"), (b"ppt/", "pptx"))
 _BY_EXTENSION = {extension: name for name, extension in EXTENSIONS.items()}
@@ -52,6 +69,8 @@ def sniff(head: bytes, *, complete: bool) -> str:
     for signature, name in _SIGNATURES:
         if signature.match(head):
             return name
+    if head[4:8] == b"ftyp":
+        return _base_media(head)
     if is_text(head, complete=complete):
         return _text_type(head)
     if head.startswith(b"PK\x03\x04"):
@@ -84,8 +103,44 @@ def accepted(media_type: str, allowed: tuple[str, ...]) -> bool:
     return not names.isdisjoint(allowed)
 
 
+def second_type(path: Path, media_type: str) -> str | None:
+    """The other type of a polyglot, a file that is valid as two; None: no other is seen.
+
+    A picture or PDF that is also an archive or a page passes the checks for one, and is opened as the other.
+    """
+    if media_type.partition("/")[0] not in ("image", "audio", "video") and media_type != "application/pdf":
+        return None
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(1024)
+        start = max(0, size - 65_557)  # of an archive's last record, whose comment has at most 65,535 bytes
+        file.seek(start)
+        tail = file.read()
+        record = tail.rfind(b"PK\x05\x06")
+        if record >= 0 and len(tail) - record >= 22:
+            directory = start + record - int.from_bytes(tail[record + 12 : record + 16], "little")
+            if directory >= 0:
+                file.seek(directory)
+                if file.read(4) in (b"PK\x01\x02", b"PK\x05\x06"):
+                    return "application/zip"
+    if media_type != "application/pdf" and re.search(rb"%PDF-\d", head):
+        return "application/pdf"
+    return "text/html" if re.search(rb"<(?:script|html|iframe|body)[\s>]", head, re.I) else None
+
+
 def extension(media_type: str) -> str:
     return EXTENSIONS.get(media_type, "bin")
+
+
+def _base_media(head: bytes) -> str:
+    """By the major brand, then by the compatible ones: `mif1`, a picture of any codec, is the major one of many."""
+    size = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = [head[8:12], *(head[start : start + 4] for start in range(16, size - 3, 4))]
+    for brand in brands:
+        for names, media_type in _BRANDS:
+            if brand in names:
+                return media_type
+    return "application/octet-stream"
 
 
 def _text_type(head: bytes) -> str:
