@@ -38,6 +38,7 @@ HOMES = {
     "kinds": "fleet.kinds",
     "workers": "fleet.workers",
     "alerts": "fleet.alerts",
+    "emails": "fleet.emails",
     "schema": "schema",
     "gateway": "gateway",
     "console": "fleet.console",

@@ -8,8 +8,8 @@ from penstock.config.errors import StorageError
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.emails import EmailSent, Refusal, SendEmail
 from penstock.workers.builtin.emails.addresses import mailbox, message_id
-from penstock.workers.builtin.emails.content.message import compose, sender_of
-from penstock.workers.builtin.emails.content.templating import Content, Templates
+from penstock.workers.builtin.emails.content.message import compose, content_of, sender_of
+from penstock.workers.builtin.emails.content.templating import Templates
 from penstock.workers.builtin.emails.flattened import Mail
 from penstock.workers.builtin.emails.mailers.mailer import Mailer, MailRefused, MailUnavailable
 from penstock.workers.builtin.emails.mailers.replies import is_for_good
@@ -53,10 +53,7 @@ def send_email(
 def _send(
     job: SendEmail, ctx: Context, mailer: Mailer, templates: Templates, storage: Storage, settings: Settings
 ) -> EmailSent | Discard:
-    if job.template is not None:
-        content = templates.render(job.template, job.variables, job.locale)
-    else:
-        content = Content(job.subject or "", job.text, job.html)
+    content = content_of(job, templates, settings.emails)
     sender = sender_of(job, ctx.tenant, settings.emails)
     files, mail_id = storage_of(ctx.tenant, storage, settings), message_id(ctx.job_id, sender)
     recipients = recipients_of(job)

@@ -10,7 +10,7 @@ from penstock.schemas.builtin.emails import SendEmail
 from penstock.workers.builtin.emails.addresses import as_header, ascii_mailbox, mailbox
 from penstock.workers.builtin.emails.content.attachments import attach
 from penstock.workers.builtin.emails.content.html import CID, inline_css, text_of
-from penstock.workers.builtin.emails.content.templating import Content
+from penstock.workers.builtin.emails.content.templating import Content, Templates
 from penstock.workers.builtin.emails.flattened import Mail
 from penstock.workers.handlers.returns import Permanent
 from penstock.workers.handlers.storage import Storage
@@ -48,23 +48,29 @@ def compose(
         for name, value in headers.items():
             if value:
                 message[name] = value
-        text, html = content.text, content.html
-        if html is not None and settings.inline_css:
-            html = inline_css(html)
-        if text is None and html is not None and settings.text_from_html:
-            text = text_of(html)
-        if text is not None:
-            message.set_content(text)
-            if html is not None:
-                message.add_alternative(html, subtype="html")
+        if content.text is not None:
+            message.set_content(content.text)
+            if content.html is not None:
+                message.add_alternative(content.html, subtype="html")
         else:
-            message.set_content(html or "", subtype="html")
+            message.set_content(content.html or "", subtype="html")
     except (ValueError, LookupError) as error:  # the email package refuses line breaks in headers
         raise Permanent(f"the fields do not make a valid mail: {error}") from error
     _check_references(content.html or "", job)
     mail = Mail(message)
     attach(mail, job.attachments, storage, settings.max_attachment_bytes)
     return mail
+
+
+def content_of(job: SendEmail, templates: Templates, settings: EmailsSettings) -> Content:
+    """Subject, text and HTML as they are sent. Raises Permanent: a template cannot be filled."""
+    if job.template is not None:
+        content = templates.render(job.template, job.variables, job.locale)
+    else:
+        content = Content(job.subject or "", job.text, job.html)
+    html = inline_css(content.html) if content.html is not None and settings.inline_css else content.html
+    text = text_of(html) if content.text is None and html is not None and settings.text_from_html else content.text
+    return Content(content.subject, text, html)
 
 
 def _check_references(html: str, job: SendEmail) -> None:
