@@ -108,6 +108,11 @@ class SendEmail(
 
     headers: dict[str, str] = Field(default_factory=dict, max_length=30)
     """Additional headers, such as `X-Campaign`: name → value, not those that Penstock writes itself."""
+    unsubscribe_url: Sensitive[str | None] = Field(default=None, max_length=900, pattern=r"^https://[!-;=?-~]+$")
+    """Address that takes the recipient off the list by a POST (RFC 8058, one-click), and shows a page to a GET.
+
+    It is the recipient's own, so the mail has only one.
+    """
 
     template: str | None = Field(default=None, max_length=200, pattern=rf"^{_PART}(?:/{_PART})*$")
     """Name of a template; may lie in folders, as `orders/shipped`."""
@@ -150,6 +155,10 @@ class SendEmail(
             raise ValueError("variables need a template")
         if self.template is None and self.locale is not None:
             raise ValueError("locale needs a template")
+        if self.unsubscribe_url is not None and len({*self.to, *self.cc, *self.bcc}) > 1:
+            raise ValueError("unsubscribe_url is of one recipient; send each a mail of their own")
+        if self.unsubscribe_url is not None and "list-unsubscribe" in map(str.lower, self.headers):
+            raise ValueError("give unsubscribe_url or a header List-Unsubscribe, not both")
         content_ids = [attachment.content_id for attachment in self.attachments if attachment.content_id is not None]
         if len(set(content_ids)) < len(content_ids):
             raise ValueError("two attachments have the same content_id")

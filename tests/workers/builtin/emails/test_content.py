@@ -175,3 +175,44 @@ def test_templates_share_a_layout(mailer: Mailer, server: Server, ctx: Context, 
     for wrong in ("../secret", "/etc/passwd", "orders//paid", "orders/../paid", "orders/"):
         with pytest.raises(ValidationError):
             mail(subject=None, text=None, template=wrong)
+
+
+def test_a_long_word_of_a_header_stays_whole(mailer: Mailer, server: Server, ctx: Context, storage: FileStorage):
+    headers = {
+        "In-Reply-To": f"<{'x' * 100}@example.com>",
+        "References": " ".join(f"<{name * 90}@example.com>" for name in "abc"),
+        "X-Short": "word " * 40 + "end",
+        "X-Name": "Grüße " * 40 + "end",
+    }
+    send(mailer, ctx, storage, mail(headers=headers))
+    ((_, _, received),) = server.mails
+    assert {name: received[name] for name in headers} == headers
+    raw = dict(received.raw_items())
+    assert "=?" not in raw["In-Reply-To"] + raw["References"]
+    assert raw["References"].count("\n") == 2
+
+
+def test_a_mail_can_be_unsubscribed_from_with_one_click(
+    mailer: Mailer, server: Server, ctx: Context, storage: FileStorage
+):
+    url = "https://shop.example/unsubscribe?token=" + "a1B2" * 50
+    send(mailer, ctx, storage, mail(unsubscribe_url=url))
+    ((_, _, received),) = server.mails
+    assert dict(received.raw_items())["List-Unsubscribe"] == f"<{url}>"
+    assert received["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    assert "token" not in repr(mail(unsubscribe_url=url))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"unsubscribe_url": "http://shop.example/u"},
+        {"unsubscribe_url": "https://shop.example/u>\r\nBcc: x"},
+        {"unsubscribe_url": "https://shop.example/u>,<mailto:x@example.com"},
+        {"unsubscribe_url": "https://shop.example/u", "cc": "b@example.com"},
+        {"unsubscribe_url": "https://shop.example/u", "headers": {"list-unsubscribe": "<x>"}},
+    ],
+)
+def test_a_wrong_address_to_unsubscribe_is_refused(fields: dict[str, object]):
+    with pytest.raises(ValidationError):
+        mail(**fields)

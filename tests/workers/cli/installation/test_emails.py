@@ -28,8 +28,8 @@ def templates(workplace: Path) -> Path:
 
 
 def test_a_template_is_shown_as_it_would_be_sent(penstock: Run, templates: Path) -> None:
-    shown = penstock("emails", "preview", "hi", "--variables", '{"name": "Ada & Co"}')
-    assert (shown.code, shown.out) == (0, "Subject: Hi Ada & Co\n\nHi Ada & Co\n\n")
+    result = penstock("emails", "preview", "hi", "--variables", '{"name": "Ada & Co"}')
+    assert (result.code, result.out) == (0, "Subject: Hi Ada & Co\n\nHi Ada & Co\n\n")
     whole = penstock("emails", "preview", "hi", "--variables", '{"name": "Ada & Co"}', "--json").json
     assert '<p style="color: red;">Hi Ada &amp; Co</p>' in whole["html"]
     assert (
@@ -49,9 +49,9 @@ def test_a_template_is_shown_as_it_would_be_sent(penstock: Run, templates: Path)
     ],
 )
 def test_trouble_is_named(penstock: Run, templates: Path, arguments: list[str], code: int, expected: str) -> None:
-    shown = penstock("emails", "preview", *arguments)
-    assert shown.code == code
-    assert expected in shown.err
+    result = penstock("emails", "preview", *arguments)
+    assert result.code == code
+    assert expected in result.err
 
 
 def test_the_html_opens_in_the_browser_of_the_environment(templates: Path, tmp_path: Path) -> None:

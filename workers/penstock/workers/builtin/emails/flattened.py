@@ -15,6 +15,7 @@ _IN_MEMORY = 1024 * 1024
 _BLOCK = 64 * 1024
 _LINE = 57
 """Bytes that make a line of 76 characters in base64 (RFC 2045, section 6.8)."""
+_LONG_WORD = 76
 _DOT = re.compile(rb"^\.", re.MULTILINE)
 _TOKEN = re.compile(rb"(penstock-[0-9a-f]{32})")
 _ADDRESSES = ("From", "To", "Cc", "Reply-To")
@@ -48,15 +49,13 @@ class Mail:
             Any error of the contents.
         """
         from email.generator import BytesGenerator  # late, as in `[emails]`
-        from email.policy import SMTP, SMTPUTF8
 
         is_international = _is_international(self.message)
         if is_international and not smtputf8:
             _downgrade(self.message)
             is_international = False
-        policy = (SMTPUTF8 if is_international else SMTP).clone(cte_type="7bit", linesep=linesep)
         frame = io.BytesIO()
-        BytesGenerator(frame, policy=policy).flatten(self.message)
+        BytesGenerator(frame, policy=_make_policy(linesep, utf8=is_international)).flatten(self.message)
         file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  # closed with the Flattened
         try:
             for piece in _TOKEN.split(frame.getvalue()):
@@ -104,6 +103,36 @@ class Flattened:
         """The mail with dots doubled at the start of lines, as SMTP has it (RFC 5321, section 4.5.2)."""
         for block in self.blocks():
             yield _DOT.sub(b"..", block)
+
+
+def _make_policy(linesep: str, *, utf8: bool) -> Any:
+    from email.policy import EmailPolicy
+
+    class Policy(EmailPolicy):
+        """Leaves long words of headers whole: in encoded words no reader would take a URL or an id for one."""
+
+        def fold_binary(self, name: str, value: str) -> bytes:
+            words = str(value).split()
+            if max(map(len, words), default=0) <= _LONG_WORD or not str(value).isascii():
+                return super().fold_binary(name, value)
+            return f"{name}: ".encode() + self.linesep.encode().join(_folded(len(name), words)) + self.linesep.encode()
+
+    return Policy(cte_type="7bit", linesep=linesep, utf8=utf8)
+
+
+def _folded(width: int, words: list[str]) -> Iterator[bytes]:
+    """Lines of at most 76 characters, except for longer words; each but the first starts with a space.
+
+    Arguments:
+        width: characters before the first word.
+    """
+    line = ""
+    for word in words:
+        if line and width + len(line) + len(word) > _LONG_WORD:
+            yield line.encode()
+            line, width = "", 0
+        line += f" {word}" if line or width == 0 else word
+    yield line.encode()
 
 
 def _base64(content: Iterable[bytes]) -> Iterator[bytes]:

@@ -42,6 +42,7 @@ def compose(
         "Date": datetime.now(UTC),
         "Message-ID": message_id,
         **({} if "auto-submitted" in map(str.lower, job.headers) else AUTOMATIC),
+        **_unsubscribing(job.unsubscribe_url),
         **job.headers,
     }
     try:
@@ -60,6 +61,12 @@ def compose(
     mail = Mail(message)
     attach(mail, job.attachments, storage, settings.max_attachment_bytes)
     return mail
+
+
+def _unsubscribing(url: str | None) -> dict[str, str]:
+    if url is None:
+        return {}
+    return {"List-Unsubscribe": f"<{url}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 
 
 def content_of(job: SendEmail, templates: Templates, settings: EmailsSettings) -> Content:
