@@ -39,7 +39,7 @@ def preview(
     try:
         job = SendEmail(**fields, variables=parse_json(variables, "--variables", or_stdin=True))
     except ValidationError as error:
-        raise typer.BadParameter("; ".join(f"{_place(line)}: {line['msg']}" for line in error.errors())) from None
+        raise typer.BadParameter("; ".join(f"{_field_name(line)}: {line['msg']}" for line in error.errors())) from None
     settings = open_settings().emails
     try:
         content = content_of(job, Templates(settings.templates), settings)
@@ -56,7 +56,7 @@ def preview(
         _show(content.html)
 
 
-def _place(line: Any) -> str:
+def _field_name(line: Any) -> str:
     return ".".join(map(str, line["loc"])) or "the mail"
 
 
