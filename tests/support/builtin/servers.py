@@ -101,6 +101,7 @@ class Api:
         self.headers: list[dict[str, str]] = []
         self.faults: list[Answer | Callable[[], None]] = []
         self.page = 3
+        self.date: str | None = None
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -109,13 +110,16 @@ class Api:
             def do_GET(self) -> None:
                 status, headers, body = api.answer(self)
                 try:
-                    self.send_response(status)
+                    self.send_response_only(status)
+                    self.send_header("Date", api.date or self.date_time_string())
                     for name, value in {**headers, "Content-Length": str(len(body))}.items():
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(body)
                 except OSError:
                     self.close_connection = True  # the client is gone
+
+            do_POST = do_GET
 
             def log_message(self, *_: object) -> None: ...
 
@@ -166,7 +170,14 @@ class Target:
         self.engine = create_engine(url)
 
     def settings(self, **sync: Any) -> Any:
-        described = {"url": self.api.url, "items": "data", "next_cursor": "meta.next", "table": self.name, **sync}
+        described = {
+            "url": self.api.url,
+            "items": "data",
+            "next_cursor": "meta.next",
+            "table": self.name,
+            "lookback": 0,
+            **sync,
+        }
         return settings(database_url=self.url, syncs={self.name: described})
 
     def rows(self, columns: str = "id") -> list[tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
+from support.builtin.paged_api import PagedApi
 from support.builtin.servers import Api, Server, Target, controlled
 from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
 
@@ -99,8 +100,8 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def api() -> Iterator[Api]:
-    api = Api()
+def api() -> Iterator[PagedApi]:
+    api = PagedApi()
     api.add(8)
     yield api
     api.stop()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from penstock.schemas.builtin.syncs import RunSync, SyncFinished
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, Permanent, Retry
 from penstock.workers.builtin.databases import Databases
-from penstock.workers.builtin.syncs.handler import later, run_sync
+from penstock.workers.builtin.syncs.changes import later
+from penstock.workers.builtin.syncs.handler import run_sync
 from penstock.workers.builtin.syncs.tables import SyncTable
 
 
@@ -28,7 +30,14 @@ def test_a_sync_saves_all_pages_on_every_database(any_target: Target, databases:
     configured = any_target.settings(columns=columns, updated="updated_at", updated_param="updated_since")
     first = run(any_target, databases, configured)
     assert first == SyncFinished(
-        sync=any_target.name, pages=3, fetched=8, inserted=8, updated=0, skipped=0, cursor="2026-01-01T00:00:08Z"
+        sync=any_target.name,
+        pages=3,
+        fetched=8,
+        inserted=8,
+        updated=0,
+        skipped=0,
+        cursor="2026-01-01T00:00:08Z",
+        style="cursor",
     )
     api.records[7]["amount"] = {"total": "99.99"}
     api.records[7]["updated_at"] = "2026-01-01T00:00:09Z"
@@ -74,7 +83,7 @@ def test_an_attempt_goes_on_behind_the_last_page_saved(any_target: Target, datab
             connection.execute(text(f"ALTER TABLE {any_target.name} RENAME TO {any_target.name}_away"))
 
     api.faults = [ok({"data": api.records[:3], "meta": {"next": 3}}), break_database]
-    with pytest.raises(Exception, match=any_target.name):
+    with pytest.raises(Permanent, match=any_target.name):
         run(any_target, databases)
     with any_target.engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {any_target.name}_away RENAME TO {any_target.name}"))
@@ -122,7 +131,7 @@ def test_concurrent_runs_of_a_sync_do_not_mix(any_target: Target, databases: Dat
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Retry", "SyncFinished"]
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Snooze", "SyncFinished"]
     assert len(any_target.rows()) == 10
 
 
@@ -192,9 +201,9 @@ def test_writing_a_page_does_not_block_other_coroutines(
 ):
     ticked, original = threading.Event(), SyncTable.save
 
-    def slow(self: SyncTable, *arguments: Any) -> Any:
+    def slow(self: SyncTable, *arguments: Any, **options: Any) -> Any:
         assert ticked.wait(30)  # would never be set if the loop were blocked
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     async def both() -> Any:
         task = asyncio.create_task(
@@ -212,9 +221,19 @@ def test_writing_a_page_does_not_block_other_coroutines(
     assert asyncio.run(both()).pages == 3
 
 
-def test_an_unknown_sync_is_permanent(target: Target, databases: Databases):
-    with pytest.raises(Permanent, match=f"no sync 'x' in penstock.toml; there is: {target.name}"):
-        asyncio.run(run_sync(RunSync(sync="x"), Context(job_id="1"), databases, target.settings()))
+def test_an_unknown_sync_waits_for_a_worker_that_has_it_and_is_permanent_after_the_grace_time(
+    target: Target, databases: Databases
+):
+    def attempt(number: int, configured: Any) -> Any:
+        return asyncio.run(run_sync(RunSync(sync="x"), Context(job_id="1", attempt=number), databases, configured))
+
+    early = attempt(1, target.settings())
+    assert isinstance(early, Retry)
+    assert (early.after, "no sync 'x'" in early.reason) == (timedelta(seconds=90), True)
+    without_grace = target.settings().model_copy(update={"unknown_kind_grace": timedelta()})
+    for number, configured in ((11, target.settings()), (1, without_grace)):
+        with pytest.raises(Permanent, match=f"no sync 'x' in penstock.toml; there is: {target.name}"):
+            attempt(number, configured)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def find(document: Any, path: str) -> Any:
-    """The value at a path; the document for an empty path; None if nothing is there."""
+def find(document: Any, path: str, absent: Any = None) -> Any:
+    """The value at a path; the document for an empty path; `absent` if nothing is there, None below a null."""
     for key in path.split(".") if path else ():
+        if document is None:
+            return None
         if isinstance(document, Mapping):
-            document = document.get(key)
+            document = document.get(key, absent)
+            if document is absent:
+                return absent
         elif isinstance(document, list) and key.isdecimal() and int(key) < len(document):
             document = document[int(key)]
         else:
-            return None
+            return absent
     return document

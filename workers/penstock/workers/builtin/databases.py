@@ -68,6 +68,13 @@ def _make_engine(url: str, most: int) -> Engine:
     if parsed.get_backend_name() != "sqlite" or parsed.database not in (None, "", ":memory:"):
         options |= patient_options(most)
     try:
-        return create_engine(parsed, **options)
+        return create_engine(parsed, json_serializer=_exact_json, **options)
     except (ImportError, NoSuchModuleError, ArgumentError) as error:
         raise ConfigError(f"database {parsed.render_as_string()}: {error}") from error
+
+
+def _exact_json(value: object) -> str:
+    """JSON in which a Decimal is the number it is."""
+    import simplejson  # imported lazily: only workers that run syncs need it
+
+    return str(simplejson.dumps(value, use_decimal=True, allow_nan=False))

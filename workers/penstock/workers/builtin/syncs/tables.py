@@ -1,100 +1,64 @@
-"""Tables of a sync: the records go into the table named in the settings, the position into `penstock_sync_cursors`."""
+"""Tables of a sync: a page's records go into the table named in the settings, together with the position behind it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    Date,
-    Double,
-    Engine,
-    Integer,
-    MetaData,
-    Numeric,
-    String,
-    Table,
-    Text,
-    insert,
-    inspect,
-    select,
-    update,
-)
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
-from sqlalchemy.schema import CreateTable
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import Column, Connection, Engine, MetaData, Table, delete, insert, inspect, select
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from penstock.config.sections.builtin.syncs import SyncSettings
 from penstock.ledger.sql.database import insert_into
 from penstock.ledger.sql.faults import LASTING, fault_of
-from penstock.ledger.sql.types import INSTANT, ExceptOnMysql
+from penstock.ledger.sql.types import INSTANT
+from penstock.workers.builtin.syncs.changes import is_ahead, is_later
+from penstock.workers.builtin.syncs.columns import KEY, MYSQL, TEXT, create, table_of
+from penstock.workers.builtin.syncs.positions import (
+    CURSORS,
+    SyncPosition,
+    insert_position,
+    move_position,
+    read_position,
+)
+from penstock.workers.builtin.syncs.records import BadRecord, Batch
 from penstock.workers.handlers.returns import Permanent
 
-MAX_ID = 191
-"""Letters of a text id: 191 × 4 bytes is the longest key that older MySQL indexes."""
-_MYSQL = ("mysql", "mariadb")
-# MySQL: exact comparison, and room for more than 64 KB, neither of which is its default.
-_KEY = ExceptOnMysql(String(MAX_ID), lambda mysql: mysql.VARCHAR(MAX_ID, charset="utf8mb4", collation="utf8mb4_bin"))
-_TEXT = ExceptOnMysql(Text(), lambda mysql: mysql.MEDIUMTEXT(charset="utf8mb4"))
-_TYPES: dict[str, TypeEngine[Any]] = {
-    "str": _TEXT,
-    "int": BigInteger(),
-    "float": Double(),
-    "decimal": Numeric(38, 10),
-    "date": Date(),
-    "datetime": INSTANT,
-    "bool": Boolean(),
-    "json": JSON(),
-}
-_cursors = Table(
-    "penstock_sync_cursors",
+log = logging.getLogger(__name__)
+
+_SOME = 500
+"""Parameters of a statement: databases bound them."""
+
+_bad_records = Table(
+    "penstock_sync_bad_records",
     MetaData(),
-    Column("name", _KEY, primary_key=True),
-    Column("cursor", _TEXT, nullable=False),
-    Column("revision", Integer, nullable=False),
-    Column("updated_at", INSTANT, nullable=False),
+    Column("digest", KEY, primary_key=True),
+    Column("sync", KEY, nullable=False),
+    Column("record_id", TEXT),
+    Column("reason", TEXT, nullable=False),
+    Column("record", TEXT, nullable=False),
+    Column("met_at", INSTANT, nullable=False),
 )
-
-
-class PositionConflict(Exception):
-    """Another run of the same sync has saved a page in the meantime; nothing of ours was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class SyncPosition:
-    """Progress of a sync.
-
-    Attributes:
-        page: the cursor of the page to fetch next; None: the first.
-        since: the greatest change of the last finished pass, sent with each request of this one.
-        seen: the greatest change of this pass so far. It counts once the pass is done: pages may be in any order.
-        job: the job whose full pass is under way.
-        revision: rises by one with each page saved.
-    """
-
-    page: str | None = None
-    since: str | None = None
-    seen: str | None = None
-    job: str | None = None
-    revision: int = 0
-
-    def restarted(self, job: str | None = None) -> SyncPosition:
-        """From the first page; as a full pass of a job, without what was known."""
-        return replace(self, page=None, seen=None, job=job, since=None if job else self.since)
+_met_ids = Table(
+    "penstock_sync_met_ids",
+    MetaData(),
+    Column("sync", KEY, primary_key=True),
+    Column("record_id", KEY, primary_key=True),
+)
+"""Ids of the full pass that is under way, of syncs with `delete_missing`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedPage:
     inserted: int
     updated: int
+    older: int
+    deleted: int
     position: SyncPosition
 
 
@@ -102,8 +66,8 @@ class SyncTable:
     """A sync's table and position. Methods block; call them in a thread."""
 
     def __init__(self, engine: Engine, name: str, sync: SyncSettings) -> None:
-        self._engine, self._name = engine, name
-        self._table = _table(sync, engine.dialect.name)
+        self._engine, self._name, self._sync = engine, name, sync
+        self._table = table_of(sync, engine.dialect.name)
 
     def prepare(self) -> SyncPosition:
         """Make the tables that are missing, and read how far the sync is.
@@ -111,76 +75,145 @@ class SyncTable:
         Raises:
             Permanent: the table is there and lacks a column, or a primary key or unique index on `id`.
         """
-        for table in (_cursors, self._table):
-            _create(self._engine, table)
+        extra = [_bad_records] * (self._sync.on_bad_record == "keep") + [_met_ids] * self._sync.delete_missing
+        for table in (CURSORS, self._table, *extra):
+            create(self._engine, table)
         self._check()
         with self._engine.begin() as connection:
-            if (position := self._read(connection)) is not None:
+            if (position := read_position(connection, self._name)) is not None:
                 return position
         try:
             with self._engine.begin() as connection:
-                connection.execute(insert(_cursors).values(name=self._name, **_columns(SyncPosition())))
+                insert_position(connection, self._name)
         except IntegrityError:  # another worker was quicker
             with self._engine.begin() as connection:
-                return self._read(connection) or SyncPosition()
+                return read_position(connection, self._name) or SyncPosition()
         return SyncPosition()
 
-    def save(self, rows: Sequence[dict[str, Any]], before: SyncPosition, after: SyncPosition) -> SavedPage:
+    def save(self, batch: Batch, before: SyncPosition, after: SyncPosition, *, last: bool = False) -> SavedPage:
         """Write a page's rows and the position behind it in one transaction.
 
         Arguments:
-            rows: with distinct ids.
+            batch: rows with distinct ids.
+            last: this is the last page of its pass.
 
         Raises:
             PositionConflict: the position is no longer `before`.
             Permanent: the database does not take a value.
         """
-        after = replace(after, revision=before.revision + 1)
         try:
             with self._engine.begin() as connection:
-                # First of all: it locks the row, so that two runs cannot write pages side by side.
-                moved = connection.execute(
-                    update(_cursors)
-                    .where(_cursors.c.name == self._name, _cursors.c.revision == before.revision)
-                    .values(**_columns(after))
-                )
-                if moved.rowcount != 1:
-                    raise PositionConflict(self._name)
-                existing = self._count_existing(connection, [row["id"] for row in rows])
-                if rows:
-                    connection.execute(self._upsert(), list(rows))
-        except DBAPIError as error:
+                # First of all: it locks the row.
+                after = move_position(connection, self._name, before, after)
+                changes = self._stored_changes(connection, [*(row["id"] for row in batch.rows), *batch.deleted])
+                rows = [row for row in batch.rows if not self._is_older(row.get(self._guard), row["id"], changes)]
+                self._write(connection, rows)
+                tombs = [
+                    key
+                    for key, change in batch.deleted.items()
+                    if key in changes and not self._is_older(change, key, changes)
+                ]
+                self._delete(connection, tombs)
+                if batch.bad and self._sync.on_bad_record == "keep":
+                    self._keep(connection, batch.bad)
+                deleted = len(tombs)
+                if self._sync.delete_missing and before.job is not None:
+                    deleted += self._follow_full_pass(connection, batch, before, last=last)
+        except StatementError as error:
             if fault_of(error) not in LASTING:
                 raise
             # Also a NOT NULL or CHECK of the user's own.
             raise Permanent(f"sync {self._name!r}: table {self._table}: {error.orig}") from error
         except (UnicodeEncodeError, OverflowError) as error:
             raise Permanent(f"sync {self._name!r}: table {self._table} cannot hold a value: {error}") from error
-        return SavedPage(len(rows) - existing, existing, after)
+        existing = sum(row["id"] in changes for row in rows)
+        older = len(batch.rows) - len(rows) + sum(key in changes for key in batch.deleted) - len(tombs)
+        return SavedPage(len(rows) - existing, existing, older, deleted, after)
 
-    def _read(self, connection: Connection) -> SyncPosition | None:
-        row = connection.execute(
-            select(_cursors.c.cursor, _cursors.c.revision).where(_cursors.c.name == self._name)
-        ).one_or_none()
-        return None if row is None else SyncPosition(**{**json.loads(row.cursor), "revision": row.revision})
+    @property
+    def _guard(self) -> str:
+        return self._sync.guard or ""
 
-    def _count_existing(self, connection: Connection, ids: Sequence[Any]) -> int:
-        """Count the ids that are in the table."""
-        key, count = self._table.c.id, 0
-        for start in range(0, len(ids), 500):  # databases bound the parameters of one statement
-            some = ids[start : start + 500]
-            count += len(connection.execute(select(key).where(key.in_(some))).all())
-        return count
+    def _stored_changes(self, connection: Connection, ids: Sequence[Any]) -> dict[Any, Any]:
+        """Ids that are in the table → their rows' time of change; None without one."""
+        columns = [self._table.c.id] + ([self._table.c[self._guard]] if self._guard else [])
+        changes: dict[Any, Any] = {}
+        for some in _parts(ids):
+            for row in connection.execute(select(*columns).where(self._table.c.id.in_(some))):
+                changes[row[0]] = row[1] if self._guard else None
+        return changes
 
-    def _upsert(self) -> Any:
-        names = [column.name for column in self._table.columns if column.name != "id"]
+    def _is_older(self, change: Any, key: Any, changes: dict[Any, Any]) -> bool:
+        """Whether the row has a later change. A change in the future must not shut out all that follow."""
+        stored = changes.get(key)
+        if change is None or stored is None or is_ahead(stored, datetime.now(UTC), self._sync.updated_as):
+            return False
+        return is_later(stored, change)
+
+    def _write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            by_columns[tuple(sorted(row))].append(row)
+        for names, group in by_columns.items():
+            connection.execute(self._upsert([name for name in names if name != "id"]), group)
+
+    def _upsert(self, names: Sequence[str]) -> Any:
+        """Statement for rows of these columns and `id`; the other columns of a row that is there stay."""
         statement = insert_into(self._table, self._engine.dialect.name)
-        if self._engine.dialect.name in _MYSQL:
+        if self._engine.dialect.name in MYSQL:
             return statement.on_duplicate_key_update({name: statement.inserted[name] for name in names or ["id"]})
         if not names:
             return statement.on_conflict_do_nothing(index_elements=["id"])
         changed = {name: statement.excluded[name] for name in names}
         return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
+
+    def _delete(self, connection: Connection, ids: Sequence[Any]) -> None:
+        for some in _parts(ids):
+            connection.execute(delete(self._table).where(self._table.c.id.in_(some)))
+
+    def _keep(self, connection: Connection, bad: Sequence[BadRecord]) -> None:
+        """Keep bad records with their reasons; a record that is met again is kept once."""
+        rows = {hashlib.sha256(f"{self._name}\n{record.text}".encode()).hexdigest(): record for record in bad}
+        for some in _parts(list(rows)):
+            connection.execute(delete(_bad_records).where(_bad_records.c.digest.in_(some)))
+        connection.execute(
+            insert(_bad_records),
+            [
+                {
+                    "digest": digest,
+                    "sync": self._name,
+                    "record_id": record.id,
+                    "reason": record.reason,
+                    "record": record.text,
+                    "met_at": datetime.now(UTC),
+                }
+                for digest, record in rows.items()
+            ],
+        )
+
+    def _follow_full_pass(self, connection: Connection, batch: Batch, before: SyncPosition, *, last: bool) -> int:
+        """Note the ids of a full pass; after its last page delete the rows that it has not met, and count them."""
+        of_sync = _met_ids.c.sync == self._name
+        if before.page is None:
+            connection.execute(delete(_met_ids).where(of_sync))
+        ids = {str(row["id"]) for row in batch.rows}
+        for some in _parts(sorted(ids)):
+            connection.execute(delete(_met_ids).where(of_sync, _met_ids.c.record_id.in_(some)))
+        if ids:
+            connection.execute(insert(_met_ids), [{"sync": self._name, "record_id": key} for key in sorted(ids)])
+        if not last:
+            return 0
+        met = set(connection.execute(select(_met_ids.c.record_id).where(of_sync)).scalars())
+        connection.execute(delete(_met_ids).where(of_sync))
+        missing = [key for key in connection.execute(select(self._table.c.id)).scalars() if str(key) not in met]
+        if missing and (not met or before.bad or batch.bad):
+            why = "records that could not be read" if met else "no record at all"
+            log.warning(
+                "sync %s: the full run met %s, so no row is deleted; %d are missing", self._name, why, len(missing)
+            )
+            return 0
+        self._delete(connection, missing)
+        return len(missing)
 
     def _check(self) -> None:
         table, inspector = self._table, inspect(self._engine)
@@ -198,33 +231,6 @@ class SyncTable:
             raise Permanent(f"sync {self._name!r}: table {table} needs a primary key or unique index on 'id'")
 
 
-def _table(sync: SyncSettings, dialect: str) -> Table:
-    schema, _, name = sync.table.rpartition(".")
-    key = sync.columns.get("id")
-    columns: list[Column[Any]] = [
-        Column("id", BigInteger() if key and key.type == "int" else _KEY, primary_key=True, autoincrement=False)
-    ]
-    if sync.columns:
-        columns += [Column(name, _TYPES[each.type]) for name, each in sync.columns.items() if name != "id"]
-    else:
-        columns += [Column("updated_at", _TEXT), Column("record", JSON(), nullable=False)]
-    options: dict[str, Any] = {f"{dialect}_charset": "utf8mb4"} if dialect in _MYSQL else {}
-    return Table(name, MetaData(), *columns, schema=schema or None, **options)
-
-
-def _create(engine: Engine, table: Table) -> None:
-    if inspect(engine).has_table(table.name, schema=table.schema):
-        return
-    try:
-        with engine.begin() as connection:
-            connection.execute(CreateTable(table, if_not_exists=True))
-    except (IntegrityError, ProgrammingError, OperationalError):
-        # PostgreSQL lets two IF NOT EXISTS collide when they run at once.
-        if not inspect(engine).has_table(table.name, schema=table.schema):
-            raise
-
-
-def _columns(position: SyncPosition) -> dict[str, Any]:
-    kept = asdict(position)
-    revision = kept.pop("revision")
-    return {"cursor": json.dumps(kept), "revision": revision, "updated_at": datetime.now(UTC)}
+def _parts(ids: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(ids), _SOME):
+        yield ids[start : start + _SOME]
