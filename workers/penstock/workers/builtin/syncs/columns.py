@@ -30,7 +30,7 @@ from penstock.ledger.sql.types import INSTANT, ExceptOnMysql
 
 MAX_ID = 191
 """Letters of a text id: 191 × 4 bytes is the longest key that older MySQL indexes."""
-DIGITS, PLACES = 38, 10
+DIGITS, SCALE = 38, 10
 """Digits of a decimal column, and those behind its point."""
 MYSQL = ("mysql", "mariadb")
 # MySQL: exact comparison, and room for more than 64 KB, neither of which is its default.
@@ -41,13 +41,13 @@ TEXT = ExceptOnMysql(Text(), lambda mysql: mysql.MEDIUMTEXT(charset="utf8mb4"))
 class _Exact(TypeDecorator[Decimal]):
     """A decimal. SQLite has only floats for it: one that a float does not hold is refused."""
 
-    impl = Numeric(DIGITS, PLACES)
+    impl = Numeric(DIGITS, SCALE)
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "sqlite":
-            return dialect.type_descriptor(Numeric(DIGITS, PLACES, asdecimal=False))
-        return dialect.type_descriptor(Numeric(DIGITS, PLACES))
+            return dialect.type_descriptor(Numeric(DIGITS, SCALE, asdecimal=False))
+        return dialect.type_descriptor(Numeric(DIGITS, SCALE))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if value is None or dialect.name != "sqlite":

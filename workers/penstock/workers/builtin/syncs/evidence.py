@@ -62,8 +62,8 @@ def signs_of_more(
             signs.append(Sign(name, f"the header {name}: {value}"))
     for path, value in _fields(document, items, "", 0):
         if _is_sign(_plain(path.rpartition(".")[2]), value, page, records, pages):
-            shown = str(value).lower() if isinstance(value, bool) else value if isinstance(value, int) else "a value"
-            signs.append(Sign(path, f"{path}: {shown}"))
+            label = str(value).lower() if isinstance(value, bool) else value if isinstance(value, int) else "a value"
+            signs.append(Sign(path, f"{path}: {label}"))
     return signs
 
 

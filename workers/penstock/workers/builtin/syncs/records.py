@@ -12,7 +12,7 @@ from penstock.config.sections.builtin.syncs import SyncSettings
 from penstock.config.sections.values import read_value
 from penstock.schemas.builtin.paths import find
 from penstock.workers.builtin.syncs.changes import is_ahead, is_later, later
-from penstock.workers.builtin.syncs.columns import DIGITS, MAX_ID, PLACES
+from penstock.workers.builtin.syncs.columns import DIGITS, MAX_ID, SCALE
 from penstock.workers.handlers.returns import Permanent
 
 _ABSENT = object()
@@ -166,10 +166,10 @@ def _value(value: Any, type: Any) -> Any:
         return (typed.replace(tzinfo=UTC) if typed.tzinfo is None else typed).astimezone(UTC)
     if isinstance(typed, Decimal) and typed != 0:
         exponent = typed.normalize().as_tuple().exponent
-        if isinstance(exponent, int) and -exponent > PLACES:
-            raise ValueError(f"more than {PLACES} digits behind the point, which would be rounded; declare it as str")
-        if typed.adjusted() >= DIGITS - PLACES:
-            raise ValueError(f"more than {DIGITS - PLACES} digits before the point; declare it as str")
+        if isinstance(exponent, int) and -exponent > SCALE:
+            raise ValueError(f"more than {SCALE} digits behind the point, which would be rounded; declare it as str")
+        if typed.adjusted() >= DIGITS - SCALE:
+            raise ValueError(f"more than {DIGITS - SCALE} digits before the point; declare it as str")
     return typed
 
 
