@@ -42,6 +42,7 @@ HOMES = {
     "schema": "schema",
     "gateway": "gateway",
     "console": "fleet.console",
+    "syncs": "fleet.syncs",
     "db": "db",
 }
 """Command → the module below this package that defines it: with `add_to` a command, or with `app` a group of them."""

@@ -53,7 +53,7 @@ async def run_sync(
     """
     if job.sync not in settings.syncs and ctx.attempt <= _UNKNOWN_TRIES and settings.unknown_kind_grace:
         return Retry(settings.unknown_kind_grace / _UNKNOWN_TRIES, reason=f"{_no_sync(job, ctx.tenant, settings)}, yet")
-    position_name, sync = _find_sync(job, ctx.tenant, settings)
+    position_name, sync = find_sync(job, ctx.tenant, settings)
     engine = databases.engine(sync.database_url or settings.database_url)
     try:
         return await _run_from_position(job, ctx, sync, SyncTable(engine, position_name, sync))
@@ -80,12 +80,12 @@ async def _run_from_position(
     if sync.updated is not None and sync.guard is None:
         ctx.log.warning("sync %s: no column has %s, so an older record may replace a newer one", job.sync, sync.updated)
     async with httpx.AsyncClient(timeout=sync.timeout_seconds, follow_redirects=False) as client:
-        with _settings_errors(job.sync):
+        with settings_errors(job.sync):
             pages = Pages(client, job.sync, sync, ctx.deadline)
         return await _run(job, ctx, sync, table, pages, position)
 
 
-def _find_sync(job: RunSync, tenant: str | None, settings: Settings) -> tuple[str, SyncSettings]:
+def find_sync(job: RunSync, tenant: str | None, settings: Settings) -> tuple[str, SyncSettings]:
     """The name under which its position is kept, and its settings, with `{tenant}` replaced."""
     sync = settings.syncs.get(job.sync)
     if sync is None:
@@ -126,7 +126,7 @@ async def _run(
         if result.pages and ctx.deadline is not None and datetime.now(UTC) + _RESERVE > ctx.deadline:
             return Snooze(0, reason=f"sync {job.sync!r}: goes on behind page {result.pages} of this attempt")
         try:
-            with _settings_errors(job.sync):
+            with settings_errors(job.sync):
                 page = await pages.fetch(position, resumed=resumed)
         except StaleCursor:
             ctx.log.warning("sync %s: the saved cursor is refused, starting with the first page", job.sync)
@@ -192,7 +192,7 @@ def _after(position: SyncPosition, page: Page, batch: Batch, sync: SyncSettings)
 
 
 @contextmanager
-def _settings_errors(name: str) -> Iterator[None]:
+def settings_errors(name: str) -> Iterator[None]:
     """Translate httpx errors about wrong settings, raised before anything is sent, into Permanent."""
     import httpx
 
