@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def site(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) ->
     api.add(3)
     source: dict[str, Any] = {"items": "data", "next_cursor": "meta.next", "database_url": shop}
     settings = Settings(
+        unknown_kind_grace=timedelta(),  # a sync that is missing waits for no other worker
         broker_url=redis_server.url,
         database_url=set_up(f"sqlite:///{folder}/ledger.db"),
         storage_url=f"file:{folder}/storage",
