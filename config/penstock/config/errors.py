@@ -24,6 +24,7 @@ message says what happened, to which job or setting, and what to do about it. `p
     ├── WrongSignature
     ├── InvalidToken
     ├── LedgerUnavailable
+    ├── DatabaseUnavailable
     ├── JobNotFound
     ├── AmbiguousId
     ├── ScheduleNotFound
@@ -99,8 +100,8 @@ class UndecodableMessage(PenstockError):
     """Bytes off the wire cannot become a job. The worker keeps them as a dead letter.
 
     Attributes:
-        reason: `undecodable`, `too_large`, `unknown_kind`, `invalid_payload`, `unknown_version`, `unsupported` or
-            `no_handler`.
+        reason: `undecodable`, `too_large`, `unknown_kind`, `invalid_payload`, `unknown_version`, `unsupported`,
+            `no_handler` or `not_configured`.
         newer: whether a worker with newer code may be able to run it, as during a rolling deploy.
     """
 
@@ -165,6 +166,10 @@ class DuplicateJob(PenstockError):
 
 class LedgerUnavailable(PenstockError):
     """The ledger's database cannot be reached, or is not set up (`penstock db upgrade`)."""
+
+
+class DatabaseUnavailable(PenstockError):
+    """A database that a built-in worker uses is down, full or out of connections. Trying again may help for days."""
 
 
 class JobNotFound(PenstockError):

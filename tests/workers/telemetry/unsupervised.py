@@ -5,6 +5,7 @@ from __future__ import annotations
 THREADS = {
     "config/supervision.py": "the supervision itself",
     "producers/senders/hosts.py": "one look-up of a name",
+    "workers/builtin/reports/watch.py": "cancels one query, and ends with it",
     "workers/engines/host.py": "the drain and its deadline, which end with the process",
     "workers/engines/renewal/starts.py": "a report of one exit",
     "workers/executor/runtime/handler_threads.py": "handlers, whose errors are their jobs'",

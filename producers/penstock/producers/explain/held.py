@@ -36,7 +36,9 @@ def explain_held(case: Case) -> Explanation:
     elif able:
         names = ", ".join(able[:NAMED])
         because += f"; {len(able)} live worker{'' if len(able) == 1 else 's'} of its queue handle {job.kind}: {names}"
-        if held.reason not in _NO_HANDLER:
+        if held.reason == "not_configured":
+            advice = f"deploy the penstock.toml that has it to the workers of queue {job.queue!r}"
+        elif held.reason not in _NO_HANDLER:
             advice = f"deploy the newer code of {job.kind} to the workers of queue {job.queue!r}"
     if (gone := no_dispatcher(case)) is not None:
         because, advice = f"{because}; and no dispatcher lives to send it again ({gone})", START_DISPATCHER

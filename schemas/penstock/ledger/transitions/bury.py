@@ -54,7 +54,7 @@ def bury_message(database: Database, envelope: Envelope, raw: bytes, reason: str
     Arguments:
         raw: the bytes as they came; kept if the message has no headers, else its body is kept.
         reason: `undecodable`, `too_large`, `unknown_kind`, `invalid_payload`, `unknown_version`, `unsupported`,
-            `no_handler`, `id_taken` or `delivery_limit`.
+            `no_handler`, `not_configured`, `id_taken` or `delivery_limit`.
 
     Raises:
         LedgerUnavailable: nothing was written.

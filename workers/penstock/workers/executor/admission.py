@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from penstock.config.errors import LedgerUnavailable, UndecodableMessage
+from penstock.config.settings import Settings
 from penstock.ledger.queries.deaths import Death, deaths_of
 from penstock.ledger.rows.jobs import ID_TAKEN, id_taken
 from penstock.ledger.rows.jobs.later_messages import may_follow
@@ -79,6 +81,8 @@ class Admission:
                 self._canvas.check(message.embed)
             if (handler := self._handlers.find(message.kind)) is None:
                 raise self._no_handler(message)
+            if handler.missing is not None:
+                self._check_missing(message, handler.missing)
         except UndecodableMessage as error:
             self._reject(delivery, error)
             return
@@ -210,6 +214,10 @@ class Admission:
     def _no_handler(self, message: Message) -> UndecodableMessage:
         detail = f"no module imported by worker {self._runtime.name} has a handler for kind {message.kind.name!r}"
         return UndecodableMessage("no_handler", detail, newer=True)
+
+    def _check_missing(self, message: Message, missing: Callable[[Any, Settings], str | None]) -> None:
+        if (lack := missing(message.job, self._runtime.settings)) is not None:
+            raise UndecodableMessage("not_configured", f"worker {self._runtime.name} has {lack}", newer=True)
 
     def _reject(self, delivery: Delivery, error: UndecodableMessage) -> None:
         """Hold a delivery back that a newer worker may know, or bury it."""

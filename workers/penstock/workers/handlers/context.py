@@ -85,6 +85,7 @@ class Context:
         self._cancelled = False
         self._stop_error: Exception | None = None
         self._outgoing: list[Envelope] = []
+        self._stop_calls: list[Callable[[], None]] = []
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -240,6 +241,23 @@ class Context:
             error: what `check_cancelled` raises from now on; None: JobCancelled.
         """
         self._cancelled, self._stop_error = True, error
+        for call in tuple(self._stop_calls):
+            call()
+
+    @contextlib.contextmanager
+    def when_cancelled(self, call: Callable[[], None]) -> Iterator[None]:
+        """Call a function as soon as `cancelled` becomes true within the block; at once if it is true already.
+
+        Arguments:
+            call: returns at once, such as `Event.set`; it runs on the worker's loop or in a signal handler.
+        """
+        self._stop_calls.append(call)
+        try:
+            if self._cancelled:
+                call()
+            yield
+        finally:
+            self._stop_calls.remove(call)
 
     @property
     def tracked(self) -> bool:

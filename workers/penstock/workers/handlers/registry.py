@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -42,6 +42,8 @@ class Handler:
         termination: the class of the error at a SIGTERM in a process of the pool; None: `Terminated`, its base.
         refuse: called with the job in the worker's own process, on its loop, before an attempt; a `Discard` is the
             outcome then, and the function is not called. None: nothing is refused.
+        missing: called with the job and the settings before a claim; its text says what this worker lacks to run the
+            job, which is held back for other workers. None: it lacks nothing.
     """
 
     kind: Kind
@@ -55,6 +57,7 @@ class Handler:
     soft_error: type[Exception] = SoftTimeLimitExceeded
     termination: type[SystemExit] | None = None
     refuse: Callable[[Any], Discard | None] | None = None
+    missing: Callable[[Any, Settings], str | None] | None = None
 
     def mode_in(self, pool: str) -> Mode:
         """Its mode in a worker with this pool, the setting of that name."""
@@ -119,7 +122,12 @@ handlers = Handlers()
 
 
 def handles(
-    job: type[J], *, isolate: bool = False, memory_bytes: int | None = None, pool: Pool | None = None
+    job: type[J],
+    *,
+    isolate: bool = False,
+    memory_bytes: int | None = None,
+    pool: Pool | None = None,
+    missing: Callable[[J, Settings], str | None] | None = None,
 ) -> Callable[[Callable[Concatenate[J, P], R]], Callable[Concatenate[J, P], R]]:
     """Declare a function or coroutine as the handler of a kind.
 
@@ -136,6 +144,8 @@ def handles(
         memory_bytes: cap of the child's memory; needs `isolate`.
         pool: `processes` runs a `def` in a process that is kept for the next job, `threads` in a thread, whatever the
             worker's pool is.
+        missing: says of a job what this worker lacks to run it, such as a section of its settings; None: nothing. Such
+            a job is held back for workers that have it, for `unknown_kind_grace`, and then becomes a dead letter.
 
     Raises:
         KindError: the class has no kind, the kind has a handler, or the signature cannot be served.
@@ -150,7 +160,7 @@ def handles(
         raise KindError(f"handles({job.__qualname__}): memory_bytes must be an integer from 1, not {memory_bytes!r}")
 
     def declare(function: Callable[Concatenate[J, P], R]) -> Callable[Concatenate[J, P], R]:
-        handlers.add(_handler(job, function, isolate, memory_bytes, pool))
+        handlers.add(replace(_handler(job, function, isolate, memory_bytes, pool), missing=missing))
         return function
 
     return declare

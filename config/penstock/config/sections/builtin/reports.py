@@ -34,7 +34,7 @@ class ParameterSettings(Section):
 
 
 class ReportSettings(Section):
-    """`[reports.NAME]`: a named query that `report.build` can run. Its transaction is rolled back, never committed."""
+    """`[reports.NAME]`: a named query that `report.build` can run. It runs in a read-only snapshot."""
 
     sql: str
     """A SELECT with named parameters, such as `:day`. `:tenant` is the tenant of the job, whatever the job says."""
@@ -52,6 +52,14 @@ class ReportSettings(Section):
     """For `today` and `yesterday`, and for times in a sheet, which can hold no zone."""
     count: bool = True
     """Count the rows first, for the progress; costs a second run of the query."""
+    query_timeout_seconds: float | None = Field(default=None, gt=0)
+    """Longest time for the count, the query and reading its rows; then it is cancelled in the database. None: as long
+    as the job may run."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """More rows are a dead letter, not a cut report. None: any number."""
+    csv_formulas: bool = False
+    """Keep text in CSV that a spreadsheet would run as a formula, such as `+49 30 123` or `=1+1`; False: put an
+    apostrophe before it. True only for programs that read it, or where no stranger writes the data."""
     csv_bom: bool = False
     """Begin CSV with a byte order mark, by which Excel knows UTF-8."""
     link_expires_seconds: int = Field(default=7 * 24 * 3600, ge=1, le=7 * 24 * 3600)

@@ -1,9 +1,7 @@
-"""Writing rows as CSV or XLSX, one after the other, in constant memory."""
+"""Rows as an XLSX workbook, in constant memory."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -11,56 +9,28 @@ from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zoneinfo import ZoneInfo
 
+from penstock.workers.builtin.reports.text_files import plain_text
 from penstock.workers.handlers.returns import Permanent
 
-MEDIA_TYPES = {
-    "csv": "text/csv; charset=utf-8",
-    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-}
 MAX_ROWS = 1_048_576
 """Rows of an XLSX sheet, the heading included."""
 MAX_COLUMNS = 16_384
 MAX_CELL = 32_767
-"""Characters in an XLSX cell."""
+"""UTF-16 units in an XLSX cell."""
 _FIRST_DAY = date(1900, 3, 1)
 """Excel counts a 29 February 1900 that never was; dates before it would be a day off."""
 
 
-class Sheet(Protocol):
-    """Takes rows of Python values in the order of the heading.
-
-    Attributes:
-        sheets: how many sheets there are by now.
-    """
-
-    sheets: int
-
-    def write(self, row: Sequence[Any]) -> None: ...
-
-
-class CsvSheet:
-    """RFC 4180: commas, CRLF, quotes where needed; UTF-8."""
-
-    sheets = 1
-
-    def __init__(self, writer: Any, heading: Sequence[str]) -> None:
-        self._writer = writer
-        self.write(heading)
-
-    def write(self, row: Sequence[Any]) -> None:
-        self._writer.writerow([_csv_cell(value) for value in row])
-
-
-class XlsxSheet:
+class Workbook:
     """A workbook; starts another sheet when one is full."""
 
     def __init__(self, workbook: Any, heading: Sequence[str], *, title: str, zone: ZoneInfo, max_rows: int) -> None:
         if len(heading) > MAX_COLUMNS:
-            raise Permanent(f"{len(heading)} columns, but a sheet holds {MAX_COLUMNS}; use format csv")
-        self.sheets = 0
+            raise Permanent(f"{len(heading)} columns, but a sheet holds {MAX_COLUMNS}; use format csv or jsonl")
+        self.sheets = self.cut_cells = 0
         self._workbook, self._heading, self._zone, self._max_rows = workbook, heading, zone, max_rows
         self._title = re.sub(r"[\[\]:*?/\\\x00-\x1f]", " ", title).strip().strip("'") or "Report"
         self._bold = workbook.add_format({"bold": True})
@@ -82,7 +52,7 @@ class XlsxSheet:
         self._sheet = self._workbook.add_worksheet(self._title[: 31 - len(suffix)] + suffix)
         self._sheet.freeze_panes(1, 0)
         for column, name in enumerate(self._heading):
-            self._sheet.write_string(0, column, name[:MAX_CELL], self._bold)
+            self._sheet.write_string(0, column, self._fitting(name), self._bold)
         self._row = 1
 
     def _cell(self, column: int, value: Any) -> None:
@@ -103,13 +73,15 @@ class XlsxSheet:
                 sheet.write_datetime(row, column, value, self._clock)
             case _:
                 # write_string: `write` would make formulas and links of text.
-                sheet.write_string(row, column, plain_text(value)[:MAX_CELL])
+                sheet.write_string(row, column, self._fitting(plain_text(value)))
 
-
-@contextmanager
-def open_csv(path: Path, heading: Sequence[str], *, bom: bool = False) -> Iterator[CsvSheet]:
-    with path.open("w", encoding="utf-8-sig" if bom else "utf-8", errors="replace", newline="") as file:
-        yield CsvSheet(csv.writer(file, lineterminator="\r\n"), heading)
+    def _fitting(self, text: str) -> str:
+        """A text that is too long for a cell, cut, with a note at its end."""
+        if len(text) <= MAX_CELL // 2 or len(units := text.encode("utf-16-le", "replace")) <= 2 * MAX_CELL:
+            return text
+        self.cut_cells += 1
+        note = f"… [cut: {len(text)} characters]"
+        return units[: 2 * (MAX_CELL - len(note))].decode("utf-16-le", "ignore") + note
 
 
 @contextmanager
@@ -121,7 +93,7 @@ def open_xlsx(
     created: datetime,
     zone: ZoneInfo,
     max_rows: int = MAX_ROWS,
-) -> Iterator[XlsxSheet]:
+) -> Iterator[Workbook]:
     """A workbook that is written to `path` when the block ends well.
 
     Raises:
@@ -134,7 +106,7 @@ def open_xlsx(
     workbook = xlsxwriter.Workbook(str(path), options)
     workbook.set_properties({"title": title, "created": created.replace(tzinfo=None)})
     try:
-        yield XlsxSheet(workbook, heading, title=title, zone=zone, max_rows=max_rows)
+        yield Workbook(workbook, heading, title=title, zone=zone, max_rows=max_rows)
     except BaseException:
         # xlsxwriter cannot discard a workbook: close() would write all of it.
         for sheet in workbook.worksheets():
@@ -143,33 +115,7 @@ def open_xlsx(
     try:
         workbook.close()
     except FileSizeError as error:
-        raise Permanent("more than 4 GB of rows, but a workbook holds less; use format csv") from error
-
-
-def plain_text(value: Any) -> str:
-    """A value as text that another program can read back."""
-    match value:
-        case str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case datetime() | date() | time():
-            return value.isoformat()
-        case bytes() | bytearray() | memoryview():
-            return bytes(value).hex()
-        case dict() | list() | tuple():
-            return json.dumps(value, ensure_ascii=False, default=str)
-        case _:
-            return str(value)
-
-
-def _csv_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    text = plain_text(value)
-    # A spreadsheet runs text that begins like a formula, even in quotes. https://owasp.org/www-community/attacks/CSV_Injection
-    numeric = isinstance(value, (int, float, Decimal))
-    return f"'{text}" if not numeric and text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+        raise Permanent("more than 4 GB of rows, but a workbook holds less; use another format") from error
 
 
 def _fits_a_double(value: int | float | Decimal) -> bool:

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import csv
-import io
 import tracemalloc
-from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,90 +10,20 @@ from zoneinfo import ZoneInfo
 import openpyxl
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
+from support.builtin.sales import Sales, build, rows_of, workbook
 from support.builtin.tools import Progress, get, listing, settings
 from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
 
 from penstock.producers.storage import FileStorage, make_storage
 from penstock.schemas.builtin.emails import SendEmail
-from penstock.schemas.builtin.reports import BuildReport
 from penstock.schemas.wire.codec import decode
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, JobCancelled, Permanent
 from penstock.workers.builtin.databases import Databases
 from penstock.workers.builtin.emails.content.templating import Templates
-from penstock.workers.builtin.reports.handler import build_report
-from penstock.workers.builtin.reports.spreadsheets import open_csv, open_xlsx
-
-SALES = {
-    "sql": "SELECT id, name, price, sold FROM {table} WHERE sold >= :day AND id < :below ORDER BY id;",
-    "parameters": {"day": "date", "below": {"type": "int", "default": 1_000_000}},
-    "columns": {"price": "decimal", "sold": "date"},
-    "title": "Daily sales",
-}
-
-
-class Sales:
-    """A database with a table of sales."""
-
-    def __init__(self, url: str, table: str) -> None:
-        self.url, self.table = url, table
-        self.engine = create_engine(url)
-
-    def fill(self, rows: int) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(
-                text(
-                    f"CREATE TABLE {self.table} "
-                    "(id INTEGER PRIMARY KEY, name VARCHAR(80), price NUMERIC(10,2), sold DATE)"
-                )
-            )
-            names = ["Äpfel", "=1+1", 'say "hi", twice', "+49 30 123"]
-            values = [
-                {"i": i, "n": names[i % 4], "p": f"{i}.50", "s": str(date(2026, 1, 1) + timedelta(days=i % 10))}
-                for i in range(rows)
-            ]
-            connection.execute(text(f"INSERT INTO {self.table} VALUES (:i, :n, :p, :s)"), values)
-
-    def drop(self) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(text(f"DROP TABLE IF EXISTS {self.table}"))
-        self.engine.dispose()
-
-    def settings(self, **report: Any) -> Any:
-        described = {**SALES, "sql": SALES["sql"].format(table=self.table), **report}
-        return settings(database_url=self.url, reports={"daily_sales": described})
-
-
-@pytest.fixture
-def sales(sqlite_url: str) -> Iterator[Sales]:
-    sales = Sales(sqlite_url, "sales")
-    sales.fill(20)
-    yield sales
-    sales.drop()
-
-
-@pytest.fixture(params=["SQLite", "PostgreSQL", "MariaDB"])
-def any_sales(request: pytest.FixtureRequest, sqlite_url: str, prefix: str) -> Iterator[Sales]:
-    url = {"SQLite": sqlite_url, "PostgreSQL": POSTGRES_URL, "MariaDB": MARIADB_URL}[request.param]
-    if request.param != "SQLite":
-        need(request.param)
-    sales = Sales(url, f"{prefix}_sales")
-    yield sales
-    sales.drop()
-
-
-def build(ctx: Context, sales: Sales, databases: Databases, storage: Any, configured: Any = None, **job: Any) -> Any:
-    job = {"report": "daily_sales", "parameters": {"day": "2026-01-01"}, **job}
-    return build_report(BuildReport(**job), ctx, databases, storage, configured or sales.settings())
-
-
-def rows_of(content: bytes) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(content.decode(), newline="")))
-
-
-def workbook(storage: FileStorage, key: str) -> Any:
-    return openpyxl.load_workbook(io.BytesIO(get(storage, key)))
+from penstock.workers.builtin.reports.text_files import CsvFile, open_text
+from penstock.workers.builtin.reports.workbooks import open_xlsx
 
 
 @pytest.mark.parametrize("format", ["csv", "xlsx"])
@@ -180,8 +107,8 @@ def test_cells_of_every_type_are_written_as_themselves(tmp_path: Path):
         Decimal("NaN"),
     ]
     heading = [f"c{i}" for i in range(len(values))]
-    with open_csv(tmp_path / "a.csv", heading) as sheet:
-        sheet.write(values)
+    with open_text(tmp_path / "a.csv", compressed=False) as file:
+        CsvFile(file, heading).write(values)
     _, row = rows_of((tmp_path / "a.csv").read_bytes())
     assert row[:12] == [
         "",
@@ -207,7 +134,8 @@ def test_cells_of_every_type_are_written_as_themselves(tmp_path: Path):
     assert cells[5:9] == [datetime(2026, 7, 2, 0, 30), datetime(2026, 2, 3), "01ff", '{"a": "ä"}']
     assert cells[9:12] == ["-3", "\t=x", "nan"]
     assert cells[12:15] == [str(10**17), "1234567890123456789.01", "1850-01-01"]
-    assert len(cells[15]) == 32_767
+    assert (len(cells[15]), book.cut_cells) == (32_767, 1)
+    assert cells[15].endswith("x… [cut: 40000 characters]")
     assert sheet["Q2"].hyperlink is None
     assert {cell.data_type for cell in sheet[2]} <= {"n", "s", "b", "d"}
 
@@ -277,6 +205,9 @@ def test_sql_without_rows_is_permanent_and_changes_nothing(
     sales: Sales, databases: Databases, storage: FileStorage, ctx: Context
 ):
     configured = sales.settings(sql="DELETE FROM sales", parameters={}, columns={})
+    with pytest.raises(Permanent, match=r"its sql writes .*a report may only read"):
+        build(ctx, sales, databases, storage, configured=configured, parameters={})
+    configured = sales.settings(sql="ROLLBACK", parameters={}, columns={}, count=False)
     with pytest.raises(Permanent, match="returns no rows"):
         build(ctx, sales, databases, storage, configured=configured, parameters={})
     with sales.engine.connect() as connection:
@@ -333,6 +264,7 @@ def test_a_link_is_mailed_if_asked_for(sales: Sales, databases: Databases, s3_ur
     assert "20 rows, XLSX" in (content.text or "")
     assert str(mail.variables["link"]).startswith("http://127.0.0.1")
     assert "X-Amz-Signature" in (content.text or "")
+    assert mail.attachments == ()
     storage.close()
 
 
