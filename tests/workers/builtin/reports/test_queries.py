@@ -116,7 +116,7 @@ def test_the_count_and_the_rows_are_of_one_snapshot_that_takes_no_writes(
     result = build(Context(job_id=new_id(), sink=late), any_sales, databases, storage)
     assert (result.rows, late.said[0]) == (10, (0, 10))
     writes = any_sales.settings(sql=f"DELETE FROM {any_sales.table}", parameters={}, columns={}, count=False)
-    with pytest.raises(Permanent, match="its sql writes|does not take the report's sql"):
+    with pytest.raises(Permanent, match=r"its sql writes|does not take the report's sql"):
         build(Context(job_id=new_id()), any_sales, databases, storage, writes, parameters={})
     assert build(Context(job_id=new_id()), any_sales, databases, storage).rows == 20
     with databases.engine(any_sales.url).begin() as connection:  # the connections of the pool write again
