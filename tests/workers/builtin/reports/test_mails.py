@@ -15,7 +15,7 @@ from penstock.schemas.wire.codec import decode
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, Permanent
 from penstock.workers.builtin.databases import Databases
-from penstock.workers.builtin.emails.handler import Templates
+from penstock.workers.builtin.emails.content.templating import Templates
 
 
 def mail_of(ctx: Context) -> tuple[SendEmail, str]:

@@ -215,8 +215,8 @@ class Admission:
         detail = f"no module imported by worker {self._runtime.name} has a handler for kind {message.kind.name!r}"
         return UndecodableMessage("no_handler", detail, newer=True)
 
-    def _check_missing(self, message: Message, missing: Callable[[Any, Settings], str | None]) -> None:
-        if (lack := missing(message.job, self._runtime.settings)) is not None:
+    def _check_missing(self, message: Message, missing: Callable[[Any, Settings, str | None], str | None]) -> None:
+        if (lack := missing(message.job, self._runtime.settings, message.tenant)) is not None:
             raise UndecodableMessage("not_configured", f"worker {self._runtime.name} has {lack}", newer=True)
 
     def _reject(self, delivery: Delivery, error: UndecodableMessage) -> None:

@@ -42,8 +42,8 @@ class Handler:
         termination: the class of the error at a SIGTERM in a process of the pool; None: `Terminated`, its base.
         refuse: called with the job in the worker's own process, on its loop, before an attempt; a `Discard` is the
             outcome then, and the function is not called. None: nothing is refused.
-        missing: called with the job and the settings before a claim; its text says what this worker lacks to run the
-            job, which is held back for other workers. None: it lacks nothing.
+        missing: called with the job, the settings and the tenant before a claim; its text says what this worker lacks
+            to run the job, which is held back for other workers. None: it lacks nothing.
     """
 
     kind: Kind
@@ -57,7 +57,7 @@ class Handler:
     soft_error: type[Exception] = SoftTimeLimitExceeded
     termination: type[SystemExit] | None = None
     refuse: Callable[[Any], Discard | None] | None = None
-    missing: Callable[[Any, Settings], str | None] | None = None
+    missing: Callable[[Any, Settings, str | None], str | None] | None = None
 
     def mode_in(self, pool: str) -> Mode:
         """Its mode in a worker with this pool, the setting of that name."""
@@ -127,7 +127,7 @@ def handles(
     isolate: bool = False,
     memory_bytes: int | None = None,
     pool: Pool | None = None,
-    missing: Callable[[J, Settings], str | None] | None = None,
+    missing: Callable[[J, Settings, str | None], str | None] | None = None,
 ) -> Callable[[Callable[Concatenate[J, P], R]], Callable[Concatenate[J, P], R]]:
     """Declare a function or coroutine as the handler of a kind.
 
