@@ -31,7 +31,7 @@ from penstock.schemas import Outcome, State
 from penstock.schemas.jobs.unique_policy import REPLACEABLE
 from penstock.schemas.states import FINAL, WAITING
 
-EXAMPLES = int(os.environ.get("PENSTOCK_TEST_STATES_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("PENSTOCK_TEST_STATES_EXAMPLES", "40"))
 STEPS = int(os.environ.get("PENSTOCK_TEST_STATES_STEPS", "40"))
 """More of both look deeper: `PENSTOCK_TEST_STATES_EXAMPLES=2000 PENSTOCK_TEST_STATES_STEPS=80`."""
 NO_SYNC = "PRAGMA synchronous = OFF"

@@ -14,6 +14,6 @@ from penstock.config.settings import Settings
 def bench(tmp_path: Path) -> Iterator[Bench]:
     url = f"sqlite:///{tmp_path}/ledger.db"
     with open_bench(
-        Settings(database_url=url, lease_seconds=2, grace_seconds=5, unknown_kind_grace=timedelta())
+        Settings(database_url=url, lease_seconds=10, grace_seconds=5, unknown_kind_grace=timedelta())
     ) as bench:
         yield bench

@@ -198,7 +198,7 @@ def inline(tmp_path: Path) -> Iterator[Inline]:
         database_url=f"sqlite:///{tmp_path}/ledger.db",
         storage_url=f"file:{tmp_path}/storage",
         smtp_url=f"maildir:{tmp_path}/mail",
-        lease_seconds=2,
+        lease_seconds=10,
         grace_seconds=5,
     )
     with Inline(settings, queues=["once"]) as engine:
