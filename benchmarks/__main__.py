@@ -18,6 +18,7 @@ from benchmarks import entrants, venvs
 from benchmarks.entrants import ROOT
 from benchmarks.lines import (
     adopted,
+    builtin,
     delays,
     drain,
     enqueue,
@@ -36,7 +37,6 @@ from benchmarks.lines import (
     scrape,
     steps,
     telemetry,
-    uploads,
     workflows,
 )
 from benchmarks.plan import ROWS, Plan, say
@@ -73,7 +73,7 @@ LINES: dict[str, Callable[[Plan], Table | list[Table]]] = {
     "retention": retention.ledgers,
     "request": request.redis,
     "gateway": gateway.redis,
-    "uploads": uploads.photos,
+    "workers": builtin.workers,
     "workflows": workflows.postgres,
 }
 ALONE = {
@@ -93,8 +93,8 @@ ALONE = {
     "scrape",
     "steps",
     "traces",
-    "uploads",
     "way",
+    "workers",
     "workflows",
 }
 """Lines without peers."""
@@ -115,6 +115,7 @@ ON_POSTGRES = {
     "scrape",
     "steps",
     "way",
+    "workers",
     "workflows",
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import ssl
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def start(tmp_path: Path, receiver: Receiver) -> Iterator[Callable[..., Producer
             database_url=set_up(f"sqlite:///{tmp_path}/ledger.db"),
             storage_url=f"file:{tmp_path}/storage",
             hooks={"shop": OutgoingWebhookSettings(**options)},
+            unknown_kind_grace=timedelta(),
         )
         running.append(Inline(settings, queues=["hooked", "webhooks"]).start())
         return running[-1].producer

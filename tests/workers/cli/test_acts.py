@@ -165,7 +165,7 @@ NO_ACTS = (
     "workflows show, schedules list, schedules show, schedules next, schedules preview, schema export, schema check, "
     "schema catalog, schema asyncapi, gateway openapi, gateway keys list, db upgrade, db current, db prune, db stats, "
     "alerts list, kinds list, workers list, stats, settings, console hash-password, "
-    "emails preview"
+    "emails preview, syncs check"
 )
 """Commands that run a process, send a job, read, or look after tables as dispatchers do."""
 ELSEWHERE = "alerts silence, alerts unsilence, queues purge, queues move, limits set, limits reset"

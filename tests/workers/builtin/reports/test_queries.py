@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from support.builtin.sales import Sales, build
-from support.builtin.tools import Progress, settings
+from support.builtin.tools import Progress
 from support.polling import until
 from support.servers.shared import POSTGRES_URL, need
-from workers.executor.bench import open_bench
 
 from penstock.config.errors import DatabaseUnavailable, StorageError
 from penstock.config.settings import Settings
-from penstock.ledger.sql.tables import dead_letters, held_jobs
 from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.reports import BuildReport
-from penstock.schemas.wire.codec import encode
 from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, JobCancelled, Permanent
 from penstock.workers.builtin.databases import Databases
@@ -163,21 +159,3 @@ def test_a_report_with_more_rows_than_allowed_is_permanent(
         with pytest.raises(Permanent, match=r"more rows than max_rows \(19\); let it read less"):
             build(ctx, sales, databases, storage, sales.settings(max_rows=19, count=count))
     assert build(ctx, sales, databases, storage, sales.settings(max_rows=20)).rows == 20
-
-
-def test_a_report_that_a_worker_does_not_know_is_held_back_for_one_that_does(tmp_path: Path):
-    configured = settings(database_url=f"sqlite:///{tmp_path}/ledger.db", lease_seconds=2, grace_seconds=5)
-    with open_bench(configured) as bench:
-        bench.worker()
-        bench.broker.send([encode(BuildReport(report="weekly"), id="r1", queue="ex")])
-        until(lambda: bench.idle() and bench.rows(held_jobs), "the held job")
-        [held] = bench.rows(held_jobs)
-        assert (held.job_id, held.reason) == ("r1", "not_configured")
-        assert "has no report 'weekly' in penstock.toml; there is: none" in held.detail
-        assert bench.rows(dead_letters) == []
-    over = configured.model_copy(update={"unknown_kind_grace": timedelta()})
-    with open_bench(over) as bench:
-        bench.worker()
-        bench.broker.send([encode(BuildReport(report="weekly"), id="r2", queue="ex")])
-        until(lambda: bench.idle() and bench.rows(dead_letters), "the dead letter")
-        assert [(row.id, row.reason) for row in bench.rows(dead_letters)] == [("r2", "not_configured")]

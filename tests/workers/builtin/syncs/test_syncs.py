@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -221,19 +220,9 @@ def test_writing_a_page_does_not_block_other_coroutines(
     assert asyncio.run(both()).pages == 3
 
 
-def test_an_unknown_sync_waits_for_a_worker_that_has_it_and_is_permanent_after_the_grace_time(
-    target: Target, databases: Databases
-):
-    def attempt(number: int, configured: Any) -> Any:
-        return asyncio.run(run_sync(RunSync(sync="x"), Context(job_id="1", attempt=number), databases, configured))
-
-    early = attempt(1, target.settings())
-    assert isinstance(early, Retry)
-    assert (early.after, "no sync 'x'" in early.reason) == (timedelta(seconds=90), True)
-    without_grace = target.settings().model_copy(update={"unknown_kind_grace": timedelta()})
-    for number, configured in ((11, target.settings()), (1, without_grace)):
-        with pytest.raises(Permanent, match=f"no sync 'x' in penstock.toml; there is: {target.name}"):
-            attempt(number, configured)
+def test_an_unknown_sync_is_permanent_and_names_those_that_there_are(target: Target, databases: Databases):
+    with pytest.raises(Permanent, match=f"no sync 'x' in penstock.toml; there is: {target.name}"):
+        asyncio.run(run_sync(RunSync(sync="x"), Context(job_id="1"), databases, target.settings()))
 
 
 @pytest.mark.parametrize(

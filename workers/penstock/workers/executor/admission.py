@@ -216,7 +216,12 @@ class Admission:
         return UndecodableMessage("no_handler", detail, newer=True)
 
     def _check_missing(self, message: Message, missing: Callable[[Any, Settings, str | None], str | None]) -> None:
-        if (lack := missing(message.job, self._runtime.settings, message.tenant)) is not None:
+        try:
+            lack = missing(message.job, self._runtime.settings, message.tenant)
+        except Exception:
+            log.exception("the check of kind %s for what is missing failed; its handler decides", message.kind.name)
+            return
+        if lack is not None:
             raise UndecodableMessage("not_configured", f"worker {self._runtime.name} has {lack}", newer=True)
 
     def _reject(self, delivery: Delivery, error: UndecodableMessage) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.syncs import RunSync
-from penstock.workers.builtin.syncs.handler import find_sync, settings_errors
+from penstock.workers.builtin.syncs.definitions import find_sync
+from penstock.workers.builtin.syncs.handler import settings_errors
 from penstock.workers.builtin.syncs.pages import Page, Pages
 from penstock.workers.builtin.syncs.positions import SyncPosition
 from penstock.workers.builtin.syncs.records import BadRecord, read_records

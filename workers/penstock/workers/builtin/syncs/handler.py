@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from penstock.ledger.sql.faults import LASTING, describe, fault_of
 from penstock.schemas.builtin.syncs import RunSync, SyncFinished
 from penstock.workers.builtin.databases import Databases
 from penstock.workers.builtin.syncs.changes import earlier, is_ahead, later, spelled
-from penstock.workers.builtin.syncs.columns import MAX_ID
+from penstock.workers.builtin.syncs.definitions import find_sync, missing_sync
 from penstock.workers.builtin.syncs.pages import Page, Pages, StaleCursor
 from penstock.workers.builtin.syncs.paging import is_url
 from penstock.workers.builtin.syncs.positions import PositionConflict, SyncPosition
@@ -27,15 +26,13 @@ from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
 from penstock.workers.handlers.returns import Permanent, Retry, Snooze
 
-_UNKNOWN_TRIES = 10
-"""Attempts of a sync that is not in this worker's settings; together they take `unknown_kind_grace`."""
 _OTHER_RUN = timedelta(seconds=15)
 """Wait for another run of the same sync."""
 _RESERVE = timedelta(seconds=60)
 """Time before the deadline at which an attempt makes place for the next, which goes on with the next page."""
 
 
-@handles(RunSync)
+@handles(RunSync, missing=missing_sync)
 async def run_sync(
     job: RunSync, ctx: Context, databases: Databases, settings: Settings
 ) -> SyncFinished | Retry | Snooze:
@@ -44,15 +41,12 @@ async def run_sync(
     Each page and the position behind it are one transaction: whatever happens, the next attempt goes on with the page
     after the last one saved, and a page fetched twice writes the same rows. Two runs of one sync at a time do not mix:
     the later one finds the position moved, and waits without an attempt. An API or a database that is down is
-    retried for days; a sync that is not in this worker's settings for `unknown_kind_grace`, as the next worker may be
-    of a newer deployment.
+    retried for days.
 
     Raises:
         Permanent: not a sync for its tenant, a 4xx, an answer or a table of another shape, signs of pages that the
             declared style does not lead to, a record that does not fit.
     """
-    if job.sync not in settings.syncs and ctx.attempt <= _UNKNOWN_TRIES and settings.unknown_kind_grace:
-        return Retry(settings.unknown_kind_grace / _UNKNOWN_TRIES, reason=f"{_no_sync(job, ctx.tenant, settings)}, yet")
     position_name, sync = find_sync(job, ctx.tenant, settings)
     engine = databases.engine(sync.database_url or settings.database_url)
     try:
@@ -83,36 +77,6 @@ async def _run_from_position(
         with settings_errors(job.sync):
             pages = Pages(client, job.sync, sync, ctx.deadline)
         return await _run(job, ctx, sync, table, pages, position)
-
-
-def find_sync(job: RunSync, tenant: str | None, settings: Settings) -> tuple[str, SyncSettings]:
-    """The name under which its position is kept, and its settings, with `{tenant}` replaced."""
-    sync = settings.syncs.get(job.sync)
-    if sync is None:
-        raise Permanent(_no_sync(job, tenant, settings))
-    if not sync.is_for(tenant):
-        if tenant is None:
-            raise Permanent(
-                f"sync {job.sync!r} is for jobs with a tenant, as it has {{tenant}}; enqueue it with tenant="
-            )
-        raise Permanent(
-            f"sync {job.sync!r} is not for tenant {tenant!r}; add the tenant to `tenants` of [syncs.{job.sync}], or "
-            "write {tenant} in its source and its table"
-        )
-    if tenant is None or not sync.has_tenant:
-        return job.sync, sync
-    name = f"{job.sync}:{tenant}"
-    if len(name) > MAX_ID:
-        name = hashlib.sha256(name.encode()).hexdigest()
-    try:
-        return name, sync.filled(tenant)
-    except ValueError as error:
-        raise Permanent(f"sync {job.sync!r}: {error}; declare a sync of its own for this tenant") from error
-
-
-def _no_sync(job: RunSync, tenant: str | None, settings: Settings) -> str:
-    names = ", ".join(sorted(name for name, other in settings.syncs.items() if other.is_for(tenant))) or "none"
-    return f"no sync {job.sync!r} in penstock.toml; there is: {names}"
 
 
 async def _run(

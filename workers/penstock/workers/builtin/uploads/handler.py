@@ -29,7 +29,16 @@ _VERSION = 2
 _CLEAN_QUALITY, _THUMBNAIL_QUALITY = 90, 82
 
 
-@handles(ProcessUpload)
+def missing_policy(job: ProcessUpload, settings: Settings, tenant: str | None = None) -> str | None:
+    """The lack of a worker whose settings do not have the job's policy; None if they have."""
+    try:
+        settings.uploads.policy(job.policy)
+    except LookupError as error:
+        return str(error)
+    return None
+
+
+@handles(ProcessUpload, missing=missing_policy)
 def process_upload(job: ProcessUpload, ctx: Context, storage: Storage, settings: Settings) -> UploadProcessed:
     """Check an upload and write its results under `uploads/sha256/ab/cd/<hash>/`, for a tenant below its folder.
 

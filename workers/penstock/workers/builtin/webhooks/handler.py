@@ -27,7 +27,15 @@ class DeliveryFailed(Exception):
         self.response = response
 
 
-@handles(DeliverWebhook)
+def missing_hook(job: DeliverWebhook, settings: Settings, tenant: str | None = None) -> str | None:
+    """The lack of a worker whose settings do not have the job's receiver; None if they have."""
+    if job.hook in settings.hooks:
+        return None
+    names = ", ".join(sorted(name for name, hook in settings.hooks.items() if hook.is_for(tenant))) or "none"
+    return f"no hook {job.hook!r} in penstock.toml; there is: {names}"
+
+
+@handles(DeliverWebhook, missing=missing_hook)
 async def deliver(job: DeliverWebhook, ctx: Context, settings: Settings) -> WebhookDelivered | Discard:
     """Send an outgoing webhook. Any answer but success is retried, except 410: the receiver wants no more.
 
@@ -38,8 +46,7 @@ async def deliver(job: DeliverWebhook, ctx: Context, settings: Settings) -> Webh
     """
     receiver = settings.hooks.get(job.hook)
     if receiver is None:
-        names = ", ".join(sorted(name for name, hook in settings.hooks.items() if hook.is_for(ctx.tenant))) or "none"
-        raise Permanent(f"no hook {job.hook!r} in penstock.toml; there is: {names}")
+        raise Permanent(missing_hook(job, settings, ctx.tenant))
     _check_tenant(job, ctx.tenant, receiver)
     if receiver.url is not None and job.url is not None:
         raise Permanent(f"hook {job.hook!r} has an address of its own; what is signed for it goes nowhere else")

@@ -1,6 +1,6 @@
 """Prints how long an upload of a photo takes, in seconds, and the peak memory of its decoder, in MiB.
 
-python -m benchmarks.programs.photo FOLDER WIDTH HEIGHT
+python -m benchmarks.programs.builtin.photo FOLDER WIDTH HEIGHT
 """
 
 from __future__ import annotations
