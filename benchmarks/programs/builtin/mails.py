@@ -8,13 +8,13 @@ The mail server is a process of its own on this machine. The worker has 4 connec
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from benchmarks.programs.builtin import peak_mebibytes
 from penstock.config.settings import Settings
 from penstock.producers.storage import FileStorage
 from penstock.schemas.builtin.emails import SendEmail
@@ -67,7 +67,7 @@ def main() -> None:
         raise SystemExit(f"mails were not sent: {failed!r}")
     mailers.close()
     server.kill()
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(seconds, peak_mebibytes())
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ python -m benchmarks.programs.builtin.report URL TABLE FOLDER csv|xlsx|jsonl|bar
 from __future__ import annotations
 
 import csv
-import resource
 import sys
 import time
 from pathlib import Path
+
+from benchmarks.programs.builtin import peak_mebibytes
 
 SQL = "SELECT id, name, price, sold, note FROM {table} ORDER BY id"
 _BATCH = 2000
@@ -23,7 +24,7 @@ def main() -> None:
     begin = time.perf_counter()
     build(url, SQL.format(table=table), folder, form)
     seconds = time.perf_counter() - begin
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(seconds, peak_mebibytes())
 
 
 def _ours(url: str, sql: str, folder: Path, form: str) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from multiprocessing.connection import Connection
 from urllib.parse import parse_qs, urlsplit
 
+from benchmarks.programs.builtin import peak_mebibytes
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.syncs import RunSync, SyncFinished
 from penstock.schemas.wire.ids import new_id
@@ -80,7 +80,7 @@ def main() -> None:
             raise SystemExit(f"the sync returned {result!r}")
     api.kill()
     databases.close()
-    print(*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(*seconds, peak_mebibytes())
 
 
 if __name__ == "__main__":
