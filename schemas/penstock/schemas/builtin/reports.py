@@ -8,11 +8,9 @@ from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from penstock.config.errors import DatabaseUnavailable, StorageError
 from penstock.schemas.builtin.emails import Addresses
+from penstock.schemas.builtin.outages import OUTAGE
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
-
-_OUTAGE = RetryPolicy(max_attempts=200, max_delay=1800)
-"""For two days, about: waits of up to half an hour, a quarter on average."""
 
 
 class BuildReport(
@@ -21,7 +19,10 @@ class BuildReport(
     queue="reports",
     timeout=1500,
     retry=RetryPolicy(
-        max_attempts=5, first_delay=10, factor=3, by_error={DatabaseUnavailable: _OUTAGE, StorageError: _OUTAGE}
+        max_attempts=5,
+        first_delay=10,
+        factor=3,
+        by_error={DatabaseUnavailable: OUTAGE, StorageError: OUTAGE, OSError: OUTAGE},
     ),
 ):
     """Build the report that `[reports.NAME]` in penstock.toml describes."""

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from pydantic import BaseModel, Field
 
+from penstock.schemas.builtin.outages import OUTAGE
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 
-_RETRY = RetryPolicy(
-    # An API or database that is down is a Retry of the handler; an error that it raises is met no better later.
-    max_attempts=1000,
-    max_delay=timedelta(minutes=15),
-    max_age=timedelta(days=2),
-    by_error={Exception: RetryPolicy(max_attempts=10)},
-)
+# An API or database that is down is a Retry of the handler; an error that it raises is met no better later.
+_RETRY = OUTAGE.model_copy(update={"by_error": {Exception: RetryPolicy(max_attempts=10)}})
 
 
 class RunSync(Job, kind="sync.run", queue="syncs", timeout=1500, retry=_RETRY):

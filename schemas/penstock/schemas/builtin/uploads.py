@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from pydantic import BaseModel, Field
 
 from penstock.config.errors import StorageError
+from penstock.schemas.builtin.outages import OUTAGE
 from penstock.schemas.jobs.job import Job
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 
-# A storage or a disk that fails says nothing about the upload: it is tried again for days.
-_OUTAGE = RetryPolicy(max_attempts=200, max_delay=timedelta(hours=1), max_age=timedelta(days=3))
-_RETRY = RetryPolicy(max_attempts=8, by_error={StorageError: _OUTAGE, OSError: _OUTAGE})
+_RETRY = RetryPolicy(max_attempts=8, by_error={StorageError: OUTAGE, OSError: OUTAGE})
 
 
 class ProcessUpload(Job, kind="upload.process", queue="uploads", timeout=600, retry=_RETRY):

@@ -114,8 +114,14 @@ def test_the_folder_of_a_killed_worker_is_deleted_by_the_next(tmp_path: Path, mo
     try:
         holders[0].send_signal(signal.SIGKILL)
         holders[0].wait()
+        unlocked, fresh = tmp_path / "penstock-test-new-1", tmp_path / "penstock-test-new-2"
+        unlocked.mkdir()
+        fresh.mkdir()
+        os.utime(unlocked, (0, 0))
         with scratch_folder("penstock-test") as own:
             assert own.is_dir()
+            assert not unlocked.exists()
+            assert fresh.exists()
             until(lambda: not folders[0].exists(), "the dead one's folder")
             assert (folders[1] / "part").exists()
         assert not own.exists()

@@ -7,11 +7,14 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _NEW = "-new-"
+_ABANDONED = 3600
+"""Age in seconds of a folder that its process did not live to lock."""
 
 
 @contextmanager
@@ -49,3 +52,7 @@ def _sweep(parent: Path, prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
+    for folder in parent.glob(f"{prefix}{_NEW}*"):
+        with contextlib.suppress(OSError):  # another user's, or renamed by now
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                folder.rmdir()  # which deletes no folder that holds a file

@@ -13,7 +13,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from penstock.config.errors import ConfigError
 from penstock.config.settings import Settings
-from penstock.workers.builtin.emails.addresses import safe_name as safe_name  # reports name their files by it, too
 from penstock.workers.builtin.emails.mailers.maildir import MaildirMailer
 from penstock.workers.builtin.emails.mailers.mailer import Mailer
 from penstock.workers.builtin.emails.mailers.smtp import SmtpMailer

@@ -10,15 +10,13 @@ from penstock.config.sections.builtin.reports import ReportSettings
 from penstock.config.sections.values import read_value
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.reports import BuildReport
+from penstock.workers.builtin.missing import lack_of
 from penstock.workers.handlers.returns import Permanent
 
 
 def missing_report(job: BuildReport, settings: Settings, tenant: str | None = None) -> str | None:
     """The lack of a worker whose settings do not have the job's report; None if they have."""
-    if job.report in settings.reports:
-        return None
-    names = ", ".join(sorted(name for name, other in settings.reports.items() if other.is_for(tenant))) or "none"
-    return f"no report {job.report!r} in penstock.toml; there is: {names}"
+    return lack_of("report", job.report, settings.reports, tenant)
 
 
 def find_report(job: BuildReport, tenant: str | None, settings: Settings) -> ReportSettings:

@@ -18,7 +18,7 @@ from penstock.config.settings import Settings
 from penstock.schemas.builtin.reports import BuildReport, ReportBuilt
 from penstock.schemas.wire.ids import made_at
 from penstock.workers.builtin.databases import Databases
-from penstock.workers.builtin.emails.transport import safe_name
+from penstock.workers.builtin.emails.addresses import safe_name
 from penstock.workers.builtin.reports.definitions import find_report, missing_report, read_parameters
 from penstock.workers.builtin.reports.files import media_type_of, open_file, suffix_of
 from penstock.workers.builtin.reports.mail import check_delivery, mail_report

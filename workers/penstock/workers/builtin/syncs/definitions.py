@@ -7,16 +7,14 @@ import hashlib
 from penstock.config.sections.builtin.syncs import SyncSettings
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.syncs import RunSync
+from penstock.workers.builtin.missing import lack_of
 from penstock.workers.builtin.syncs.columns import MAX_ID
 from penstock.workers.handlers.returns import Permanent
 
 
 def missing_sync(job: RunSync, settings: Settings, tenant: str | None = None) -> str | None:
     """The lack of a worker whose settings do not have the job's sync; None if they have."""
-    if job.sync in settings.syncs:
-        return None
-    names = ", ".join(sorted(name for name, other in settings.syncs.items() if other.is_for(tenant))) or "none"
-    return f"no sync {job.sync!r} in penstock.toml; there is: {names}"
+    return lack_of("sync", job.sync, settings.syncs, tenant)
 
 
 def find_sync(job: RunSync, tenant: str | None, settings: Settings) -> tuple[str, SyncSettings]:

@@ -11,6 +11,7 @@ from penstock.config.sections.events import OutgoingWebhookSettings
 from penstock.config.settings import Settings
 from penstock.schemas.builtin.webhooks import DeliverWebhook, WebhookDelivered
 from penstock.schemas.events.signatures import SIGNATURE, sign
+from penstock.workers.builtin.missing import lack_of
 from penstock.workers.builtin.webhooks.http_client import post
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
@@ -29,10 +30,7 @@ class DeliveryFailed(Exception):
 
 def missing_hook(job: DeliverWebhook, settings: Settings, tenant: str | None = None) -> str | None:
     """The lack of a worker whose settings do not have the job's receiver; None if they have."""
-    if job.hook in settings.hooks:
-        return None
-    names = ", ".join(sorted(name for name, hook in settings.hooks.items() if hook.is_for(tenant))) or "none"
-    return f"no hook {job.hook!r} in penstock.toml; there is: {names}"
+    return lack_of("hook", job.hook, settings.hooks, tenant)
 
 
 @handles(DeliverWebhook, missing=missing_hook)
