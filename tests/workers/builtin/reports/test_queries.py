@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from sqlalchemy import text
 from support.builtin.sales import Sales, build
 from support.builtin.tools import Progress
 from support.polling import until
-from support.servers.shared import POSTGRES_URL, need
+from support.servers.shared import MARIADB_URL, POSTGRES_URL, need
 
 from penstock.config.errors import DatabaseUnavailable, StorageError
 from penstock.config.settings import Settings
@@ -21,6 +25,7 @@ from penstock.schemas.wire.ids import new_id
 from penstock.workers import Context, JobCancelled, Permanent
 from penstock.workers.builtin.databases import Databases
 
+TESTS = Path(__file__).parents[3]
 ENDLESS = {
     "sqlite": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n /* {mark} */",
     "postgresql": "SELECT pg_sleep(600) FROM {mark}",
@@ -43,6 +48,24 @@ def running(sales: Sales) -> int:
     with sales.engine.connect() as connection:
         query = RUNNING[sales.engine.dialect.name].format(mark=sales.table)
         return int(connection.exec_driver_sql(query).scalar_one())
+
+
+DYING = """
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from support.builtin.sales import Sales, build
+from penstock.producers.storage import FileStorage
+from penstock.workers import Context
+from penstock.workers.builtin.databases import Databases
+from penstock.workers.builtin.reports import query
+url, table, sql, folder, seconds = sys.argv[1:]
+query._MARGIN_SECONDS = 1
+ctx = Context(job_id="dying", deadline=None if seconds == "-" else datetime.now(UTC) + timedelta(seconds=int(seconds)))
+sales = Sales(url, table)
+settings = sales.settings(sql=sql, parameters={}, columns={}, count=False)
+build(ctx, sales, Databases(), FileStorage(Path(folder)), settings, parameters={})
+"""
 
 
 class Outcome(threading.Thread):
@@ -89,6 +112,28 @@ def test_a_query_over_its_limit_ends_in_the_database(
         build(ctx, any_sales, databases, storage, configured, parameters={})
     if any_sales.engine.dialect.name in RUNNING:
         until(lambda: running(any_sales) == 0, "the end of the query")
+
+
+@pytest.mark.parametrize(("server", "seconds"), [("PostgreSQL", "-"), ("MariaDB", "2")])
+def test_the_query_of_a_killed_worker_ends_in_the_database(server: str, seconds: str, tmp_path: Path, prefix: str):
+    """PostgreSQL looks for its client; MariaDB knows the time that the job had."""
+    need(server)
+    sales = Sales({"PostgreSQL": POSTGRES_URL, "MariaDB": MARIADB_URL}[server], f"{prefix}_dying")
+    sales.fill(1)
+    sql = ENDLESS[sales.engine.dialect.name].format(mark=sales.table)
+    command = [sys.executable, "-c", DYING, sales.url, sales.table, sql, str(tmp_path), seconds]
+    worker = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(TESTS)})
+    try:
+        until(
+            lambda: running(sales) == 1, "the query", unless=lambda: worker.poll() is not None and "its process ended"
+        )
+        worker.kill()
+        worker.wait()
+        until(lambda: running(sales) == 0, "the end of the query")
+    finally:
+        worker.kill()
+        worker.wait()
+        sales.drop()
 
 
 def test_the_count_and_the_rows_are_of_one_snapshot_that_takes_no_writes(
