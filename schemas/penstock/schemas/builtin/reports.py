@@ -37,6 +37,8 @@ class BuildReport(
     """By name, for those without a default or to override it."""
     email_to: Addresses | None = Field(default=None, max_length=100)
     """Recipients of a mail (template `report_ready`); None: no mail."""
+    only_if_rows: bool = False
+    """Without a row nothing is stored or mailed, and the job ends `discarded`."""
     email_as: Literal["link", "attachment"] | None = None
     """How the mail brings the file. None: as a link where the storage has links (S3), else attached."""
 

@@ -13,7 +13,7 @@ from penstock.schemas.builtin.emails import SendEmail
 from penstock.schemas.builtin.reports import BuildReport
 from penstock.schemas.wire.codec import decode
 from penstock.schemas.wire.ids import new_id
-from penstock.workers import Context, Permanent
+from penstock.workers import Context, Discard, Permanent
 from penstock.workers.builtin.databases import Databases
 from penstock.workers.builtin.emails.content.templating import Templates
 
@@ -54,6 +54,22 @@ def test_a_file_that_is_too_large_is_named_or_refused(sales: Sales, databases: D
     assert "too large to be attached. Its key in the storage is reports/daily_sales/" in text
     with pytest.raises(Permanent, match=r"too large to be attached; it is in the storage at reports/daily_sales/"):
         send(email_as="attachment")
+
+
+@pytest.mark.parametrize("count", [True, False])
+def test_a_report_only_if_it_has_rows(sales: Sales, databases: Databases, storage: FileStorage, count: bool):
+    def run(day: str) -> tuple[Any, Context]:
+        ctx = Context(job_id=new_id())
+        job = {"parameters": {"day": day}, "email_to": "a@example.com", "only_if_rows": True}
+        return build(ctx, sales, databases, storage, sales.settings(count=count), **job), ctx
+
+    result, ctx = run("2027-01-01")
+    assert result == Discard("report 'daily_sales' has no rows")
+    assert ctx.outgoing == []
+    assert not storage.folder.exists()
+    result, ctx = run("2026-01-01")
+    assert result.rows == 20
+    assert mail_of(ctx)[0].to == ("a@example.com",)
 
 
 def test_a_link_into_a_folder_is_refused_before_the_query(

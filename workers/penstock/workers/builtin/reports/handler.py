@@ -27,7 +27,7 @@ from penstock.workers.builtin.reports.text_files import plain_text
 from penstock.workers.builtin.scratch import scratch_folder
 from penstock.workers.handlers.context import Context
 from penstock.workers.handlers.registry import handles
-from penstock.workers.handlers.returns import Permanent
+from penstock.workers.handlers.returns import Discard, Permanent
 from penstock.workers.handlers.storage import Storage, storage_of
 
 PROGRESS_EVERY = 5000
@@ -37,7 +37,7 @@ PROGRESS_EVERY = 5000
 @handles(BuildReport, missing=missing_report)
 def build_report(
     job: BuildReport, ctx: Context, databases: Databases, storage: Storage, settings: Settings
-) -> ReportBuilt:
+) -> ReportBuilt | Discard:
     """Run the query and store its rows under `reports/NAME/<hash of parameters>/NAME-<job id>.csv`, or another suffix.
 
     For a job with a tenant both are below the tenant's folder, and `:tenant` in the query is the tenant.
@@ -66,6 +66,8 @@ def build_report(
             path = folder / f"report.{suffix_of(job)}"
             with open_snapshot(engine, ctx, report, job.report) as snapshot:
                 rows, sheets, cut_cells = _write(job, ctx, report, parameters, snapshot, path, created_at)
+            if job.only_if_rows and not rows:
+                return Discard(f"report {job.report!r} has no rows")
             result = ReportBuilt(
                 report=job.report,
                 key=key,
