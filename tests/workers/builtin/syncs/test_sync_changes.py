@@ -196,6 +196,6 @@ def test_an_outage_is_retried_for_days_and_an_error_of_the_code_is_not(target: T
     assert isinstance(outcome, Retry)
     assert "database" in outcome.reason
     policy = RunSync.__kind__.retry
-    assert policy.exhausted_reason(None, 100, timedelta(hours=30)) is None
-    assert policy.exhausted_reason(None, 100, timedelta(hours=49)) is not None
+    assert policy.exhausted_reason(None, 100, timedelta(hours=71)) is None
+    assert policy.exhausted_reason(None, 100, timedelta(hours=73)) is not None
     assert policy.exhausted_reason(KeyError, 10, timedelta(hours=1)) is not None
