@@ -7,4 +7,4 @@ from datetime import timedelta
 from penstock.schemas.jobs.retry_policy import RetryPolicy
 
 OUTAGE = RetryPolicy(max_attempts=1000, max_delay=timedelta(minutes=30), max_age=timedelta(days=3))
-"""For three days. An outage says nothing about the job, so its attempts are not counted down."""
+"""For three days: an outage says nothing about the job, and 1000 attempts are more than fit into them."""

@@ -22,7 +22,12 @@ class BuildReport(
         max_attempts=5,
         first_delay=10,
         factor=3,
-        by_error={DatabaseUnavailable: OUTAGE, StorageError: OUTAGE, OSError: OUTAGE},
+        by_error={
+            DatabaseUnavailable: OUTAGE,
+            StorageError: OUTAGE,
+            OSError: OUTAGE,
+            TimeoutError: RetryPolicy(),  # a query over its limit; an OSError to Python, and no outage
+        },
     ),
 ):
     """Build the report that `[reports.NAME]` in penstock.toml describes."""

@@ -190,11 +190,13 @@ def test_a_database_that_is_down_is_tried_again_for_days(
 ):
     with pytest.raises(DatabaseUnavailable, match="report 'daily_sales': the database does not answer now"):
         build(ctx, sales, databases, storage, sales.settings(database_url=url))
-    for error in (DatabaseUnavailable, StorageError):
+    for error in (DatabaseUnavailable, StorageError, ConnectionRefusedError):
         policy = BuildReport.kind().retry.for_error(error)
         waits = [policy.model_copy(update={"jitter": False}).delay(n) for n in range(1, policy.max_attempts)]
         assert sum(waits, timedelta()) / 2 > timedelta(days=1.5)
-    assert BuildReport.kind().retry.max_attempts == 5
+        assert BuildReport.kind().retry.exhausted_reason(error, 100, timedelta(hours=73)) is not None
+    for error in (RuntimeError, TimeoutError):  # a query over its limit is a TimeoutError
+        assert BuildReport.kind().retry.for_error(error).max_attempts == 5
 
 
 def test_a_report_with_more_rows_than_allowed_is_permanent(
