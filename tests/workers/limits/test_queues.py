@@ -18,11 +18,11 @@ from penstock.ledger.members import controls, heartbeats
 from penstock.ledger.rows import audit
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import jobs
-from penstock.ledger.testing import record_as_sent
 from penstock.ledger.transitions import due
 from penstock.ledger.transitions.claim import ClaimRequest, Refusal, claim
 from penstock.producers import Producer
 from penstock.producers.senders import open_sender_from
+from penstock.producers.testing.rows import record_as_sent
 from penstock.schemas import State
 from penstock.schemas.wire.codec import decode
 from penstock.workers.brokers import open_consumer

@@ -20,7 +20,6 @@ from penstock.config.settings import Settings
 from penstock.ledger.schedules.rules import Schedule
 from penstock.ledger.sql.database import Database
 from penstock.ledger.sql.tables import dead_letters, jobs
-from penstock.ledger.testing import hand_over, mark_due_as_sent
 from penstock.ledger.transitions.cancel import cancel_in
 from penstock.ledger.transitions.due import envelope_of
 from penstock.ledger.transitions.enqueue import enter
@@ -29,6 +28,7 @@ from penstock.ledger.workflows.read import due_workflows
 from penstock.producers.senders.memory import MemoryBroker
 from penstock.producers.storage import make_storage
 from penstock.producers.testing import Ran
+from penstock.producers.testing.rows import hand_over, mark_due_as_sent
 from penstock.schemas.jobs.kind import DISPATCHER_QUEUE, PRIORITIES, registry
 from penstock.schemas.states import Outcome, State
 from penstock.schemas.wire.codec import Message, decode

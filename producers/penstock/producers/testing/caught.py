@@ -49,7 +49,7 @@ class CaughtJobs:
         with self._lock:
             if self._ledger is None:
                 return [Enqueued.of_envelope(envelope) for envelope in self._envelopes.values()]
-            from penstock.ledger.testing import waiting_rows
+            from penstock.producers.testing.rows import waiting_rows
 
             jobs = [Enqueued.of_row(row, self._clock.ahead) for row in waiting_rows(self._ledger.database)]
         last = len(self._order)
@@ -86,7 +86,7 @@ class CaughtJobs:
     def travel(self, by: timedelta) -> None:
         """Make all that is on record older, which comes to the same as a later time; no one's clock is touched."""
         database = self.database
-        from penstock.ledger.testing import age
+        from penstock.producers.testing.rows import age
 
         with self._lock:
             age(database, by)
@@ -97,6 +97,6 @@ class CaughtJobs:
             self._ledger.release()
 
     def _record(self, ledger: PooledTestLedger, envelopes: Sequence[Envelope]) -> None:
-        from penstock.ledger.testing import record_as_sent
+        from penstock.producers.testing.rows import record_as_sent
 
         record_as_sent(ledger.database, envelopes)

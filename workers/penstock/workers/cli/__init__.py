@@ -38,11 +38,11 @@ HOMES = {
     "kinds": "fleet.kinds",
     "workers": "fleet.workers",
     "alerts": "fleet.alerts",
-    "emails": "fleet.emails",
+    "emails": "fleet.builtin.emails",
     "schema": "schema",
     "gateway": "gateway",
     "console": "fleet.console",
-    "syncs": "fleet.syncs",
+    "syncs": "fleet.builtin.syncs",
     "db": "db",
 }
 """Command → the module below this package that defines it: with `add_to` a command, or with `app` a group of them."""
